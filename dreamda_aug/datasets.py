@@ -1,0 +1,250 @@
+"""`AugmentedDataset`: real and synthetic samples together."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from dreamda_aug.transforms import DreamDAugment
+
+
+class Origin(NamedTuple):
+    """Where a sample comes from; collates like any named tuple of numbers.
+
+    Attributes:
+        synthetic: whether it was generated.
+        index: index of the real sample, or of the seed image, in the base dataset.
+        replica: number of the replica; -1 for real samples.
+        epoch: epoch whose perturbation it carries; -1 for real samples.
+    """
+
+    synthetic: bool
+    index: int
+    replica: int
+    epoch: int
+
+
+class AugmentedDataset(Dataset):
+    """A dataset of N samples and K synthetic replicas of each: N·(K + 1) samples.
+
+    Samples 0 to N - 1 are the real ones; sample N + i·K + k is replica k of image i. Replica k of
+    image i in epoch e is the same picture alone, in any batch and in any worker. Synthetic images
+    are made from the *untransformed* base image; the base dataset's own ``transform`` runs after.
+
+    ``DataLoader`` fetches whole batches at once (``__getitems__``), so the diffusion model sees
+    batches too. ``classes``, ``class_to_idx`` and ``targets`` are those of the base dataset.
+
+    Args:
+        dataset: a map-style dataset of ``(image, label)``: torchvision's, a ``Subset`` or
+            ``ConcatDataset`` of such, or your own. A ``transform`` or ``transforms`` attribute is
+            taken off (from a copy) and runs after generation.
+        augment: makes the synthetic images; its ``p`` plays no role here.
+        expansion_ratio: K, synthetic samples per real one, >= 1.
+        transform: image transform to run after generation, for datasets of your own that return
+            plain images and have no ``transform``.
+        with_origin: samples become ``(image, label, Origin)``.
+
+    Attributes:
+        real: the N real samples, a ``Subset``.
+        synthetic: the N·K synthetic ones, a ``Subset``.
+        epoch: the current epoch; see `set_epoch`.
+
+    Raises:
+        ValueError: an argument breaks its rule, or samples are not ``(image, label)``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augment: DreamDAugment,
+        expansion_ratio: int = 5,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        with_origin: bool = False,
+    ):
+        if not isinstance(expansion_ratio, int) or expansion_ratio < 1:
+            raise ValueError(f"expansion_ratio must be an integer >= 1, got {expansion_ratio!r}.")
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"dataset must be map-style, with __getitem__ and __len__, got "
+                f"{type(dataset).__name__}."
+            )
+        self._raw = _Untransformed(dataset)
+        self.augment = augment
+        self.expansion_ratio = expansion_ratio
+        self.transform = transform
+        self.with_origin = with_origin
+        # in shared memory: persistent workers see a new epoch too
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._raw) * (self.expansion_ratio + 1)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Samples of a batch; the synthetic ones are generated together."""
+        origins = [self.origin(index) for index in indices]
+        raw = {index: self._raw[index] for index in dict.fromkeys(o.index for o in origins)}
+        wanted = [o for o in origins if o.synthetic]
+        made = iter(self.augment.synthesize(
+            [raw[o.index][0] for o in wanted],
+            [raw[o.index][1] for o in wanted],
+            [o.replica for o in wanted],
+            self.epoch,
+        ) if wanted else [])
+        samples = []
+        for origin in origins:
+            image, label = raw[origin.index]
+            image, label = self._raw.transform(
+                origin.index, next(made) if origin.synthetic else image, label
+            )
+            image = self.transform(image) if self.transform else image
+            samples.append((image, label, origin) if self.with_origin else (image, label))
+        return samples
+
+    def origin(self, index: int) -> Origin:
+        """Where sample ``index`` comes from; makes nothing."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
+        index, count = int(index) % len(self), len(self._raw)
+        if index < count:
+            return Origin(False, index, -1, -1)
+        image, replica = divmod(index - count, self.expansion_ratio)
+        return Origin(True, image, replica, self.epoch)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give every synthetic sample a fresh perturbation; call it before each epoch.
+
+        Workers that are running already see it too. Inversions stay cached.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be >= 0, got {epoch}.")
+        self._epoch.fill_(epoch)
+
+    @property
+    def real(self) -> Subset:
+        return Subset(self, range(len(self._raw)))
+
+    @property
+    def synthetic(self) -> Subset:
+        return Subset(self, range(len(self._raw), len(self)))
+
+    @property
+    def classes(self) -> list[str]:
+        return _find(self._raw.dataset, "classes")
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return _find(self._raw.dataset, "class_to_idx")
+
+    @property
+    def targets(self) -> list[Any]:
+        """Labels of all samples, real ones first; synthetic ones carry their seed's label."""
+        real = _targets(self._raw.dataset)
+        return real + [label for label in real for _ in range(self.expansion_ratio)]
+
+
+class _Untransformed:
+    """A dataset without its image transform, which waits in `transform`."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self._bare, self._transform_of = _split(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        sample = self._bare[index]
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise ValueError(
+                f"dataset must give (image, label), sample {index} is a {type(sample).__name__}"
+                f"{f' of length {len(sample)}' if isinstance(sample, tuple | list) else ''}."
+            )
+        return tuple(sample)
+
+    def transform(self, index: int, image: Any, label: Any) -> tuple[Any, Any]:
+        return self._transform_of(index)(image, label)
+
+
+def _split(dataset: Dataset) -> tuple[Dataset, Callable[[int], Callable]]:
+    """A copy without image transforms, and for each index the transform that was taken off."""
+    if isinstance(dataset, Subset):
+        bare, transform_of = _split(dataset.dataset)
+        indices = dataset.indices
+        return Subset(bare, indices), lambda index: transform_of(indices[index])
+    if isinstance(dataset, ConcatDataset):
+        parts = [_split(part) for part in dataset.datasets]
+
+        def transform_of(index: int) -> Callable:
+            for part, (_, inner) in zip(dataset.datasets, parts, strict=True):
+                if index < len(part):
+                    return inner(index)
+                index -= len(part)
+            raise IndexError(index)
+
+        return ConcatDataset([bare for bare, _ in parts]), transform_of
+    if not hasattr(dataset, "transform") and not hasattr(dataset, "transforms"):
+        return dataset, lambda index: _keep
+    bare = copy.copy(dataset)
+    joint = getattr(dataset, "transforms", None)
+    image_only = getattr(dataset, "transform", None)
+    if hasattr(bare, "transform"):
+        bare.transform = None
+    if hasattr(bare, "transforms"):
+        # torchvision wraps transform and target_transform into transforms; labels keep theirs
+        target = getattr(dataset, "target_transform", None)
+        bare.transforms = _TargetOnly(target) if target else None
+    if image_only is not None:
+        return bare, lambda index: lambda image, label: (image_only(image), label)
+    if joint is not None and getattr(joint, "transform", joint) is not None:
+        return bare, lambda index: joint
+    return bare, lambda index: _keep
+
+
+class _TargetOnly:
+    """What is left of torchvision's ``transforms`` without the image's part."""
+
+    def __init__(self, target_transform: Callable[[Any], Any]):
+        self.transform = None
+        self.target_transform = target_transform
+
+    def __call__(self, image: Any, label: Any) -> tuple[Any, Any]:
+        return image, self.target_transform(label)
+
+
+def _keep(image: Any, label: Any) -> tuple[Any, Any]:
+    return image, label
+
+
+def _find(dataset: Dataset, name: str) -> Any:
+    """An attribute of a dataset, or of the one that it is a part of."""
+    while not hasattr(dataset, name):
+        if isinstance(dataset, ConcatDataset):
+            dataset = dataset.datasets[0]
+        elif hasattr(dataset, "dataset"):
+            dataset = dataset.dataset
+        else:
+            raise AttributeError(f"{type(dataset).__name__} has no {name}.")
+    return getattr(dataset, name)
+
+
+def _targets(dataset: Dataset) -> list[Any]:
+    if isinstance(dataset, Subset):
+        inner = _targets(dataset.dataset)
+        return [inner[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [label for part in dataset.datasets for label in _targets(part)]
+    for name in ("targets", "labels", "_labels"):
+        if hasattr(dataset, name):
+            labels = getattr(dataset, name)
+            return labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    raise AttributeError(f"{type(dataset).__name__} has no targets.")

@@ -1,0 +1,17 @@
+"""The exceptions that are ours; wrong arguments raise ``ValueError`` or ``TypeError``."""
+
+
+class DreamDAError(Exception):
+    """Base of every exception that this library defines."""
+
+
+class BackboneError(DreamDAError):
+    """A diffusion model cannot be loaded, or cannot be used for bottleneck perturbation."""
+
+
+class CacheError(DreamDAError):
+    """A cache file is damaged, foreign, or from another format version."""
+
+
+class GenerationError(DreamDAError):
+    """Generation could not run, or its result cannot be trusted."""

@@ -1,0 +1,410 @@
+"""From images to features: what the metrics compare.
+
+A feature function takes images (B, C, H, W), float in [0, 1], and returns (B, D). Any callable
+will do; three are here: pixels, a classifier's penultimate layer, and Inception from a local file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class FeatureFunction(Protocol):
+    """Images (B, C, H, W), float in [0, 1] -> features (B, D)."""
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+def pixel_features(size: int | None = None) -> FeatureFunction:
+    """The pixels themselves, flattened: D = C * H * W.
+
+    Args:
+        size: images are first resized to ``size`` x ``size``; None keeps them as they are.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}; None keeps the image's own size.")
+    return _Pixels(size)
+
+
+def classifier_features(
+    model: nn.Module,
+    *,
+    layer: str | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> FeatureFunction:
+    """What a classifier feeds into its final linear layer (torchvision, timm or your own).
+
+    The model is used as it is at the time of each call, in evaluation mode, on its own device; its
+    modes and hooks are restored. Grey images are repeated to 3 channels if its first convolution
+    wants 3.
+
+    Args:
+        model: any module that classifies images.
+        layer: dotted name of the final layer; None takes the last ``nn.Linear``. Inputs
+            (B, D, H, W) of a convolution used as the final layer are averaged over H and W.
+        size: images are resized to ``size`` x ``size``; None keeps them as they are.
+        mean: per channel, subtracted after resizing; give it together with ``std``.
+        std: per channel, > 0, divided by.
+    """
+    if layer is None:
+        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise ValueError(
+                f"model must hold an nn.Linear, got a {type(model).__name__} without one; "
+                'name its final layer, as in classifier_features(model, layer="classifier").'
+            )
+        layer = linear[-1]
+    elif layer not in dict(model.named_modules()):
+        names = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"layer must name a part of model, got {layer!r}; at its top: {names}.")
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}.")
+    if std is not None and (len(mean) != len(std) or min(std) <= 0):
+        raise ValueError(
+            f"mean and std must be equally long, std above 0, got mean={mean} and std={std}."
+        )
+    return _Classifier(
+        model,
+        layer,
+        size,
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+    )
+
+
+def inception_features(
+    path: str | os.PathLike, *, device: str | torch.device = "cpu"
+) -> FeatureFunction:
+    """Inception's 2,048 pooled features, the ones that FID and KID are defined on.
+
+    Images are resized to 299 x 299 (bicubic, antialiased: arXiv:2104.11222 shows why that matters),
+    repeated to 3 channels if grey, and scaled as (x - 128) / 128 with x in [0, 255].
+
+    Args:
+        path: a TorchScript file of that network that takes such a tensor and returns (B, 2048).
+            Running a TorchScript file runs its author's code: use one you trust.
+        device: where the network runs.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected a TorchScript file of the FID Inception network, found "
+            f"{'a folder' if path.is_dir() else 'nothing'}; use pixel_features() or "
+            "classifier_features(model) if you have none."
+        )
+    try:
+        with warnings.catch_warnings():
+            # The published file is TorchScript, so its deprecation is nothing a caller can act on.
+            warnings.filterwarnings("ignore", message=".*torch.jit.load", append=False)
+            network = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a TorchScript file, found something torch.jit.load cannot read "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return _Inception(network, torch.device(device), str(path))
+
+
+def extract_features(
+    images: Tensor | Iterable,
+    feature_fn: FeatureFunction,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Features of many images, one batch at a time, (N, D) on the CPU, in the images' order.
+
+    Args:
+        images: a tensor (N, C, H, W), a dataset, a DataLoader or any iterable. Items are PIL
+            images, tensors (C, H, W) or batches (B, C, H, W), uint8 or float in [0, 1], or tuples
+            that begin with one. Sizes may differ if ``feature_fn`` resizes.
+        feature_fn: images (B, C, H, W), float in [0, 1] -> (B, D).
+        batch_size: images per call of it, at least 1.
+        device: where the images are put before the call.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    found, batch = [], []
+    for image in _images(images):
+        batch.append(image)
+        if len(batch) == batch_size:
+            found.append(_batch_features(batch, feature_fn, device))
+            batch = []
+    if batch:
+        found.append(_batch_features(batch, feature_fn, device))
+    if not found:
+        raise ValueError("images must hold at least one image, got none.")
+    _check_equal_width([part.shape[1] for part in found])
+    return torch.cat(found)
+
+
+class FolderImages:
+    """Image files of a folder, flat or with one sub-folder per class, read as RGB when asked for.
+
+    A dataset of (tensor (3, H, W) float in [0, 1], label or None), in name order. Hidden files and
+    folders are left out.
+
+    Attributes:
+        root: the folder.
+        paths: its image files.
+        class_names: names of the sub-folders that hold images; empty if flat.
+        labels: number of each file's class; None if flat.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise NotADirectoryError(
+                f"{self.root}: expected a folder of images, found "
+                f"{'a file' if self.root.exists() else 'nothing'}."
+            )
+        inside = sorted(path for path in self.root.iterdir() if not path.name.startswith("."))
+        flat = [path for path in inside if _is_image(path)]
+        of_class = {path.name: _image_files(path) for path in inside if path.is_dir()}
+        of_class = {name: files for name, files in of_class.items() if files}
+        if flat and of_class:
+            raise ValueError(
+                f"{self.root}: expected images or class folders, found both ({flat[0].name} beside "
+                f"{next(iter(of_class))}/); move one of them elsewhere."
+            )
+        if not flat and not of_class:
+            raise ValueError(
+                f"{self.root}: expected image files ({' '.join(IMAGE_SUFFIXES)}) or class folders "
+                f"of them, found none."
+            )
+        self.class_names = tuple(of_class)
+        self.paths = flat or [path for files in of_class.values() for path in files]
+        self.labels = None
+        if of_class:
+            self.labels = [
+                label for label, files in enumerate(of_class.values()) for _ in range(len(files))
+            ]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        from PIL import Image
+
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels = _pil_to_tensor(image)
+        except (OSError, SyntaxError, ValueError) as error:  # a broken PNG is a SyntaxError
+            raise OSError(
+                f"{path}: expected a readable image, found: {error}; remove or replace it."
+            ) from error
+        return _as_colour(pixels), None if self.labels is None else self.labels[index]
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    size: int | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _resize(images, self.size, "bilinear").flatten(1)
+
+    def __repr__(self) -> str:
+        return f"pixel_features(size={self.size})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Classifier:
+    model: nn.Module
+    layer: str
+    size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        weight = next(self.model.parameters())
+        images = _resize(images, self.size, "bilinear").to(weight)
+        convolutions = (part for part in self.model.modules() if isinstance(part, nn.Conv2d))
+        first = next(convolutions, None)
+        if first is not None and first.in_channels == 3:
+            images = _as_colour(images)
+        if self.mean is not None:
+            images = (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
+        seen = []
+        hook = self.model.get_submodule(self.layer).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0])
+        )
+        try:
+            with _evaluating(self.model):
+                self.model(images)
+        finally:
+            hook.remove()
+        if not seen:
+            raise RuntimeError(
+                f"layer {self.layer!r} took no part in model's forward pass (or the model was "
+                "compiled before); name the layer that does, or pass the uncompiled model."
+            )
+        features = seen[-1]
+        features = features.mean((2, 3)) if features.ndim == 4 else features
+        if features.ndim != 2 or len(features) != len(images):
+            raise ValueError(
+                f"layer {self.layer!r} must take (B, D), got {tuple(features.shape)} for "
+                f"{len(images)} images; name the layer after pooling."
+            )
+        return features
+
+    def __repr__(self) -> str:
+        return (
+            f"classifier_features({type(self.model).__name__}, layer={self.layer!r}, "
+            f"size={self.size})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Inception:
+    network: torch.jit.ScriptModule
+    device: torch.device
+    path: str
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        images = _as_colour(images.to(self.device, torch.float32))
+        # clamp: bicubic overshoots at edges, and the network was fed bytes.
+        pixels = _resize(images, 299, "bicubic").clamp(0, 1) * 255
+        return self.network((pixels - 128) / 128)
+
+    def __repr__(self) -> str:
+        return f"inception_features({Path(self.path).name!r})"
+
+
+def _images(images: Tensor | Iterable) -> Iterator[Tensor]:
+    """Single images, (C, H, W) float in [0, 1]."""
+    if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        # By index: many datasets never raise the IndexError that would end a plain for loop.
+        images = map(images.__getitem__, range(len(images)))
+    for item in images:
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        if not isinstance(image, Tensor):
+            image = _pil_to_tensor(image)
+        if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
+            raise ValueError(
+                "images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, "
+                f"got shape {tuple(image.shape)}."
+            )
+        yield from _in_range(image) if image.ndim == 4 else [_in_range(image)]
+
+
+def _in_range(image: Tensor) -> Tensor:
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    if not image.is_floating_point():
+        raise ValueError(f"images must be uint8 or float in [0, 1], got {image.dtype}.")
+    # Written so that NaN fails too.
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(
+            f"images must lie in [0, 1], got {image.min():.3g} to {image.max():.3g}; undo any "
+            "normalisation first (a classifier's goes to classifier_features(mean=, std=))."
+        )
+    return image
+
+
+def _batch_features(
+    batch: list[Tensor], feature_fn: FeatureFunction, device: str | torch.device
+) -> Tensor:
+    """Features of images that may differ in shape: one call per shape, back in order, (B, D)."""
+    of_shape: dict[torch.Size, list[int]] = {}
+    for position, image in enumerate(batch):
+        of_shape.setdefault(image.shape, []).append(position)
+    found, order = [], []
+    for positions in of_shape.values():
+        features = feature_fn(torch.stack([batch[position] for position in positions]).to(device))
+        if features.ndim != 2 or len(features) != len(positions):
+            raise ValueError(
+                f"feature_fn must return (B, D), got {tuple(features.shape)} for "
+                f"{len(positions)} images; flatten or pool what it returns."
+            )
+        found.append(features.detach().cpu())
+        order += positions
+    _check_equal_width([part.shape[1] for part in found])
+    return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def _check_equal_width(widths: list[int]) -> None:
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"feature_fn must return equally many features for every image, got {widths[0]} and "
+            f"{next(width for width in widths if width != widths[0])}: the images differ in shape; "
+            "give a size, as in pixel_features(size=32), and one number of channels."
+        )
+
+
+def _pil_to_tensor(image: Image) -> Tensor:
+    """(1, H, W) for grey, (3, H, W) otherwise, float in [0, 1]; transparency is dropped."""
+    import numpy as np
+
+    mode = getattr(image, "mode", None)
+    if mode is None or mode == "F":
+        raise ValueError(
+            f"images must be tensors or PIL images of bytes or 16-bit grey, got "
+            f"{'a float PIL image' if mode else type(image).__name__}."
+        )
+    if mode.startswith("I"):
+        # Pillow's own conversion to bytes clips at 255, which turns 16-bit X-rays white.
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 65535
+        return _in_range(pixels[None])
+    pixels = np.array(image.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    pixels = torch.from_numpy(pixels)
+    return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float() / 255
+
+
+def _as_colour(images: Tensor) -> Tensor:
+    return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images
+
+
+def _resize(images: Tensor, size: int | None, mode: str) -> Tensor:
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    return interpolate(images, (size, size), mode=mode, align_corners=False, antialias=True)
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each part's own mode again (some may have been frozen)."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Image files at any depth below ``folder``, hidden ones left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if _is_image(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )

@@ -1,0 +1,157 @@
+"""Images of any kind to backbone pixels, and back to their own kind."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.generator import image_digest
+
+Image = PIL.Image.Image | Tensor
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image, or a batch of them, as floats, with the way back.
+
+    Attributes:
+        values: (B, C, H, W) float32 in [0, 1], C is 1 or 3.
+        digests: one per image, of the original pixels.
+        restore: from new values of the same shape to the original type, mode, dtype and device.
+    """
+
+    values: Tensor
+    digests: list[str]
+    restore: Callable[[Tensor], Image]
+
+
+def read_pixels(image: Image) -> Pixels:
+    """The pixels of a PIL image or of an image tensor.
+
+    Args:
+        image: PIL in any mode; or a tensor (C, H, W) or (B, C, H, W) with 1 or 3 channels, uint8,
+            another integer type, or float in [0, 1].
+
+    Deeper than 8 bits (PIL's ``I;16``, ``I`` and ``F``, and integer tensors other than uint8), the
+    range between an image's own darkest and brightest pixel is what the backbone sees, and the
+    result is put back into it: medical images rarely use their type's full range.
+
+    Raises:
+        TypeError: it is no image.
+        ValueError: its channels or its range do not fit, or it holds NaN.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return _read_pil(image)
+    if isinstance(image, Tensor):
+        return _read_tensor(image)
+    raise TypeError(f"an image must be a PIL image or a tensor, got {type(image).__name__}.")
+
+
+def fit_to(values: Tensor, backbone: Backbone) -> Tensor:
+    """Pixels (B, C, H, W) in the backbone's size and channels, in [0, 1]."""
+    if values.shape[1] == 3 and backbone.channels == 1:
+        grey = F.rgb_to_grayscale(values)
+        if not torch.allclose(grey.expand_as(values), values, atol=2 / 255):
+            warnings.warn(
+                f"{backbone.name} makes grey images: the colours of the seed images are lost. "
+                "Use a backbone with 3 channels.", stacklevel=2,
+            )
+        values = grey
+    return _fit(values, backbone.channels, backbone.image_size)
+
+
+def fit_back(values: Tensor, like: Tensor) -> Tensor:
+    """Generated pixels (B, C, H, W) in the size, channels and device of the seed images."""
+    return _fit(values, like.shape[1], tuple(like.shape[2:])).to(like.device)
+
+
+def _fit(values: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    if channels == 1 and values.shape[1] == 3:
+        values = F.rgb_to_grayscale(values)
+    elif channels == 3 and values.shape[1] == 1:
+        values = values.expand(-1, 3, -1, -1)
+    if tuple(values.shape[2:]) != size:
+        values = F.resize(values, list(size), antialias=True)
+    return values.clamp(0, 1)
+
+
+def _read_tensor(image: Tensor) -> Pixels:
+    if image.ndim not in (3, 4):
+        raise ValueError(
+            f"an image tensor must have shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}."
+        )
+    batch = torch.Tensor(image) if type(image) is not Tensor else image
+    batch = batch.detach() if image.ndim == 4 else batch.detach()[None]
+    if batch.shape[1] not in (1, 3):
+        raise ValueError(f"an image tensor must have 1 or 3 channels, got {batch.shape[1]}.")
+    if image.dtype == torch.bool or image.is_complex():
+        raise ValueError(f"an image tensor must be integer or float, got {image.dtype}.")
+    digests = [image_digest(each) for each in batch]
+    low, high = 0.0, 255.0
+    if image.is_floating_point():
+        low, high = 0.0, 1.0
+        if not batch.isfinite().all():
+            raise ValueError("the image holds NaN or infinite pixels.")
+        if batch.numel() and (batch.min() < -1e-3 or batch.max() > 1 + 1e-3):
+            raise ValueError(
+                f"a float image must lie in [0, 1], got values from {batch.min().item():.3g} to "
+                f"{batch.max().item():.3g}; put DreamDAugment before Normalize."
+            )
+    elif image.dtype != torch.uint8:
+        low, high = _window(batch.float())
+    values = ((batch.float() - low) / (high - low)).clamp(0, 1)
+
+    def restore(new: Tensor) -> Tensor:
+        new = new * (high - low) + low
+        new = new.to(image.dtype) if image.is_floating_point() else new.round().to(image.dtype)
+        new = new.reshape(image.shape).to(image.device)
+        return tv_tensors.wrap(new, like=image) if isinstance(image, tv_tensors.Image) else new
+
+    return Pixels(values, digests, restore)
+
+
+def _read_pil(image: PIL.Image.Image) -> Pixels:
+    mode = image.mode
+    if mode.startswith(("I", "F")):
+        array = torch.from_numpy(np.asarray(image).astype(np.float32))[None, None]
+        if not array.isfinite().all():
+            raise ValueError("the image holds NaN or infinite pixels.")
+        low, high = _window(array)
+        dtype = np.asarray(image).dtype
+
+        def restore_deep(new: Tensor) -> PIL.Image.Image:
+            values = (new * (high - low) + low)[0, 0].numpy()
+            values = values.round() if dtype.kind in "iu" else values
+            return PIL.Image.fromarray(values.astype(dtype))
+
+        digests = [image_digest(array[0])]
+        return Pixels((array - low) / (high - low), digests, restore_deep)
+
+    work = image.convert("L" if mode in ("L", "LA", "1") else "RGB")
+    array = torch.from_numpy(np.array(work))
+    values = array[None, None] if array.ndim == 2 else array.permute(2, 0, 1)[None]
+
+    def restore(new: Tensor) -> PIL.Image.Image:
+        result = F.to_pil_image((new[0] * 255).round().to(torch.uint8))
+        if mode == "P":
+            return result.quantize(palette=image, dither=PIL.Image.Dither.NONE)
+        if mode in ("RGBA", "LA"):
+            result.putalpha(image.getchannel("A"))
+            return result
+        if mode == "1":
+            return result.convert("1", dither=PIL.Image.Dither.NONE)
+        return result if result.mode == mode else result.convert(mode)
+
+    return Pixels(values.float() / 255, [image_digest(values[0])], restore)
+
+
+def _window(values: Tensor) -> tuple[float, float]:
+    low, high = values.min().item(), values.max().item()
+    return low, high if high > low else low + 1

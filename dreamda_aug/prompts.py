@@ -1,0 +1,95 @@
+"""From a label to what the backbone is told."""
+
+from collections.abc import Callable, Sequence
+from string import Formatter
+from typing import Any
+
+from dreamda_aug.backbones import Backbone, Condition
+
+# The authors' template, with the article made to fit.
+DEFAULT_PROMPT = "A photo of {article} {class_name}."
+
+
+def class_prompt(template: str, class_name: str) -> str:
+    """A prompt for a class.
+
+    Args:
+        template: text in which ``{class_name}`` and ``{article}`` ("a" or "an") are filled in.
+        class_name: underscores become spaces.
+    """
+    name = class_name.replace("_", " ").strip()
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return template.format(class_name=name, article=article)
+
+
+def template_fields(template: str) -> set[str]:
+    """The names in braces; raises ValueError where one is none that `class_prompt` fills in."""
+    found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    unknown = found - {"class_name", "article"}
+    if unknown:
+        raise ValueError(
+            f"prompt may use {{class_name}} and {{article}}, got {template!r} with "
+            f"{', '.join(sorted(unknown))}."
+        )
+    return found
+
+
+class Conditioner:
+    """Turns labels into conditions.
+
+    Args:
+        class_names: the name of each class, in label order; None: labels are names already, or
+            are not needed.
+        prompt: a template, see `class_prompt`, or a function from a label to a prompt.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str] | None, prompt: str | Callable[[Any], str]
+    ):
+        if isinstance(class_names, str):
+            raise TypeError(f"class_names must be a list of names, got the string {class_names!r}.")
+        self.class_names = list(class_names) if class_names is not None else None
+        self.prompt = prompt
+        self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
+
+    def needs_label(self, backbone: Backbone) -> bool:
+        """Whether images can be made only with their labels."""
+        return backbone.condition_kind == "class" or (
+            backbone.condition_kind == "text" and bool(self.fields)
+        )
+
+    def condition(self, label: Any, backbone: Backbone) -> Condition:
+        """What the backbone is told for a label.
+
+        Raises:
+            ValueError: the label is unknown, or cannot be put into words.
+        """
+        if not self.needs_label(backbone):
+            return self.prompt if backbone.condition_kind == "text" else None
+        if backbone.condition_kind == "text" and not isinstance(self.prompt, str):
+            return self.prompt(label)
+        name = self._class_name(label)
+        if backbone.condition_kind == "text":
+            if name is None:
+                raise ValueError(
+                    f"class_names must be given to put label {label!r} into a prompt, or a prompt "
+                    "without {class_name}."
+                )
+            return class_prompt(self.prompt, name)
+        if name is not None and getattr(backbone, "class_names", None):
+            return name
+        return int(label)
+
+    def _class_name(self, label: Any) -> str | None:
+        if isinstance(label, str):
+            if self.class_names is not None and label not in self.class_names:
+                raise ValueError(f"label {label!r} is not one of class_names {self.class_names}.")
+            return label
+        if self.class_names is None:
+            return None
+        index = int(label)
+        if not 0 <= index < len(self.class_names):
+            raise ValueError(
+                f"label {index} is outside class_names, which has {len(self.class_names)} names."
+            )
+        return self.class_names[index]

@@ -1,0 +1,300 @@
+"""`DreamDAugment`, a torchvision v2 transform."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from dreamda_aug.backbones import BUNDLED, load_backbone
+from dreamda_aug.cache import LatentCache, default_cache_root
+from dreamda_aug.errors import GenerationError
+from dreamda_aug.generator import Generator, Request
+from dreamda_aug.images import fit_back, fit_to, read_pixels
+from dreamda_aug.prompts import DEFAULT_PROMPT, Conditioner
+from dreamda_aug.settings import Settings, resolve_settings
+
+_UNSUPPORTED = {
+    tv_tensors.BoundingBoxes: "bounding boxes",
+    tv_tensors.Mask: "masks",
+    tv_tensors.KeyPoints: "key points",
+    tv_tensors.Video: "videos",
+}
+# Replica numbers of the transform are drawn; these are what torch.randint can draw.
+_MAX_REPLICA = 2**62
+
+
+class DreamDAugment(v2.Transform):
+    """Replace an image by a freshly perturbed synthetic one, with probability ``p``.
+
+    Put it first in ``v2.Compose``, on images as they come from the dataset: it needs pixels in
+    [0, 255] or [0, 1], not normalised ones. The image is inverted once; the inversion is cached.
+    The model is loaded with the first image, not before, and stays out of ``state_dict``.
+
+    It takes what torchvision's own transforms take: a PIL image of any mode, an image tensor
+    (uint8, another integer type, or float in [0, 1]; on any device), a ``tv_tensors.Image``, a
+    batch (B, C, H, W) of either, or any nesting of them with labels. What comes back has the same
+    type, mode, dtype, size and device; images are resized to the backbone's size and back.
+
+    Which replica is made is drawn from torch's global generator, as torchvision does: so
+    ``torch.manual_seed`` and the worker seeds of a ``DataLoader`` decide it.
+
+    Args:
+        backbone: what `load_backbone` takes, or what it returns.
+        preset: ``"recommended"``, ``"paper"``, ``"official"``, ``"fast"`` or `Settings`.
+        p: probability that an image is replaced, in [0, 1]; each image of a batch by itself.
+        class_names: the name of each class in label order, for text-to-image backbones.
+        prompt: template with ``{class_name}`` and ``{article}``, or a function from a label to a
+            prompt. The default is the authors' template.
+        labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
+            ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;
+            None: there is none. Not called for backbones that need no label.
+        cache: `LatentCache` or a folder; ``"default"``: ``$DREAMDA_CACHE`` or
+            ``~/.cache/dreamda_aug``, at most 20 GB; None: no cache.
+        rng_seed: another one gives other images throughout.
+        batch_size: images per U-Net call.
+        device: as in `load_backbone`.
+        dtype: as in `load_backbone`.
+        overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
+
+    Raises:
+        ValueError: an argument, an image or a label breaks its rule.
+        TypeError: the sample holds boxes, masks, key points or videos: a synthetic image keeps
+            its class, not the place of things.
+        GenerationError: CUDA in a forked worker.
+
+    Source: Fu et al. 2024, arXiv:2403.12803; as a transform: ours.
+    """
+
+    def __init__(
+        self,
+        backbone=BUNDLED,
+        preset: Settings | str = "recommended",
+        *,
+        p: float = 0.5,
+        class_names: Sequence[str] | None = None,
+        prompt: str | Callable[[Any], str] = DEFAULT_PROMPT,
+        labels_getter: Callable[[Any], Any] | str | None = "default",
+        cache: LatentCache | str | Path | None = "default",
+        rng_seed: int = 0,
+        batch_size: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **overrides,
+    ):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must lie in [0, 1], got {p}.")
+        if not (labels_getter is None or labels_getter == "default" or callable(labels_getter)):
+            raise ValueError(
+                f"labels_getter must be 'default', a function or None, got {labels_getter!r}."
+            )
+        self.backbone = backbone
+        self.settings = resolve_settings(preset, **overrides)
+        self.p = p
+        self.conditioner = Conditioner(class_names, prompt)
+        self.labels_getter = labels_getter
+        self.cache = _open_cache(cache)
+        self.rng_seed = rng_seed
+        self.batch_size = batch_size
+        self.device, self.dtype = device, dtype
+        self._generator: Generator | None = None
+
+    @property
+    def generator(self) -> Generator:
+        """The generator; the first use loads the model."""
+        if self._generator is None:
+            self._refuse_cuda_in_fork()
+            backbone = self.backbone
+            if not hasattr(backbone, "tap"):
+                backbone = load_backbone(backbone, device=self.device, dtype=self.dtype)
+            self._generator = Generator(
+                backbone, self.settings, cache=self.cache, batch_size=self.batch_size,
+                rng_seed=self.rng_seed,
+            )
+        elif self._generator.backbone.device.type == "cuda":
+            self._refuse_cuda_in_fork()
+        return self._generator
+
+    def forward(self, *inputs: Any) -> Any:
+        """Replace the images of a sample or batch; everything else passes through."""
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        flat, spec = tree_flatten(sample)
+        self.check_inputs(flat)
+        places = [i for i, needed in enumerate(self._needs_transform_list(flat)) if needed]
+        if not places:
+            raise TypeError(
+                f"{type(self).__name__} found no image in the sample; it needs a PIL image, an "
+                "image tensor or a tv_tensors.Image."
+            )
+        params = self.make_params([flat[i] for i in places])
+        if any(chosen.any() for chosen in params["chosen"]):
+            labels = None
+            if self.conditioner.needs_label(self.generator.backbone):
+                labels = self._labels(sample)
+            images = self._replace([flat[i] for i in places], labels, params)
+            for place, image in zip(places, images, strict=True):
+                flat[place] = image
+        return tree_unflatten(flat, spec)
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Refuse samples with annotations that a synthetic image would make wrong."""
+        for value in flat_inputs:
+            for kind, name in _UNSUPPORTED.items():
+                if isinstance(value, kind):
+                    raise TypeError(
+                        f"{type(self).__name__} cannot keep {name}: a synthetic image keeps its "
+                        "class, not the place of things. Use it on classification samples only."
+                    )
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw which images are replaced, and by which replica."""
+        counts = [_batch_length(image) for image in flat_inputs]
+        return {
+            "chosen": [torch.rand(count) < self.p for count in counts],
+            "replicas": [torch.randint(_MAX_REPLICA, (count,)) for count in counts],
+        }
+
+    def synthesize(
+        self,
+        images: Sequence[Any],
+        labels: Sequence[Any],
+        replicas: Sequence[int],
+        epoch: int = 0,
+    ) -> list[Any]:
+        """Synthetic versions of single images, made in batches; the same for the same arguments.
+
+        Args:
+            images: PIL images or tensors (C, H, W), one for each synthetic image.
+            labels: their labels, or None where the backbone needs none.
+            replicas: which replica of each, >= 0.
+            epoch: another epoch is another perturbation, >= 0.
+
+        Returns:
+            Images of the same types, in order.
+        """
+        generator = self.generator
+        backbone = generator.backbone
+        # the same image may be asked for several times: read it once
+        pixels, row_of = [], {}
+        for image in images:
+            if id(image) not in row_of:
+                row_of[id(image)] = len(pixels)
+                pixels.append(read_pixels(image))
+        requests = [
+            Request(row_of[id(image)], self.conditioner.condition(label, backbone), int(replica),
+                    epoch)
+            for image, label, replica in zip(images, labels, replicas, strict=True)
+        ]
+        values = torch.cat([fit_to(p.values, backbone) for p in pixels])
+        made = generator.augment(values, requests, [d for p in pixels for d in p.digests])
+        return [
+            pixels[r.image].restore(fit_back(new[None], pixels[r.image].values))
+            for r, new in zip(requests, made, strict=True)
+        ]
+
+    def extra_repr(self) -> str:
+        backbone = self.backbone if isinstance(self.backbone, str | Path) else (
+            getattr(self.backbone, "name", type(self.backbone).__name__))
+        return f"backbone={str(backbone)!r}, p={self.p}, {self.settings.summary()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the loaded model stays behind; the copy loads its own when it needs it
+        return {**self.__dict__, "_generator": None}
+
+    def __deepcopy__(self, memo: dict) -> "DreamDAugment":
+        clone = copy.copy(self)
+        # a backbone that was handed over as an object is shared, not copied
+        clone.__dict__ = {
+            name: value if name == "backbone" else copy.deepcopy(value, memo)
+            for name, value in self.__getstate__().items()
+        }
+        return clone
+
+    def _replace(self, images: list[Any], labels: Any, params: dict[str, Any]) -> list[Any]:
+        """Replace the chosen images; each element may be a batch."""
+        backbone = self.generator.backbone
+        pixels = [read_pixels(image) for image in images]
+        values = [fit_to(p.values, backbone) for p in pixels]
+        requests, slots, row = [], [], 0
+        for number, p in enumerate(pixels):
+            for i in range(len(p.values)):
+                if params["chosen"][number][i]:
+                    label = _label_of(labels, i, images[number])
+                    condition = self.conditioner.condition(label, backbone)
+                    replica = int(params["replicas"][number][i])
+                    requests.append(Request(row, condition, replica))
+                    slots.append((number, i))
+                row += 1
+        digests = [digest for p in pixels for digest in p.digests]
+        made = self.generator.augment(torch.cat(values), requests, digests)
+        results = [p.values.clone() for p in pixels]
+        for (number, i), new in zip(slots, made, strict=True):
+            results[number][i] = fit_back(new[None], results[number])[0]
+        return [
+            p.restore(new) if params["chosen"][number].any() else images[number]
+            for number, (p, new) in enumerate(zip(pixels, results, strict=True))
+        ]
+
+    def _labels(self, sample: Any) -> Any:
+        if self.labels_getter is None:
+            raise ValueError(
+                "labels_getter=None, but this backbone is told the class of each image; give a "
+                "labels_getter, or a prompt without {class_name}."
+            )
+        if callable(self.labels_getter):
+            return self.labels_getter(sample)
+        if isinstance(sample, Mapping):
+            for key, value in sample.items():
+                if isinstance(key, str) and "label" in key.lower():
+                    return value
+        elif isinstance(sample, Sequence) and len(sample) > 1:
+            return sample[1]
+        raise ValueError(
+            "found no label in the sample, and this backbone is told the class of each image; "
+            "pass (image, label), a dict with a 'label', or a labels_getter."
+        )
+
+    def _refuse_cuda_in_fork(self) -> None:
+        worker = get_worker_info()
+        if worker is None or torch.multiprocessing.get_start_method() != "fork":
+            return
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if hasattr(self.backbone, "device") and self.device is None:
+            device = self.backbone.device
+        if torch.device(device).type == "cuda":
+            raise GenerationError(
+                "CUDA cannot be used in a forked DataLoader worker. Pass "
+                "multiprocessing_context='spawn' (and persistent_workers=True) to the DataLoader, "
+                "or num_workers=0."
+            )
+
+
+def _open_cache(cache: LatentCache | str | Path | None) -> LatentCache | None:
+    if cache == "default":
+        return LatentCache(default_cache_root(), max_bytes=20 * 10**9)
+    return LatentCache(cache) if isinstance(cache, str | Path) else cache
+
+
+def _batch_length(image: Any) -> int:
+    return len(image) if isinstance(image, torch.Tensor) and image.ndim == 4 else 1
+
+
+def _label_of(labels: Any, row: int, image: Any) -> Any:
+    """The label of one image of a batch, or of a single image."""
+    if isinstance(labels, torch.Tensor):
+        if labels.is_floating_point() or labels.ndim > 1:
+            raise ValueError(
+                f"labels must be class indices, got a {labels.dtype} tensor of shape "
+                f"{tuple(labels.shape)}; put DreamDAugment before MixUp and CutMix."
+            )
+        labels = labels.tolist()
+    if isinstance(image, PIL.Image.Image) or image.ndim == 3 or not isinstance(labels, Sequence):
+        return labels
+    return labels if isinstance(labels, str) else labels[row]

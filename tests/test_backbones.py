@@ -1,0 +1,125 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import pixel_pipeline
+from diffusers import DDPMPipeline
+
+from dreamda_aug import Generator, load_backbone
+from dreamda_aug.backbones.pixel import PixelBackbone
+from dreamda_aug.backbones.stable_diffusion import StableDiffusionBackbone
+from dreamda_aug.errors import BackboneError
+from dreamda_aug.generator import Request
+
+
+def test_a_saved_pixel_pipeline_opens_from_its_folder(tmp_path):
+    pipeline = pixel_pipeline("v_prediction")
+    pipeline.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, device="cpu")
+    assert isinstance(backbone, PixelBackbone)
+    assert (backbone.image_size, backbone.channels) == ((16, 16), 1)
+    assert (backbone.condition_kind, backbone.guidable) == ("none", False)
+    assert backbone.schedule(10, 0.5).prediction_type == "v_prediction"
+    assert backbone.fingerprint == PixelBackbone(pipeline).fingerprint
+
+
+def test_a_saved_stable_diffusion_pipeline_opens_from_its_folder(sd_pipeline, tmp_path):
+    sd_pipeline.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), device="cpu")
+    assert isinstance(backbone, StableDiffusionBackbone)
+    assert backbone.image_size == (16, 16)
+    assert (backbone.condition_kind, backbone.guidable) == ("text", True)
+    assert backbone.fingerprint == load_backbone(sd_pipeline).fingerprint
+
+
+def test_the_fingerprint_follows_the_weights(sd_pipeline):
+    before, after = pixel_pipeline(), pixel_pipeline()
+    after.unet.conv_out.bias.data += 1e-3
+    assert PixelBackbone(before).fingerprint != PixelBackbone(after).fingerprint
+
+
+def test_the_bundled_backbone_needs_no_network_and_is_small(bundled):
+    assert (bundled.image_size, bundled.channels, bundled.condition_kind) == ((28, 28), 1, "none")
+    assert sum(p.numel() for p in bundled.unet.parameters()) < 4e6
+
+
+def test_latents_and_prompts_are_those_of_diffusers(sd_pipeline):
+    backbone = load_backbone(sd_pipeline)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = sd_pipeline.vae.encode(images * 2 - 1).latent_dist.mode()
+        expected = expected * sd_pipeline.vae.config.scaling_factor
+        torch.testing.assert_close(backbone.encode(images), expected)
+        embedding, _ = sd_pipeline.encode_prompt("a cat", "cpu", 1, False)
+    condition = backbone.embed(["a cat", None])["encoder_hidden_states"]
+    assert torch.equal(condition[0], embedding[0])
+    assert not torch.equal(condition[0], condition[1])
+
+
+def test_class_conditional_pipelines_take_indices_names_and_the_null_class(tmp_path):
+    pixel_pipeline(num_classes=4).save_pretrained(tmp_path)
+    (tmp_path / "training.json").write_text(json.dumps({"class_names": ["cat", "dog", "emu"]}))
+    backbone = load_backbone(tmp_path, device="cpu")
+    assert backbone.embed([1, "emu", None])["class_labels"].tolist() == [1, 2, 3]
+    assert backbone.guidable
+    made = Generator(backbone, "paper", steps=4).augment(
+        torch.rand(2, 1, 16, 16), [Request(0, "cat"), Request(1, 2)])
+    assert made.shape == (2, 1, 16, 16)
+    with pytest.raises(BackboneError, match="knows the classes .* got 'fox'"):
+        backbone.embed(["fox"])
+    with pytest.raises(BackboneError, match="class labels 0 to 3, got 4"):
+        backbone.embed([4])
+
+
+def test_without_a_null_class_the_label_guides_the_inversion_too():
+    backbone = PixelBackbone(pixel_pipeline(num_classes=3))
+    generator = Generator(backbone, "paper", steps=4, noise_scale=0.0)
+    x = torch.rand(1, 1, 16, 16)
+    assert (generator.augment(x, [Request(0, 2)]) - x).abs().max() < 1e-4
+    with pytest.raises(BackboneError, match="without a null class"):
+        generator.augment(x, [Request(0)])
+
+
+def test_text_backbones_refuse_bare_labels(sd_pipeline):
+    with pytest.raises(BackboneError, match="takes text prompts, got 3"):
+        load_backbone(sd_pipeline).embed([3])
+
+
+def test_models_without_a_bottleneck_are_refused_with_a_reason():
+    transformer = SimpleNamespace(transformer=torch.nn.Identity())
+    with pytest.raises(BackboneError, match="has no U-Net, so there is no bottleneck"):
+        load_backbone(transformer)
+    headless = pixel_pipeline()
+    headless.unet.mid_block = None
+    with pytest.raises(BackboneError, match="has no U-Net bottleneck"):
+        load_backbone(headless)
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(BackboneError, match=r"model_index\.json is missing"):
+        load_backbone(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_what_to_do_about(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
+    with pytest.raises(BackboneError, match="(?s)couldn't connect.*pass the folder.*'bundled'"):
+        load_backbone("somebody/some-model", device="cpu")
+
+
+def test_a_size_that_the_vae_cannot_make_is_refused(sd_pipeline):
+    with pytest.raises(ValueError, match="multiple of 2"):
+        load_backbone(sd_pipeline, image_size=(17, 16))
+
+
+def test_the_backbone_can_still_be_used_by_its_pipeline(tmp_path):
+    pipeline = pixel_pipeline()
+    expected = DDPMPipeline(pipeline.unet, pipeline.scheduler)(
+        num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np").images
+    load_backbone(pipeline)
+    again = pipeline(num_inference_steps=3, generator=torch.Generator().manual_seed(0),
+                     output_type="np").images
+    assert (expected == again).all()
