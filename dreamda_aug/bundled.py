@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -60,18 +59,12 @@ def build_judge() -> nn.Sequential:
                          nn.Dropout(0.3), nn.Linear(64 * 3 * 3, 10))
 
 
-def fashion_mnist_judge() -> Callable[[Tensor], Tensor]:
+def fashion_mnist_judge() -> nn.Sequential:
     """A classifier trained on all Fashion-MNIST training images (``examples/train_judge.py``).
 
-    It measures label agreement in demo and studies. It has seen every training label, so it must
-    never label images for training.
+    Images (B, 1, 28, 28) in [0, 1] to logits (B, 10). It measures label agreement in demo and
+    studies. It has seen every training label, so it must never label images for training.
     """
     judge = build_judge()
     judge.load_state_dict(load_file(WEIGHTS / "fashion_mnist_judge.safetensors"))
-    judge.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def classify(images: Tensor) -> Tensor:
-        return judge(images)
-
-    return classify
+    return judge.eval().requires_grad_(False)

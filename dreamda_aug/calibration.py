@@ -210,13 +210,11 @@ def _judge(images, labels, classifier) -> Callable[[Tensor], Tensor]:
 
 
 def _measure(generator, images, labels, conditions, judge, replicas) -> CalibrationPoint:
-    from dreamda_aug.generator import Request
-
-    requests = [
-        Request(i, conditions[i] if conditions else None, replica)
-        for i in range(len(images)) for replica in range(replicas)
-    ]
-    made = generator.augment(images, requests).cpu()
+    trajectories = generator.invert(images, conditions=conditions)
+    made = generator.generate(
+        [t for t in trajectories for _ in range(replicas)],
+        [c for c in conditions for _ in range(replicas)] if conditions else None,
+    ).cpu()
     seeds = images.cpu().repeat_interleave(replicas, 0)
     if labels is None:
         agreement = 1.0

@@ -114,7 +114,8 @@ def test_subsets_splits_and_weighted_samplers_work(both):
 
 
 def test_subsets_and_concatenations_can_be_wrapped(folder, augment):
-    plain = ImageFolder(folder.root, transform=v2.Compose([v2.Grayscale(1), TO_FLOAT, v2.Resize(8)]))
+    small = v2.Compose([v2.Grayscale(1), TO_FLOAT, v2.Resize(8)])
+    plain = ImageFolder(folder.root, transform=small)
     mixed = AugmentedDataset(ConcatDataset([Subset(folder, [3, 0]), plain]), augment, 1)
     assert mixed.targets[:6] == [1, 0, 0, 0, 1, 1]
     assert mixed.classes == ["cat", "dog"]

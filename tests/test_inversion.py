@@ -19,7 +19,8 @@ def predict(x_t, step):
 def replay(x_T, residuals, schedule, eta):
     x_t = x_T.float()
     for step in range(len(schedule)):
-        mean, _ = schedule.posterior(*schedule.predictions(predict(x_t, step), x_t, step), step, eta)
+        x_0, eps = schedule.predictions(predict(x_t, step), x_t, step)
+        mean, _ = schedule.posterior(x_0, eps, step, eta)
         x_t = mean + residuals[:, step].float()
     return x_t + residuals[:, len(schedule)].float()
 

@@ -37,7 +37,8 @@ def test_timesteps_are_those_of_diffusers(spacing):
 
 
 def test_another_schedulers_configuration_serves_too():
-    euler = EulerDiscreteScheduler.from_config(make_scheduler(prediction_type="v_prediction").config)
+    ddim = make_scheduler(prediction_type="v_prediction")
+    euler = EulerDiscreteScheduler.from_config(ddim.config)
     assert build_schedule(euler, 4, 1.0).prediction_type == "v_prediction"
 
 

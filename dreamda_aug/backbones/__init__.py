@@ -77,28 +77,35 @@ def load_backbone(
 
 def _open_pipeline(source: str | Path, dtype, variant, device):
     import diffusers
+    from diffusers.utils import logging
 
-    is_folder = isinstance(source, Path)
-    index = source / "model_index.json" if is_folder else None
-    if is_folder and not index.exists():
-        raise BackboneError(
-            f"{source} is not a diffusers pipeline folder: model_index.json is missing. Save one "
-            "with pipeline.save_pretrained(folder)."
-        )
-    if is_folder and dtype is None:
+    if isinstance(source, Path):
+        index = source / "model_index.json"
+        if not index.exists():
+            raise BackboneError(
+                f"{source} is not a diffusers pipeline folder: model_index.json is missing. Save "
+                "one with pipeline.save_pretrained(folder)."
+            )
         is_text = "vae" in json.loads(index.read_text())
     else:
         is_text = True
     if dtype is None:
         dtype = torch.float16 if is_text and str(device).startswith("cuda") else torch.float32
+    # opening a folder is too quick for a progress bar; a download is not
+    quiet = isinstance(source, Path) and logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
     try:
         return diffusers.DiffusionPipeline.from_pretrained(
             source, dtype=dtype, variant=variant, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise BackboneError(
-            f"could not load {source!r} as a diffusers pipeline: {error}\n"
+            f"could not load {str(source)!r} as a diffusers pipeline: {error}\n"
             "Without a connection to the hub, download it on another machine "
             "(hf download NAME --local-dir FOLDER) and pass the folder, or use "
             f"backbone={BUNDLED!r}, which needs no download."
         ) from error
+    finally:
+        if quiet:
+            logging.enable_progress_bar()

@@ -1,0 +1,7 @@
+"""``python -m dreamda_aug`` is the command `dreamda`."""
+
+import sys
+
+from dreamda_aug.cli import main
+
+sys.exit(main())
