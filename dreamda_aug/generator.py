@@ -367,7 +367,7 @@ class _Sampler:
         clean = groups * count if self.noisy and self.settings.update_rule == "asymmetric" else 0
         branches = torch.cat([torch.arange(clean, device=x.device), perturbed])
         t = self.schedule.timesteps[step]
-        tap, passed = backbone.tap, backbone.tap.decoder_rows
+        tap = backbone.tap
         tap.set(
             self.settings.perturbation if self.noisy else None,
             branches if clean or index is not None else None,
@@ -381,9 +381,9 @@ class _Sampler:
         )
         try:
             output = backbone.predict(torch.cat([x] * groups), t, condition)
+            tap.check_fired()
         finally:
             tap.clear()
-        tap.check_fired(passed)
         x_0, eps = self.schedule.predictions(
             self._guide(output[clean:]), x if index is None else x[index], step
         )

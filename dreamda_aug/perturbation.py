@@ -67,8 +67,7 @@ class BottleneckTap:
 
     The hooks are installed once (one that is added after ``torch.compile`` has run is silently
     ignored) and read their orders from this object: `set` gives them, `clear` takes them back. A
-    call without orders is the plain U-Net. It also counts its work: ``encoder_rows`` and
-    ``decoder_rows`` are the batch rows that went through the down path and the up path so far.
+    call without orders is the plain U-Net.
 
     Branching: everything below the bottleneck is the same for all rows that differ only in their
     perturbation, so the U-Net sees each such input once, and the tap hands the decoder several
@@ -77,8 +76,10 @@ class BottleneckTap:
     Args:
         unet: a diffusers ``UNet2DModel`` or ``UNet2DConditionModel``.
 
-    Raises:
-        BackboneError: by `check_unet`, where the U-Net has no bottleneck to tap.
+    Attributes:
+        encoder_rows: batch rows that went through the down path so far; the backbone counts them.
+        decoder_rows: the same for the up path.
+        fired: whether the bottleneck was reached since `set`.
     """
 
     def __init__(self, unet: nn.Module):
@@ -86,8 +87,8 @@ class BottleneckTap:
         self.rows: Tensor | None = None
         self.arguments: dict[str, Tensor] = {}
         self.clean_rows = self.input_rows = 0
-        self.encoder_rows = 0
-        self.decoder_rows = 0
+        self.encoder_rows = self.decoder_rows = 0
+        self.fired = False
         self._handles = [unet.mid_block.register_forward_hook(self._on_bottleneck)]
         for block in unet.up_blocks:
             self._handles.append(
@@ -114,6 +115,7 @@ class BottleneckTap:
         """
         self.perturbation, self.rows, self.arguments = perturbation, rows, arguments
         self.clean_rows, self.input_rows = clean_rows, input_rows
+        self.fired = False
 
     def clear(self) -> None:
         """Make the U-Net plain again."""
@@ -125,9 +127,9 @@ class BottleneckTap:
             handle.remove()
         self._handles = []
 
-    def check_fired(self, decoder_rows_before: int) -> None:
-        """Raise if no row passed since ``decoder_rows_before`` was read from ``decoder_rows``."""
-        if self.decoder_rows == decoder_rows_before:
+    def check_fired(self) -> None:
+        """Raise if the U-Net ran without its hooks."""
+        if not self.fired:
             raise GenerationError(
                 "the bottleneck tap never fired: the U-Net ran without its hooks, so nothing was "
                 "perturbed. Load the backbone before torch.compile, or reset the compiled U-Net "
@@ -135,10 +137,9 @@ class BottleneckTap:
             )
 
     def _on_bottleneck(self, module: nn.Module, inputs: tuple, h: Tensor) -> Tensor:
-        self.encoder_rows += len(h)
+        self.fired = True
         if self.rows is not None:
             h = h[self.rows]
-        self.decoder_rows += len(h)
         if self.perturbation is not None:
             clean = h[: self.clean_rows]
             h = torch.cat([clean, self.perturbation(h[self.clean_rows :], **self.arguments)])

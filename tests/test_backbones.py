@@ -7,8 +7,7 @@ from conftest import pixel_pipeline
 from diffusers import DDPMPipeline
 
 from dreamda_aug import Generator, load_backbone
-from dreamda_aug.backbones.pixel import PixelBackbone
-from dreamda_aug.backbones.stable_diffusion import StableDiffusionBackbone
+from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
 from dreamda_aug.errors import BackboneError
 from dreamda_aug.generator import Request
 
@@ -27,7 +26,7 @@ def test_a_saved_pixel_pipeline_opens_from_its_folder(tmp_path):
 def test_a_saved_stable_diffusion_pipeline_opens_from_its_folder(sd_pipeline, tmp_path):
     sd_pipeline.save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), device="cpu")
-    assert isinstance(backbone, StableDiffusionBackbone)
+    assert isinstance(backbone, LatentBackbone)
     assert backbone.image_size == (16, 16)
     assert (backbone.condition_kind, backbone.guidable) == ("text", True)
     assert backbone.fingerprint == load_backbone(sd_pipeline).fingerprint

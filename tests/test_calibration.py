@@ -5,7 +5,7 @@ import torch
 from conftest import pixel_pipeline
 
 from dreamda_aug import Generator, LatentCache, calibrate
-from dreamda_aug.backbones.pixel import PixelBackbone
+from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.calibration import Calibration, CalibrationPoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")

@@ -13,7 +13,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment
-from dreamda_aug.backbones.pixel import PixelBackbone
+from dreamda_aug.backbones.unet import PixelBackbone
 
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 K = 3

@@ -6,7 +6,7 @@ from conftest import pixel_pipeline
 
 from dreamda_aug import CycleDiffusion, DDIMInversion, Generator, LatentCache, Settings
 from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.pixel import PixelBackbone
+from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generator import Request
 from dreamda_aug.settings import PRESETS, resolve_settings

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from dreamda_aug import DreamDAugment, LatentCache
 from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.pixel import PixelBackbone
+from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.errors import GenerationError
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)

@@ -17,7 +17,7 @@ Condition = str | int | None
 
 
 class Backbone(Protocol):
-    """A diffusion model with a bottleneck; see `PixelBackbone` and `StableDiffusionBackbone`.
+    """A diffusion model with a bottleneck; see `PixelBackbone` and `LatentBackbone`.
 
     Attributes:
         name: where it came from, for people.
@@ -78,6 +78,9 @@ def check_unet(unet: nn.Module) -> None:
 def build_schedule(scheduler, steps: int, strength: float) -> NoiseSchedule:
     """The steps that diffusers' DDIM scheduler would take with the same configuration.
 
+    Latent consistency models were distilled on steps that end at the noisiest one, so their steps
+    are spaced from there ("trailing"), whatever their configuration says.
+
     Args:
         scheduler: any diffusers scheduler with a DDPM-type configuration.
         steps: number of steps from pure noise to the image.
@@ -85,7 +88,8 @@ def build_schedule(scheduler, steps: int, strength: float) -> NoiseSchedule:
     """
     from diffusers import DDIMScheduler
 
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    spacing = {"timestep_spacing": "trailing"} if "LCM" in type(scheduler).__name__ else {}
+    ddim = DDIMScheduler.from_config(scheduler.config, **spacing)
     ddim.set_timesteps(steps)
     count = min(int(steps * strength), steps)
     if count == 0:
@@ -100,7 +104,10 @@ def build_schedule(scheduler, steps: int, strength: float) -> NoiseSchedule:
 
 
 def fingerprint_of(*modules: nn.Module) -> str:
-    """SHA-256 over configuration and weights, in hexadecimal; takes about 1 s per 2 GB."""
+    """SHA-256 over configuration and weights, in hexadecimal; takes about 1 s per 2 GB.
+
+    LoRA weights count, and how strongly they are mixed in.
+    """
     digest = hashlib.sha256()
     for module in modules:
         config = {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
@@ -109,4 +116,8 @@ def fingerprint_of(*modules: nn.Module) -> str:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             data = tensor.detach().cpu().contiguous().flatten()
             digest.update(data.view(torch.uint8).numpy() if data.numel() else b"")
+        for name, part in module.named_modules():
+            if isinstance(getattr(part, "scaling", None), dict):  # a LoRA layer of peft
+                digest.update(f"{name}{sorted(part.scaling.items())}".encode())
+                digest.update(repr(part.active_adapters).encode())
     return digest.hexdigest()
