@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from dreamda_aug.cache import LatentCache, cache_key
 from dreamda_aug.calibration import resolve_auto
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.inversion import Trajectory, record
+from dreamda_aug.sampling import sample
 from dreamda_aug.schedule import NoiseSchedule
-from dreamda_aug.seeding import SOURCE, STEP, derive_seed, seeded_normal
+from dreamda_aug.seeding import derive_seed
 from dreamda_aug.settings import Settings, resolve_settings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,11 @@ class Request:
     epoch: int = 0
 
 
+def pad(values: Sequence, count: int) -> list:
+    """The values, and the last one repeated, ``count`` in all."""
+    return [*values, *[values[-1]] * (count - len(values))]
+
+
 def image_digest(image: Tensor) -> str:
     """SHA-256 of an image's pixels, shape and dtype, in hexadecimal."""
     image = image.detach().cpu().contiguous()
@@ -58,10 +65,14 @@ class Generator:
         cache: where inversions are kept; None: nowhere.
         batch_size: synthetic images per U-Net call; halved by itself when memory runs out.
         rng_seed: another one gives other images throughout.
+        compile: run the U-Net through ``torch.compile``; batches are then padded to ``batch_size``
+            and the first step is not shared between replicas, so that shapes never change.
         overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
 
     Attributes:
         inversions: how many inversions were computed so far; cached ones do not count.
+        events: how often guards had to act so far: ``"retried"`` in float32, ``"replaced"`` by the
+            seed image, ``"unsafe"`` and therefore replaced.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -76,6 +87,7 @@ class Generator:
         cache: LatentCache | None = None,
         batch_size: int = 32,
         rng_seed: int = 0,
+        compile: bool = False,
         **overrides,
     ):
         if batch_size < 1:
@@ -86,37 +98,47 @@ class Generator:
         self.cache = cache
         self.batch_size = batch_size
         self.rng_seed = rng_seed
+        self.static_shapes = compile
+        if compile:
+            self.backbone.compile()
         self.inversions = 0
+        self.events: Counter[str] = Counter()
         self.schedule: NoiseSchedule = self.backbone.schedule(
             self.settings.steps, self.settings.strength
         )
 
     def with_settings(self, settings: Settings) -> "Generator":
         """Another generator on the same backbone and cache."""
-        return Generator(self.backbone, settings, cache=self.cache, batch_size=self.batch_size,
-                         rng_seed=self.rng_seed)
-
-    @property
-    def guided(self) -> bool:
-        """Whether generation runs two guidance branches."""
-        return self.backbone.guidable and self.settings.guidance_scale > 1
+        other = Generator(self.backbone, settings, cache=self.cache, batch_size=self.batch_size,
+                          rng_seed=self.rng_seed)
+        other.static_shapes = self.static_shapes
+        return other
 
     def augment(
-        self, images: Tensor, requests: Sequence[Request], digests: Sequence[str] | None = None
+        self,
+        images: Tensor,
+        requests: Sequence[Request],
+        digests: Sequence[str] | None = None,
+        events: list[str] | None = None,
     ) -> Tensor:
         """Make the requested synthetic images; inversions are cached, memory follows the batch.
+
+        A sample that comes out as NaN or black is made once more in float32; if that does not help,
+        or if the pipeline's safety checker rejects it, the seed image takes its place.
 
         Args:
             images: seed images, (B, C, H, W) in [0, 1], of the backbone's size and channels.
             requests: what to make, any mix of images, conditions and replicas.
             digests: one digest per seed image; None: that of the pixels given here.
+            events: filled with what the guards did, one string per request: ``""``, ``"retried"``,
+                ``"replaced"`` or ``"unsafe"``.
 
         Returns:
             Synthetic images, (len(requests), C, H, W), float32 in [0, 1], on the backbone's device.
 
         Raises:
             ValueError: the images do not fit the backbone.
-            GenerationError: the U-Net gave NaN, or memory ran out at batch size 1.
+            GenerationError: memory ran out at batch size 1.
         """
         self._check_images(images)
         digests = digests or [image_digest(image) for image in images]
@@ -125,18 +147,27 @@ class Generator:
             part = requests[batch]
             sources = [(r.image, r.replica % self.settings.paths) for r in part]
             unique = list(dict.fromkeys(sources))
-            conditions = {r.image: r.condition for r in part}
+            sources_told = {r.image: r.condition for r in part}
             found = dict(zip(unique, self._invert(
                 images[[i for i, _ in unique]],
                 [digests[i] for i, _ in unique],
                 [path for _, path in unique],
-                [conditions[i] for i, _ in unique],
+                [sources_told[i] for i, _ in unique],
             ), strict=True))
             seeds = [derive_seed(self.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
                      for r in part]
-            return self._generate(
-                [found[s] for s in sources], [r.condition for r in part], seeds, None
-            )
+            trajectories, conditions = [found[s] for s in sources], [r.condition for r in part]
+            made = self._generate(trajectories, conditions, seeds, None)
+
+            def redo(rows: list[int]) -> Tensor:
+                return self._generate([trajectories[i] for i in rows],
+                                      [conditions[i] for i in rows], [seeds[i] for i in rows], None)
+
+            acts = self._guard(made, images[[r.image for r in part]], redo)
+            self.events.update(act for act in acts if act)
+            if events is not None:
+                events.extend(acts)
+            return made
 
         return self._stack(self._in_batches(make, len(requests)))
 
@@ -184,13 +215,23 @@ class Generator:
 
         Returns:
             Images (B, C, H, W), float32 in [0, 1], on the backbone's device.
+
+        Raises:
+            GenerationError: the U-Net gave NaN, or memory ran out at batch size 1.
         """
         conditions = conditions or [None] * len(trajectories)
         seeds = seeds or list(range(len(trajectories)))
-        return self._stack(self._in_batches(lambda batch: self._generate(
+        made = self._stack(self._in_batches(lambda batch: self._generate(
             trajectories[batch], conditions[batch], seeds[batch],
             noise_scales[batch] if noise_scales is not None else None,
         ), len(trajectories)))
+        broken = int(_broken(made).sum())
+        if broken:
+            raise GenerationError(
+                f"{self.backbone.name} gave NaN or infinite pixels in {broken} of {len(made)} "
+                "images; load the backbone with dtype=torch.float32 or torch.bfloat16."
+            )
+        return made
 
     def inversion_key(self, digest: str, path: int, source: Condition) -> str:
         """The cache key of one inversion: everything that it depends on."""
@@ -225,10 +266,16 @@ class Generator:
 
     def _compute_inversions(self, images, seeds, sources) -> list[Trajectory]:
         backbone, s, schedule = self.backbone, self.settings, self.schedule
+        count = len(images)
+        self.inversions += count
+        if self.static_shapes:
+            rows, seeds, sources = (
+                pad(values, self.batch_size) for values in (range(count), seeds, sources)
+            )
+            images = images[rows]
         x_0 = backbone.encode(images)
-        self.inversions += len(images)
         if s.adherence == 0:
-            x_0 = x_0.to(STORAGE_DTYPE).cpu()
+            x_0 = x_0[:count].to(STORAGE_DTYPE).cpu()
             return [Trajectory(None, None, latent) for latent in x_0]
         condition = backbone.embed(sources)
         backbone.tap.clear()
@@ -239,58 +286,43 @@ class Generator:
         seeds = torch.tensor(seeds, device=backbone.device)
         path = s.inversion.source_path(x_0, predict, schedule, s.eta, seeds)
         if not s.inversion.records_residuals:
-            return [Trajectory(x_T) for x_T in path[0].to(STORAGE_DTYPE).cpu()]
+            return [Trajectory(x_T) for x_T in path[0][:count].to(STORAGE_DTYPE).cpu()]
         x_T, residuals = record(path, predict, schedule, s.eta, STORAGE_DTYPE)
-        return [Trajectory(*each) for each in zip(x_T.cpu(), residuals.cpu(), strict=True)]
+        pairs = zip(x_T[:count].cpu(), residuals[:count].cpu(), strict=True)
+        return [Trajectory(*pair) for pair in pairs]
 
     @torch.no_grad()
     def _generate(self, trajectories, conditions, seeds, noise_scales) -> Tensor:
-        s, schedule, device = self.settings, self.schedule, self.backbone.device
-        # replicas of one image start together, so the first step sees each start once
-        starts = list(zip(map(id, trajectories), conditions, strict=True))
-        first = {start: i for i, start in reversed(list(enumerate(starts)))}
-        if s.adherence == 0:
-            first = dict(enumerate(range(len(starts))))
-            starts = list(first)
-        order = {start: row for row, start in enumerate(first)}
-        index = torch.tensor([order[start] for start in starts], device=device)
-        unique = [trajectories[i] for i in first.values()]
-        seeds = torch.tensor(seeds, device=device)
-        scales = [s.noise_scale] * len(seeds) if noise_scales is None else noise_scales
-        sampler = _Sampler(self, conditions, seeds, scales)
-        if s.adherence == 0:
-            x_0 = torch.stack([t.x_0 for t in unique]).to(device, torch.float32)
-            noise = seeded_normal(seeds, 0, SOURCE, tuple(x_0.shape[1:]))
-            x_t = schedule.add_noise(x_0, noise, 0)
-            residuals = None
-        else:
-            x_t = torch.stack([t.x_T for t in unique]).to(device, torch.float32)
-            residuals = None
-            if unique[0].residuals is not None:
-                residuals = torch.stack([t.residuals for t in unique]).to(device)
-        rows = torch.tensor(list(first.values()), device=device)
-        everyone = torch.arange(len(seeds), device=device)
-        for step in range(len(schedule)):
-            if step == 0:
-                x_0, eps = sampler.predictions(x_t, step, rows, index)
-            else:
-                x_0, eps = sampler.predictions(x_t, step, everyone, None)
-            x_t, std = schedule.posterior(x_0, eps, step, s.eta)
-            if residuals is not None:
-                x_t = x_t + s.adherence * residuals[index, step].float()
-            if s.adherence < 1:
-                noise = seeded_normal(seeds, step, STEP, tuple(x_t.shape[1:]))
-                x_t = x_t + (1 - s.adherence**2) ** 0.5 * std * noise
-        if residuals is not None:
-            x_t = x_t + s.adherence * residuals[index, len(schedule)].float()
-        images = self.backbone.decode(x_t)
-        if not images.isfinite().all():
-            raise GenerationError(
-                f"{self.backbone.name} gave NaN or infinite pixels in "
-                f"{int((~images.isfinite().flatten(1).all(1)).sum())} of {len(images)} images; "
-                "load the backbone with dtype=torch.float32 or torch.bfloat16."
-            )
-        return images
+        count = len(seeds)
+        scales = [self.settings.noise_scale] * count if noise_scales is None else noise_scales
+        inputs = [trajectories, conditions, seeds, scales]
+        if self.static_shapes:
+            inputs = [pad(values, self.batch_size) for values in inputs]
+        latents = sample(self.backbone, self.settings, self.schedule, *inputs,
+                         share_first_step=not self.static_shapes)
+        return self.backbone.decode(latents[:count])
+
+    def _guard(self, made: Tensor, seeds: Tensor, redo: Callable[[list[int]], Tensor]) -> list[str]:
+        """Mend broken and unsafe images in place; say what was done to each."""
+        acts = [""] * len(made)
+        rows = _bad_rows(made, seeds)
+        if rows and self.backbone.dtype != torch.float32:
+            logger.warning("%d images came out as NaN or black: once more in float32", len(rows))
+            with self.backbone.in_float32():
+                made[rows] = redo(rows)
+            for row in rows:
+                acts[row] = "retried"
+            rows = _bad_rows(made, seeds)
+        unsafe = self.backbone.unsafe(made.nan_to_num()).nonzero().flatten().tolist()
+        for row in rows:
+            acts[row] = "replaced"
+        for row in unsafe:
+            acts[row] = "unsafe"
+        replaced = sorted({*rows, *unsafe})
+        if replaced:
+            logger.warning("%d synthetic images were replaced by their seed image", len(replaced))
+            made[replaced] = seeds[replaced].to(made.device, made.dtype)
+        return acts
 
     def _source_condition(self, condition: Condition) -> Condition:
         """What the inversion is told: nothing, where the backbone knows such a branch."""
@@ -332,69 +364,12 @@ class Generator:
         return results
 
 
-class _Sampler:
-    """One batch's conditions, seeds and scales, laid out for the tap."""
+def _broken(images: Tensor) -> Tensor:
+    """Which images (B, C, H, W) hold NaN or infinite pixels, (B,) bool."""
+    return ~images.isfinite().flatten(1).all(1)
 
-    def __init__(self, generator: Generator, conditions, seeds: Tensor, scales: Sequence[float]):
-        self.backbone, self.settings = generator.backbone, generator.settings
-        self.schedule, self.guided = generator.schedule, generator.guided
-        self.condition = self.backbone.embed(conditions)
-        if self.guided:
-            self.null = self.backbone.embed([None])
-        self.seeds = seeds
-        self.noisy = any(scale > 0 for scale in scales)
-        self.scales = torch.tensor(scales, device=seeds.device, dtype=torch.float32)
 
-    def predictions(
-        self, x: Tensor, step: int, rows: Tensor, index: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The x_0 and eps that the update rule asks for, (N, C, H, W) each.
-
-        Args:
-            x: the U-Net's inputs, (U, C, H, W).
-            step: number of the reverse step.
-            rows: for each input, a sample with its condition, (U,).
-            index: for each of the N samples, its input; None: sample i has input i.
-        """
-        backbone, guided, count = self.backbone, self.guided, len(x)
-        samples = torch.arange(count, device=x.device) if index is None else index
-        condition = {name: value[rows] for name, value in self.condition.items()}
-        if guided:
-            condition = {name: torch.cat([self.null[name].expand_as(value), value])
-                         for name, value in condition.items()}
-        groups = 2 if guided else 1
-        perturbed = torch.cat([samples + group * count for group in range(groups)])
-        clean = groups * count if self.noisy and self.settings.update_rule == "asymmetric" else 0
-        branches = torch.cat([torch.arange(clean, device=x.device), perturbed])
-        t = self.schedule.timesteps[step]
-        tap = backbone.tap
-        tap.set(
-            self.settings.perturbation if self.noisy else None,
-            branches if clean or index is not None else None,
-            clean,
-            groups * count,
-            seeds=self.seeds.repeat(groups),
-            step=t.new_tensor(step),
-            unconditional=(torch.arange(groups, device=x.device) < groups - 1)
-            .repeat_interleave(len(samples)),
-            scale=self.scales.repeat(groups),
-        )
-        try:
-            output = backbone.predict(torch.cat([x] * groups), t, condition)
-            tap.check_fired()
-        finally:
-            tap.clear()
-        x_0, eps = self.schedule.predictions(
-            self._guide(output[clean:]), x if index is None else x[index], step
-        )
-        if clean:
-            _, eps = self.schedule.predictions(self._guide(output[:clean]), x, step)
-            eps = eps if index is None else eps[index]
-        return x_0, eps
-
-    def _guide(self, output: Tensor) -> Tensor:
-        """Classifier-free guidance, arXiv:2207.12598, eq. 6, in the form that diffusers uses."""
-        if not self.guided:
-            return output
-        unconditional, conditional = output.chunk(2)
-        return unconditional + self.settings.guidance_scale * (conditional - unconditional)
+def _bad_rows(made: Tensor, seeds: Tensor) -> list[int]:
+    """Which images are broken, or black while their seed image is not."""
+    black = (made.flatten(1).amax(1) <= 0) & (seeds.flatten(1).amax(1) > 0).to(made.device)
+    return (_broken(made) | black).nonzero().flatten().tolist()

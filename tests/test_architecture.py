@@ -15,7 +15,7 @@ ROWS = [
     {"errors", "seeding", "schedule", "features", "neighbours", "metrics", "amst"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
-    {"calibration"},
+    {"calibration", "sampling"},
     {"generator", "bundled", "prompts"},
     {"images"},
     {"transforms", "pictures"},

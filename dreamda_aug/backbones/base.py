@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import torch
@@ -27,6 +28,7 @@ class Backbone(Protocol):
         condition_kind: ``"text"``, ``"class"`` or ``"none"``: what it can be told.
         guidable: whether it knows an unconditional branch to guide away from.
         device: where its U-Net lies.
+        dtype: of its U-Net.
         tap: the hooks on its bottleneck.
     """
 
@@ -37,6 +39,7 @@ class Backbone(Protocol):
     condition_kind: Literal["text", "class", "none"]
     guidable: bool
     device: torch.device
+    dtype: torch.dtype
     tap: BottleneckTap
 
     def schedule(self, steps: int, strength: float) -> NoiseSchedule:
@@ -57,6 +60,18 @@ class Backbone(Protocol):
 
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The U-Net's output for x_t (R, C, H, W) at timestep t (0-d), float32."""
+        ...
+
+    def compile(self, **options) -> None:
+        """Run the U-Net through ``torch.compile`` from now on."""
+        ...
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Within it, the model runs in float32."""
+        ...
+
+    def unsafe(self, images: Tensor) -> Tensor:
+        """Which images (B, C, H, W) a safety checker rejects, (B,) bool on the CPU."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Adapters of diffusers pipelines that have a U-Net: in pixels, or in the latents of a VAE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -62,8 +63,9 @@ class _UNetBackbone:
         return self.conditioning.embed(conditions)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        added = {name: condition[name] for name in _ADDED if name in condition}
-        inputs = {name: value for name, value in condition.items() if name not in _ADDED}
+        inputs = {name: value.to(self.dtype) if value.is_floating_point() else value
+                  for name, value in condition.items()}
+        added = {name: inputs.pop(name) for name in _ADDED if name in inputs}
         if added:
             inputs["added_cond_kwargs"] = added
         output = self._call(x_t.to(self.dtype), t, return_dict=False, **inputs)[0].float()
@@ -78,6 +80,29 @@ class _UNetBackbone:
             options: for ``torch.compile``; static shapes unless ``dynamic`` is given.
         """
         self._call = torch.compile(self.unet, **{"dynamic": False, **options})
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Run in float32 for a while; half-precision weights come back unchanged."""
+        parts = [self.unet, *([self.vae] if hasattr(self, "vae") else [])]
+        dtypes, call = [part.dtype for part in parts], self._call
+        self._call = self.unet  # not compiled: this is rare
+        for part in parts:
+            part.to(torch.float32)
+        try:
+            yield
+        finally:
+            self._call = call
+            for part, dtype in zip(parts, dtypes, strict=True):
+                part.to(dtype)
+
+    def unsafe(self, images: Tensor) -> Tensor:
+        """Which images (B, C, H, W) the pipeline's safety checker rejects, (B,) bool."""
+        flags = None
+        if getattr(self.pipeline, "safety_checker", None) is not None:
+            arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+            _, flags = self.pipeline.run_safety_checker(arrays, self.device, self.dtype)
+        return torch.tensor([False] * len(images) if flags is None else flags)
 
     def channels_last(self) -> None:
         """Lay the U-Net's weights out as convolutions on recent GPUs and CPUs like them."""

@@ -1,0 +1,162 @@
+"""The reverse process: from trajectories to clean latents, perturbed on the way."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dreamda_aug.backbones import Backbone, Condition
+from dreamda_aug.inversion import Trajectory
+from dreamda_aug.schedule import NoiseSchedule
+from dreamda_aug.seeding import SOURCE, STEP, seeded_normal
+from dreamda_aug.settings import Settings
+
+
+def sample(
+    backbone: Backbone,
+    settings: Settings,
+    schedule: NoiseSchedule,
+    trajectories: Sequence[Trajectory],
+    conditions: Sequence[Condition],
+    seeds: Sequence[int],
+    noise_scales: Sequence[float],
+    share_first_step: bool = True,
+) -> Tensor:
+    """Run one batch from its noisy starts to clean latents.
+
+    Args:
+        backbone: the diffusion model.
+        settings: with numbers in place of "auto".
+        schedule: the backbone's, for these settings.
+        trajectories: one per sample; replicas of an image repeat the same object.
+        conditions: what each sample is told.
+        seeds: one per sample, >= 0.
+        noise_scales: one per sample.
+        share_first_step: replicas start at the same x_T, so the first step needs the encoder once
+            for all of them; False keeps the number of rows the same at every step.
+
+    Returns:
+        Clean latents, (B, C, H, W), float32, on the backbone's device.
+
+    Source: DreamDA, arXiv:2403.12803, method figure; adherence is ours.
+    """
+    s, device, count = settings, backbone.device, len(seeds)
+    # a start that several samples have in common is seen once, at its first sample's place
+    first: dict = {}
+    starts = list(zip(map(id, trajectories), conditions, strict=True))
+    if s.adherence == 0 or not share_first_step:
+        starts = list(range(count))
+    for i, start in enumerate(starts):
+        first.setdefault(start, i)
+    place = {start: row for row, start in enumerate(first)}
+    index = torch.tensor([place[start] for start in starts], device=device)
+    rows = torch.tensor(list(first.values()), device=device)
+    unique = [trajectories[i] for i in first.values()]
+
+    seeds = torch.tensor(seeds, device=device)
+    denoiser = _Denoiser(backbone, s, schedule, conditions, seeds, noise_scales)
+    residuals = None
+    if s.adherence == 0:
+        x_0 = _to_device([t.x_0 for t in unique], device).float()
+        x_t = schedule.add_noise(x_0, seeded_normal(seeds, 0, SOURCE, tuple(x_0.shape[1:])), 0)
+    else:
+        x_t = _to_device([t.x_T for t in unique], device).float()
+        if unique[0].residuals is not None:
+            residuals = _to_device([t.residuals for t in unique], device)
+    for step in range(len(schedule)):
+        if len(x_t) < count:
+            x_0, eps = denoiser.predictions(x_t, step, rows, index)
+        else:
+            x_0, eps = denoiser.predictions(x_t, step)
+        x_t, std = schedule.posterior(x_0, eps, step, s.eta)
+        if residuals is not None:
+            x_t = x_t + s.adherence * residuals[index, step].float()
+        if s.adherence < 1:
+            noise = seeded_normal(seeds, step, STEP, tuple(x_t.shape[1:]))
+            x_t = x_t + (1 - s.adherence**2) ** 0.5 * std * noise
+    if residuals is not None:
+        x_t = x_t + s.adherence * residuals[index, len(schedule)].float()
+    return x_t
+
+
+def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Stack CPU tensors on a device; to CUDA through pinned memory, without waiting."""
+    stacked = torch.stack(list(tensors))
+    if device.type == "cuda":
+        stacked = stacked.pin_memory()
+    return stacked.to(device, non_blocking=True)
+
+
+class _Denoiser:
+    """One batch's conditions, seeds and scales, laid out for the tap."""
+
+    def __init__(self, backbone, settings, schedule, conditions, seeds: Tensor, scales):
+        self.backbone, self.settings, self.schedule = backbone, settings, schedule
+        self.guided = backbone.guidable and settings.guidance_scale > 1
+        self.condition = self.backbone.embed(conditions)
+        if self.guided:
+            self.null = self.backbone.embed([None])
+        self.seeds = seeds
+        self.steps = torch.arange(len(self.schedule), device=seeds.device)
+        self.noisy = any(scale > 0 for scale in scales)
+        self.scales = torch.tensor(scales, device=seeds.device, dtype=torch.float32)
+
+    def predictions(
+        self, x: Tensor, step: int, rows: Tensor | None = None, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The x_0 and eps that the update rule asks for, (N, C, H, W) each.
+
+        Args:
+            x: the U-Net's inputs, (U, C, H, W).
+            step: number of the reverse step.
+            rows: for each input, a sample with its condition, (U,); None: input i is sample i.
+            index: for each of the N samples, its input; None: sample i has input i.
+        """
+        backbone, guided, count = self.backbone, self._guided_at(step), len(x)
+        samples = torch.arange(count, device=x.device) if index is None else index
+        condition = self.condition
+        if rows is not None:
+            condition = {name: value[rows] for name, value in condition.items()}
+        if guided:
+            condition = {name: torch.cat([self.null[name].expand_as(value), value])
+                         for name, value in condition.items()}
+        groups = 2 if guided else 1
+        perturbed = torch.cat([samples + group * count for group in range(groups)])
+        clean = groups * count if self.noisy and self.settings.update_rule == "asymmetric" else 0
+        branches = torch.cat([torch.arange(clean, device=x.device), perturbed])
+        t = self.schedule.timesteps[step]
+        tap = backbone.tap
+        tap.set(
+            self.settings.perturbation if self.noisy else None,
+            branches if clean or index is not None else None,
+            clean,
+            groups * count,
+            seeds=self.seeds.repeat(groups),
+            step=self.steps[step],
+            unconditional=(torch.arange(groups, device=x.device) < groups - 1)
+            .repeat_interleave(len(samples)),
+            scale=self.scales.repeat(groups),
+        )
+        try:
+            output = backbone.predict(torch.cat([x] * groups), t, condition)
+            tap.check_fired()
+        finally:
+            tap.clear()
+        x_0, eps = self.schedule.predictions(
+            self._guide(output[clean:], guided), x if index is None else x[index], step
+        )
+        if clean:
+            _, eps = self.schedule.predictions(self._guide(output[:clean], guided), x, step)
+            eps = eps if index is None else eps[index]
+        return x_0, eps
+
+    def _guided_at(self, step: int) -> bool:
+        start, stop = self.settings.guidance_interval
+        return self.guided and start <= step / len(self.schedule) < stop
+
+    def _guide(self, output: Tensor, guided: bool) -> Tensor:
+        """Classifier-free guidance, arXiv:2207.12598, eq. 6, in the form that diffusers uses."""
+        if not guided:
+            return output
+        unconditional, conditional = output.chunk(2)
+        return unconditional + self.settings.guidance_scale * (conditional - unconditional)
