@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import dreamda_aug
+from dreamda_aug.cli_expand import add_commands
 from dreamda_aug.errors import DreamDAError
 
 
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--inception", type=Path,
                          help="Inception v3 as TorchScript; default: features are pixels")
     command.set_defaults(run=_metrics)
+
+    add_commands(commands)
 
     command = commands.add_parser("info", help="versions, cache and backbone")
     command.add_argument("--backbone", default="bundled")

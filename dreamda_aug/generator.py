@@ -143,17 +143,21 @@ class Generator:
         self._check_images(images)
         digests = digests or [image_digest(image) for image in images]
 
+        found: dict[tuple[int, int], Trajectory] = {}
+
         def make(batch: slice) -> Tensor:
+            nonlocal found
             part = requests[batch]
             sources = [(r.image, r.replica % self.settings.paths) for r in part]
-            unique = list(dict.fromkeys(sources))
-            sources_told = {r.image: r.condition for r in part}
-            found = dict(zip(unique, self._invert(
-                images[[i for i, _ in unique]],
-                [digests[i] for i, _ in unique],
-                [path for _, path in unique],
-                [sources_told[i] for i, _ in unique],
-            ), strict=True))
+            told = {source: r.condition for source, r in zip(sources, part, strict=True)}
+            # replicas of an image may go on in the next batch: keep what this one uses, no more
+            found = {source: found[source] for source in told if source in found}
+            new = [source for source in told if source not in found]
+            made = self._invert(
+                images[[i for i, _ in new]], [digests[i] for i, _ in new],
+                [path for _, path in new], [told[source] for source in new],
+            )
+            found.update(zip(new, made, strict=True))
             seeds = [derive_seed(self.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
                      for r in part]
             trajectories, conditions = [found[s] for s in sources], [r.condition for r in part]

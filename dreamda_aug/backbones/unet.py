@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamda_aug.backbones.base import Condition, build_schedule, check_unet, fingerprint_of
 from dreamda_aug.backbones.conditioning import (
@@ -87,14 +87,15 @@ class _UNetBackbone:
         parts = [self.unet, *([self.vae] if hasattr(self, "vae") else [])]
         dtypes, call = [part.dtype for part in parts], self._call
         self._call = self.unet  # not compiled: this is rare
+        # nn.Module's own method: diffusers' one warns at every change of dtype
         for part in parts:
-            part.to(torch.float32)
+            nn.Module.to(part, torch.float32)
         try:
             yield
         finally:
             self._call = call
             for part, dtype in zip(parts, dtypes, strict=True):
-                part.to(dtype)
+                nn.Module.to(part, dtype)
 
     def unsafe(self, images: Tensor) -> Tensor:
         """Which images (B, C, H, W) the pipeline's safety checker rejects, (B,) bool."""
