@@ -1,0 +1,43 @@
+"""Asymmetric multi-head self-training: labels for synthetic images that can be trusted.
+
+    wrapper = AMSTWrapper(classifier)
+    wrapper.pretraining_loss(images, targets).backward()
+    wrapper.losses(images, targets, synthetic).total.backward()
+    classifier = wrapper.to_classifier()
+"""
+
+from dreamda_aug.amst.labelers import CLIPLabeler, Labeler, SeedLabeler, SingleHeadLabeler
+from dreamda_aug.amst.losses import (
+    AMSTLosses,
+    PseudoLabels,
+    agree_and_confident,
+    align_distribution,
+    consistency_terms,
+    orthogonality_loss,
+)
+from dreamda_aug.amst.pool import MixedBatch, MixedBatchSampler
+from dreamda_aug.amst.report import CollapseWarning, RoundReport
+from dreamda_aug.amst.self_training import SelfTraining
+from dreamda_aug.amst.views import StrongView, WeakView
+from dreamda_aug.amst.wrapper import AMSTWrapper
+
+__all__ = [
+    "AMSTLosses",
+    "AMSTWrapper",
+    "CLIPLabeler",
+    "CollapseWarning",
+    "Labeler",
+    "MixedBatch",
+    "MixedBatchSampler",
+    "PseudoLabels",
+    "RoundReport",
+    "SeedLabeler",
+    "SelfTraining",
+    "SingleHeadLabeler",
+    "StrongView",
+    "WeakView",
+    "agree_and_confident",
+    "align_distribution",
+    "consistency_terms",
+    "orthogonality_loss",
+]

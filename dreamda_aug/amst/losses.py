@@ -1,0 +1,254 @@
+"""The rules and loss terms of asymmetric multi-head self-training, each a pure function."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AGREEMENT_RULES = ("all", "majority")
+CONFIDENCE_RULES = ("mean", "min", "max")
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Labels for N images, and which of them may be trusted.
+
+    Attributes:
+        labels: class indices, (N,) int64; or class probabilities, (N, C) float, where a soft
+            labeler made them. Rejected images carry the label that they would have had.
+        confidence: probability of that label, (N,) float in [0, 1].
+        agreement: share of the votes that the label got, (N,) float in [0, 1].
+        mask: accepted, (N,) bool.
+    """
+
+    labels: Tensor
+    confidence: Tensor
+    agreement: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, index: slice | Tensor) -> PseudoLabels:
+        """The rows that ``index`` (slice, indices or mask) picks."""
+        return PseudoLabels(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> PseudoLabels:
+        """The same on another device."""
+        return PseudoLabels(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    @staticmethod
+    def concatenate(parts: Sequence[PseudoLabels]) -> PseudoLabels:
+        """Several batches, one after the other."""
+        return PseudoLabels(
+            *(
+                torch.cat([getattr(part, field.name) for part in parts])
+                for field in fields(PseudoLabels)
+            )
+        )
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """Class indices, (N,) int64, also where ``labels`` are soft."""
+        return self.labels.argmax(1) if self.labels.ndim == 2 else self.labels
+
+
+@dataclass(frozen=True)
+class AMSTLosses:
+    """The terms of one training step; scalars that carry gradients unless said otherwise.
+
+    ``total = supervised + pseudo_weight·pseudo + consistency_weight·consistency
+    + auxiliary_weight·auxiliary + orthogonality_weight·orthogonality``; the last term is left
+    out where ``auxiliary_weight`` is 0, since the auxiliary heads then stand still.
+
+    Attributes:
+        total: what to call ``backward()`` on.
+        supervised: mean cross-entropy of the main head on the real images.
+        pseudo: cross-entropy of the main head on the accepted synthetic images, summed and
+            divided by the number of *all* synthetic images; 0 where none is accepted.
+        consistency: FixMatch term on the images that stay unlabelled, summed and divided by the
+            number of all synthetic images.
+        auxiliary: mean cross-entropy of the auxiliary heads on the real images.
+        orthogonality: mean |W_i·W_jᵀ| over pairs of auxiliary heads that see the same view.
+        accepted_share: accepted synthetic images over all of them; no gradient; nan if there
+            are none.
+        pseudo_labels: the labels used for the synthetic images; None if there are none.
+    """
+
+    total: Tensor
+    supervised: Tensor
+    pseudo: Tensor
+    consistency: Tensor
+    auxiliary: Tensor
+    orthogonality: Tensor
+    accepted_share: Tensor
+    pseudo_labels: PseudoLabels | None
+
+    def as_dict(self) -> dict[str, float]:
+        """The scalars as Python floats, for logging."""
+        return {
+            field.name: getattr(self, field.name).item()
+            for field in fields(self)
+            if field.name != "pseudo_labels"
+        }
+
+
+def agree_and_confident(
+    probabilities: Tensor,
+    *,
+    agreement: str = "all",
+    confidence: str = "mean",
+    confidence_threshold: float = 0.9,
+    seed_labels: Tensor | None = None,
+) -> PseudoLabels:
+    """Labels that the heads agree on and are sure of.
+
+    Every head votes for its most probable class; the class with most votes wins, ties going to
+    the class with the higher mean probability. An image is accepted when the votes agree and the
+    winner's probability reaches the threshold.
+
+    Args:
+        probabilities: class probabilities of each head, (heads, N, C).
+        agreement: ``"all"`` votes equal, or more than half of them (``"majority"``).
+        confidence: ``"mean"``, ``"min"`` or ``"max"`` over the heads of the winner's probability.
+        confidence_threshold: smallest accepted confidence, in [0, 1].
+        seed_labels: a further vote per image, (N,) int64; −1 where unknown, which is no vote.
+            It does not enter the confidence.
+
+    Returns:
+        ``PseudoLabels`` with hard labels.
+
+    Raises:
+        ValueError: unknown rule, threshold outside [0, 1], wrong shape, or a value that is nan.
+
+    Source: DreamDA, arXiv:2403.12803, method figure, "consistent and confident"; the rules and
+    the extra vote are ours.
+    """
+    check_rules(agreement, confidence, confidence_threshold)
+    if probabilities.ndim != 3:
+        raise ValueError(
+            f"probabilities must be (heads, N, C), got shape {tuple(probabilities.shape)}."
+        )
+    if not probabilities.isfinite().all():
+        raise ValueError("probabilities must be finite, got nan or infinity.")
+    heads, images, classes = probabilities.shape
+    votes = F.one_hot(probabilities.argmax(2), classes).sum(0)
+    voters = torch.full((images,), heads, device=votes.device)
+    if seed_labels is not None:
+        check_labels("seed_labels", seed_labels, images, classes, lowest=-1)
+        known = seed_labels >= 0
+        votes = votes + F.one_hot(seed_labels.clamp(min=0), classes) * known[:, None]
+        voters = voters + known
+
+    mean = probabilities.mean(0)
+    # Votes are whole numbers and mean/2 is at most one half: it can break a tie, nothing more.
+    winner = (votes + mean / 2).argmax(1)
+    share = votes.gather(1, winner[:, None]).squeeze(1) / voters
+    of_winner = probabilities.gather(2, winner.expand(heads, images)[..., None]).squeeze(2)
+    sure = {"mean": of_winner.mean(0), "min": of_winner.amin(0), "max": of_winner.amax(0)}
+    agreed = share == 1 if agreement == "all" else share > 0.5
+    return PseudoLabels(
+        labels=winner,
+        confidence=sure[confidence],
+        agreement=share,
+        mask=agreed & (sure[confidence] >= confidence_threshold),
+    )
+
+
+def consistency_terms(
+    weak_logits: Tensor, strong_logits: Tensor, confidence_threshold: float
+) -> Tensor:
+    """FixMatch per image: 1[max p_weak ≥ τ]·CE(strong, argmax p_weak), (N,).
+
+    Args:
+        weak_logits: main head on the weak view, (N, C); no gradient flows into it.
+        strong_logits: main head on the strong view, (N, C).
+        confidence_threshold: τ in [0, 1].
+
+    Source: Sohn et al. 2020, arXiv:2001.07685, eq. 4; its use as L_c is ours.
+    """
+    confidence, labels = weak_logits.detach().float().softmax(1).max(1)
+    terms = F.cross_entropy(strong_logits.float(), labels, reduction="none")
+    return terms * (confidence >= confidence_threshold)
+
+
+def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[str]) -> Tensor:
+    """Mean |W_i·W_jᵀ| over all pairs of heads that see the same view; 0 if there is no pair.
+
+    Args:
+        weights: one (C, D) matrix per head.
+        views: the view that each head sees, in the same order.
+
+    Source: Saito et al. 2017 (asymmetric tri-training), arXiv:1702.08400, eq. 1, whose sum is
+    replaced by a mean so that the weight does not depend on the number of classes (ours).
+    """
+    pairs = [
+        (weights[i] @ weights[j].T).abs().mean()
+        for i, j in itertools.combinations(range(len(weights)), 2)
+        if views[i] == views[j]
+    ]
+    return torch.stack(pairs).mean() if pairs else weights[0].new_zeros(())
+
+
+def align_distribution(probabilities: Tensor, average: Tensor, target: Tensor) -> Tensor:
+    """Distribution alignment: normalise(p · target / average).
+
+    Args:
+        probabilities: (…, C), each row summing to 1.
+        average: what the model predicts on average over the unlabelled images, (C,).
+        target: the class shares that are expected there, (C,).
+
+    Source: Berthelot et al. 2020 (ReMixMatch), arXiv:1911.09785, section 3.1.
+    """
+    # clamp: a class that is never predicted has average 0, and 0/0 is nan.
+    aligned = probabilities * (target / average.clamp(min=1e-6))
+    return aligned / aligned.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def check_rules(agreement: str, confidence: str, confidence_threshold: float) -> None:
+    """Raise ``ValueError`` unless the three describe an acceptance rule."""
+    if agreement not in AGREEMENT_RULES:
+        raise ValueError(f"agreement must be one of {AGREEMENT_RULES}, got {agreement!r}.")
+    if confidence not in CONFIDENCE_RULES:
+        raise ValueError(f"confidence must be one of {CONFIDENCE_RULES}, got {confidence!r}.")
+    check_unit_interval("confidence_threshold", confidence_threshold)
+
+
+def check_unit_interval(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless 0 ≤ value ≤ 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+
+
+def check_labels(name: str, labels: Tensor, images: int, classes: int, lowest: int = 0) -> None:
+    """Raise ``ValueError`` unless ``labels`` are (images,) class indices in [lowest, classes)."""
+    if labels.shape != (images,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be integer class indices of shape ({images},), got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if images and (labels.min() < lowest or labels.max() >= classes):
+        raise ValueError(
+            f"{name} must lie in [{lowest}, {classes - 1}], the classifier has {classes} "
+            f"classes; got {labels.min().item()} to {labels.max().item()}."
+        )
+
+
+def check_targets(name: str, targets: Tensor, images: int, classes: int) -> None:
+    """Raise ``ValueError`` unless ``targets`` are class indices or soft labels, (N, C)."""
+    if not targets.is_floating_point():
+        check_labels(name, targets, images, classes)
+        return
+    if targets.shape != (images, classes):
+        raise ValueError(
+            f"{name} must be class indices ({images},) or soft labels ({images}, {classes}), "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    sums = targets.sum(1)
+    if not ((targets >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)):
+        raise ValueError(f"soft {name} must be ≥ 0 and sum to 1 in every row.")

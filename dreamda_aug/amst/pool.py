@@ -1,0 +1,191 @@
+"""Batches that mix real, accepted and unlabelled images at a stated ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """One training batch.
+
+    Attributes:
+        real: labelled images, (N, C, H, W).
+        targets: their labels, (N,) int64 or (N, classes) float.
+        synthetic: images from the pool, (M, C, H, W); accepted ones first.
+        indices: their places in the pool, (M,) int64.
+        seed_labels: what the pool says about them, (M,) int64; −1 where it says nothing.
+    """
+
+    real: Tensor
+    targets: Tensor
+    synthetic: Tensor
+    indices: Tensor
+    seed_labels: Tensor
+
+    def to(self, device: torch.device | str) -> MixedBatch:
+        """The same on another device."""
+        return MixedBatch(*(value.to(device) for value in vars(self).values()))
+
+
+class MixedBatchSampler(Sampler[list[int]]):
+    """Index lists that mix three sources at a fixed ratio, each source reshuffled when it ends.
+
+    Indices below ``labelled`` point into the labelled set, ``labelled + i`` to image i of the
+    pool. Where one of the two pool sources is empty, the other takes its place in the batch.
+
+    Args:
+        labelled: number of labelled images, ≥ 1.
+        accepted, unlabelled: indices into the pool.
+        batch_size: images per batch.
+        ratio: real : accepted : unlabelled, three numbers ≥ 0, the first > 0.
+        steps: number of batches.
+        rng_seed: the whole sequence depends on it alone.
+    """
+
+    def __init__(
+        self,
+        labelled: int,
+        accepted: Sequence[int],
+        unlabelled: Sequence[int],
+        *,
+        batch_size: int,
+        ratio: tuple[float, float, float] = (1, 1, 1),
+        steps: int,
+        rng_seed: int = 0,
+    ) -> None:
+        if labelled < 1:
+            raise ValueError(f"labelled must hold at least one image, got {labelled}.")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}.")
+        self.sources = (
+            torch.arange(labelled),
+            labelled + torch.as_tensor(accepted, dtype=torch.int64),
+            labelled + torch.as_tensor(unlabelled, dtype=torch.int64),
+        )
+        self.counts = batch_counts(batch_size, ratio, [len(source) for source in self.sources])
+        self.steps, self.rng_seed = steps, rng_seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.rng_seed)
+        streams = [_endless(source, generator) for source in self.sources]
+        for _ in range(self.steps):
+            yield [
+                next(stream)
+                for stream, count in zip(streams, self.counts, strict=True)
+                for _ in range(count)
+            ]
+
+
+class JointDataset(Dataset):
+    """A labelled set followed by a pool, behind one index.
+
+    Items are (image, target, place in the pool); the place is −1 for labelled images. Items of
+    the pool may be an image or (image, seed label, …); a missing label becomes −1.
+    """
+
+    def __init__(self, labelled: Dataset, pool: Dataset) -> None:
+        self.labelled, self.pool = labelled, pool
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.pool)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
+        """All items at once: a pool that makes images in batches is asked once."""
+        border = len(self.labelled)
+        real = fetch(self.labelled, [index for index in indices if index < border])
+        made = fetch(self.pool, [index - border for index in indices if index >= border])
+        answers, real, made = [], iter(real), iter(made)
+        for index in indices:
+            image, label = _split_item(next(real) if index < border else next(made))
+            answers.append((image, label, -1 if index < border else index - border))
+        return answers
+
+
+def fetch(dataset: Dataset, indices: list[int]) -> list:
+    """Items of a dataset, through its ``__getitems__`` where it has one."""
+    if not indices:
+        return []
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(indices)
+    return [dataset[index] for index in indices]
+
+
+def collate(items: Sequence[tuple[Tensor, Tensor, int]]) -> MixedBatch:
+    """Items of ``JointDataset`` -> ``MixedBatch``."""
+    real = [item for item in items if item[2] < 0]
+    made = [item for item in items if item[2] >= 0]
+    images = torch.stack([image for image, _, _ in items])
+    is_real = torch.tensor([place < 0 for _, _, place in items])
+    return MixedBatch(
+        real=images[is_real],
+        targets=torch.stack([target for _, target, _ in real])
+        if real
+        else torch.zeros(0, dtype=torch.int64),
+        synthetic=images[~is_real],
+        indices=torch.tensor([place for _, _, place in made], dtype=torch.int64),
+        seed_labels=torch.tensor([int(label) for _, label, _ in made], dtype=torch.int64),
+    )
+
+
+def batch_counts(
+    batch_size: int, ratio: Sequence[float], sizes: Sequence[int]
+) -> tuple[int, int, int]:
+    """How many images of each source make up a batch: largest remainders, at least one real.
+
+    Args:
+        batch_size: images per batch, ≥ 2.
+        ratio: real : accepted : unlabelled.
+        sizes: how many images each source has.
+    """
+    if batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2, got {batch_size}.")
+    if len(ratio) != 3 or min(ratio) < 0 or ratio[0] <= 0 or not math.isfinite(sum(ratio)):
+        raise ValueError(
+            "ratio must be three numbers ≥ 0, real : accepted : unlabelled, the first of them "
+            f"> 0, got {tuple(ratio)}."
+        )
+    real, accepted, unlabelled = ratio
+    if not sizes[1]:
+        accepted, unlabelled = 0, accepted + unlabelled
+    if not sizes[2]:
+        accepted, unlabelled = accepted + unlabelled, 0
+    if not sizes[1]:
+        accepted = 0
+    shares = [batch_size * part / (real + accepted + unlabelled)
+              for part in (real, accepted, unlabelled)]
+    counts = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(3), key=lambda i: counts[i] - shares[i])
+    for i in by_remainder[: batch_size - sum(counts)]:
+        counts[i] += 1
+    if counts[0] == 0:
+        largest = max(range(3), key=lambda i: counts[i])
+        counts[0], counts[largest] = 1, counts[largest] - 1
+    return tuple(counts)
+
+
+def _endless(source: Tensor, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from source[torch.randperm(len(source), generator=generator)].tolist()
+
+
+def _split_item(item: object) -> tuple[Tensor, Tensor]:
+    image, label = (item[0], item[1]) if isinstance(item, (tuple, list)) else (item, -1)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"images must be tensors (C, H, W), got {type(image).__name__}; give the dataset a "
+            "transform: v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])."
+        )
+    return image, torch.as_tensor(-1 if label is None else label)

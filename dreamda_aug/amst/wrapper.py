@@ -1,0 +1,408 @@
+"""AMSTWrapper: five heads on the features of any classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamda_aug.amst.features import FeatureReader, evaluation_mode
+from dreamda_aug.amst.losses import (
+    AMSTLosses,
+    PseudoLabels,
+    agree_and_confident,
+    check_rules,
+    check_targets,
+    check_unit_interval,
+    consistency_terms,
+    orthogonality_loss,
+)
+from dreamda_aug.amst.views import StrongView, WeakView
+
+View = Callable[[Tensor], Tensor]
+
+
+class AMSTWrapper(nn.Module):
+    """Asymmetric multi-head self-training around any classifier of images.
+
+    The classifier's own final layer is the main head f5; auxiliary heads on the same features
+    learn from the weak and the strong view of labelled images and label the others together.
+    Called with images alone it answers exactly what the classifier answers.
+
+    Args:
+        model: a classifier, images (N, C, H, W) -> logits (N, classes). Wrap first, then compile
+            or distribute: ``torch.compile(AMSTWrapper(model))``.
+        num_classes: checked against the final layer; needed only with ``features``.
+        head: the final classification layer or its name, where it is not found by itself.
+        features: in place of ``head``, for a classifier that does not end in a Linear or 1×1
+            Conv2d layer: a submodule (or its name) whose output are the features, (N, D),
+            (N, tokens, D) or (N, D, H, W); ``feature_dim`` is D, and ``num_classes`` is needed.
+        weak, strong: views, functions from a batch of images to a batch of images. Default
+            ``WeakView()`` and ``StrongView(weak=weak)``; these want images in [0, 1], or the
+            normalisation told to them (see ``StrongView``). A torchvision transform works too,
+            but treats all images of a batch alike.
+        head_views: the view that each auxiliary head learns from; its length is the number of
+            heads. Default f1ʷ, f2ʷ, f1ˢ, f2ˢ [paper].
+        agreement: ``"all"`` heads vote alike, or more than half do, ``"majority"`` [ours].
+        confidence: the ``"mean"``, ``"min"`` or ``"max"`` over heads of the label's probability
+            [ours].
+        confidence_threshold: smallest confidence of an accepted label, in [0, 1] [ours].
+        consistency_threshold: FixMatch's τ for the consistency term, in [0, 1] [FixMatch, .95].
+        pseudo_weight, consistency_weight: factors of these terms [ours: 1, 1].
+        orthogonality_weight: factor of mean |W_i·W_jᵀ| of same-view heads [ours: 0.01].
+        auxiliary_weight: in the training stage the auxiliary heads go on learning from the real
+            images, on detached features, so that they follow the features as these move and
+            change nothing else [ours: 1]. 0 freezes them after pretraining.
+        labelled_view: ``"weak"`` or ``"strong"``, what the main head sees of real and accepted
+            images [ours; FixMatch's is weak].
+
+    Attributes:
+        model: the classifier. ``wrapper.model.state_dict()`` has its own keys at any time.
+        auxiliary_heads: the auxiliary heads, linear layers.
+
+    Raises:
+        ValueError: the final layer cannot be told (the message lists the candidates), has another
+            number of classes than ``num_classes``, or an option is out of range.
+        TypeError: ``model`` is no module, is compiled, or is wrapped already.
+
+    Source: DreamDA, arXiv:2403.12803, section on AMST, whose code was not released; what the
+    paper does not say is marked [ours].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int | None = None,
+        *,
+        head: str | nn.Module | None = None,
+        features: str | nn.Module | None = None,
+        feature_dim: int | None = None,
+        weak: View | None = None,
+        strong: View | None = None,
+        head_views: Sequence[str] = ("weak", "weak", "strong", "strong"),
+        agreement: str = "all",
+        confidence: str = "mean",
+        confidence_threshold: float = 0.9,
+        consistency_threshold: float = 0.95,
+        pseudo_weight: float = 1.0,
+        consistency_weight: float = 1.0,
+        orthogonality_weight: float = 0.01,
+        auxiliary_weight: float = 1.0,
+        labelled_view: str = "weak",
+    ) -> None:
+        super().__init__()
+        _check_model(model)
+        check_rules(agreement, confidence, confidence_threshold)
+        check_unit_interval("consistency_threshold", consistency_threshold)
+        _check_views("head_views", head_views)
+        _check_views("labelled_view", (labelled_view,))
+        weights = {
+            "pseudo_weight": pseudo_weight,
+            "consistency_weight": consistency_weight,
+            "orthogonality_weight": orthogonality_weight,
+            "auxiliary_weight": auxiliary_weight,
+        }
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} must be finite and ≥ 0, got {weight}.")
+
+        # Not a module: the layer that it holds must not be registered, and saved, twice.
+        self._reader = FeatureReader(model, num_classes, head, features, feature_dim)
+        self.model = model
+        self.num_classes = self._reader.num_classes
+        self.head_views = tuple(head_views)
+        self.agreement, self.confidence = agreement, confidence
+        self.confidence_threshold = confidence_threshold
+        self.consistency_threshold = consistency_threshold
+        self.pseudo_weight, self.consistency_weight = pseudo_weight, consistency_weight
+        self.orthogonality_weight, self.auxiliary_weight = orthogonality_weight, auxiliary_weight
+        self.labelled_view = labelled_view
+        weak = WeakView() if weak is None else weak
+        # A plain dictionary: a view that is a module must not become a part of the state_dict.
+        self._views = {
+            "weak": weak,
+            "strong": strong
+            if strong is not None
+            else (StrongView(weak=weak) if isinstance(weak, WeakView) else StrongView()),
+        }
+        anchor = next(iter(self._reader.layer.parameters()), next(model.parameters()))
+        self.auxiliary_heads = nn.ModuleList(
+            nn.Linear(
+                self._reader.feature_dim,
+                self.num_classes,
+                device=anchor.device,
+                dtype=anchor.dtype,
+            )
+            for _ in self.head_views
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Tensor | None = None,
+        synthetic: Tensor | None = None,
+        seed_labels: Tensor | None = None,
+        pseudo_labels: PseudoLabels | None = None,
+        stage: str | None = None,
+    ) -> Tensor | AMSTLosses:
+        """The classifier's own answer; or, with ``stage``, a loss.
+
+        ``stage="pretraining"`` is ``pretraining_loss(images, targets)`` and ``stage="training"``
+        is ``losses(images, targets, synthetic, …)``: the way in where the wrapper is itself
+        wrapped, as ``DistributedDataParallel`` counts only what passes through ``forward``. It
+        needs ``find_unused_parameters=True``, since each stage leaves some heads alone.
+        """
+        if stage is None:
+            return self.model(images)
+        if stage == "pretraining":
+            return self.pretraining_loss(images, targets)
+        if stage == "training":
+            return self.losses(images, targets, synthetic, seed_labels, pseudo_labels)
+        raise ValueError(f'stage must be None, "pretraining" or "training", got {stage!r}.')
+
+    def pretraining_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """L_pre: the auxiliary heads, each on its view of labelled images, and orthogonality.
+
+        Mean over the heads of their cross-entropy, plus ``orthogonality_weight`` times the
+        orthogonality term. Gradients reach the features and the auxiliary heads, not the main
+        head. The mean over heads (not the sum) keeps the step size independent of their number.
+
+        Args:
+            images: (N, C, H, W).
+            targets: class indices, (N,) integers, or soft labels, (N, classes), as MixUp gives.
+
+        Raises:
+            ValueError: targets out of range, empty batch, or logits that are not finite.
+        """
+        self._check_batch("images", images, targets)
+        views = self._views_of(images, self.head_views)
+        features, _ = self._run(torch.cat(list(views.values())))
+        auxiliary = self._auxiliary_loss(features.split(len(images)), views, targets)
+        return auxiliary + self.orthogonality_weight * self._orthogonality()
+
+    @torch.no_grad()
+    def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
+        """What the auxiliary heads agree on, from the images as they are (evaluation view).
+
+        Runs in eval mode and puts every module back into the mode that it was in.
+
+        Args:
+            images: (N, C, H, W), N ≥ 0.
+            seed_labels: if given, a further vote per image, (N,) integers; −1 is no vote.
+
+        Raises:
+            ValueError: logits that are not finite, or seed labels out of range.
+        """
+        return self.vote(self.head_probabilities(images), seed_labels)
+
+    @torch.no_grad()
+    def head_probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities of every auxiliary head in eval mode, (heads, N, classes)."""
+        if len(images) == 0:
+            return images.new_zeros(len(self.auxiliary_heads), 0, self.num_classes)
+        with evaluation_mode(self):
+            features, _ = self._run(images)
+            return torch.stack(self._auxiliary_logits(features)).softmax(2)
+
+    def vote(self, probabilities: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
+        """``agree_and_confident`` with this wrapper's rules; probabilities (heads, N, classes)."""
+        return agree_and_confident(
+            probabilities,
+            agreement=self.agreement,
+            confidence=self.confidence,
+            confidence_threshold=self.confidence_threshold,
+            seed_labels=seed_labels,
+        )
+
+    def losses(
+        self,
+        real: Tensor,
+        targets: Tensor,
+        synthetic: Tensor | None = None,
+        seed_labels: Tensor | None = None,
+        pseudo_labels: PseudoLabels | None = None,
+    ) -> AMSTLosses:
+        """One training step: L_sup on real and accepted images, L_c on those left unlabelled.
+
+        Gradients of the first three terms reach the features and the main head; those of the
+        auxiliary and orthogonality terms the auxiliary heads only.
+
+        Args:
+            real: labelled images, (N, C, H, W).
+            targets: class indices, (N,) integers, or soft labels, (N, classes).
+            synthetic: images without trusted labels, (M, C, H, W); None or M = 0: none.
+            seed_labels: a fifth vote for ``label``, (M,) integers, −1 where unknown.
+            pseudo_labels: labels made before (of a pool); by default ``synthetic`` is labelled
+                now.
+
+        Raises:
+            ValueError: targets out of range, a batch of one in front of BatchNorm, or logits
+                that are not finite (no loss is returned, so no weight can become nan).
+        """
+        self._check_batch("real", real, targets)
+        if synthetic is None or len(synthetic) == 0:
+            synthetic, pseudo_labels = real[:0], None
+        elif pseudo_labels is None:
+            pseudo_labels = self.label(synthetic, seed_labels)
+        elif len(pseudo_labels) != len(synthetic):
+            raise ValueError(
+                f"pseudo_labels must be as many as synthetic images, got {len(pseudo_labels)} "
+                f"for {len(synthetic)}."
+            )
+        frozen = self.auxiliary_weight == 0
+        mask = torch.zeros(0, dtype=torch.bool, device=real.device)
+        accepted = mask if pseudo_labels is None else pseudo_labels.mask
+        views = self._views_of(real, (self.labelled_view, *(() if frozen else self.head_views)))
+        parts = [
+            *views.values(),
+            self._view(self.labelled_view, synthetic[accepted]),
+            self._view("weak", synthetic[~accepted]),
+            self._view("strong", synthetic[~accepted]),
+        ]
+        # One pass over everything, so that BatchNorm sees one batch and each weight is read once.
+        features, logits = self._run(torch.cat(parts))
+        sizes = [len(part) for part in parts]
+        of_real, *_, of_accepted, of_weak, of_strong = logits.split(sizes)
+
+        supervised = F.cross_entropy(of_real, targets)
+        pseudo = consistency = auxiliary = logits.new_zeros(())
+        if pseudo_labels is not None:
+            labels = pseudo_labels.labels[accepted]
+            of_pseudo = F.cross_entropy(of_accepted, labels, reduction="sum")
+            of_consistency = consistency_terms(of_weak, of_strong, self.consistency_threshold)
+            pseudo = of_pseudo / len(synthetic)
+            consistency = of_consistency.sum() / len(synthetic)
+        orthogonality = self._orthogonality()
+        if frozen:
+            orthogonality = orthogonality.detach()
+        else:
+            auxiliary = self._auxiliary_loss(features.detach().split(sizes), views, targets)
+        total = (
+            supervised
+            + self.pseudo_weight * pseudo
+            + self.consistency_weight * consistency
+            + self.auxiliary_weight * auxiliary
+            + (0.0 if frozen else self.orthogonality_weight * orthogonality)
+        )
+        return AMSTLosses(
+            total=total,
+            supervised=supervised,
+            pseudo=pseudo,
+            consistency=consistency,
+            auxiliary=auxiliary,
+            orthogonality=orthogonality,
+            accepted_share=accepted.float().mean(),
+            pseudo_labels=pseudo_labels,
+        )
+
+    def parameter_groups(
+        self, lr: float, backbone_lr: float | None = None
+    ) -> list[dict[str, object]]:
+        """Groups for an optimizer: the heads at ``lr``, the features at ``backbone_lr``.
+
+        Args:
+            lr: learning rate of the main and the auxiliary heads (and of the features too, where
+                ``backbone_lr`` is None).
+            backbone_lr: learning rate of everything in front of the heads; smaller when it is
+                pretrained.
+
+        Returns:
+            Two dictionaries with ``params``, ``lr`` and ``name``. Frozen parameters
+            (``requires_grad=False``) are left out. Where the wrapper was made with ``features``,
+            it cannot tell the main head apart, which then belongs to the features.
+        """
+        heads = list(self.auxiliary_heads.parameters())
+        if self._reader.is_head:
+            heads += self._reader.layer.parameters()
+        known = {id(parameter) for parameter in heads}
+        features = [p for p in self.model.parameters() if id(p) not in known]
+        groups = [("features", features, lr if backbone_lr is None else backbone_lr)]
+        groups.append(("heads", heads, lr))
+        return [
+            {"params": [p for p in params if p.requires_grad], "lr": rate, "name": name}
+            for name, params, rate in groups
+        ]
+
+    def to_classifier(self) -> nn.Module:
+        """The classifier that was wrapped, the same object: trained, and free of our hook.
+
+        The wrapper remains usable and puts the hook back when it is trained further.
+        """
+        self._reader.tap.detach()
+        return self.model
+
+    def extra_repr(self) -> str:
+        return (
+            f"head={self._reader.name!r}, num_classes={self.num_classes}, "
+            f"head_views={self.head_views}, agreement={self.agreement!r}, "
+            f"confidence={self.confidence!r}, confidence_threshold={self.confidence_threshold}"
+        )
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images) == 1 and _has_training_batch_norm(self.model):
+            raise ValueError(
+                "a batch of one image cannot train BatchNorm layers, whose variance would be 0; "
+                "give more images, or put these layers into eval mode."
+            )
+        return self._reader.read(self.model, images)
+
+    def _auxiliary_logits(self, features: Tensor) -> list[Tensor]:
+        return [head(features).float() for head in self.auxiliary_heads]
+
+    def _auxiliary_loss(
+        self, features: Sequence[Tensor], views: Sequence[str], targets: Tensor
+    ) -> Tensor:
+        """Mean cross-entropy of the auxiliary heads, each on the features of its own view."""
+        by_view = dict(zip(views, features, strict=False))
+        terms = [
+            F.cross_entropy(head(by_view[view]).float(), targets)
+            for head, view in zip(self.auxiliary_heads, self.head_views, strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    def _orthogonality(self) -> Tensor:
+        return orthogonality_loss([head.weight for head in self.auxiliary_heads], self.head_views)
+
+    def _views_of(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: self._view(name, images) for name in dict.fromkeys(names)}
+
+    @torch.compiler.disable
+    def _view(self, name: str, images: Tensor) -> Tensor:
+        view = self._views[name](images) if len(images) else images
+        if not isinstance(view, Tensor) or view.shape[:2] != images.shape[:2]:
+            found = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+            raise ValueError(
+                f"the {name} view must return a batch like the one it got, "
+                f"{tuple(images.shape)}, got {found}."
+            )
+        return view
+
+    def _check_batch(self, name: str, images: Tensor, targets: Tensor) -> None:
+        if len(images) == 0:
+            raise ValueError(f"{name} must hold at least one labelled image, got none.")
+        check_targets("targets", targets, len(images), self.num_classes)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, AMSTWrapper):
+        raise TypeError("model is wrapped already; wrap model.to_classifier().")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("model is compiled; wrap first: torch.compile(AMSTWrapper(model)).")
+    if not any(True for _ in model.parameters()):
+        raise ValueError("model must have parameters, got none.")
+
+
+def _check_views(name: str, views: Sequence[str]) -> None:
+    if isinstance(views, str) or not views or not set(views) <= {"weak", "strong"}:
+        raise ValueError(
+            f'{name} must be made of "weak" and "strong", at least one of them, got {views!r}.'
+        )
+
+
+def _has_training_batch_norm(model: nn.Module) -> bool:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return any(isinstance(module, kinds) and module.training for module in model.modules())
