@@ -2,12 +2,16 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from dreamda_aug.transforms import DreamDAugment
+
+if TYPE_CHECKING:
+    from dreamda_aug.stored import StoredDataset
 
 
 class Origin(NamedTuple):
@@ -71,13 +75,38 @@ class AugmentedDataset(Dataset):
                 f"dataset must be map-style, with __getitem__ and __len__, got "
                 f"{type(dataset).__name__}."
             )
-        self._raw = _Untransformed(dataset)
+        self._raw = Untransformed(dataset)
         self.augment = augment
         self.expansion_ratio = expansion_ratio
         self.transform = transform
         self.with_origin = with_origin
         # in shared memory: persistent workers see a new epoch too
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @classmethod
+    def from_folder(
+        cls,
+        real: Dataset,
+        folder: str | Path,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        with_origin: bool = False,
+    ) -> "StoredDataset":
+        """Real samples and those that `expand` wrote to a folder; loads no diffusion model.
+
+        Args:
+            real: the dataset that was expanded, or a ``Subset`` of it: synthetic images of seed
+                images outside it are left out, so that no validation image leaks into training.
+            folder: what `expand` wrote.
+            transform: as above.
+            with_origin: as above.
+
+        Returns:
+            A dataset with the same samples, attributes and order as an `AugmentedDataset`.
+        """
+        from dreamda_aug.stored import StoredDataset
+
+        return StoredDataset(real, folder, transform=transform, with_origin=with_origin)
 
     def __len__(self) -> int:
         return len(self._raw) * (self.expansion_ratio + 1)
@@ -139,25 +168,28 @@ class AugmentedDataset(Dataset):
 
     @property
     def classes(self) -> list[str]:
-        return _find(self._raw.dataset, "classes")
+        return find_attribute(self._raw.dataset, "classes")
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        return _find(self._raw.dataset, "class_to_idx")
+        return find_attribute(self._raw.dataset, "class_to_idx")
 
     @property
     def targets(self) -> list[Any]:
         """Labels of all samples, real ones first; synthetic ones carry their seed's label."""
-        real = _targets(self._raw.dataset)
+        real = find_targets(self._raw.dataset)
         return real + [label for label in real for _ in range(self.expansion_ratio)]
 
 
-class _Untransformed:
+class Untransformed:
     """A dataset without its image transform, which waits in `transform`."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
         self._bare, self._transform_of = _split(dataset)
+
+    def __reduce__(self):
+        return Untransformed, (self.dataset,)  # split again: closures cannot be pickled
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -225,7 +257,7 @@ def _keep(image: Any, label: Any) -> tuple[Any, Any]:
     return image, label
 
 
-def _find(dataset: Dataset, name: str) -> Any:
+def find_attribute(dataset: Dataset, name: str) -> Any:
     """An attribute of a dataset, or of the one that it is a part of."""
     while not hasattr(dataset, name):
         if isinstance(dataset, ConcatDataset):
@@ -237,12 +269,13 @@ def _find(dataset: Dataset, name: str) -> Any:
     return getattr(dataset, name)
 
 
-def _targets(dataset: Dataset) -> list[Any]:
+def find_targets(dataset: Dataset) -> list[Any]:
+    """Labels of a dataset, without its images; AttributeError where it keeps no list of them."""
     if isinstance(dataset, Subset):
-        inner = _targets(dataset.dataset)
+        inner = find_targets(dataset.dataset)
         return [inner[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        return [label for part in dataset.datasets for label in _targets(part)]
+        return [label for part in dataset.datasets for label in find_targets(part)]
     for name in ("targets", "labels", "_labels"):
         if hasattr(dataset, name):
             labels = getattr(dataset, name)

@@ -1,0 +1,23 @@
+"""Whole synthetic datasets on disk: made, resumed, filtered, described, read back."""
+
+from dreamda_aug.expansion.estimate import Estimate, estimate
+from dreamda_aug.expansion.expansion import Expansion, Progress, Summary, expand
+from dreamda_aug.expansion.filters import (
+    Filter,
+    GuardEvents,
+    LabelAgreement,
+    OtherImageCopy,
+    SeedCopy,
+    open_filter,
+)
+from dreamda_aug.expansion.manifest import ExpansionError, ManifestLine, read_manifest
+from dreamda_aug.expansion.regeneration import Regenerated, regenerate
+from dreamda_aug.expansion.report import write_report
+from dreamda_aug.expansion.sources import Source, open_source
+
+__all__ = [
+    "Estimate", "Expansion", "ExpansionError", "Filter", "GuardEvents", "LabelAgreement",
+    "ManifestLine", "OtherImageCopy", "Progress", "Regenerated", "SeedCopy", "Source", "Summary",
+    "estimate", "expand", "open_filter", "open_source", "read_manifest", "regenerate",
+    "write_report",
+]

@@ -1,0 +1,281 @@
+"""Which synthetic images are doubtful: wrong class, copy of another image, too close to the seed.
+
+Source: ours, on the measures of `dreamda_aug.neighbours`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.expansion.seed_images import UNREADABLE, to_storable
+from dreamda_aug.expansion.sources import Source
+from dreamda_aug.images import fit_to, read_pixels
+from dreamda_aug.neighbours import nearest
+
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Batch(NamedTuple):
+    """A unit's images, as filters see them.
+
+    Attributes:
+        images: synthetic images, (B, C, H, W) in [0, 1], on the CPU.
+        seed_images: the seed image of each, same shape.
+        seed_index: number of each one's seed image in the source.
+        labels: the label of each.
+        events: what the generator's guards did for each.
+    """
+
+    images: Tensor
+    seed_images: Tensor
+    seed_index: Sequence[int]
+    labels: Sequence[int]
+    events: Sequence[Sequence[str]]
+
+
+class Filter(Protocol):
+    """Measures images and objects to some. The same batch must get the same answer.
+
+    Attributes:
+        name: the flag that it raises.
+    """
+
+    name: str
+
+    def describe(self) -> dict:
+        """What the answer depends on, as JSON; another one makes another dataset."""
+        ...
+
+    def prepare(self, source: Source, backbone: Backbone) -> None:
+        """Called once before the first batch."""
+        ...
+
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        """A score for each image, and whether the filter objects to it."""
+        ...
+
+
+@dataclass
+class GuardEvents:
+    """Objects to images that a guard replaced by their seed image. The score is 1 for these."""
+
+    name = "guard"
+
+    def describe(self) -> dict:
+        return {"name": self.name}
+
+    def prepare(self, source: Source, backbone: Backbone) -> None:
+        """Nothing is needed."""
+
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        replaced = [bool({"replaced", "unsafe"} & set(events)) for events in batch.events]
+        return [float(each) for each in replaced], replaced
+
+
+@dataclass
+class LabelAgreement:
+    """Objects where a classifier gives an image another class than its seed's.
+
+    The score is the classifier's probability of the seed's class.
+
+    Args:
+        classifier: images (B, C, H, W) in [0, 1], of the backbone's size, to logits (B, K), in
+            the source's class order.
+        identity: names the classifier in the record, such as a file name and its checksum.
+    """
+
+    classifier: Callable[[Tensor], Tensor]
+    identity: str
+    name = "label"
+
+    def describe(self) -> dict:
+        return {"name": self.name, "classifier": self.identity}
+
+    def prepare(self, source: Source, backbone: Backbone) -> None:
+        """Nothing is needed."""
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        logits = torch.as_tensor(self.classifier(batch.images)).float().cpu()
+        if logits.ndim != 2 or len(logits) != len(batch.labels):
+            raise ValueError(
+                f"the classifier must give logits (B, K), got {tuple(logits.shape)} for "
+                f"{len(batch.labels)} images."
+            )
+        labels = torch.tensor(batch.labels)
+        if labels.max() >= logits.shape[1]:
+            raise ValueError(
+                f"the classifier knows {logits.shape[1]} classes, the source has label "
+                f"{labels.max().item()}."
+            )
+        scores = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        return scores.tolist(), (logits.argmax(1) != labels).tolist()
+
+
+@dataclass
+class OtherImageCopy:
+    """Objects to what looks like a copy of a training image other than the seed image.
+
+    The score is the distance to the nearest other seed image, in units of the median such
+    distance between real images; 1 is as far apart as real neighbours are. An image is a copy if
+    it lies below ``threshold`` while its own seed image does not.
+
+    Args:
+        threshold: >= 0 [ours].
+        size: side of the pictures that are compared, in pixels.
+    """
+
+    threshold: float = 0.3
+    size: int = 16
+    name = "copy"
+
+    def describe(self) -> dict:
+        return {"name": self.name, "threshold": self.threshold, "size": self.size}
+
+    def prepare(self, source: Source, backbone: Backbone) -> None:
+        rows, indices = [], []
+        for index in range(len(source.labels)):
+            try:
+                pixels = read_pixels(to_storable(source.open(index)))
+            except UNREADABLE:
+                continue  # counted when its turn comes
+            rows.append(self._features(fit_to(pixels.values, backbone)))
+            indices.append(index)
+        if len(rows) < 2:
+            raise ValueError("the copy filter needs at least 2 readable seed images.")
+        self._training = torch.cat(rows)
+        self._row = {index: row for row, index in enumerate(indices)}
+        every = torch.arange(len(rows))
+        spacing = nearest(self._training, self._training, exclude=every)[0]
+        self._scale = max(spacing.median().item(), 1e-12)
+
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        own = torch.tensor([self._row[index] for index in batch.seed_index])
+        distance, other = nearest(self._features(batch.images), self._training, exclude=own)
+        between = (self._training[own] - self._training[other]).double().norm(dim=1)
+        scores = distance / self._scale
+        copies = (scores < self.threshold) & (between / self._scale >= self.threshold)
+        return scores.tolist(), copies.tolist()
+
+    def _features(self, images: Tensor) -> Tensor:
+        small = F.resize(images.float(), [self.size, self.size], antialias=True)
+        return small.flatten(1)
+
+
+@dataclass
+class SeedCopy:
+    """Objects to what hardly differs from its own seed image: the perturbation is too weak.
+
+    The score is the root mean square pixel distance, in [0, 1].
+
+    Args:
+        threshold: >= 0; 0.02 is about 5 of 255 grey levels [ours].
+    """
+
+    threshold: float = 0.02
+    name = "seed-copy"
+
+    def describe(self) -> dict:
+        return {"name": self.name, "threshold": self.threshold}
+
+    def prepare(self, source: Source, backbone: Backbone) -> None:
+        """Nothing is needed."""
+
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        distance = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt()
+        return distance.tolist(), (distance < self.threshold).tolist()
+
+
+def open_filter(text: str, class_count: int) -> Filter:
+    """The filter that a word of the command line stands for.
+
+    Args:
+        text: ``"guard"``, ``"copy"`` or ``"seed-copy"``, the last two also with a threshold as in
+            ``"copy=0.2"``; or ``"label=CLASSIFIER"``, where the classifier is ``bundled``, a
+            TorchScript file (.pt), an ONNX file (.onnx), or ``ARCHITECTURE:WEIGHTS.safetensors``
+            with an architecture of torchvision, which sees images of 224 pixels, normalised as for
+            ImageNet. TorchScript files are programs: take them only from where you trust.
+        class_count: number of classes of the source.
+
+    Raises:
+        ValueError: there is no such filter.
+        FileNotFoundError: the classifier's file is not there.
+    """
+    name, given, value = text.partition("=")
+    kinds = {"copy": OtherImageCopy, "seed-copy": SeedCopy}
+    if name in kinds:
+        if not given:
+            return kinds[name]()
+        try:
+            threshold = float(value)
+        except ValueError:
+            threshold = -1.0
+        if not 0 <= threshold < float("inf"):
+            raise ValueError(f"filter {name}: the threshold must be a number >= 0, got {value!r}.")
+        return kinds[name](threshold)
+    if text == "guard":
+        return GuardEvents()
+    if name == "label" and value:
+        return LabelAgreement(*_open_classifier(value, class_count))
+    raise ValueError(f"filter must be guard, copy, seed-copy or label=CLASSIFIER, got {text!r}.")
+
+
+def _open_classifier(text: str, class_count: int) -> tuple[Callable[[Tensor], Tensor], str]:
+    if text == "bundled":
+        from dreamda_aug.bundled import fashion_mnist_judge
+
+        return fashion_mnist_judge(), "bundled"
+    architecture, colon, weights = text.rpartition(":")
+    path = Path(weights if colon else text)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a classifier's file, found none.")
+    identity = f"{architecture}{colon}{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    try:
+        if path.suffix == ".safetensors" and architecture:
+            return _open_torchvision_model(architecture, path, class_count), identity
+        if path.suffix == ".onnx":
+            return _open_onnx(path), identity
+        if path.suffix in (".pt", ".ts", ".torchscript"):
+            return torch.jit.load(str(path), map_location="cpu").eval(), identity
+    except RuntimeError as error:
+        raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
+    raise ValueError(
+        f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors."
+    )
+
+
+def _open_torchvision_model(architecture: str, path: Path, class_count: int):
+    from safetensors.torch import load_file
+    from torchvision.models import get_model
+
+    model = get_model(architecture, weights=None, num_classes=class_count)
+    model.load_state_dict(load_file(path))
+    model.eval()
+
+    def classify(images: Tensor) -> Tensor:
+        # what torchvision's own classifiers were trained on
+        colour = F.resize(images.expand(-1, 3, -1, -1), [224, 224], antialias=True)
+        return model(F.normalize(colour, _IMAGENET_MEAN, _IMAGENET_STD))
+
+    return classify
+
+
+def _open_onnx(path: Path):
+    try:
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
+    except ImportError as error:
+        raise ImportError("ONNX classifiers need: pip install onnxruntime.") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except (Fail, InvalidGraph, InvalidProtobuf) as error:
+        raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])

@@ -1,0 +1,158 @@
+"""What an expansion will make: which replicas of which seed images, in which batches."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from dreamda_aug.expansion.sources import Source
+
+
+class PlannedSample(NamedTuple):
+    """One synthetic image to make.
+
+    Attributes:
+        seed_index: number of the seed image in the source.
+        replica: number of the replica, >= 0.
+    """
+
+    seed_index: int
+    replica: int
+
+    @property
+    def id(self) -> str:
+        """Its name in the dataset; does not depend on what else is made."""
+        return f"{self.seed_index:08d}_{self.replica:04d}"
+
+
+class Plan:
+    """All samples in order, cut into units: batches that are generated as a whole.
+
+    The last bits of a result on CPU or GPU follow the shape of its batch. So the batches are part
+    of the plan: unit u holds the same samples for any number of processes, and however often the
+    work was interrupted.
+
+    Args:
+        replicas: number of replicas of each chosen seed image, by its number in the source.
+        unit_size: samples per unit, >= 1; the last unit may be smaller.
+    """
+
+    def __init__(self, replicas: Mapping[int, int], unit_size: int):
+        if unit_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {unit_size}.")
+        chosen = sorted(index for index, count in replicas.items() if count > 0)
+        self.unit_size = unit_size
+        self._seed_indices = chosen
+        self._ends = list(accumulate(replicas[index] for index in chosen))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def seed_images(self) -> int:
+        """How many seed images are used."""
+        return len(self._seed_indices)
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return -(-len(self) // self.unit_size)
+
+    def unit(self, number: int) -> list[PlannedSample]:
+        """The samples of one unit, in order."""
+        start = number * self.unit_size
+        return [self._sample(i) for i in range(start, min(start + self.unit_size, len(self)))]
+
+    def unit_length(self, number: int) -> int:
+        """How many samples a unit holds; 0 for units that are not planned."""
+        return max(0, min(self.unit_size, len(self) - number * self.unit_size))
+
+    def _sample(self, number: int) -> PlannedSample:
+        place = bisect_right(self._ends, number)
+        begin = self._ends[place - 1] if place else 0
+        return PlannedSample(self._seed_indices[place], number - begin)
+
+
+def count_replicas(
+    source: Source,
+    expansion_ratio: int | Mapping[str, int],
+    *,
+    balance: bool = False,
+    only_classes: Collection[str] | None = None,
+    limit: int | None = None,
+) -> dict[int, int]:
+    """How many replicas each seed image gets.
+
+    Args:
+        source: the seed images.
+        expansion_ratio: replicas per seed image, >= 0; or one number per class name.
+        balance: raise every class to the size that the largest one reaches with its ratio, real
+            and synthetic images together; smaller classes get more replicas per image.
+        only_classes: names of the classes to expand; None: all.
+        limit: use at most so many seed images, taken in turn from each class. Their replicas are
+            the same as without a limit.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+    ratios = _ratios(source.classes, expansion_ratio)
+    chosen = set(source.classes if only_classes is None else only_classes)
+    unknown = sorted(chosen - set(source.classes))
+    if unknown:
+        raise ValueError(f"only_classes: there is no class {unknown[0]!r} in the source.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
+    sizes = Counter(source.labels)
+    of_class: dict[int, list[int]] = {}
+    for index, label in enumerate(source.labels):
+        of_class.setdefault(label, []).append(index)
+    target = max((n * (ratios[label] + 1) for label, n in sizes.items()), default=0)
+    replicas: dict[int, int] = {}
+    for label, members in of_class.items():
+        wanted = target - len(members) if balance else ratios[label] * len(members)
+        each, more = divmod(wanted, len(members))
+        if source.classes[label] in chosen:
+            replicas.update({index: each + (i < more) for i, index in enumerate(members)})
+    if limit is not None:
+        replicas = {i: replicas[i] for i in _in_turn(of_class, replicas)[:limit]}
+    if not any(replicas.values()):
+        raise ValueError("nothing to make: no seed image has a replica to come.")
+    return replicas
+
+
+def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """What differs between two plans' facts, one line each: ``settings.steps: 50 -> 100``."""
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            lines.append(f"{prefix}{name}: {old!r} -> {new!r}")
+    return lines
+
+
+def _ratios(classes: Sequence[str], expansion_ratio: int | Mapping[str, int]) -> list[int]:
+    if isinstance(expansion_ratio, Mapping):
+        unknown = sorted(set(expansion_ratio) - set(classes))
+        if unknown:
+            raise ValueError(f"expansion_ratio: there is no class {unknown[0]!r} in the source.")
+        ratios = [expansion_ratio.get(name, 0) for name in classes]
+    else:
+        ratios = [expansion_ratio] * len(classes)
+    for ratio in ratios:
+        if isinstance(ratio, bool) or not isinstance(ratio, int) or ratio < 0:
+            raise ValueError(f"expansion_ratio must be an integer >= 0, got {ratio!r}.")
+    return ratios
+
+
+def _in_turn(of_class: dict[int, list[int]], among: Mapping[int, int]) -> list[int]:
+    """Seed images that get replicas: the first of each class, the second of each class, ..."""
+    ranked = [
+        (rank, label, index)
+        for label, members in of_class.items()
+        for rank, index in enumerate(members)
+        if among.get(index, 0) > 0
+    ]
+    return [index for _, _, index in sorted(ranked)]

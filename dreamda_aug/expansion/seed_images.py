@@ -1,0 +1,107 @@
+"""Seed images from a source to the backbone, and synthetic ones to PNG."""
+
+import errno
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import PIL.Image
+import PIL.PngImagePlugin
+import torch
+from torch import Tensor
+
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.expansion.manifest import ManifestLine
+from dreamda_aug.expansion.sources import Source
+from dreamda_aug.images import Pixels, fit_back, fit_to, read_pixels
+
+# What Pillow raises for broken and hostile files.
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
+              struct.error, zlib.error, PIL.Image.DecompressionBombError)
+# Troubles of the machine rather than of the file.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+_AS_COLOUR = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"}
+
+
+@dataclass(frozen=True)
+class SeedImage:
+    """A seed image, ready for the backbone.
+
+    Attributes:
+        values: its pixels at the backbone's size and channels, (1, C, H, W) in [0, 1].
+        digest: SHA-256 of its original pixels.
+        pixels: the way back, see `back`.
+        shape: its own shape, (1, C, H, W).
+    """
+
+    values: Tensor
+    digest: str
+    pixels: Pixels
+    shape: torch.Size
+
+    def back(self, made: Tensor) -> PIL.Image.Image:
+        """A synthetic image (1, C, H, W) as a PIL image of the seed image's size and mode."""
+        # one number, expanded: only shape and device are looked at
+        return self.pixels.restore(fit_back(made, torch.zeros(1).expand(self.shape)))
+
+
+def read_seed_image(source: Source, index: int, backbone: Backbone) -> SeedImage:
+    """Open and prepare a seed image.
+
+    Raises:
+        Unreadable: the file is broken, not there, or cannot be stored as PNG.
+    """
+    try:
+        pixels = read_pixels(to_storable(source.open(index)))
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in _OURS:
+            raise
+        # without the message: it may hold paths, and the record must be the same everywhere
+        raise Unreadable(f"unreadable ({type(error).__name__})") from error
+    values, shape = fit_to(pixels.values, backbone), pixels.values.shape
+    light = Pixels(values, pixels.digests, pixels.restore)
+    return SeedImage(values, pixels.digests[0], light, shape)
+
+
+class Unreadable(Exception):
+    """A seed image cannot be used; the message is the same on every machine."""
+
+
+def to_storable(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image in a mode that PNG keeps without loss: L, LA, RGB, RGBA or 16-bit grey.
+
+    Raises:
+        ValueError: it is a float image, or deeper than 16 bits.
+    """
+    if image.mode == "F":
+        raise ValueError("PNG keeps no float images")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in _AS_COLOUR:
+        transparent = "transparency" in image.info or image.mode in ("PA", "RGBa", "La")
+        return image.convert("RGBA" if transparent else "RGB")
+    if image.mode.startswith("I"):
+        low, high = image.getextrema()
+        if low < 0 or high > 0xFFFF:
+            raise ValueError("PNG keeps 16 bits at most")
+        return image if image.mode == "I;16" else image.convert("I").convert("I;16")
+    return image
+
+
+def pixel_digest(image: PIL.Image.Image) -> str:
+    """SHA-256 of an image's mode, size and pixels, in hexadecimal."""
+    digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def encode_png(image: PIL.Image.Image, line: ManifestLine) -> bytes:
+    """A PNG that is marked as synthetic and carries its manifest line."""
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text("synthetic", "true")
+    text.add_text("dreamda", line.to_json())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()

@@ -1,0 +1,189 @@
+"""What is expanded: class folders, lists of files, torchvision and Hugging Face datasets."""
+
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import PIL.Image
+import torch
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as F
+
+from dreamda_aug.datasets import Untransformed, find_attribute, find_targets
+from dreamda_aug.expansion.file_lists import (
+    FileSource,
+    check_labels,
+    empty_classes,
+    file_size,
+    open_list,
+)
+from dreamda_aug.expansion.hubs import open_hugging_face, open_torchvision
+
+
+class Source(Protocol):
+    """Labelled seed images that can be opened one at a time.
+
+    Attributes:
+        classes: names of the classes, in label order.
+        labels: the label of each seed image.
+        paths: a name for each seed image, the same on every machine.
+        spec: what `open_source` takes to open it again; None: it cannot know.
+        problems: what was left out while listing, in words.
+        skipped: how many entries of the list were left out.
+    """
+
+    classes: list[str]
+    labels: Sequence[int]
+    paths: Sequence[str]
+    spec: dict | None
+    problems: list[str]
+    skipped: int
+
+    def open(self, index: int) -> PIL.Image.Image:
+        """The seed image, decoded; raises what Pillow raises for a broken one."""
+        ...
+
+    def digest(self) -> str:
+        """Changes whenever the list of seed images does; opens none of them."""
+        ...
+
+
+def open_source(
+    spec: str | Path | Dataset,
+    *,
+    class_names: Sequence[str] | None = None,
+    split: str | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+) -> Source:
+    """The seed images that a word, a path or a dataset stands for; decodes nothing.
+
+    Args:
+        spec: a folder with one sub-folder per class, as torchvision's ``ImageFolder`` has it; a
+            ``.csv`` or ``.jsonl`` list with the columns ``path`` and ``label``, paths relative to
+            the list; ``"torchvision:CIFAR10"``; ``"hf:user/name"``; ``"bundled"``; or a map-style
+            dataset of ``(image, label)``.
+        class_names: for lists and datasets: the classes in label order.
+        split: for torchvision, Hugging Face and bundled data; None: ``"train"``.
+        data_root: folder of torchvision's or Hugging Face's data.
+        download: let torchvision download what is missing.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it holds no labelled images, or contradicts itself.
+        ExpansionError: a line of the list is damaged.
+        ImportError: Hugging Face's ``datasets`` is needed and not installed.
+    """
+    if not isinstance(spec, str | Path):
+        return DatasetSource(spec, class_names)
+    text = str(spec)
+    again = {"spec": text, "split": split, "data_root": str(data_root) if data_root else None}
+    if text == "bundled":
+        from dreamda_aug.bundled import FashionMNISTSample
+
+        return DatasetSource(FashionMNISTSample(split or "train"), class_names, again)
+    if text.startswith("torchvision:"):
+        dataset = open_torchvision(text.partition(":")[2], split or "train", data_root, download)
+        return DatasetSource(dataset, class_names, again)
+    if text.startswith("hf:"):
+        return DatasetSource(open_hugging_face(text[3:], split or "train", data_root),
+                             class_names, again)
+    path = Path(spec)
+    again["spec"] = str(path.absolute())
+    if path.is_dir():
+        return _open_folder(path, again)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: expected a folder of class folders, a .csv or .jsonl list, "
+            "torchvision:NAME, hf:NAME or bundled; found nothing."
+        )
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise ValueError(f"{path}: expected a folder, a .csv or a .jsonl list.")
+    return open_list(path, class_names, again)
+
+
+class DatasetSource:
+    """Seed images of a map-style dataset of ``(image, label)``; see `Source`.
+
+    The images as they are before the dataset's own transform are used.
+
+    Args:
+        dataset: with ``targets`` or ``labels``; without, every item is read once for its label.
+        class_names: the classes in label order; None: the dataset's ``classes``.
+        spec: what opened it.
+    """
+
+    def __init__(
+        self, dataset: Dataset, class_names: Sequence[str] | None = None, spec: dict | None = None
+    ):
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                "source must be a path, a name or a map-style dataset, got "
+                f"{type(dataset).__name__}."
+            )
+        self._raw = Untransformed(dataset)
+        self.spec = spec
+        self.labels = [_whole(label) for label in labels_of(self._raw)]
+        self.classes = list(class_names or _classes_of(dataset, self.labels))
+        check_labels(self.labels, len(self.classes))
+        self.paths = [f"#{i}" for i in range(len(dataset))]
+        self.problems, self.skipped = empty_classes(self.classes, self.labels), 0
+
+    def open(self, index: int) -> PIL.Image.Image:
+        image = self._raw[index][0]
+        if isinstance(image, torch.Tensor):
+            return F.to_pil_image(image)
+        if not isinstance(image, PIL.Image.Image):
+            raise ValueError(f"a PIL image or a tensor was expected, not {type(image).__name__}")
+        image.load()
+        return image
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([self.classes, self.labels]).encode()).hexdigest()
+
+
+def _open_folder(root: Path, spec: dict) -> FileSource:
+    """The images of class folders, in the order of torchvision's ``ImageFolder``."""
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not classes:
+        raise ValueError(f"{root}: expected one sub-folder per class, found none.")
+    labels, paths, sizes = [], [], []
+    for label, name in enumerate(classes):
+        for folder, _, names in sorted(os.walk(root / name, followlinks=True)):
+            for file in sorted(names):
+                if file.lower().endswith(IMG_EXTENSIONS):
+                    path = os.path.join(folder, file)
+                    labels.append(label)
+                    paths.append(os.path.relpath(path, root).replace(os.sep, "/"))
+                    sizes.append(file_size(path))
+    if not paths:
+        raise ValueError(f"{root}: the class folders hold no image files.")
+    return FileSource(root, classes, labels, paths, sizes, spec, empty_classes(classes, labels))
+
+
+def _classes_of(dataset: Dataset, labels: list[int]) -> list[str]:
+    try:
+        return [name[0] if isinstance(name, tuple) else name
+                for name in find_attribute(dataset, "classes")]
+    except AttributeError:
+        return [str(label) for label in range(max(labels, default=-1) + 1)]
+
+
+def labels_of(raw: Untransformed) -> list:
+    """Labels of a dataset as it keeps them; items are read only where it keeps no list."""
+    try:
+        return find_targets(raw.dataset)
+    except AttributeError:
+        return [raw[i][1] for i in range(len(raw))]
+
+
+def _whole(label: Any) -> int:
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise ValueError(f"labels must be integers, got {label!r}.") from None

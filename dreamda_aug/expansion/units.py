@@ -1,0 +1,164 @@
+"""One unit of an expansion: from planned samples to PNG files and manifest lines."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dreamda_aug.backbones import Condition
+from dreamda_aug.expansion.card import FLAGGED
+from dreamda_aug.expansion.filters import Batch, Filter
+from dreamda_aug.expansion.layouts import Layout
+from dreamda_aug.expansion.manifest import (
+    ExpansionError,
+    ManifestLine,
+    library_versions,
+    settings_to_json,
+)
+from dreamda_aug.expansion.plan import PlannedSample
+from dreamda_aug.expansion.seed_images import (
+    SeedImage,
+    Unreadable,
+    encode_png,
+    pixel_digest,
+    read_seed_image,
+)
+from dreamda_aug.expansion.sources import Source
+from dreamda_aug.generator import Generator, Request
+
+
+class UnitMaker:
+    """Generates units. The result depends on the unit alone, not on what was made before.
+
+    Args:
+        source: the seed images.
+        generator: without a cache.
+        conditions: what the backbone is told for each label.
+        filters: what may object to an image.
+        keep_flagged: keep the images that a filter objects to.
+        strict: an unreadable seed image is an error.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        generator: Generator,
+        conditions: Sequence[Condition],
+        filters: Sequence[Filter] = (),
+        *,
+        keep_flagged: bool = False,
+        strict: bool = False,
+    ):
+        self.source, self.generator, self.conditions = source, generator, conditions
+        self.filters, self.keep_flagged, self.strict = filters, keep_flagged, strict
+        self._settings = settings_to_json(generator.settings)
+        self._versions = library_versions()
+
+    def make(
+        self, unit: int, planned: Sequence[PlannedSample], layout: Layout
+    ) -> tuple[list[tuple[ManifestLine, bytes]], list[dict]]:
+        """Generate a unit as a whole.
+
+        Args:
+            unit: its number.
+            planned: its samples.
+            layout: names the files.
+
+        Returns:
+            Manifest lines with their PNG files, and an entry for each sample that was left out.
+
+        Raises:
+            ExpansionError: ``strict``, and a seed image is unreadable.
+            GenerationError: the backbone failed.
+        """
+        generator, planned = self.generator, list(planned)
+        size = len(planned)
+        seed_images: dict[int, SeedImage] = {}
+        skipped = []
+        for index in dict.fromkeys(sample.seed_index for sample in planned):
+            try:
+                seed_images[index] = read_seed_image(self.source, index, generator.backbone)
+            except Unreadable as error:
+                if self.strict:
+                    raise ExpansionError(f"strict: {self.source.paths[index]}: {error}") from error
+                skipped += [self._skip(sample, str(error)) for sample in planned
+                            if sample.seed_index == index]
+        planned = [sample for sample in planned if sample.seed_index in seed_images]
+        if not planned:
+            return [], skipped
+        rows = {index: row for row, index in enumerate(seed_images)}
+        labels = [self.source.labels[sample.seed_index] for sample in planned]
+        values = torch.cat([image.values for image in seed_images.values()])
+        guarded: list[str] = []
+        made = generator.augment(
+            values,
+            [Request(rows[sample.seed_index], self.conditions[label], sample.replica)
+             for sample, label in zip(planned, labels, strict=True)],
+            [image.digest for image in seed_images.values()],
+            guarded,
+        ).cpu()
+        events = [[act] if act else [] for act in guarded]
+        if generator.batch_size < size:
+            for acts in events:
+                acts.append(f"out of memory: made in batches of {generator.batch_size}")
+        batch = Batch(made, values[[rows[sample.seed_index] for sample in planned]],
+                      [sample.seed_index for sample in planned], labels, events)
+        distances = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt().tolist()
+        scores, flags = self._filter(batch)
+        shape = _layout_of(planned)
+        samples = []
+        for row, sample in enumerate(planned):
+            if flags[row] and not self.keep_flagged:
+                skipped.append(self._skip(sample, FLAGGED + ", ".join(flags[row])))
+                continue
+            seed_image, label = seed_images[sample.seed_index], labels[row]
+            image = seed_image.back(made[row : row + 1])
+            class_name = self.source.classes[label]
+            line = ManifestLine(
+                id=sample.id,
+                file=layout.file(unit, class_name, sample.id),
+                class_name=class_name,
+                label=label,
+                seed_index=sample.seed_index,
+                seed_path=self.source.paths[sample.seed_index],
+                seed_digest=seed_image.digest,
+                replica=sample.replica,
+                epoch=0,
+                rng_seed=generator.rng_seed,
+                condition=self.conditions[label],
+                unit=unit,
+                row=row,
+                layout=shape,
+                settings=self._settings,
+                backbone=generator.backbone.fingerprint,
+                versions=self._versions,
+                pixels=pixel_digest(image),
+                distance=round(distances[row], 5),
+                scores=scores[row],
+                flags=flags[row],
+                events=events[row],
+            )
+            samples.append((line, encode_png(image, line)))
+        return samples, skipped
+
+    def _filter(self, batch: Batch) -> tuple[list[dict], list[list[str]]]:
+        scores: list[dict] = [{} for _ in batch.labels]
+        flags: list[list[str]] = [[] for _ in batch.labels]
+        for each in self.filters:
+            values, objections = each.measure(batch)
+            for row, (value, objects) in enumerate(zip(values, objections, strict=True)):
+                scores[row][each.name] = round(float(value), 5)
+                if objects:
+                    flags[row].append(each.name)
+        return scores, flags
+
+    def _skip(self, sample: PlannedSample, reason: str) -> dict:
+        return {"id": sample.id, "seed_path": self.source.paths[sample.seed_index],
+                "skipped": reason}
+
+
+def _layout_of(planned: Sequence[PlannedSample]) -> list[list[int]]:
+    """First replica and count of each seed image, in order."""
+    layout: dict[int, list[int]] = {}
+    for sample in planned:
+        layout.setdefault(sample.seed_index, [sample.replica, 0])[1] += 1
+    return list(layout.values())
