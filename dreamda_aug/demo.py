@@ -1,24 +1,25 @@
 """The demo: the whole job on bundled images with the bundled backbone."""
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torchvision.transforms.v2 import functional as F
+from torch.utils.data import Subset
 
-import dreamda_aug
 from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
 from dreamda_aug.cache import LatentCache
-from dreamda_aug.generator import Generator, Request, image_digest
+from dreamda_aug.expansion import expand
+from dreamda_aug.generator import Generator
+from dreamda_aug.images import read_pixels
 from dreamda_aug.pictures import labelled_grid
+from dreamda_aug.transforms import DreamDAugment
 
-SEEDS_PER_CLASS = 3
+SEEDS_PER_CLASS = 2
 EXPANSION_RATIO = 4
-NOISE_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
+NOISE_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class DemoRow:
 
 
 def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> list[DemoRow]:
-    """Write ``grid.png``, ``dataset/<class>/*.png`` and ``dataset/manifest.jsonl``.
+    """Write ``grid.png`` and, in ``dataset``, class folders of PNG files with a manifest.
 
     Args:
         out: folder to write to; made if it does not exist.
@@ -56,7 +57,8 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> list[
     chosen = [[i for i, label in enumerate(sample.targets) if label == c][:SEEDS_PER_CLASS]
               for c in range(len(sample.classes))]
     rows = [i for per_class in chosen for i in per_class]
-    images = sample.data[rows][:, None].float() / 255
+    pixels = [read_pixels(sample[row][0]) for row in rows]
+    images, digests = torch.cat([p.values for p in pixels]), [p.digests[0] for p in pixels]
     labels = torch.tensor(sample.targets)[rows]
     out.mkdir(parents=True, exist_ok=True)
     generator = Generator("bundled", "recommended", cache=LatentCache(out / "cache"))
@@ -65,7 +67,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> list[
 
     say(f"inverting {len(images)} seed images ...")
     started, rows_before = time.perf_counter(), tap.encoder_rows
-    trajectories = generator.invert(images)
+    trajectories = generator.invert(images, digests)
     say(f"  {(time.perf_counter() - started) / len(images):.2f} s and "
         f"{(tap.encoder_rows - rows_before) / len(images):.0f} U-Net rows per image, once; cached: "
         f"{generator.cache.info()}")
@@ -97,33 +99,10 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> list[
     say(f"wrote {out / 'grid.png'}")
 
     say(f"writing {EXPANSION_RATIO} replicas of each seed image ...")
-    _write_dataset(out / "dataset", generator, images, labels.tolist(), rows, sample.classes)
+    augment = DreamDAugment(generator.backbone, generator.settings, cache=generator.cache)
+    expand(Subset(sample, rows), out / "dataset", augment, EXPANSION_RATIO, new=True)
     say(f"wrote {out / 'dataset'}")
     return table
-
-
-def _write_dataset(folder, generator, images, labels, rows, classes) -> None:
-    requests = [Request(i, None, replica)
-                for i in range(len(images)) for replica in range(EXPANSION_RATIO)]
-    made = (generator.augment(images, requests) * 255).round().to(torch.uint8).cpu()
-    common = {
-        "synthetic": True, "settings": repr(generator.settings),
-        "backbone": generator.backbone.fingerprint, "rng_seed": generator.rng_seed,
-        "versions": {"dreamda_aug": dreamda_aug.__version__, "torch": torch.__version__,
-                     "python": platform.python_version()},
-    }
-    lines = []
-    for request, image in zip(requests, made, strict=True):
-        label = classes[labels[request.image]].replace("/", "-")
-        name = f"{label}/{rows[request.image]:04d}_{request.replica}.png"
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        F.to_pil_image(image).save(folder / name)
-        lines.append(json.dumps({
-            "file": name, "label": labels[request.image], "replica": request.replica,
-            "seed_image": rows[request.image],
-            "seed_digest": image_digest(images[request.image]), **common,
-        }))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def format_table(table: list[DemoRow]) -> str:

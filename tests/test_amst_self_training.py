@@ -338,11 +338,13 @@ def test_alignment_trains_in_both_modes(in_batch):
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4])
-@pytest.mark.parametrize("in_batch", [False, True])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, in_batch):
-    options = {
-        "in_batch": in_batch, "distribution_alignment": in_batch, "restart": not in_batch
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"restart": True, "steps_per_epoch": 40},
+     {"in_batch": True, "distribution_alignment": True}],
+    ids=["pool", "restart", "in-batch"],
+)  # fmt: skip
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, options):
     whole = make(**options)
     whole.run()
     first = make(**options)

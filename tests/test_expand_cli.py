@@ -114,7 +114,7 @@ CASES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None,
+@settings(max_examples=200, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(case=("csv", b"path,label\na.png,\xff\n"))
 @example(case=("plan", b"{}"))

@@ -100,7 +100,7 @@ def damaged_manifests(draw) -> bytes:
     return f"{LINE.to_json()}\n{text}".encode()
 
 
-@settings(max_examples=200, deadline=None,
+@settings(max_examples=200, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=damaged_manifests())
 def test_whatever_the_file_holds_it_is_read_or_refused_with_file_and_line(tmp_path, data):
