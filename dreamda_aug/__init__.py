@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
-    "AugmentedDataset", "BottleneckNoise", "CycleDiffusion", "DDIMInversion", "DreamDAugment",
-    "Generator", "LatentCache", "PRESETS", "Settings", "calibrate", "load_backbone",
+    "AMSTWrapper", "AugmentedDataset", "BottleneckNoise", "CycleDiffusion", "DDIMInversion",
+    "DreamDAugment", "Generator", "LatentCache", "PRESETS", "SelfTraining", "Settings", "calibrate",
+    "expand", "load_backbone",
 ]
 
 # Where each name lives; modules are loaded at first use, so that importing the package is quick.
 _MODULES = {
+    "AMSTWrapper": "amst",
     "AugmentedDataset": "datasets",
     "BottleneckNoise": "perturbation",
     "CycleDiffusion": "inversion",
@@ -20,16 +22,20 @@ _MODULES = {
     "Generator": "generator",
     "LatentCache": "cache",
     "PRESETS": "settings",
+    "SelfTraining": "amst",
     "Settings": "settings",
     "calibrate": "calibration",
+    "expand": "expansion",
     "load_backbone": "backbones",
 }
 
 if TYPE_CHECKING:
+    from dreamda_aug.amst import AMSTWrapper, SelfTraining
     from dreamda_aug.backbones import load_backbone
     from dreamda_aug.cache import LatentCache
     from dreamda_aug.calibration import calibrate
     from dreamda_aug.datasets import AugmentedDataset
+    from dreamda_aug.expansion import expand
     from dreamda_aug.generator import Generator
     from dreamda_aug.inversion import CycleDiffusion, DDIMInversion
     from dreamda_aug.perturbation import BottleneckNoise

@@ -21,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for bad arguments or input."""
+    """Run the command; the exit status: 0, 2 for bad arguments or input, 130 for Ctrl-C."""
     parser = _Parser(prog="dreamda", description=dreamda_aug.__doc__)
     parser.add_argument("--version", action="version", version=dreamda_aug.__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
         return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("interrupted; what was written is kept", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError, ImportError, DreamDAError) as error:
         print(f"dreamda {args.command}: {error}".replace("\n", " "), file=sys.stderr)
         return 2
