@@ -65,8 +65,9 @@ class Generator:
         cache: where inversions are kept; None: nowhere.
         batch_size: synthetic images per U-Net call; halved by itself when memory runs out.
         rng_seed: another one gives other images throughout.
-        compile: run the U-Net through ``torch.compile``; batches are then padded to ``batch_size``
-            and the first step is not shared between replicas, so that shapes never change.
+        compile: run the U-Net through ``torch.compile``, with these options if it is a dict;
+            batches are then padded to ``batch_size`` and the first step is not shared between
+            replicas, so that shapes never change.
         overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
 
     Attributes:
@@ -87,7 +88,7 @@ class Generator:
         cache: LatentCache | None = None,
         batch_size: int = 32,
         rng_seed: int = 0,
-        compile: bool = False,
+        compile: bool | dict[str, Any] = False,
         **overrides,
     ):
         if batch_size < 1:
@@ -98,9 +99,9 @@ class Generator:
         self.cache = cache
         self.batch_size = batch_size
         self.rng_seed = rng_seed
-        self.static_shapes = compile
+        self.static_shapes = bool(compile)
         if compile:
-            self.backbone.compile()
+            self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
         self.inversions = 0
         self.events: Counter[str] = Counter()
         self.schedule: NoiseSchedule = self.backbone.schedule(
