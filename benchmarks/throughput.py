@@ -119,7 +119,11 @@ def main() -> None:
         })
     requests = [Request(i, None, replica) for i in range(args.images)
                 for replica in range(args.replicas)]
-    for batch_size in args.batch_sizes:
+    runs = [(f"ours, batch {size}", size) for size in args.batch_sizes]
+    runs.append((f"ours, batch {max(args.batch_sizes)}, channels_last", max(args.batch_sizes)))
+    for name, batch_size in runs:
+        if "channels_last" in name:
+            backbone.channels_last()
         ours = Generator(backbone, "official", batch_size=batch_size, **settings)
         ours.augment(images, requests[:1])
 
@@ -131,15 +135,15 @@ def main() -> None:
         before = tap.encoder_rows
         _, seconds = timed(cold, backbone.device)
         results.append({
-            "path": f"ours, batch {batch_size}", "seconds": seconds / len(requests),
+            "path": name, "seconds": seconds / len(requests),
             "rows": (tap.encoder_rows - before) / len(requests),
         })
     reference = {r["path"]: r["seconds"] for r in results if r["path"].startswith("plain")}
-    print(f"{'path':22s} {'rows':>7s} {'s/sample':>9s}  speed-up over "
+    print(f"{'path':30s} {'rows':>7s} {'s/sample':>9s}  speed-up over "
           + " / ".join(reference))
     for r in results:
         r["speed_up"] = [seconds / r["seconds"] for seconds in reference.values()]
-        print(f"{r['path']:22s} {r['rows']:7.1f} {r['seconds']:9.4f}  "
+        print(f"{r['path']:30s} {r['rows']:7.1f} {r['seconds']:9.4f}  "
               + " / ".join(f"{s:.1f}×" for s in r["speed_up"]), flush=True)
     if args.out:
         record = {"arch": args.arch, "device": str(backbone.device), "threads": args.threads,
