@@ -30,7 +30,48 @@ class Origin(NamedTuple):
     epoch: int
 
 
-class AugmentedDataset(Dataset):
+class RealAndSynthetic(Dataset):
+    """Real samples first, then synthetic ones: what `AugmentedDataset` and its stored twin share.
+
+    A subclass sets ``_raw``, the real dataset as `Untransformed`, has ``epoch``, and tells in
+    ``_seed_and_replica`` which seed image and replica a synthetic sample is.
+    """
+
+    _raw: "Untransformed"
+    epoch: int
+
+    def _seed_and_replica(self, number: int) -> tuple[int, int]:
+        """Index of the seed image and number of the replica of synthetic sample ``number``."""
+        raise NotImplementedError
+
+    def origin(self, index: int) -> Origin:
+        """Where sample ``index`` comes from; reads and makes nothing."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
+        index, count = int(index) % len(self), len(self._raw)
+        if index < count:
+            return Origin(False, index, -1, -1)
+        image, replica = self._seed_and_replica(index - count)
+        return Origin(True, image, replica, self.epoch)
+
+    @property
+    def real(self) -> Subset:
+        return Subset(self, range(len(self._raw)))
+
+    @property
+    def synthetic(self) -> Subset:
+        return Subset(self, range(len(self._raw), len(self)))
+
+    @property
+    def classes(self) -> list[str]:
+        return find_attribute(self._raw.dataset, "classes")
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return find_attribute(self._raw.dataset, "class_to_idx")
+
+
+class AugmentedDataset(RealAndSynthetic):
     """A dataset of N samples and K synthetic replicas of each: N·(K + 1) samples.
 
     Samples 0 to N - 1 are the real ones; sample N + i·K + k is replica k of image i. Replica k of
@@ -135,15 +176,8 @@ class AugmentedDataset(Dataset):
             samples.append((image, label, origin) if self.with_origin else (image, label))
         return samples
 
-    def origin(self, index: int) -> Origin:
-        """Where sample ``index`` comes from; makes nothing."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
-        index, count = int(index) % len(self), len(self._raw)
-        if index < count:
-            return Origin(False, index, -1, -1)
-        image, replica = divmod(index - count, self.expansion_ratio)
-        return Origin(True, image, replica, self.epoch)
+    def _seed_and_replica(self, number: int) -> tuple[int, int]:
+        return divmod(number, self.expansion_ratio)
 
     @property
     def epoch(self) -> int:
@@ -157,22 +191,6 @@ class AugmentedDataset(Dataset):
         if epoch < 0:
             raise ValueError(f"epoch must be >= 0, got {epoch}.")
         self._epoch.fill_(epoch)
-
-    @property
-    def real(self) -> Subset:
-        return Subset(self, range(len(self._raw)))
-
-    @property
-    def synthetic(self) -> Subset:
-        return Subset(self, range(len(self._raw), len(self)))
-
-    @property
-    def classes(self) -> list[str]:
-        return find_attribute(self._raw.dataset, "classes")
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        return find_attribute(self._raw.dataset, "class_to_idx")
 
     @property
     def targets(self) -> list[Any]:

@@ -12,14 +12,14 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.datasets import Origin, Untransformed, find_attribute
+from dreamda_aug.datasets import RealAndSynthetic, Untransformed
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ExpansionError, ManifestLine, read_manifest
 from dreamda_aug.expansion.sources import labels_of
 from dreamda_aug.expansion.store import read_plan
 
 
-class StoredDataset(Dataset):
+class StoredDataset(RealAndSynthetic):
     """What `AugmentedDataset.from_folder` returns; no diffusion model is loaded.
 
     Samples 0 to N - 1 are the real ones; the synthetic ones follow in the manifest's order. Images
@@ -101,34 +101,11 @@ class StoredDataset(Dataset):
         image = self.transform(image) if self.transform else image
         return (image, label, origin) if self.with_origin else (image, label)
 
-    def origin(self, index: int) -> Origin:
-        """Where sample ``index`` comes from; reads nothing."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
-        index, count = int(index) % len(self), len(self._raw)
-        if index < count:
-            return Origin(False, index, -1, -1)
-        position, replica = self._origins[index - count]
-        return Origin(True, position, replica, self.epoch)
+    def _seed_and_replica(self, number: int) -> tuple[int, int]:
+        return self._origins[number]
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing changes: images on disk carry one perturbation each."""
-
-    @property
-    def real(self) -> Subset:
-        return Subset(self, range(len(self._raw)))
-
-    @property
-    def synthetic(self) -> Subset:
-        return Subset(self, range(len(self._raw), len(self)))
-
-    @property
-    def classes(self) -> list[str]:
-        return find_attribute(self._raw.dataset, "classes")
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        return find_attribute(self._raw.dataset, "class_to_idx")
 
     @property
     def targets(self) -> list[Any]:
