@@ -14,6 +14,7 @@ from dreamda_aug.backbones import Backbone, Condition, load_backbone
 from dreamda_aug.cache import LatentCache, cache_key
 from dreamda_aug.calibration import resolve_auto
 from dreamda_aug.errors import GenerationError
+from dreamda_aug.guards import broken, guard
 from dreamda_aug.inversion import Trajectory, record
 from dreamda_aug.sampling import sample
 from dreamda_aug.schedule import NoiseSchedule
@@ -168,7 +169,7 @@ class Generator:
                 return self._generate([trajectories[i] for i in rows],
                                       [conditions[i] for i in rows], [seeds[i] for i in rows], None)
 
-            acts = self._guard(made, images[[r.image for r in part]], redo)
+            acts = guard(made, images[[r.image for r in part]], self.backbone, redo)
             self.events.update(act for act in acts if act)
             if events is not None:
                 events.extend(acts)
@@ -230,10 +231,10 @@ class Generator:
             trajectories[batch], conditions[batch], seeds[batch],
             noise_scales[batch] if noise_scales is not None else None,
         ), len(trajectories)))
-        broken = int(_broken(made).sum())
-        if broken:
+        count = int(broken(made).sum())
+        if count:
             raise GenerationError(
-                f"{self.backbone.name} gave NaN or infinite pixels in {broken} of {len(made)} "
+                f"{self.backbone.name} gave NaN or infinite pixels in {count} of {len(made)} "
                 "images; load the backbone with dtype=torch.float32 or torch.bfloat16."
             )
         return made
@@ -307,28 +308,6 @@ class Generator:
                          share_first_step=not self.static_shapes)
         return self.backbone.decode(latents[:count])
 
-    def _guard(self, made: Tensor, seeds: Tensor, redo: Callable[[list[int]], Tensor]) -> list[str]:
-        """Mend broken and unsafe images in place; say what was done to each."""
-        acts = [""] * len(made)
-        rows = _bad_rows(made, seeds)
-        if rows and self.backbone.dtype != torch.float32:
-            logger.warning("%d images came out as NaN or black: once more in float32", len(rows))
-            with self.backbone.in_float32():
-                made[rows] = redo(rows)
-            for row in rows:
-                acts[row] = "retried"
-            rows = _bad_rows(made, seeds)
-        unsafe = self.backbone.unsafe(made.nan_to_num()).nonzero().flatten().tolist()
-        for row in rows:
-            acts[row] = "replaced"
-        for row in unsafe:
-            acts[row] = "unsafe"
-        replaced = sorted({*rows, *unsafe})
-        if replaced:
-            logger.warning("%d synthetic images were replaced by their seed image", len(replaced))
-            made[replaced] = seeds[replaced].to(made.device, made.dtype)
-        return acts
-
     def _source_condition(self, condition: Condition) -> Condition:
         """What the inversion is told: nothing, where the backbone knows such a branch."""
         if self.backbone.condition_kind == "class" and not self.backbone.guidable:
@@ -367,14 +346,3 @@ class Generator:
                 continue
             start = stop
         return results
-
-
-def _broken(images: Tensor) -> Tensor:
-    """Which images (B, C, H, W) hold NaN or infinite pixels, (B,) bool."""
-    return ~images.isfinite().flatten(1).all(1)
-
-
-def _bad_rows(made: Tensor, seeds: Tensor) -> list[int]:
-    """Which images are broken, or black while their seed image is not."""
-    black = (made.flatten(1).amax(1) <= 0) & (seeds.flatten(1).amax(1) > 0).to(made.device)
-    return (_broken(made) | black).nonzero().flatten().tolist()

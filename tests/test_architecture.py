@@ -16,7 +16,7 @@ ROWS = [
     {"errors", "seeding", "schedule", "features", "neighbours", "metrics", "amst"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
-    {"calibration", "sampling"},
+    {"calibration", "sampling", "guards"},
     {"generator", "bundled", "prompts"},
     {"images"},
     {"transforms", "pictures"},
