@@ -1,3 +1,4 @@
+import copy
 import json
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ from conftest import pixel_pipeline
 from diffusers import DDPMPipeline
 
 from dreamda_aug import Generator, load_backbone
+from dreamda_aug.backbones import conditioning
 from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
 from dreamda_aug.errors import BackboneError
 from dreamda_aug.generator import Request
@@ -122,3 +124,63 @@ def test_the_backbone_can_still_be_used_by_its_pipeline(tmp_path):
     again = pipeline(num_inference_steps=3, generator=torch.Generator().manual_seed(0),
                      output_type="np").images
     assert (expected == again).all()
+
+
+@pytest.fixture
+def pipeline(sd_pipeline):
+    """A copy, whose encoders may be dropped."""
+    return copy.deepcopy(sd_pipeline)
+
+
+def test_many_prompts_are_neither_all_kept_nor_worth_dropping_the_encoders(pipeline, monkeypatch):
+    monkeypatch.setattr(conditioning, "MAX_PROMPTS", 3)
+    backbone = load_backbone(pipeline)
+    first = backbone.embed(["0"])["encoder_hidden_states"]
+    for number in range(1, 6):
+        backbone.embed([str(number)])
+    assert list(backbone.conditioning._embedded) == ["3", "4", "5"]
+    assert torch.equal(backbone.embed(["0"])["encoder_hidden_states"], first)
+    backbone.embed_only(["a", "b", "c", "d"])
+    assert pipeline.text_encoder is not None
+
+
+def test_low_memory_gives_the_same_images_with_the_vae_at_rest(pipeline, monkeypatch):
+    """On the CPU nothing really moves, so the moves are written down."""
+    x = torch.rand(3, 3, 16, 16)
+    requests = [Request(i, "a cat") for i in range(3)]
+
+    def run(backbone):
+        return Generator(backbone, "paper", steps=3, noise_scale=1.0).augment(x, requests)
+
+    expected = run(load_backbone(copy.deepcopy(pipeline)))
+    backbone = load_backbone(pipeline, low_memory=True)
+    vae, log, to, predict = backbone.vae, [], backbone.vae.to, backbone.predict
+    assert backbone.decode_batch == 1 and vae.use_slicing and vae.use_tiling
+    monkeypatch.setattr(vae, "to", lambda place: log.append(str(place)) or to(place))
+    monkeypatch.setattr(backbone, "predict", lambda *args: log.append("unet") or predict(*args))
+    # the second "cpu" tells the U-Net's device and the resting place apart
+    monkeypatch.setattr(type(backbone), "device", property(lambda self: torch.device("cpu", 0)))
+    torch.testing.assert_close(run(backbone), expected, atol=1e-4, rtol=0)
+    assert log == ["cpu:0", "cpu", *["unet"] * 4, "cpu:0", "cpu"]
+
+
+def test_low_memory_decodes_large_images_in_tiles(pipeline):
+    plain = load_backbone(copy.deepcopy(pipeline), image_size=(64, 64))
+    tiled = load_backbone(pipeline, image_size=(64, 64), low_memory=True)
+    latents = torch.randn(1, 4, 32, 32)
+    with torch.no_grad():
+        whole, parts = plain.decode(latents), tiled.decode(latents)
+    assert whole.shape == parts.shape and not torch.equal(whole, parts)
+    assert (whole - parts).abs().mean() < 0.05  # tiles see their own borders
+
+
+def test_a_transformer_pipeline_of_diffusers_is_refused(tmp_path):
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=4, patch_size=2,
+        norm_num_groups=2, num_embeds_ada_norm=10)
+    DiTPipeline(transformer, AutoencoderKL(norm_num_groups=2, block_out_channels=(4,)),
+                DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=r"\(DiTPipeline\) has no U-Net, so there is no bott"):
+        load_backbone(tmp_path, device="cpu")

@@ -24,6 +24,7 @@ def load_backbone(
     config: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
     null_class: int | None = None,
+    low_memory: bool = False,
 ) -> Backbone:
     """A diffusion model, ready for inversion and perturbation.
 
@@ -43,6 +44,10 @@ def load_backbone(
         image_size: height and width for latent models; None: the model's own.
         null_class: for class-conditional models, the class that means "none"; found by itself
             where ``examples/train_backbone.py`` made the model.
+        low_memory: for latent models on GPUs with 8 GB: the VAE decodes one image at a time and
+            waits on the CPU while the U-Net runs. It makes no sense without small batches: give
+            `Generator` or `DreamDAugment` ``batch_size=1``. Attention is not sliced: torch's fused
+            attention, which diffusers uses, does not hold its matrix in memory.
 
     Returns:
         A `PixelBackbone` or a `LatentBackbone`.
@@ -76,7 +81,8 @@ def load_backbone(
         null_class = len(class_names)
     if getattr(pipeline, "vae", None) is None and getattr(pipeline, "vqvae", None) is None:
         return PixelBackbone(pipeline, name, class_names, null_class)
-    return LatentBackbone(pipeline, name, image_size, class_names, null_class)
+    return LatentBackbone(pipeline, name, image_size, class_names, null_class,
+                          low_memory=low_memory)
 
 
 def _open_pipeline(source: str | Path, dtype, variant, config, device):

@@ -58,6 +58,10 @@ class Backbone(Protocol):
         """Conditions as U-Net inputs with one row each; None is the unconditional one."""
         ...
 
+    def embed_only(self, conditions: Sequence[Condition]) -> None:
+        """Promise that no other conditions will be asked for, so that text encoders can go."""
+        ...
+
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The U-Net's output for x_t (R, C, H, W) at timestep t (0-d), float32."""
         ...

@@ -12,6 +12,12 @@ from dreamda_aug.errors import BackboneError
 LCM_GUIDANCE_SCALE = 8.5
 
 
+# So many embedded prompts are kept beside the text encoders: 118 KB each for SD 1.5 in half
+# precision, 320 KB for SDXL, which is less than the encoders themselves.
+MAX_PROMPTS = 1024
+_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
 class NoConditioning:
     """An unconditional model."""
 
@@ -21,6 +27,9 @@ class NoConditioning:
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         """No U-Net inputs at all."""
         return {}
+
+    def embed_only(self, conditions: Sequence[Condition]) -> None:
+        """Nothing to free."""
 
 
 class ClassConditioning:
@@ -46,6 +55,9 @@ class ClassConditioning:
         """``class_labels``, (B,) int64."""
         indices = [self._index(condition) for condition in conditions]
         return {"class_labels": torch.tensor(indices, device=self.unet.device)}
+
+    def embed_only(self, conditions: Sequence[Condition]) -> None:
+        """Nothing to free: the class embedding is a part of the U-Net."""
 
     def _index(self, condition: Condition) -> int:
         if condition is None:
@@ -91,6 +103,31 @@ class TextConditioning:
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         """``encoder_hidden_states``, and what else the model takes, one row for each condition."""
+        prompts = self._embed_new(conditions)
+        rows = [self._embedded[prompt] for prompt in prompts]
+        if self._has_encoders():
+            for prompt in list(self._embedded)[:-MAX_PROMPTS]:
+                del self._embedded[prompt]  # the oldest; it can be embedded again
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def embed_only(self, conditions: Sequence[Condition]) -> None:
+        """Embed these and drop the text encoders, unless the embeddings would weigh more."""
+        prompts = {condition or "" for condition in conditions} | self._embedded.keys()
+        if len(prompts) <= MAX_PROMPTS:
+            self._embed_new(conditions)
+            self.drop_encoders()
+
+    def drop_encoders(self) -> None:
+        """Free the text encoders; prompts that were embedded already stay available."""
+        for part in _ENCODERS:
+            if getattr(self.pipeline, part, None) is not None:
+                setattr(self.pipeline, part, None)
+
+    def _has_encoders(self) -> bool:
+        return any(getattr(self.pipeline, part, None) is not None for part in _ENCODERS)
+
+    def _embed_new(self, conditions: Sequence[Condition]) -> list[str]:
+        """The conditions as prompts, all of them embedded."""
         for condition in conditions:
             if not isinstance(condition, str | None):
                 raise BackboneError(
@@ -101,24 +138,15 @@ class TextConditioning:
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embedded:
                 self._embedded[prompt] = self._embed_prompt(prompt)
-        rows = [self._embedded[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-    def drop_encoders(self) -> None:
-        """Free the text encoders; prompts that were embedded already stay available."""
-        for part in ("text_encoder", "text_encoder_2"):
-            if getattr(self.pipeline, part, None) is not None:
-                setattr(self.pipeline, part, None)
+        return prompts
 
     @torch.no_grad()
     def _embed_prompt(self, prompt: str) -> dict[str, Tensor]:
-        if getattr(self.pipeline, "text_encoder", None) is None and (
-            getattr(self.pipeline, "text_encoder_2", None) is None
-        ):
+        if not self._has_encoders():
             raise BackboneError(
                 f"the text encoder of {self.name} was dropped from memory, and the prompt "
-                f"{prompt!r} was not embedded before; embed all prompts first, or load the "
-                "backbone anew."
+                f"{prompt!r} was not embedded before; embed all prompts first, load the backbone "
+                "anew, or pass keep_text_encoder=True to DreamDAugment."
             )
         unet = self.pipeline.unet
         parts = self.pipeline.encode_prompt(

@@ -62,6 +62,9 @@ class _UNetBackbone:
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         return self.conditioning.embed(conditions)
 
+    def embed_only(self, conditions: Sequence[Condition]) -> None:
+        self.conditioning.embed_only(conditions)
+
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.dtype) if value.is_floating_point() else value
                   for name, value in condition.items()}
@@ -159,6 +162,9 @@ class LatentBackbone(_UNetBackbone):
         decode_batch: images that the VAE decodes at once; it needs far more memory per image than
             the U-Net.
 
+        low_memory: decode one image at a time, in slices and, beyond the VAE's own size, in tiles
+            (which overlap and are blended); keep the VAE on the CPU while the U-Net runs.
+
     Attributes are those of `Backbone`.
     """
 
@@ -170,12 +176,13 @@ class LatentBackbone(_UNetBackbone):
         class_names: Sequence[str] | None = None,
         null_class: int | None = None,
         decode_batch: int = 8,
+        low_memory: bool = False,
     ):
         check_unet(pipeline.unet)
         vae = getattr(pipeline, "vae", None) or pipeline.vqvae
         self.vae = vae.eval().requires_grad_(False)
         self.channels = self.vae.config.in_channels
-        self.decode_batch = decode_batch
+        self.decode_batch, self.low_memory = decode_batch, low_memory
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         native = tuple(side * factor for side in _pair(pipeline.unet.config.sample_size))
         self.image_size = tuple(image_size or native)
@@ -186,20 +193,40 @@ class LatentBackbone(_UNetBackbone):
         if self.vae.config.get("force_upcast") and self.vae.dtype == torch.float16:
             self.vae.to(torch.float32)  # this VAE overflows in float16, and says so
         super().__init__(pipeline, name, class_names, null_class)
+        if low_memory:
+            self.decode_batch = 1
+            for switch in ("enable_slicing", "enable_tiling"):
+                if hasattr(self.vae, switch):
+                    getattr(self.vae, switch)()
+            self.vae.to("cpu")
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint_of(self.unet, self.vae)
 
+    @contextmanager
+    def _vae_at_hand(self) -> Iterator[None]:
+        """Within it, the VAE lies where the U-Net does."""
+        if self.low_memory:
+            self.vae.to(self.device)
+        try:
+            yield
+        finally:
+            if self.low_memory:
+                self.vae.to("cpu")
+
     def encode(self, images: Tensor) -> Tensor:
-        encoded = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1)
+        with self._vae_at_hand():
+            encoded = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1)
         # the mode, not a draw: the same image must give the same latents
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        pixels = [self.vae.decode(part).sample.float() for part in latents.split(self.decode_batch)]
+        with self._vae_at_hand():
+            pixels = [self.vae.decode(part).sample.float()
+                      for part in latents.split(self.decode_batch)]
         return (torch.cat(pixels) / 2 + 0.5).clamp(0, 1)
 
 
