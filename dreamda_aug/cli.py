@@ -89,6 +89,8 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
     command.add_argument("--preset", default="recommended")
     command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
+    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
+                                                       "file_name and text")
     command.add_argument("--cache", type=Path, help="folder for inversions")
     command.add_argument("--rng-seed", type=int, default=0)
 
@@ -111,8 +113,8 @@ def _open_sample(args: argparse.Namespace):
     rows = [round(i * (len(data) - 1) / max(count - 1, 1)) for i in range(count)]
     augment = DreamDAugment(
         args.backbone, args.preset, class_names=data.class_names or None,
-        prompt=args.prompt or DEFAULT_PROMPT, cache=args.cache or "default",
-        rng_seed=args.rng_seed,
+        prompt=args.prompt or DEFAULT_PROMPT, captions=args.captions,
+        cache=args.cache or "default", rng_seed=args.rng_seed,
     )
     return data, rows, augment
 
@@ -161,7 +163,8 @@ def _preview(args: argparse.Namespace) -> None:
 def _conditions(data, rows, augment) -> list:
     backbone = augment.generator.backbone
     labels = [data.labels[row] if data.labels else None for row in rows]
-    return [augment.conditioner.condition(label, backbone) for label in labels]
+    return [augment.conditioner.condition(label, backbone, str(data.paths[row]))
+            for label, row in zip(labels, rows, strict=True)]
 
 
 def _calibrate(args: argparse.Namespace) -> None:

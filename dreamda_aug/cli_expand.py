@@ -36,8 +36,12 @@ def add_commands(subparsers) -> None:
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                          help="a setting that differs from the preset, such as noise_scale=2")
     command.add_argument("--prompt", help="template with {class_name}")
+    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
+                                                       "file_name and text")
     command.add_argument("--cache", type=Path, help="folder with calibrations")
     command.add_argument("--batch-size", type=_positive, default=32)
+    command.add_argument("--low-memory", action="store_true",
+                         help="for GPUs with 8 GB; give --batch-size 1 too")
     command.add_argument("--rng-seed", type=int, default=0)
     command.add_argument("--device", help="such as cpu or cuda:1")
     command.add_argument("--threads", type=_positive, default=1,
@@ -98,8 +102,9 @@ def _expand(args: argparse.Namespace) -> int:
     number, count = args.shard or join_processes()
     augment = DreamDAugment(
         args.backbone, args.preset, class_names=names, prompt=args.prompt or DEFAULT_PROMPT,
-        cache=args.cache or "default", rng_seed=args.rng_seed, batch_size=args.batch_size,
-        device=args.device, **overrides,
+        captions=args.captions, cache=args.cache or "default", rng_seed=args.rng_seed,
+        batch_size=args.batch_size, keep_text_encoder=False, device=args.device,
+        low_memory=args.low_memory, **overrides,
     )
     from dreamda_aug.expansion.expansion import Expansion
 

@@ -1,6 +1,7 @@
 """`AugmentedDataset`: real and synthetic samples together."""
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +98,8 @@ class AugmentedDataset(RealAndSynthetic):
         epoch: the current epoch; see `set_epoch`.
 
     Raises:
-        ValueError: an argument breaks its rule, or samples are not ``(image, label)``.
+        ValueError: an argument breaks its rule, samples are not ``(image, label)``, or ``augment``
+            has no caption for an image.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class AugmentedDataset(RealAndSynthetic):
                 f"{type(dataset).__name__}."
             )
         self._raw = Untransformed(dataset)
+        captions = augment.conditioner.captions
+        self._images = captions and captions.images(find_names(dataset), len(dataset))
         self.augment = augment
         self.expansion_ratio = expansion_ratio
         self.transform = transform
@@ -165,6 +169,7 @@ class AugmentedDataset(RealAndSynthetic):
             [raw[o.index][1] for o in wanted],
             [o.replica for o in wanted],
             self.epoch,
+            self._images and [self._images[o.index] for o in wanted],
         ) if wanted else [])
         samples = []
         for origin in origins:
@@ -299,3 +304,22 @@ def find_targets(dataset: Dataset) -> list[Any]:
             labels = getattr(dataset, name)
             return labels.tolist() if hasattr(labels, "tolist") else list(labels)
     raise AttributeError(f"{type(dataset).__name__} has no targets.")
+
+
+def find_names(dataset: Dataset) -> list[str] | None:
+    """File names of a dataset's images, in torchvision's ``samples``; None where it keeps none."""
+    if isinstance(dataset, Subset):
+        inner = find_names(dataset.dataset)
+        return None if inner is None else [inner[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [find_names(part) for part in dataset.datasets]
+        return None if None in parts else [name for part in parts for name in part]
+    samples = getattr(dataset, "samples", None)
+    if not isinstance(samples, Sequence) or not samples or not all(
+        isinstance(sample, tuple) and sample and isinstance(sample[0], str | Path)
+        for sample in samples
+    ):
+        return None
+    root = getattr(dataset, "root", None)
+    return [os.path.relpath(path, root).replace(os.sep, "/") if root else str(path)
+            for path, *_ in samples]

@@ -1,10 +1,11 @@
-"""From a label to what the backbone is told."""
+"""From a label or an image's name to what the backbone is told."""
 
 from collections.abc import Callable, Sequence
 from string import Formatter
 from typing import Any
 
 from dreamda_aug.backbones import Backbone, Condition
+from dreamda_aug.captions import Captions
 
 # The authors' template, with the article made to fit.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
@@ -35,35 +36,60 @@ def template_fields(template: str) -> set[str]:
 
 
 class Conditioner:
-    """Turns labels into conditions.
+    """Turns labels, or the names of images, into conditions.
 
     Args:
         class_names: the name of each class, in label order; None: labels are names already, or
             are not needed.
         prompt: a template, see `class_prompt`, or a function from a label to a prompt.
+        captions: a prompt of its own for each image, instead of ``prompt``.
     """
 
     def __init__(
-        self, class_names: Sequence[str] | None, prompt: str | Callable[[Any], str]
+        self,
+        class_names: Sequence[str] | None,
+        prompt: str | Callable[[Any], str],
+        captions: Captions | None = None,
     ):
+        if captions is not None and prompt != DEFAULT_PROMPT:
+            raise ValueError(f"captions take the place of the prompt, got prompt={prompt!r} too.")
         if isinstance(class_names, str):
             raise TypeError(f"class_names must be a list of names, got the string {class_names!r}.")
         self.class_names = list(class_names) if class_names is not None else None
-        self.prompt = prompt
+        self.prompt, self.captions = prompt, captions
         self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
 
     def needs_label(self, backbone: Backbone) -> bool:
         """Whether images can be made only with their labels."""
-        return backbone.condition_kind == "class" or (
+        return self.captions is None and (backbone.condition_kind == "class" or (
             backbone.condition_kind == "text" and bool(self.fields)
-        )
+        ))
 
-    def condition(self, label: Any, backbone: Backbone) -> Condition:
-        """What the backbone is told for a label.
+    def condition(
+        self, label: Any, backbone: Backbone, image: str | int | None = None
+    ) -> Condition:
+        """What the backbone is told.
+
+        Args:
+            label: the image's label.
+            backbone: what is told.
+            image: the image's file name or index; only captions ask for it.
 
         Raises:
-            ValueError: the label is unknown, or cannot be put into words.
+            ValueError: the label is unknown, or cannot be put into words; or there is no caption.
         """
+        if self.captions is not None:
+            if backbone.condition_kind != "text":
+                raise ValueError(
+                    f"captions are for text-to-image backbones; {backbone.name} is told "
+                    f"{'a class' if backbone.condition_kind == 'class' else 'nothing'}."
+                )
+            if image is None:
+                raise ValueError(
+                    "captions go by file name, and the image has none: use AugmentedDataset or "
+                    "expand, or a labels_getter that returns the file name."
+                )
+            return self.captions.text(image)
         if not self.needs_label(backbone):
             return self.prompt if backbone.condition_kind == "text" else None
         if backbone.condition_kind == "text" and not isinstance(self.prompt, str):
@@ -79,6 +105,18 @@ class Conditioner:
         if name is not None and getattr(backbone, "class_names", None):
             return name
         return int(label)
+
+    def known_prompts(self) -> list[str] | None:
+        """Every prompt that `condition` can give; None where that is not known ahead."""
+        if self.captions is not None:
+            return self.captions.texts
+        if not isinstance(self.prompt, str):
+            return None
+        if not self.fields:
+            return [self.prompt]
+        if self.class_names is None:
+            return None
+        return [class_prompt(self.prompt, name) for name in self.class_names]
 
     def _class_name(self, label: Any) -> str | None:
         if isinstance(label, str):

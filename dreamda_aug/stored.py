@@ -1,6 +1,5 @@
 """Real samples together with synthetic ones that lie on disk."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.datasets import RealAndSynthetic, Untransformed
+from dreamda_aug.datasets import RealAndSynthetic, Untransformed, find_names
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ExpansionError, ManifestLine, read_manifest
 from dreamda_aug.expansion.sources import labels_of
@@ -149,8 +148,7 @@ def _relative_paths(base: Dataset) -> dict[str, int] | None:
     """Index of each file of a folder dataset; None for other datasets."""
     if not hasattr(base, "samples") or not hasattr(base, "root"):
         return None
-    return {os.path.relpath(path, base.root).replace(os.sep, "/"): index
-            for index, (path, _) in enumerate(base.samples)}
+    return {name: index for index, name in enumerate(find_names(base) or ())}
 
 
 def _check_label(line: ManifestLine, label: Any, classes: Sequence[str] | None) -> None:

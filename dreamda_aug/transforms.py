@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from dreamda_aug.backbones import BUNDLED, load_backbone
 from dreamda_aug.cache import LatentCache, default_cache_root
+from dreamda_aug.captions import Captions
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generator import Generator, Request
 from dreamda_aug.images import fit_back, fit_to, read_pixels
@@ -52,15 +53,26 @@ class DreamDAugment(v2.Transform):
         class_names: the name of each class in label order, for text-to-image backbones.
         prompt: template with ``{class_name}`` and ``{article}``, or a function from a label to a
             prompt. The default is the authors' template.
+        captions: a prompt of its own for each image, instead of ``prompt``: what `Captions` takes,
+            such as a ``.jsonl`` or ``.csv`` file with ``file_name`` and ``text``. Used as a
+            transform, it must find the file name in the sample: under the key ``file_name`` of a
+            dict, in the image if PIL opened it itself, or through ``labels_getter``.
         labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
             ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;
-            None: there is none. Not called for backbones that need no label.
+            None: there is none. Not called for backbones that need no label. With captions, a
+            function finds the image's file name instead.
         cache: `LatentCache` or a folder; ``"default"``: ``$DREAMDA_CACHE`` or
             ``~/.cache/dreamda_aug``, at most 20 GB; None: no cache.
         rng_seed: another one gives other images throughout.
         batch_size: images per U-Net call.
+        keep_text_encoder: False: once all prompts are embedded that can occur, text encoders are
+            dropped from memory. None: the same for a backbone that is loaded here; the encoders of
+            one that was handed over as an object stay. Prompts are known ahead with class_names
+            and a template, or captions that are no function; with more than 1,024 of them the
+            encoders stay, since the embeddings would weigh more.
         device: as in `load_backbone`.
         dtype: as in `load_backbone`.
+        low_memory: as in `load_backbone`; use ``batch_size=1`` with it.
         overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
 
     Raises:
@@ -80,12 +92,15 @@ class DreamDAugment(v2.Transform):
         p: float = 0.5,
         class_names: Sequence[str] | None = None,
         prompt: str | Callable[[Any], str] = DEFAULT_PROMPT,
+        captions: Captions | str | Path | Mapping | Sequence[str] | Callable | None = None,
         labels_getter: Callable[[Any], Any] | str | None = "default",
         cache: LatentCache | str | Path | None = "default",
         rng_seed: int = 0,
         batch_size: int = 32,
+        keep_text_encoder: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        low_memory: bool = False,
         **overrides,
     ):
         super().__init__()
@@ -98,12 +113,15 @@ class DreamDAugment(v2.Transform):
         self.backbone = backbone
         self.settings = resolve_settings(preset, **overrides)
         self.p = p
-        self.conditioner = Conditioner(class_names, prompt)
+        if not isinstance(captions, Captions | None):
+            captions = Captions(captions)
+        self.conditioner = Conditioner(class_names, prompt, captions)
         self.labels_getter = labels_getter
         self.cache = _open_cache(cache)
         self.rng_seed = rng_seed
         self.batch_size = batch_size
-        self.device, self.dtype = device, dtype
+        self.keep_text_encoder = keep_text_encoder
+        self.device, self.dtype, self.low_memory = device, dtype, low_memory
         self._generator: Generator | None = None
 
     @property
@@ -113,11 +131,17 @@ class DreamDAugment(v2.Transform):
             self._refuse_cuda_in_fork()
             backbone = self.backbone
             if not hasattr(backbone, "tap"):
-                backbone = load_backbone(backbone, device=self.device, dtype=self.dtype)
+                backbone = load_backbone(backbone, device=self.device, dtype=self.dtype,
+                                         low_memory=self.low_memory)
             self._generator = Generator(
                 backbone, self.settings, cache=self.cache, batch_size=self.batch_size,
                 rng_seed=self.rng_seed,
             )
+            ours = isinstance(self.backbone, str | Path)
+            drop = ours if self.keep_text_encoder is None else not self.keep_text_encoder
+            prompts = self.conditioner.known_prompts()
+            if drop and prompts is not None:
+                backbone.embed_only([None, self.settings.source_prompt, *prompts])
         elif self._generator.backbone.device.type == "cuda":
             self._refuse_cuda_in_fork()
         return self._generator
@@ -136,7 +160,9 @@ class DreamDAugment(v2.Transform):
         params = self.make_params([flat[i] for i in places])
         if any(chosen.any() for chosen in params["chosen"]):
             labels = None
-            if self.conditioner.needs_label(self.generator.backbone):
+            if self.conditioner.captions is not None:
+                labels = self._file_names(sample)
+            elif self.conditioner.needs_label(self.generator.backbone):
                 labels = self._labels(sample)
             images = self._replace([flat[i] for i in places], labels, params)
             for place, image in zip(places, images, strict=True):
@@ -167,6 +193,7 @@ class DreamDAugment(v2.Transform):
         labels: Sequence[Any],
         replicas: Sequence[int],
         epoch: int = 0,
+        names: Sequence[str | int] | None = None,
     ) -> list[Any]:
         """Synthetic versions of single images, made in batches; the same for the same arguments.
 
@@ -175,6 +202,7 @@ class DreamDAugment(v2.Transform):
             labels: their labels, or None where the backbone needs none.
             replicas: which replica of each, >= 0.
             epoch: another epoch is another perturbation, >= 0.
+            names: what captions call each image, see `Captions.images`; needed with captions only.
 
         Returns:
             Images of the same types, in order.
@@ -187,10 +215,11 @@ class DreamDAugment(v2.Transform):
             if id(image) not in row_of:
                 row_of[id(image)] = len(pixels)
                 pixels.append(read_pixels(image))
+        names = names or [None] * len(images)
         requests = [
-            Request(row_of[id(image)], self.conditioner.condition(label, backbone), int(replica),
-                    epoch)
-            for image, label, replica in zip(images, labels, replicas, strict=True)
+            Request(row_of[id(image)], self.conditioner.condition(label, backbone, name),
+                    int(replica), epoch)
+            for image, label, replica, name in zip(images, labels, replicas, names, strict=True)
         ]
         values = torch.cat([fit_to(p.values, backbone) for p in pixels])
         made = generator.augment(values, requests, [d for p in pixels for d in p.digests])
@@ -227,7 +256,11 @@ class DreamDAugment(v2.Transform):
             for i in range(len(p.values)):
                 if params["chosen"][number][i]:
                     label = _label_of(labels, i, images[number])
-                    condition = self.conditioner.condition(label, backbone)
+                    # with captions, labels are file names; an image that PIL opened knows its own
+                    name = label
+                    if name is None:
+                        name = getattr(images[number], "filename", None) or None
+                    condition = self.conditioner.condition(label, backbone, name)
                     replica = int(params["replicas"][number][i])
                     requests.append(Request(row, condition, replica))
                     slots.append((number, i))
@@ -260,6 +293,12 @@ class DreamDAugment(v2.Transform):
             "found no label in the sample, and this backbone is told the class of each image; "
             "pass (image, label), a dict with a 'label', or a labels_getter."
         )
+
+    def _file_names(self, sample: Any) -> Any:
+        """What the sample says about the file names of its images; None: nothing."""
+        if callable(self.labels_getter):
+            return self.labels_getter(sample)
+        return sample.get("file_name") if isinstance(sample, Mapping) else None
 
     def _refuse_cuda_in_fork(self) -> None:
         worker = get_worker_info()

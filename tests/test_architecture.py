@@ -16,7 +16,7 @@ ROWS = [
     {"errors", "seeding", "schedule", "features", "neighbours", "metrics", "amst"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
-    {"calibration", "sampling", "guards"},
+    {"calibration", "sampling", "guards", "captions"},
     {"generator", "bundled", "prompts"},
     {"images"},
     {"transforms", "pictures"},

@@ -7,7 +7,7 @@ import torch
 from conftest import pixel_pipeline
 from diffusers import DDPMPipeline
 
-from dreamda_aug import Generator, load_backbone
+from dreamda_aug import DreamDAugment, Generator, load_backbone
 from dreamda_aug.backbones import conditioning
 from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
 from dreamda_aug.errors import BackboneError
@@ -130,6 +130,41 @@ def test_the_backbone_can_still_be_used_by_its_pipeline(tmp_path):
 def pipeline(sd_pipeline):
     """A copy, whose encoders may be dropped."""
     return copy.deepcopy(sd_pipeline)
+
+
+QUICK = dict(preset="paper", steps=2, strength=0.5, noise_scale=1.0, p=1.0, cache=None)
+
+
+def test_text_encoders_leave_memory_once_all_prompts_are_embedded(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    x = torch.rand(3, 16, 16)
+    kept = DreamDAugment(tmp_path, class_names=["cat", "dog"], keep_text_encoder=True, **QUICK)
+    dropped = DreamDAugment(tmp_path, class_names=["cat", "dog"], **QUICK)
+    for label in (1, 0):
+        expected = kept.synthesize([x], [label], [0])[0]
+        assert torch.equal(dropped.synthesize([x], [label], [0])[0], expected)
+    assert dropped.generator.backbone.pipeline.text_encoder is None
+    assert kept.generator.backbone.pipeline.text_encoder is not None
+    with pytest.raises(BackboneError, match="(?s)dropped from memory.*keep_text_encoder=True"):
+        dropped.generator.backbone.embed(["something else"])
+
+
+@pytest.mark.parametrize("told", [
+    dict(prompt=lambda label: f"number {label}"), dict(captions=lambda name: "a cat"), {},
+])
+def test_text_encoders_stay_where_prompts_are_not_known_ahead(pipeline, tmp_path, told):
+    pipeline.save_pretrained(tmp_path)
+    augment = DreamDAugment(tmp_path, **told, **QUICK)
+    assert augment.generator.backbone.pipeline.text_encoder is not None
+
+
+def test_a_pipeline_that_was_handed_over_keeps_its_encoders_unless_asked(pipeline):
+    for backbone in (pipeline, load_backbone(pipeline)):
+        assert DreamDAugment(backbone, prompt="a cat", **QUICK).generator is not None
+        assert pipeline.text_encoder is not None
+    augment = DreamDAugment(pipeline, prompt="a cat", keep_text_encoder=False, **QUICK)
+    augment(torch.rand(3, 16, 16))
+    assert pipeline.text_encoder is None
 
 
 def test_many_prompts_are_neither_all_kept_nor_worth_dropping_the_encoders(pipeline, monkeypatch):

@@ -104,7 +104,7 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
     short = Generator(generator.backbone, replace(settings, steps=fewer),
                       batch_size=generator.batch_size, rng_seed=generator.rng_seed)
-    trial = UnitMaker(expansion.source, short, maker.conditions)
+    trial = UnitMaker(expansion.source, short, maker.condition_of)
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.unit(0),
                             FolderLayout(Path(), expansion.source.classes))

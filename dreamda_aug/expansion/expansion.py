@@ -1,5 +1,7 @@
 """Whole datasets: every seed image, K replicas each, resumable and on record."""
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -140,8 +142,11 @@ class Expansion:
         loaded = augment.generator
         self.generator = Generator(loaded.backbone, loaded.settings, batch_size=augment.batch_size,
                                    rng_seed=augment.rng_seed)
-        conditions = _conditions(self.source, augment, self.generator)
-        self.maker = UnitMaker(self.source, self.generator, conditions, list(filters),
+        told, condition_of = _conditions(self.source, augment, self.generator, replicas)
+        if augment.keep_text_encoder is False:
+            prompts = {condition_of(index) for index in replicas}
+            loaded.backbone.embed_only([None, loaded.settings.source_prompt, *prompts])
+        self.maker = UnitMaker(self.source, self.generator, condition_of, list(filters),
                                keep_flagged=keep_flagged, strict=strict)
         device = torch.device(self.generator.backbone.device).type
         self.threads = threads if device == "cpu" else None
@@ -163,7 +168,7 @@ class Expansion:
             "filters": [each.describe() for each in filters],
             "settings": settings_to_json(self.generator.settings),
             "rng_seed": self.generator.rng_seed,
-            "conditions": dict(zip(self.source.classes, conditions, strict=True)),
+            "conditions": told,
             "backbone": self.generator.backbone.fingerprint,
             "device": device,
             "threads": self.threads,
@@ -280,10 +285,20 @@ def expand(
 
 
 def _conditions(
-    source: Source, augment: DreamDAugment, generator: Generator
-) -> list[Condition]:
-    """What the backbone is told for each label; classes are called as the source calls them."""
-    backbone, names = generator.backbone, augment.conditioner.class_names
+    source: Source, augment: DreamDAugment, generator: Generator, chosen: Collection[int]
+) -> tuple[dict, Callable[[int], Condition]]:
+    """What the backbone is told: as facts of the plan, and for each seed image by its number.
+
+    Classes are called as the source calls them.
+    """
+    backbone, captions = generator.backbone, augment.conditioner.captions
+    if captions is not None:
+        names = captions.images(getattr(source, "file_names", source.paths), len(source.labels))
+        texts = {index: augment.conditioner.condition(None, backbone, names[index])
+                 for index in chosen}
+        digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
+        return {"captions": digest}, texts.__getitem__
+    names = augment.conditioner.class_names
     if names is not None and len(names) != len(source.classes):
         raise ValueError(
             f"class_names must name the source's {len(source.classes)} classes, got {len(names)}."
@@ -294,7 +309,9 @@ def _conditions(
     ):
         names = source.classes
     conditioner = Conditioner(names, augment.conditioner.prompt)
-    return [conditioner.condition(label, backbone) for label in range(len(source.classes))]
+    told = [conditioner.condition(label, backbone) for label in range(len(source.classes))]
+    labels = source.labels
+    return dict(zip(source.classes, told, strict=True)), lambda index: told[labels[index]]
 
 
 def _class_sizes(source: Source) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.datasets import Untransformed, find_attribute, find_targets
+from dreamda_aug.datasets import Untransformed, find_attribute, find_names, find_targets
 from dreamda_aug.expansion.file_lists import (
     FileSource,
     check_labels,
@@ -116,6 +116,10 @@ class DatasetSource:
         dataset: with ``targets`` or ``labels``; without, every item is read once for its label.
         class_names: the classes in label order; None: the dataset's ``classes``.
         spec: what opened it.
+
+    Attributes:
+        file_names: the images' file names, which captions go by; None: it keeps none. ``paths``
+            are numbers, which suit every dataset.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class DatasetSource:
         self.classes = list(class_names or _classes_of(dataset, self.labels))
         check_labels(self.labels, len(self.classes))
         self.paths = [f"#{i}" for i in range(len(dataset))]
+        self.file_names = find_names(dataset)
         self.problems, self.skipped = empty_classes(self.classes, self.labels), 0
 
     def open(self, index: int) -> PIL.Image.Image:

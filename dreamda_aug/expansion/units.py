@@ -1,6 +1,6 @@
 """One unit of an expansion: from planned samples to PNG files and manifest lines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,7 +32,7 @@ class UnitMaker:
     Args:
         source: the seed images.
         generator: without a cache.
-        conditions: what the backbone is told for each label.
+        condition_of: what the backbone is told for a seed image, by its number in the source.
         filters: what may object to an image.
         keep_flagged: keep the images that a filter objects to.
         strict: an unreadable seed image is an error.
@@ -42,13 +42,13 @@ class UnitMaker:
         self,
         source: Source,
         generator: Generator,
-        conditions: Sequence[Condition],
+        condition_of: Callable[[int], Condition],
         filters: Sequence[Filter] = (),
         *,
         keep_flagged: bool = False,
         strict: bool = False,
     ):
-        self.source, self.generator, self.conditions = source, generator, conditions
+        self.source, self.generator, self.condition_of = source, generator, condition_of
         self.filters, self.keep_flagged, self.strict = filters, keep_flagged, strict
         self._settings = settings_to_json(generator.settings)
         self._versions = library_versions()
@@ -91,8 +91,8 @@ class UnitMaker:
         guarded: list[str] = []
         made = generator.augment(
             values,
-            [Request(rows[sample.seed_index], self.conditions[label], sample.replica)
-             for sample, label in zip(planned, labels, strict=True)],
+            [Request(rows[s.seed_index], self.condition_of(s.seed_index), s.replica)
+             for s in planned],
             [image.digest for image in seed_images.values()],
             guarded,
         ).cpu()
@@ -124,7 +124,7 @@ class UnitMaker:
                 replica=sample.replica,
                 epoch=0,
                 rng_seed=generator.rng_seed,
-                condition=self.conditions[label],
+                condition=self.condition_of(sample.seed_index),
                 unit=unit,
                 row=row,
                 layout=shape,
