@@ -113,11 +113,13 @@ def _predictions_at(
 
     Clipping is a projection: a flow that clips cannot be walked backwards.
     """
-    if schedule.prediction_type == "sample" and alpha_bar == 1:
-        # no noise is left to divide by; what is missing from the prediction has no direction
-        return output, torch.zeros_like(output)
     level = NoiseSchedule(schedule.timesteps[:1], alpha_bar[None], schedule.prediction_type)
-    return level.predictions(output, x, 0)
+    clean, eps = level.predictions(output, x, 0)
+    if schedule.prediction_type == "sample":
+        # at alpha_bar 1 no noise is left to divide by; what is missing from the prediction has no
+        # direction. Chosen by the GPU itself: an `if` would wait for it
+        eps = torch.where(alpha_bar < 1, eps, 0.0)
+    return clean, eps
 
 
 def record(

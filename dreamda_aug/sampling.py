@@ -1,6 +1,7 @@
 """The reverse process: from trajectories to clean latents, perturbed on the way."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ def sample(
     unique = [trajectories[i] for i in first.values()]
 
     seeds = torch.tensor(seeds, device=device)
-    denoiser = _Denoiser(backbone, s, schedule, conditions, seeds, noise_scales)
+    shared = (rows, index) if len(rows) < count else None
+    denoiser = _Denoiser(backbone, s, schedule, conditions, seeds, noise_scales, shared)
     residuals = None
     if s.adherence == 0:
         x_0 = _to_device([t.x_0 for t in unique], device).float()
@@ -64,10 +66,7 @@ def sample(
         if unique[0].residuals is not None:
             residuals = _to_device([t.residuals for t in unique], device)
     for step in range(len(schedule)):
-        if len(x_t) < count:
-            x_0, eps = denoiser.predictions(x_t, step, rows, index)
-        else:
-            x_0, eps = denoiser.predictions(x_t, step)
+        x_0, eps = denoiser.predictions(x_t, step)
         x_t, std = schedule.posterior(x_0, eps, step, s.eta)
         if residuals is not None:
             x_t = x_t + s.adherence * residuals[index, step].float()
@@ -87,58 +86,67 @@ def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     return stacked.to(device, non_blocking=True)
 
 
-class _Denoiser:
-    """One batch's conditions, seeds and scales, laid out for the tap."""
+class _Layout(NamedTuple):
+    """How the rows of one U-Net call lie; the same at every step that is like another.
 
-    def __init__(self, backbone, settings, schedule, conditions, seeds: Tensor, scales):
+    Attributes:
+        condition: what the U-Net is told, a row for each input.
+        branches: for each decoder row, its input; None: each continues its own.
+        clean: so many of the first decoder rows stay unperturbed.
+        arguments: what the perturbation is told about the other rows.
+    """
+
+    condition: dict[str, Tensor]
+    branches: Tensor | None
+    clean: int
+    arguments: dict[str, Tensor]
+
+
+class _Denoiser:
+    """One batch's conditions, seeds and scales, laid out for the tap.
+
+    Everything that the steps need is made before the first of them, so that no step has to wait
+    for the GPU, or to copy from the CPU.
+
+    Args:
+        shared: for each first-step input, a sample with its condition, and for each of the N
+            samples its first-step input, both (…,) int64; None: nothing is shared.
+    """
+
+    def __init__(
+        self, backbone, settings, schedule, conditions, seeds: Tensor, scales,
+        shared: tuple[Tensor, Tensor] | None,
+    ):
         self.backbone, self.settings, self.schedule = backbone, settings, schedule
         self.guided = backbone.guidable and settings.guidance_scale > 1
-        self.condition = self.backbone.embed(conditions)
-        if self.guided:
-            self.null = self.backbone.embed([None])
-        self.seeds = seeds
-        self.steps = torch.arange(len(self.schedule), device=seeds.device)
+        self.steps = torch.arange(len(schedule), device=seeds.device)
         self.noisy = any(scale > 0 for scale in scales)
-        self.scales = torch.tensor(scales, device=seeds.device, dtype=torch.float32)
+        self.index = None if shared is None else shared[1]
+        condition = backbone.embed(conditions)
+        null = backbone.embed([None]) if self.guided else None
+        scales = torch.tensor(scales, device=seeds.device, dtype=torch.float32)
+        first = self._guided_at(0)
+        rest = {self._guided_at(step) for step in range(len(schedule))}
+        self._first = self._layout(first, condition, null, seeds, scales, shared)
+        self._rest = {guided: self._layout(guided, condition, null, seeds, scales, None)
+                      for guided in rest}
 
-    def predictions(
-        self, x: Tensor, step: int, rows: Tensor | None = None, index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def predictions(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The x_0 and eps that the update rule asks for, (N, C, H, W) each.
 
         Args:
-            x: the U-Net's inputs, (U, C, H, W).
+            x: the U-Net's inputs: (U, C, H, W) at a first step that is shared, else (N, C, H, W).
             step: number of the reverse step.
-            rows: for each input, a sample with its condition, (U,); None: input i is sample i.
-            index: for each of the N samples, its input; None: sample i has input i.
         """
-        backbone, guided, count = self.backbone, self._guided_at(step), len(x)
-        samples = torch.arange(count, device=x.device) if index is None else index
-        condition = self.condition
-        if rows is not None:
-            condition = {name: value[rows] for name, value in condition.items()}
-        if guided:
-            condition = {name: torch.cat([self.null[name].expand_as(value), value])
-                         for name, value in condition.items()}
-        groups = 2 if guided else 1
-        perturbed = torch.cat([samples + group * count for group in range(groups)])
-        clean = groups * count if self.noisy and self.settings.update_rule == "asymmetric" else 0
-        branches = torch.cat([torch.arange(clean, device=x.device), perturbed])
-        t = self.schedule.timesteps[step]
-        tap = backbone.tap
-        tap.set(
-            self.settings.perturbation if self.noisy else None,
-            branches if clean or index is not None else None,
-            clean,
-            groups * count,
-            seeds=self.seeds.repeat(groups),
-            step=self.steps[step],
-            unconditional=(torch.arange(groups, device=x.device) < groups - 1)
-            .repeat_interleave(len(samples)),
-            scale=self.scales.repeat(groups),
-        )
+        guided = self._guided_at(step)
+        condition, branches, clean, arguments = self._rest[guided] if step else self._first
+        groups, index = (2 if guided else 1), (None if step else self.index)
+        tap = self.backbone.tap
+        tap.set(self.settings.perturbation if self.noisy else None, branches, clean,
+                groups * len(x), step=self.steps[step], **arguments)
         try:
-            output = backbone.predict(torch.cat([x] * groups), t, condition)
+            output = self.backbone.predict(
+                torch.cat([x] * groups), self.schedule.timesteps[step], condition)
             tap.check_fired()
         finally:
             tap.clear()
@@ -149,6 +157,28 @@ class _Denoiser:
             _, eps = self.schedule.predictions(self._guide(output[:clean], guided), x, step)
             eps = eps if index is None else eps[index]
         return x_0, eps
+
+    def _layout(self, guided: bool, condition, null, seeds, scales, shared) -> _Layout:
+        device, samples = seeds.device, torch.arange(len(seeds), device=seeds.device)
+        inputs = len(seeds)
+        if shared is not None:
+            rows, samples = shared
+            inputs = len(rows)
+            condition = {name: value[rows] for name, value in condition.items()}
+        if guided:
+            condition = {name: torch.cat([null[name].expand_as(value), value])
+                         for name, value in condition.items()}
+        groups = 2 if guided else 1
+        perturbed = torch.cat([samples + group * inputs for group in range(groups)])
+        asymmetric = self.noisy and self.settings.update_rule == "asymmetric"
+        clean = groups * inputs if asymmetric else 0
+        branches = torch.cat([torch.arange(clean, device=device), perturbed])
+        return _Layout(
+            condition, branches if clean or shared is not None else None, clean,
+            {"seeds": seeds.repeat(groups), "scale": scales.repeat(groups),
+             "unconditional": torch.arange(groups * len(seeds), device=device)
+             < (groups - 1) * len(seeds)},
+        )
 
     def _guided_at(self, step: int) -> bool:
         start, stop = self.settings.guidance_interval

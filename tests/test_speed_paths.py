@@ -6,8 +6,9 @@ import logging
 import pytest
 import torch
 from conftest import pixel_pipeline
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamda_aug import Generator, LatentCache, load_backbone
+from dreamda_aug import DDIMInversion, Generator, LatentCache, load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generator import Request
 
@@ -66,6 +67,55 @@ def test_guidance_on_part_of_the_run_saves_its_rows(sd_pipeline):
     assert torch.equal(full, same)
     with pytest.raises(ValueError, match=r"guidance_interval must rise within \[0, 1\]"):
         run(backbone, guidance_interval=(0.5, 0.2))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the CPU wait for a GPU, or copy to it: between two calls of the U-Net.
+
+    ``item()``, ``bool()`` and ``tolist()`` read a number; masks are looked up with ``nonzero``;
+    ``torch.tensor`` makes a tensor on the CPU first.
+    """
+
+    NAMES = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.found, self._recent = 0, [], []
+
+    def unet_is_called(self):
+        if self.calls:  # before the first call, the batch is prepared
+            self.found += self._recent
+        self.calls, self._recent = self.calls + 1, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name.startswith(self.NAMES):
+            self._recent.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"update_rule": "symmetric"}, {"guidance_interval": (0.3, 0.7)}, {"adherence": 0.8},
+    {"inversion": DDIMInversion(), "eta": 0.0},
+])
+@pytest.mark.parametrize("kind", ["pixel", "text"])
+def test_no_step_waits_for_the_gpu(kind, settings, sd_pipeline, monkeypatch):
+    pipeline = pixel_pipeline("sample") if kind == "pixel" else copy.deepcopy(sd_pipeline)
+    backbone, waits = load_backbone(pipeline), Waits()
+    predict = backbone.predict
+    monkeypatch.setattr(backbone, "predict",
+                        lambda *args: waits.unet_is_called() or predict(*args))
+    generator = Generator(backbone, "paper", steps=5, **settings)
+    condition = "a cat" if kind == "text" else None
+    trajectories = [t for t in generator.invert(torch.rand(
+        2, backbone.channels, *backbone.image_size)) for _ in range(2)]
+    waits.calls = 0
+    with waits:
+        generator.generate(trajectories, [condition] * 4)
+        assert (waits.calls, waits.found) == (4, [])
+        waits.calls = 0
+        generator.invert(torch.rand(2, backbone.channels, *backbone.image_size))
+        assert waits.calls >= (4 if generator.settings.adherence else 0) and not waits.found
 
 
 def break_half_precision(backbone, monkeypatch):
