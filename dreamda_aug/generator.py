@@ -261,28 +261,25 @@ class Generator:
             stored = [self.cache.get(key) for key in keys]
             found = [None if s is None else Trajectory(**{"x_T": None, **s}) for s in stored]
         missing = [i for i, trajectory in enumerate(found) if trajectory is None]
-        if missing:
-            seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in missing]
-            made = self._compute_inversions(images[missing], seeds, [sources[i] for i in missing])
-            for i, trajectory in zip(missing, made, strict=True):
+        # replicas make inversions few: with static shapes, small slices waste little on padding
+        size = max(1, self.batch_size // 8) if self.static_shapes else max(1, len(missing))
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            rows = pad(part, size) if self.static_shapes else part
+            seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
+            made = self._compute_inversions(images[rows], seeds, [sources[i] for i in rows])
+            for i, trajectory in zip(part, made):  # not strict: without the padding
                 found[i] = trajectory
                 if self.cache is not None:
                     self.cache.put(keys[i], trajectory.tensors())
+        self.inversions += len(missing)
         return found
 
     def _compute_inversions(self, images, seeds, sources) -> list[Trajectory]:
         backbone, s, schedule = self.backbone, self.settings, self.schedule
-        count = len(images)
-        self.inversions += count
-        if self.static_shapes:
-            rows, seeds, sources = (
-                pad(values, self.batch_size) for values in (range(count), seeds, sources)
-            )
-            images = images[rows]
         x_0 = backbone.encode(images)
         if s.adherence == 0:
-            x_0 = x_0[:count].to(STORAGE_DTYPE).cpu()
-            return [Trajectory(None, None, latent) for latent in x_0]
+            return [Trajectory(None, None, latent) for latent in x_0.to(STORAGE_DTYPE).cpu()]
         condition = backbone.embed(sources)
         backbone.tap.clear()
 
@@ -292,9 +289,9 @@ class Generator:
         seeds = torch.tensor(seeds, device=backbone.device)
         path = s.inversion.source_path(x_0, predict, schedule, s.eta, seeds)
         if not s.inversion.records_residuals:
-            return [Trajectory(x_T) for x_T in path[0][:count].to(STORAGE_DTYPE).cpu()]
+            return [Trajectory(x_T) for x_T in path[0].to(STORAGE_DTYPE).cpu()]
         x_T, residuals = record(path, predict, schedule, s.eta, STORAGE_DTYPE)
-        pairs = zip(x_T[:count].cpu(), residuals[:count].cpu(), strict=True)
+        pairs = zip(x_T.cpu(), residuals.cpu(), strict=True)
         return [Trajectory(*pair) for pair in pairs]
 
     @torch.no_grad()
