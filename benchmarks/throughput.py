@@ -1,158 +1,213 @@
-"""Our path against a plain loop with the cost structure of the authors' released generator.
+"""Our paths against a plain loop with the cost structure of the authors' released generator.
 
-    python benchmarks/throughput.py --arch bundled --out benchmarks/results
+    python benchmarks/throughput.py --arch tiny-sd --out benchmarks/results
+    python benchmarks/throughput.py --arch sd15 --out benchmarks/results        # a GPU
+    python benchmarks/throughput.py --arch sd15 --low-memory --out benchmarks/results
 
-Both run on the same backbone in one process, symmetric rule, same number of steps. The plain loop
-makes one sample at a time and recomputes the source branch for each: with guidance 4 U-Net rows a
-step (source unconditional and conditional, target unconditional and conditional). A backbone
-without guidance gets the same loop twice: with those 4 rows, and with the 2 that it needs.
+``sd15`` is the architecture of Stable Diffusion 1.5 with random weights, ``tiny-sd`` the same four
+levels about twenty times narrower; other names are what `load_backbone` takes. All paths run on one
+backbone in one process. *Exact* is the plain loop's algorithm with its number of steps: the same
+seeds give the same image, and the difference is measured. *Fast* changes the result.
+
+The plain loop makes one sample at a time and recomputes the source branch for each: 4 U-Net rows a
+step with guidance. A backbone without guidance gets it twice: with those 4 rows, and with the 2
+that it needs. ``--out`` gets a JSON file, and the folder above it ``throughput.md``, made from all
+such files.
 """
 
 import argparse
+import copy
 import json
-import platform
-import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from architectures import ARCHITECTURES, build
+from measurement import count_flops, machine, matrix_product_rate, measure
+from plain import plain_loop
+from switches import COMPILE, SWITCHES, Bench, compare
+from throughput_page import FORMAT, write_page
 
-from dreamda_aug import BottleneckNoise, Generator, load_backbone
-from dreamda_aug.generator import Request
-from dreamda_aug.seeding import BOTTLENECK, POSTERIOR, SOURCE, seeded_normal
-
-
-def plain_loop(generator: Generator, image: Tensor, rows: int, rng_seed: int) -> Tensor:
-    """One sample as the released generator makes it: image (1, C, H, W) -> (1, C, H, W)."""
-    backbone, schedule, settings = generator.backbone, generator.schedule, generator.settings
-    unet, seeds = backbone.unet, torch.tensor([rng_seed], device=backbone.device)
-    x_0 = backbone.encode(image)
-    shape = tuple(x_0.shape[1:])
-    source = schedule.add_noise(x_0, seeded_normal(seeds, 0, SOURCE, shape), 0)
-    target = source
-    condition = {name: value.expand(rows, *value.shape[1:])
-                 for name, value in backbone.embed([None]).items()}
-    targets = rows // 2
-    step_now = 0
-
-    def perturb(module, inputs, h):
-        h = h.clone()
-        noise = seeded_normal(seeds, step_now, BOTTLENECK, tuple(h.shape[1:]))
-        rms = h[-targets:].square().mean((1, 2, 3), keepdim=True).sqrt()
-        h[-targets:] += settings.noise_scale * rms * noise
-        return h
-
-    handle = unet.mid_block.register_forward_hook(perturb)
-    try:
-        for step in range(len(schedule)):
-            step_now = step
-            x = torch.cat([source] * (rows - targets) + [target] * targets)
-            output = backbone.predict(x, schedule.timesteps[step], condition)
-            halves = output[: rows - targets], output[-targets:]
-            source_out, target_out = (
-                half if len(half) == 1
-                else half[:1] + settings.guidance_scale * (half[1:] - half[:1]) for half in halves
-            )
-            last = step == len(schedule) - 1
-            alpha_bar = schedule.alpha_bars[step]
-            eps = (source - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
-            mean, std = schedule.posterior(x_0, eps, step, settings.eta)
-            noise = seeded_normal(seeds, step, POSTERIOR, shape)
-            next_source = x_0 if last else mean + std * noise
-            source_mean, _ = schedule.posterior(
-                *schedule.predictions(source_out, source, step), step, settings.eta)
-            target_mean, _ = schedule.posterior(
-                *schedule.predictions(target_out, target, step), step, settings.eta)
-            target = target_mean + next_source - source_mean
-            source = next_source
-    finally:
-        handle.remove()
-    return backbone.decode(target)
+from dreamda_aug import PRESETS, BottleneckNoise, Generator
+from dreamda_aug.generator import image_digest
+from dreamda_aug.seeding import derive_seed
 
 
-def timed(function, device: torch.device) -> tuple[Tensor, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
-
-
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", default="bundled", help="'bundled', or what load_backbone takes")
-    parser.add_argument("--steps", type=int, default=25, help="0.8 of them are run")
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--replicas", type=int, default=10, help="K")
-    parser.add_argument("--plain-samples", type=int, default=5, help="timed in the plain loop")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 40])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="folder for a JSON file")
-    args = parser.parse_args()
+def main(arguments: list[str] | None = None) -> dict:
+    args = parse(arguments)
     torch.set_num_threads(args.threads)
-    backbone = load_backbone(args.arch)
-    torch.manual_seed(0)
-    images = torch.rand(args.images, backbone.channels, *backbone.image_size)
-    settings = dict(steps=args.steps, update_rule="symmetric", noise_scale=1.0,
-                    perturbation=BottleneckNoise())
-    generator = Generator(backbone, "official", **settings)
-    tap = backbone.tap
-    results = []
-
-    still = Generator(backbone, "official", **{**settings, "noise_scale": 0.0})
-    error = (plain_loop(still, images[:1], 2, 0) - images[:1]).abs().max()
-    assert error < 1e-3, f"the plain loop is wrong: without noise it misses by {error}"
-
+    backbone = build(args.arch, args.device, args.low_memory)
+    # the released run's settings; its absolute noise scale belongs to the weights of SD 1.5
+    settings = replace(PRESETS["official"], steps=args.steps, noise_scale=1.0,
+                       perturbation=BottleneckNoise())
+    bench = Bench(backbone, settings, max(args.batch_sizes), args.replicas, args.repeats)
+    record = {
+        "format": FORMAT, "arch": args.arch, "low_memory": args.low_memory, "quick": args.quick,
+        "random_weights": args.arch in ARCHITECTURES,
+        "machine": machine(backbone.device), "device": backbone.device.type,
+        "dtype": str(backbone.dtype).removeprefix("torch."), "torch": torch.__version__,
+        "steps": args.steps, "steps_run": len(bench.generator().schedule),
+        "replicas": args.replicas, "guided": backbone.guidable,
+        "image_size": list(backbone.image_size),
+        "matrix_product_rate": matrix_product_rate(backbone.device, backbone.dtype),
+        "flops": count_flops(backbone)._asdict(),
+        "unet_parameters": sum(p.numel() for p in backbone.unet.parameters()),
+    }
+    say(f"{args.arch} on {record['machine']}, {record['dtype']}, {record['steps_run']} steps run, "
+        f"matrix product {record['matrix_product_rate'] / 1e9:.0f} GFLOP/s, "
+        f"U-Net {sum(record['flops'].values()) / 1e9:.3g} GFLOP a row")
+    paths = record["paths"] = []
     for rows in (4,) if backbone.guidable else (4, 2):
-        plain_loop(generator, images[:1], rows, 0)
-        before = tap.encoder_rows
-        _, seconds = timed(lambda rows=rows: [
-            plain_loop(generator, images[i % len(images)][None], rows, i)
-            for i in range(args.plain_samples)
-        ], backbone.device)
-        results.append({
-            "path": f"plain loop, {rows} rows", "seconds": seconds / args.plain_samples,
-            "rows": (tap.encoder_rows - before) / args.plain_samples,
-        })
-    requests = [Request(i, None, replica) for i in range(args.images)
-                for replica in range(args.replicas)]
-    runs = [(f"ours, batch {size}", size) for size in args.batch_sizes]
-    runs.append((f"ours, batch {max(args.batch_sizes)}, channels_last", max(args.batch_sizes)))
-    for name, batch_size in runs:
-        if "channels_last" in name:
-            backbone.channels_last()
-        ours = Generator(backbone, "official", batch_size=batch_size, **settings)
-        ours.augment(images, requests[:1])
-
-        def cold(ours=ours):
-            """Inversion, then all replicas of every image."""
-            trajectories = ours.invert(images)
-            return ours.generate([trajectories[r.image] for r in requests])
-
-        before = tap.encoder_rows
-        _, seconds = timed(cold, backbone.device)
-        results.append({
-            "path": name, "seconds": seconds / len(requests),
-            "rows": (tap.encoder_rows - before) / len(requests),
-        })
-    reference = {r["path"]: r["seconds"] for r in results if r["path"].startswith("plain")}
-    print(f"{'path':30s} {'rows':>7s} {'s/sample':>9s}  speed-up over "
-          + " / ".join(reference))
-    for r in results:
-        r["speed_up"] = [seconds / r["seconds"] for seconds in reference.values()]
-        print(f"{r['path']:30s} {r['rows']:7.1f} {r['seconds']:9.4f}  "
-              + " / ".join(f"{s:.1f}×" for s in r["speed_up"]), flush=True)
+        paths.append(time_plain_loop(bench, rows, args.plain_samples, record))
+    for size in args.batch_sizes:
+        paths.append(time_path(bench, f"exact, batch {size}", bench.generator(batch_size=size),
+                               record, compare_with_plain=True))
+    record["switches"] = []
+    if not args.low_memory:
+        for switch in SWITCHES:
+            record["switches"].append(compare(bench, switch))
+            say_switch(record["switches"][-1])
+        backbone.channels_last()
+        best, how = None, "channels_last"
+        if not args.no_compile:
+            best, how = copy.copy(backbone), "channels_last and compiled"
+            best.compile(backend=args.compile_backend)
+            bench = replace(bench, compiled=best)
+        record["switches"].append(compare(bench, COMPILE))
+        say_switch(record["switches"][-1])
+        exact = bench.generator(best)
+        paths.append(time_path(bench, f"exact, batch {bench.batch_size}, {how}", exact, record,
+                               compare_with_plain=True))
+        fast = dict(steps=max(2, args.steps // 4), guidance_interval=(0.2, 0.8))
+        few = dict(steps=4, guidance_scale=1.0)
+        for name, changes in (("a quarter of the steps, guidance on 60 % of them", fast),
+                              ("4 steps without guidance, as few-step models run", few)):
+            paths.append(time_path(bench, f"fast, {name}, batch {bench.batch_size}, {how}",
+                                   bench.generator(best, **changes), record, exact))
     if args.out:
-        record = {"arch": args.arch, "device": str(backbone.device), "threads": args.threads,
-                  "machine": platform.processor() or platform.machine(),
-                  "torch": torch.__version__, "steps": args.steps, "images": args.images,
-                  "replicas": args.replicas, "results": results}
         args.out.mkdir(parents=True, exist_ok=True)
-        name = Path(args.arch).name
+        name = Path(args.arch).name + ("_low_memory" if args.low_memory else "")
         (args.out / f"throughput_{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        say(f"wrote {write_page(args.out)}")
+    return record
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", default="bundled", help="sd15, tiny-sd, bundled, a folder, ...")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int,
+                        help="0.8 of them are run; default: 100 as released, 25 on a CPU")
+    parser.add_argument("--replicas", type=int, default=10, help="K")
+    parser.add_argument("--batch-sizes", type=int, nargs="+",
+                        help="default: 1 2 4 ... 64, on a CPU 1 8 32; switches use the largest")
+    parser.add_argument("--plain-samples", type=int, default=3, help="timed in the plain loop")
+    parser.add_argument("--repeats", type=int, default=3, help="of each side of a switch")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--compile-backend", default="inductor")
+    parser.add_argument("--low-memory", action="store_true", help="batch size 1, no switches")
+    parser.add_argument("--quick", action="store_true", help="a smoke test; proves no speed")
+    parser.add_argument("--out", type=Path, help="folder for a JSON file")
+    args = parser.parse_args(arguments)
+    on_cpu = not args.device.startswith("cuda")
+    if args.quick:
+        args.replicas, args.plain_samples, args.repeats = 3, 1, 1
+    args.steps = args.steps or (5 if args.quick else 25 if on_cpu else 100)
+    sizes = [1, 4] if args.quick else [1, 8, 32] if on_cpu else [2**i for i in range(7)]
+    args.batch_sizes = [1] if args.low_memory else args.batch_sizes or sizes
+    return args
+
+
+def time_plain_loop(bench: Bench, rows: int, samples: int, record: dict) -> dict:
+    """The released generator's cost structure, one sample after another."""
+    generator, tap = bench.generator(), bench.backbone.tap
+    images, requests = bench.work(samples)
+
+    def run(number: int):
+        image, request = images[requests[number].image], requests[number]
+        return plain_loop(generator, image[None], rows, request.condition,
+                          *seeds_of(generator, image, request))
+
+    with torch.no_grad():
+        run(0)
+        before = tap.encoder_rows, tap.decoder_rows
+        measured = measure(lambda: [run(i) for i in range(samples)], bench.backbone.device)
+    return finish({"path": f"plain loop, {rows} rows", "batch_size": 1}, samples, measured, before,
+                  bench, record)
+
+
+def time_path(bench: Bench, name: str, generator: Generator, record: dict,
+              exact: Generator | None = None, compare_with_plain: bool = False) -> dict:
+    """One of our paths, inversion included.
+
+    Args:
+        exact: whose images to compare with.
+        compare_with_plain: compare the first image with the plain loop's.
+    """
+    size, tap = generator.batch_size, bench.backbone.tap
+    samples = size * -(-bench.replicas // size)  # whole batches, and all replicas of an image
+    bench.run(generator, size)  # a first batch compiles, and prepares kernels
+    before = tap.encoder_rows, tap.decoder_rows
+    measured = measure(lambda: bench.run(generator, samples), bench.backbone.device)
+    row = finish({"path": name, "batch_size": generator.batch_size}, samples, measured, before,
+                 bench, record)
+    if compare_with_plain:
+        (image, *_), (request, *_) = bench.work(1)
+        with torch.no_grad():
+            plain = plain_loop(generator, image[None], 4 if bench.backbone.guidable else 2,
+                               request.condition, *seeds_of(generator, image, request))
+            with patch("dreamda_aug.generator.STORAGE_DTYPE", torch.float32):
+                unrounded = generator.augment(image[None], [request])
+        row["max_difference"] = (measured.result[:1] - plain).abs().max().item()
+        row["max_difference_in_float32"] = (unrounded - plain).abs().max().item()
+    elif exact is not None:
+        reference = bench.run(exact, samples)
+        distance = (measured.result - reference).abs()
+        row["max_difference"] = distance.max().item()
+        row["mean_difference"] = distance.mean().item()
+        # what another replica of the same image differs by, for scale
+        replicas = reference[: bench.replicas]
+        row["mean_difference_of_replicas"] = (replicas[1:] - replicas[:1]).abs().mean().item()
+    return row
+
+
+def seeds_of(generator: Generator, image, request) -> tuple[int, int]:
+    """Path seed and sample seed, as `Generator.augment` derives them."""
+    digest = image_digest(image)
+    return (derive_seed(generator.rng_seed, digest, "path", 0),
+            derive_seed(generator.rng_seed, digest, "sample", request.replica, request.epoch))
+
+
+def finish(row: dict, samples: int, measured, before: tuple[int, int], bench: Bench,
+           record: dict) -> dict:
+    """Everything per sample."""
+    tap, flops = bench.backbone.tap, record["flops"]
+    encoder, decoder = tap.encoder_rows - before[0], tap.decoder_rows - before[1]
+    rate = (encoder * flops["encoder"] + decoder * flops["decoder"]) / measured.seconds
+    seconds = measured.seconds / samples
+    reference = [path["seconds"] for path in record["paths"] if path["path"].startswith("plain")]
+    row |= {
+        "samples": samples, "seconds": seconds, "samples_per_second": 1 / seconds,
+        "encoder_rows": encoder / samples, "decoder_rows": decoder / samples,
+        "share_of_matrix_product_rate": rate / record["matrix_product_rate"],
+        "peak_bytes": measured.peak_bytes,
+        "speed_up": [plain / seconds for plain in reference] or [1.0],
+    }
+    say(f"{row['path']}: {row['seconds']:.4g} s/sample, {row['encoder_rows']:.1f} rows, "
+        f"{' / '.join(f'{s:.1f}×' for s in row['speed_up'])}, "
+        f"{row['share_of_matrix_product_rate']:.0%}, {row['peak_bytes'] / 1e9:.2f} GB")
+    return row
+
+
+def say_switch(row: dict) -> None:
+    say(f"{row['switch']}: " + (row.get("skipped") or f"{row['ratio']:.2f}× faster, images differ "
+                                f"by at most {row['max_difference']:.1g}"))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ from diffusers import (
 )
 
 torch.set_num_threads(1)
+# the plain paths that ours are compared with belong to the benchmark
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 
 @pytest.fixture(autouse=True)

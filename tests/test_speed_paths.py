@@ -22,28 +22,16 @@ def run(backbone, **settings):
     return generator.augment(x, requests), generator
 
 
-@pytest.mark.parametrize("kind", ["pixel", "text"])
-def test_the_compiled_unet_keeps_its_tap_and_compiles_once_per_shape(kind, sd_pipeline):
-    def backbone():
-        return load_backbone(copy.deepcopy(pixel_pipeline() if kind == "pixel" else sd_pipeline))
-
-    plain, _ = run(backbone())
-    compiled = backbone()
+def test_the_compiled_unet_keeps_its_tap_and_compiles_once_per_shape(sd_pipeline):
+    plain, _ = run(load_backbone(copy.deepcopy(sd_pipeline)))
+    compiled = load_backbone(copy.deepcopy(sd_pipeline))
     torch._dynamo.reset()
     # inductor's C++ compiler takes minutes here; what it would compile is captured all the same
     made, generator = run(compiled, compile={"backend": "eager"}, batch_size=4)
     torch.testing.assert_close(made, plain, atol=2e-4, rtol=0)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    generator.augment(torch.rand(1, compiled.channels, *compiled.image_size),
-                      [Request(0, "a cat" if kind == "text" else None)])
+    generator.augment(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-
-
-def test_channels_last_agrees(sd_pipeline):
-    plain, _ = run(load_backbone(copy.deepcopy(sd_pipeline)))
-    backbone = load_backbone(copy.deepcopy(sd_pipeline))
-    backbone.channels_last()
-    torch.testing.assert_close(run(backbone)[0], plain, atol=1e-4, rtol=0)
 
 
 def test_chunked_decoding_agrees(sd_pipeline):

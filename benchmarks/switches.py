@@ -1,0 +1,245 @@
+"""Each switch that makes generation cheaper, on and off in one run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import NamedTuple
+from unittest.mock import patch
+
+import torch
+from architectures import sample_images
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from measurement import measure
+from plain import PlainRows
+from torch import Tensor
+
+from dreamda_aug import Generator, Settings
+from dreamda_aug.generator import Request, image_digest
+from dreamda_aug.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every run has in common.
+
+    Attributes:
+        backbone: the diffusion model.
+        settings: of exact mode.
+        batch_size: synthetic images per U-Net call.
+        replicas: K, synthetic images per seed image.
+        repeats: how often each side is timed; the median counts.
+        compiled: the same diffusion model on the same weights, compiled; None: left out.
+    """
+
+    backbone: object
+    settings: Settings
+    batch_size: int
+    replicas: int
+    repeats: int
+    compiled: object = None
+
+    def generator(self, backbone=None, batch_size: int = 0, **changes) -> Generator:
+        """A generator without a cache on disk."""
+        generator = Generator(backbone or self.backbone, replace(self.settings, **changes),
+                              batch_size=batch_size or self.batch_size)
+        # what Generator(compile=...) does too, which would compile anew for each generator
+        generator.static_shapes = backbone is not None and backbone is self.compiled
+        return generator
+
+    def work(self, samples: int) -> tuple[Tensor, list[Request]]:
+        """Seed images, and requests for their replicas."""
+        condition = {"text": "a photo", "class": 0, "none": None}[self.backbone.condition_kind]
+        requests = [Request(i // self.replicas, condition, i % self.replicas)
+                    for i in range(samples)]
+        return sample_images(self.backbone, requests[-1].image + 1), requests
+
+    def run(self, generator: Generator, samples: int = 0) -> Tensor:
+        """Inversions and all: synthetic images, (samples, C, H, W); None: one batch."""
+        return generator.augment(*self.work(samples or self.batch_size))
+
+
+Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]
+
+
+class Switch(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        name: what is on.
+        instead: what runs when it is off.
+        sides: the two runs, on and off; None where the backbone has no such switch.
+        gpu_only: means nothing on a CPU.
+    """
+
+    name: str
+    instead: str
+    sides: Callable[[Bench], Sides | None]
+    gpu_only: bool = False
+
+
+def compare(bench: Bench, switch: Switch) -> dict:
+    """Time both sides in turn; say how far their images are apart."""
+    row = {"switch": switch.name, "instead": switch.instead}
+    device = bench.backbone.device
+    if switch.gpu_only and device.type != "cuda":
+        return {**row, "skipped": "GPU only, not measured yet"}
+    sides = switch.sides(bench)
+    if sides is None:
+        return {**row, "skipped": "left out, or not a switch of this backbone"}
+    on, off = sides
+    distance = (on().float() - off().float()).abs()  # these calls also warm up
+    times, peaks = ([], []), ([], [])
+    for _ in range(bench.repeats):
+        for side, function in enumerate((on, off)):
+            measured = measure(function, device)
+            times[side].append(measured.seconds)
+            peaks[side].append(measured.peak_bytes)
+    return {
+        **row,
+        "seconds_on": median(times[0]), "seconds_off": median(times[1]),
+        "ratio": median(times[1]) / median(times[0]),
+        "peak_bytes_on": max(peaks[0]), "peak_bytes_off": max(peaks[1]),
+        "max_difference": distance.max().item(), "mean_difference": distance.mean().item(),
+    }
+
+
+def cached_inversion(bench: Bench) -> Sides:
+    generator = bench.generator()
+    images, requests = bench.work(bench.batch_size)
+    digests = [image_digest(image) for image in images]
+    rows = [request.image for request in requests]
+    seeds = [derive_seed(generator.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
+             for r in requests]
+
+    def off() -> Tensor:
+        trajectories = generator.invert(images[rows], [digests[row] for row in rows])
+        return generator.generate(trajectories, [r.condition for r in requests], seeds)
+
+    return lambda: bench.run(generator), off
+
+
+def branching(bench: Bench) -> Sides:
+    on = bench.generator(update_rule="asymmetric")
+    off = bench.generator(PlainRows(bench.backbone), update_rule="asymmetric")
+    return lambda: bench.run(on), lambda: bench.run(off)
+
+
+def batches(bench: Bench) -> Sides:
+    on, off = bench.generator(), bench.generator(batch_size=1)
+    return lambda: bench.run(on), lambda: bench.run(off, bench.batch_size)
+
+
+def channels_last(bench: Bench) -> Sides:
+    generator, unet = bench.generator(), bench.backbone.unet
+    before = _memory_format(unet)
+
+    def run(memory_format: torch.memory_format) -> Tensor:
+        unet.to(memory_format=memory_format)
+        try:
+            return bench.run(generator)
+        finally:
+            unet.to(memory_format=before)
+
+    return lambda: run(torch.channels_last), lambda: run(torch.contiguous_format)
+
+
+def fused_attention(bench: Bench) -> Sides:
+    generator, unet = bench.generator(), bench.backbone.unet
+
+    def run(processor) -> Tensor:
+        unet.set_attn_processor(processor)
+        try:
+            return bench.run(generator)
+        finally:
+            unet.set_attn_processor(AttnProcessor2_0())
+
+    return lambda: run(AttnProcessor2_0()), lambda: run(AttnProcessor())
+
+
+def chunked_decode(bench: Bench) -> Sides | None:
+    backbone = bench.backbone
+    if not hasattr(backbone, "decode_batch"):
+        return None
+    with torch.no_grad():
+        latents = backbone.encode(sample_images(backbone, 1)).repeat(bench.batch_size, 1, 1, 1)
+
+    @torch.no_grad()
+    def run(size: int) -> Tensor:
+        with patch.object(backbone, "decode_batch", size):
+            return backbone.decode(latents)
+
+    return lambda: run(min(8, bench.batch_size // 2 or 1)), lambda: run(bench.batch_size)
+
+
+def no_host_sync(bench: Bench) -> Sides:
+    generator, backbone = bench.generator(), bench.backbone
+    predict = backbone.predict
+
+    def waiting(*args) -> Tensor:
+        output = predict(*args)
+        output.flatten()[0].item()
+        return output
+
+    def off() -> Tensor:
+        with patch.object(backbone, "predict", waiting):
+            return bench.run(generator)
+
+    return lambda: bench.run(generator), off
+
+
+def pinned_copies(bench: Bench) -> Sides:
+    generator = bench.generator()
+
+    def plainly(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+        return torch.stack(list(tensors)).to(device)
+
+    def off() -> Tensor:
+        with patch("dreamda_aug.sampling._to_device", plainly):
+            return bench.run(generator)
+
+    return lambda: bench.run(generator), off
+
+
+def partial_guidance(bench: Bench) -> Sides | None:
+    if not bench.backbone.guidable:
+        return None
+    on, off = bench.generator(guidance_interval=(0.2, 0.8)), bench.generator()
+    return lambda: bench.run(on), lambda: bench.run(off)
+
+
+def fewer_steps(bench: Bench) -> Sides:
+    on, off = bench.generator(steps=max(2, bench.settings.steps // 4)), bench.generator()
+    return lambda: bench.run(on), lambda: bench.run(off)
+
+
+def compiled(bench: Bench) -> Sides | None:
+    if bench.compiled is None:
+        return None
+    on, off = bench.generator(bench.compiled), bench.generator()
+    return lambda: bench.run(on), lambda: bench.run(off)
+
+
+def _memory_format(unet) -> torch.memory_format:
+    weight = next(p for p in unet.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    is_last = weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+# A seed image's source path is inverted with one unguided row, once: the released generator's two
+# source rows per sample are in the plain loop.
+SWITCHES = [
+    Switch("cached inversion", "every sample inverts its image", cached_inversion),
+    Switch("branching at the bottleneck (asymmetric rule)", "every decoder row has its encoder row",
+           branching),
+    Switch("batches across images, labels and replicas", "one sample at a time", batches),
+    Switch("channels_last", "contiguous weights", channels_last),
+    Switch("SDPA, fused attention", "attention matrix in memory", fused_attention),
+    Switch("chunked VAE decode (decoding only)", "all latents at once", chunked_decode),
+    Switch("no host sync (precomputed tables)", "one number is read back at every step",
+           no_host_sync, gpu_only=True),
+    Switch("pinned asynchronous copies", "copies from pageable memory", pinned_copies,
+           gpu_only=True),
+    Switch("guidance from 20 % to 80 % of the steps", "guidance at every step", partial_guidance),
+    Switch("a quarter of the steps, same strength", "all steps", fewer_steps),
+]
+COMPILE = Switch("torch.compile, static shapes", "eager", compiled)
