@@ -1,0 +1,82 @@
+"""Grey and deep images through a Stable Diffusion pipeline, which knows 8-bit colour only."""
+
+import copy
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torchvision import tv_tensors
+
+from dreamda_aug import DreamDAugment, load_backbone
+
+# 12 bits of a detector in 16, a full 16-bit range, and Hounsfield units with their sign.
+RANGES = {"12 bits": (0, 4095), "16 bits": (0, 65535), "Hounsfield": (-1024, 3071)}
+
+
+def values(low: int, high: int, dtype) -> np.ndarray:
+    array = np.random.default_rng(0).integers(low, high + 1, (16, 16))
+    array[0, 0], array[0, 1] = low, high
+    return array.astype(dtype)
+
+
+def augment_with(backbone, **settings) -> DreamDAugment:
+    return DreamDAugment(backbone, "paper", p=1.0, prompt="", cache=None,
+                         **{"steps": 6, "guidance_scale": 3.0, **settings})
+
+
+@pytest.fixture
+def backbone(sd_pipeline):
+    return load_backbone(copy.deepcopy(sd_pipeline))
+
+
+@pytest.fixture
+def lossless(backbone, monkeypatch):
+    """The tiny VAE is random; this one folds 2×2 grey pixels into the four latent channels."""
+    monkeypatch.setattr(backbone, "encode", lambda x: pixel_unshuffle(x[:, :1] * 2 - 1, 2))
+    monkeypatch.setattr(backbone, "decode", lambda latents: (
+        pixel_shuffle(latents, 2) / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1))
+    return backbone
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_without_noise_deep_images_keep_their_values(lossless, name):
+    """To 2 in 65,535: float32 through six steps of guidance, and the rounding at the end."""
+    low, high = RANGES[name]
+    augment, tolerance = augment_with(lossless, noise_scale=0.0), max(1, 2 * (high - low) / 65535)
+    images = [torch.from_numpy(values(low, high, np.int32))[None]]
+    if low >= 0:
+        array = values(low, high, np.uint16)
+        images += [PIL.Image.fromarray(array), torch.from_numpy(array)[None]]
+    for image in images:
+        made = augment(image)
+        assert type(made) is type(image) or image.mode == made.mode == "I;16"
+        difference = np.asarray(made).astype(np.int64) - np.asarray(image).astype(np.int64)
+        assert np.abs(difference).max() <= tolerance
+
+
+def test_without_noise_grey_images_come_back_exactly(lossless):
+    augment, array = augment_with(lossless, noise_scale=0.0), values(0, 255, np.uint8)
+    made = augment(PIL.Image.fromarray(array))
+    assert made.mode == "L" and np.array_equal(np.asarray(made), array)
+    image = tv_tensors.Image(torch.from_numpy(array)[None])
+    made = augment(image)
+    assert isinstance(made, tv_tensors.Image) and torch.equal(made, image)
+
+
+@pytest.mark.parametrize("kind", ["I;16", "L", "uint16", "int16"])
+def test_with_noise_they_keep_mode_dtype_size_and_range(backbone, kind):
+    low, high = (-1024, 3071) if kind == "int16" else (0, 255) if kind == "L" else (200, 4095)
+    array = np.random.default_rng(0).integers(low, high + 1, (20, 24))
+    if kind in ("I;16", "L"):
+        image = PIL.Image.fromarray(array.astype(np.uint16 if kind == "I;16" else np.uint8))
+    else:
+        image = torch.from_numpy(array.astype(kind))[None]
+    made = augment_with(backbone, noise_scale=3.0)(image)
+    if isinstance(image, torch.Tensor):
+        assert (made.dtype, made.shape) == (image.dtype, image.shape)
+    else:
+        assert (made.mode, made.size) == (kind, (24, 20))
+    made = np.asarray(made).astype(np.int64)
+    assert low <= made.min() < made.max() <= high and (made != array).any()
