@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import get_worker_info
@@ -18,6 +17,7 @@ from dreamda_aug.captions import Captions
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generator import Generator, Request
 from dreamda_aug.images import fit_back, fit_to, read_pixels
+from dreamda_aug.labels import find_file_names, find_labels, label_of
 from dreamda_aug.prompts import DEFAULT_PROMPT, Conditioner
 from dreamda_aug.settings import Settings, resolve_settings
 
@@ -161,9 +161,9 @@ class DreamDAugment(v2.Transform):
         if any(chosen.any() for chosen in params["chosen"]):
             labels = None
             if self.conditioner.captions is not None:
-                labels = self._file_names(sample)
+                labels = find_file_names(sample, self.labels_getter)
             elif self.conditioner.needs_label(self.generator.backbone):
-                labels = self._labels(sample)
+                labels = find_labels(sample, self.labels_getter)
             images = self._replace([flat[i] for i in places], labels, params)
             for place, image in zip(places, images, strict=True):
                 flat[place] = image
@@ -255,7 +255,7 @@ class DreamDAugment(v2.Transform):
         for number, p in enumerate(pixels):
             for i in range(len(p.values)):
                 if params["chosen"][number][i]:
-                    label = _label_of(labels, i, images[number])
+                    label = label_of(labels, i, images[number])
                     # with captions, labels are file names; an image that PIL opened knows its own
                     name = label
                     if name is None:
@@ -274,31 +274,6 @@ class DreamDAugment(v2.Transform):
             p.restore(new) if params["chosen"][number].any() else images[number]
             for number, (p, new) in enumerate(zip(pixels, results, strict=True))
         ]
-
-    def _labels(self, sample: Any) -> Any:
-        if self.labels_getter is None:
-            raise ValueError(
-                "labels_getter=None, but this backbone is told the class of each image; give a "
-                "labels_getter, or a prompt without {class_name}."
-            )
-        if callable(self.labels_getter):
-            return self.labels_getter(sample)
-        if isinstance(sample, Mapping):
-            for key, value in sample.items():
-                if isinstance(key, str) and "label" in key.lower():
-                    return value
-        elif isinstance(sample, Sequence) and len(sample) > 1:
-            return sample[1]
-        raise ValueError(
-            "found no label in the sample, and this backbone is told the class of each image; "
-            "pass (image, label), a dict with a 'label', or a labels_getter."
-        )
-
-    def _file_names(self, sample: Any) -> Any:
-        """What the sample says about the file names of its images; None: nothing."""
-        if callable(self.labels_getter):
-            return self.labels_getter(sample)
-        return sample.get("file_name") if isinstance(sample, Mapping) else None
 
     def _refuse_cuda_in_fork(self) -> None:
         worker = get_worker_info()
@@ -323,17 +298,3 @@ def _open_cache(cache: LatentCache | str | Path | None) -> LatentCache | None:
 
 def _batch_length(image: Any) -> int:
     return len(image) if isinstance(image, torch.Tensor) and image.ndim == 4 else 1
-
-
-def _label_of(labels: Any, row: int, image: Any) -> Any:
-    """The label of one image of a batch, or of a single image."""
-    if isinstance(labels, torch.Tensor):
-        if labels.is_floating_point() or labels.ndim > 1:
-            raise ValueError(
-                f"labels must be class indices, got a {labels.dtype} tensor of shape "
-                f"{tuple(labels.shape)}; put DreamDAugment before MixUp and CutMix."
-            )
-        labels = labels.tolist()
-    if isinstance(image, PIL.Image.Image) or image.ndim == 3 or not isinstance(labels, Sequence):
-        return labels
-    return labels if isinstance(labels, str) else labels[row]

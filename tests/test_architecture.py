@@ -18,7 +18,7 @@ ROWS = [
     {"settings", "backbones"},
     {"calibration", "sampling", "guards", "captions"},
     {"generator", "bundled", "prompts"},
-    {"images"},
+    {"images", "labels"},
     {"transforms", "pictures"},
     {"datasets", "stored", "expansion"},
 ]
