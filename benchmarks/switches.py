@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 from architectures import sample_images
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from measurement import measure
 from plain import PlainRows
 from torch import Tensor
@@ -144,14 +144,18 @@ def channels_last(bench: Bench) -> Sides:
 
 
 def fused_attention(bench: Bench) -> Sides:
-    generator, unet = bench.generator(), bench.backbone.unet
+    generator = bench.generator()
+    attentions = [m for m in bench.backbone.unet.modules() if isinstance(m, Attention)]
 
     def run(processor) -> Tensor:
-        unet.set_attn_processor(processor)
+        before = [attention.processor for attention in attentions]
+        for attention in attentions:
+            attention.set_processor(processor)
         try:
             return bench.run(generator)
         finally:
-            unet.set_attn_processor(AttnProcessor2_0())
+            for attention, old in zip(attentions, before, strict=True):
+                attention.set_processor(old)
 
     return lambda: run(AttnProcessor2_0()), lambda: run(AttnProcessor())
 

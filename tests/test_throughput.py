@@ -10,10 +10,10 @@ from architectures import ARCHITECTURES, build, random_pipeline
 from conftest import pixel_pipeline
 from measurement import count_flops
 from plain import PlainRows, plain_loop
-from switches import COMPILE, SWITCHES
+from switches import COMPILE, SWITCHES, Bench, compare
 from throughput import main, seeds_of
 
-from dreamda_aug import BottleneckNoise, Generator, load_backbone
+from dreamda_aug import BottleneckNoise, Generator, Settings, load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generator import Request
 
@@ -79,6 +79,23 @@ def test_flops_of_encoder_and_decoder_add_up_to_a_whole_call():
         backbone.unet(torch.zeros(3, 1, 16, 16), 0)
     assert 3 * (encoder + decoder) == counter.get_total_flops()
     assert 0 < encoder < decoder
+
+
+def test_every_switch_runs_on_a_pixel_model_and_is_set_back():
+    backbone = PixelBackbone(pixel_pipeline())
+    twin = copy.copy(backbone)
+    twin.compile(backend="eager")
+    settings = Settings(steps=3, update_rule="symmetric")
+    bench = Bench(backbone, settings, batch_size=2, replicas=2, repeats=1, compiled=twin)
+    before = bench.run(bench.generator())
+    rows = {switch.name: compare(bench, switch) for switch in [*SWITCHES, COMPILE]}
+    skipped = [name for name, row in rows.items() if "skipped" in row]
+    assert [name[:7] for name in skipped] == ["chunked", "no host", "pinned ", "guidanc"]
+    assert torch.equal(bench.run(bench.generator()), before)
+    for name, row in rows.items():
+        if name not in skipped:
+            limit = 1.0 if name.startswith("a quarter") else 1e-3
+            assert 0 < row["ratio"] and row["max_difference"] <= limit
 
 
 def test_the_benchmark_writes_a_row_for_each_path_and_switch(sd_pipeline, tmp_path, capsys):
