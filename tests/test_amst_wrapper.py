@@ -75,9 +75,10 @@ def test_pretraining_loss_is_the_mean_over_heads_each_on_its_own_view():
     torch.testing.assert_close(loss, sum(terms) / 4 + 0.5 * orthogonality)
 
 
-def test_losses_are_each_term_written_out():
+@pytest.mark.parametrize("consistency_on, rows", [("all", range(5)), ("unlabelled", [1, 3, 4])])
+def test_losses_are_each_term_written_out(consistency_on, rows):
     wrapper = plain_wrapper(
-        consistency_threshold=0.0,
+        consistency_threshold=0.0, consistency_on=consistency_on,
         pseudo_weight=0.7, consistency_weight=0.3, auxiliary_weight=0.2, orthogonality_weight=0.1,
     )  # fmt: skip
     real, targets = batch(4)
@@ -88,10 +89,17 @@ def test_losses_are_each_term_written_out():
     torch.testing.assert_close(losses.supervised, F.cross_entropy(model(real), targets))
     accepted = F.cross_entropy(model(synthetic[[0, 2]]), torch.tensor([0, 2]), reduction="sum")
     torch.testing.assert_close(losses.pseudo, accepted / 5)
-    left = synthetic[[1, 3, 4]]
+    left = synthetic[list(rows)]
     consistency = F.cross_entropy(model(left * 0.5), model(left).argmax(1), reduction="sum")
     torch.testing.assert_close(losses.consistency, consistency / 5)
     assert losses.accepted_share.item() == pytest.approx(0.4)
+    # the auxiliary heads learn from all that is labelled by now, each from its own view
+    trunk, heads = model[:-1], wrapper.auxiliary_heads
+    known = torch.cat([real, synthetic[[0, 2]]])
+    answers = torch.cat([targets, pseudo.labels[[0, 2]]])
+    terms = [F.cross_entropy(head(trunk(known * factor)), answers)
+             for head, factor in zip(heads, (1, 1, 0.5, 0.5))]  # fmt: skip
+    torch.testing.assert_close(losses.auxiliary, sum(terms) / 4)
     total = (
         losses.supervised + 0.7 * losses.pseudo + 0.3 * losses.consistency
         + 0.2 * losses.auxiliary + 0.1 * losses.orthogonality
@@ -435,3 +443,8 @@ def test_a_hidden_layer_named_as_head_is_noticed_at_the_first_step():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES))
     with pytest.raises(ValueError, match='answers with 3 classes, "1" stands for 16.*Candidates'):
         AMSTWrapper(model, head="1").label(batch()[0])
+
+
+def test_consistency_on_takes_one_of_two_words():
+    with pytest.raises(ValueError, match="consistency_on must be .* got 'x'"):
+        AMSTWrapper(nn.Linear(2, 3), consistency_on="x")

@@ -71,9 +71,9 @@ class AMSTLosses:
         supervised: mean cross-entropy of the main head on the real images.
         pseudo: cross-entropy of the main head on the accepted synthetic images, summed and
             divided by the number of *all* synthetic images; 0 where none is accepted.
-        consistency: FixMatch term on the images that stay unlabelled, summed and divided by the
-            number of all synthetic images.
-        auxiliary: mean cross-entropy of the auxiliary heads on the real images.
+        consistency: FixMatch term on the synthetic images (all, or those left unlabelled), summed
+            and divided by the number of all synthetic images; 0 where its weight is 0.
+        auxiliary: mean cross-entropy of the auxiliary heads on the real and accepted images.
         orthogonality: mean |W_i·W_jᵀ| over pairs of auxiliary heads that see the same view.
         accepted_share: accepted synthetic images over all of them; no gradient; nan if there
             are none.
@@ -252,3 +252,11 @@ def check_targets(name: str, targets: Tensor, images: int, classes: int) -> None
     sums = targets.sum(1)
     if not ((targets >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)):
         raise ValueError(f"soft {name} must be ≥ 0 and sum to 1 in every row.")
+
+
+def join_targets(first: Tensor, second: Tensor, classes: int) -> Tensor:
+    """Two sets of targets in one tensor; soft labels, (N, C), if either is soft."""
+    if first.ndim == second.ndim:
+        return torch.cat([first, second])
+    soft = [t if t.ndim == 2 else F.one_hot(t, classes) for t in (first, second)]
+    return torch.cat([t.float() for t in soft])
