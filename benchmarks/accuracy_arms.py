@@ -19,6 +19,7 @@ class Arm:
         tuned_for: whose dials the DreamDA images are made with: those chosen for ``"seed"``
             labels or for ``"amst"``.
         unlabelled: real images without labels join the pool.
+        padding: largest shift of the weak view, as a share of the image's side.
         wrapper: arguments of `AMSTWrapper` that differ from its defaults.
         training: arguments of `SelfTraining` that differ from `AMST_TRAINING`.
     """
@@ -30,6 +31,7 @@ class Arm:
     mix: str = ""
     tuned_for: str = "amst"
     unlabelled: bool = False
+    padding: float = 0.125
     wrapper: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
 

@@ -134,7 +134,7 @@ def result_path(setup: Setup, run: Run) -> Path:
     """The file of a run's result: named after everything that it depends on."""
     task, images = setup.task, images_of(setup, run)
     # what choices are made from does not change a run; pixels stand for the reader
-    without = ("read", "dials", "img2img", "shots")
+    without = ("read", "dials", "img2img", "paddings", "shots")
     if run.spec.is_made:
         pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
                            _backbone(setup)).name  # fmt: skip
@@ -223,9 +223,10 @@ def _collect(answers: Iterable, runs: list[Run]) -> list:
     found = []
     for run, answer in zip(runs, answers, strict=True):
         found.append(answer)
-        what = run.arm.name if run.arm.name else run.spec.kind
-        told = f": {answer['test'] or answer['validation']:.3f}" if isinstance(answer, dict) else ""
-        print(f"[{len(found)}/{len(runs)}] {run.shots} shots, rng seed {run.rng_seed}, {what}{told}",
+        told = run.arm.name if isinstance(answer, dict) else run.spec.kind
+        if isinstance(answer, dict):
+            told += f" {answer['validation' if run.tuning else 'test']:.3f}"
+        print(f"[{len(found)}/{len(runs)}] {run.shots} per class, rng seed {run.rng_seed}: {told}",
               flush=True)  # fmt: skip
     return found
 

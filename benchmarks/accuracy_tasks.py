@@ -53,6 +53,7 @@ class Task:
         guidance_scale: of class-conditional backbones.
         img2img: strengths to choose from on validation.
         dials: (strength, adherence, noise scale) to choose from on validation.
+        paddings: largest shifts of the weak view to choose from on validation.
         validation_images: how many labelled images every choice is made on.
         validation_from: ``"train"``; ``"test"`` where all training images are shots: these images
             then leave the test set.
@@ -81,6 +82,7 @@ class Task:
         (0.5, 0.9, 1.0), (0.5, 0.6, 1.0), (0.5, 0.6, 2.0),
         (0.7, 0.9, 1.0), (0.7, 0.6, 1.0), (0.7, 0.3, 1.0),
     )  # fmt: skip
+    paddings: tuple[float, ...] = (0.0, 0.0625, 0.125)
     validation_images: int = 500
     validation_from: str = "train"
     judge: str | None = "trained"
@@ -227,7 +229,7 @@ TASKS = {
              learning_rate=1e-3, **_CALTECH101),
         Task("caltech101_pretrained", classifier="resnet18_pretrained", steps=2000,
              learning_rate=1e-4, **_CALTECH101),
-        Task("pneumonia", ReadClassFolders(64, "L"), 64, 1, 2, ((10, 20), (50, 10)), "resnet18", 2000,
-             learning_rate=1e-3, flip=False, reverse_steps=50),
+        Task("pneumonia", ReadClassFolders(64, "L"), 64, 1, 2, ((10, 20), (50, 10)), "resnet18",
+             2000, learning_rate=1e-3, flip=False, reverse_steps=50),
     )
 }  # fmt: skip
