@@ -13,7 +13,8 @@ ROOT = Path(dreamda_aug.__file__).parent
 # A module may import from those in earlier rows, and from its own row; cli, demo and
 # __main__ from all.
 ROWS = [
-    {"errors", "seeding", "schedule", "features", "neighbours", "metrics", "amst"},
+    {"errors", "seeding", "schedule", "amst", "distances", "distributions", "manifolds",
+     "neighbours", "image_folder", "features", "metrics"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
     {"calibration", "sampling"},
