@@ -50,11 +50,12 @@ def choose(setup: Setup, processes: int) -> dict[str, dict]:
     """Tune on validation: arm name -> what was chosen, and what each candidate reached."""
     task, count = setup.task, setup.task.shots[0][0]
     arms = {arm.name: arm for arm in arms_of(task)}
-    views = [[Run(replace(arms[WEAK], padding=padding), PoolSpec("none"), count, rng_seed, True)
-              for rng_seed in TUNING_SEEDS] for padding in task.paddings]  # fmt: skip
-    choices = {WEAK: compare(setup, views, [f"padding={p}" for p in task.paddings], processes)}
-    padding = task.paddings[choices[WEAK]["chosen"]]
-    wanted = {name: [[Run(replace(arms[name], padding=padding), spec, count, TUNING_SEEDS[0], True)]
+    views = [[Run(replace(arms[WEAK], weak=weak), PoolSpec("none"), count, rng_seed, True)
+              for rng_seed in TUNING_SEEDS] for weak in task.weak_views]  # fmt: skip
+    told = [f"flip={flip}, padding={padding}" for flip, padding in task.weak_views]
+    choices = {WEAK: compare(setup, views, told, processes)}
+    weak = task.weak_views[choices[WEAK]["chosen"]]
+    wanted = {name: [[Run(replace(arms[name], weak=weak), spec, count, TUNING_SEEDS[0], True)]
                      for spec in specs]
               for name, specs in candidates(task).items()}  # fmt: skip
     make_pools(setup, [run for runs in wanted.values() for run, in runs], processes)
@@ -97,8 +98,8 @@ def spec_of(task: Task, arm: Arm, replicas: int, choices: dict[str, dict]) -> Po
 def planned(task: Task, choices: dict[str, dict], arms: list[str], shots: list[int],
             rng_seeds: list[int]) -> list[Run]:  # fmt: skip
     """All runs of the table, the arms of one split together."""
-    padding = task.paddings[choices[WEAK]["chosen"]]
-    return [Run(replace(arm, padding=padding), spec_of(task, arm, replicas, choices), count,
+    weak = task.weak_views[choices[WEAK]["chosen"]]
+    return [Run(replace(arm, weak=weak), spec_of(task, arm, replicas, choices), count,
                 rng_seed)
             for count, replicas in task.shots if count in shots
             for rng_seed in rng_seeds
@@ -134,8 +135,8 @@ def ablation(setup: Setup, args: argparse.Namespace) -> None:
     count, replicas = task.shots[0]
     arm = next(arm for arm in arms_of(task) if arm.name == AMST)
     variants = ABLATIONS[args.ablation](spec_of(task, arm, replicas, choices))
-    padding = task.paddings[choices[WEAK]["chosen"]]
-    runs = [Run(replace(variant.named_arm(), padding=padding), variant.spec, count, rng_seed)
+    weak = task.weak_views[choices[WEAK]["chosen"]]
+    runs = [Run(replace(variant.named_arm(), weak=weak), variant.spec, count, rng_seed)
             for variant in variants for rng_seed in args.rng_seeds]  # fmt: skip
     make_pools(setup, runs, args.processes)
     found = perform(result, setup, runs, args.processes)

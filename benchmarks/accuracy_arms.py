@@ -19,7 +19,8 @@ class Arm:
         tuned_for: whose dials the DreamDA images are made with: those chosen for ``"seed"``
             labels or for ``"amst"``.
         unlabelled: real images without labels join the pool.
-        padding: largest shift of the weak view, as a share of the image's side.
+        weak: of the weak view, probability of a mirrored image and largest shift, as a share of
+            the image's side.
         wrapper: arguments of `AMSTWrapper` that differ from its defaults.
         training: arguments of `SelfTraining` that differ from `AMST_TRAINING`.
     """
@@ -31,7 +32,7 @@ class Arm:
     mix: str = ""
     tuned_for: str = "amst"
     unlabelled: bool = False
-    padding: float = 0.125
+    weak: tuple[float, float] = (0.5, 0.125)
     wrapper: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
 

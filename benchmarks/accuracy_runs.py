@@ -134,7 +134,7 @@ def result_path(setup: Setup, run: Run) -> Path:
     """The file of a run's result: named after everything that it depends on."""
     task, images = setup.task, images_of(setup, run)
     # what choices are made from does not change a run; pixels stand for the reader
-    without = ("read", "dials", "img2img", "paddings", "shots")
+    without = ("read", "dials", "img2img", "weak_views", "shots")
     if run.spec.is_made:
         pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
                            _backbone(setup)).name  # fmt: skip

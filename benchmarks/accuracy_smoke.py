@@ -46,7 +46,7 @@ def smoke(task: Task, args: argparse.Namespace) -> tuple[Task, str | None, Path 
     smaller = replace(
         task, read=FewImages(task.read), classes=CLASSES, shots=((4, 3),), steps=8, batch_size=8,
         validation_images=20, reverse_steps=4, img2img=task.img2img[:2], dials=task.dials[:2],
-        paddings=task.paddings[:2],
+        weak_views=task.weak_views[:2],
         unlabelled=min(task.unlabelled, 10), judge=task.judge and "trained",
     )  # fmt: skip
     return smaller, backbone, weights

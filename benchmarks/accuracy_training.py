@@ -4,7 +4,7 @@ Every arm takes the same number of optimizer steps with the same batch size, sta
 weights and sees the same labelled images. Every arm but the first two uses the weak view, mirrored
 and shifted, beneath what gives it its name: the diffusion arms so that comparing them with "flip +
 crop" shows the synthetic images alone, the classical ones because that is how they are used. How
-far it shifts is chosen on validation, with "flip + crop", since centred images bear little. In arms
+much of both is chosen on validation, with "flip + crop", since centred images bear little. In arms
 with a pool a third of each batch are real images, whatever the pool.
 """
 
@@ -132,7 +132,7 @@ class Training:
         self.rng_seed, self.device = rng_seed, device
         torch.manual_seed(derive_seed(rng_seed, "classifier"))
         self.model = CLASSIFIERS[task.classifier](task, weights).to(device)
-        self.weak = WeakView(flip=0.5 if task.flip else 0.0, padding=arm.padding)
+        self.weak = WeakView(*arm.weak)
         self.pixels, self.pool_labels = pool.pixels, pool.seed_labels
         if arm.unlabelled:
             self.pixels = torch.cat([self.pixels, images.unlabelled.pixels])
