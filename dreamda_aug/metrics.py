@@ -8,6 +8,7 @@ from here.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass
 
@@ -112,6 +113,13 @@ class MetricsReport:
         nearest_real: median distance of a synthetic image to the nearest real one.
         real_spacing: median distance of a real image to the nearest other real one.
         exact_copies: synthetic images whose features equal a real image's.
+        diversity: mean distance between two replicas of one seed image; this and the next three
+            are None unless `expand` made the synthetic folder from images of the real one.
+        seed_distance: median distance of a synthetic image to its own seed image.
+        nearest_other: median distance of a synthetic image to the nearest real image that is not
+            its seed image.
+        closer_to_other: share of synthetic images that are nearer to that one than to their seed
+            image: memorised, or the seed image has a twin.
         label_agreement: share of synthetic images that a nearest-class-mean classifier fitted on
             the real folder puts into the class of their folder; None without shared class folders.
         real_label_agreement: the same of the real images it was fitted on, an optimistic yardstick.
@@ -133,6 +141,10 @@ class MetricsReport:
     nearest_real: float
     real_spacing: float
     exact_copies: int
+    diversity: float | None
+    seed_distance: float | None
+    nearest_other: float | None
+    closer_to_other: float | None
     label_agreement: float | None
     real_label_agreement: float | None
     notes: tuple[str, ...]
@@ -207,6 +219,12 @@ def compare_folders(
     dc = density_coverage(real, synthetic)
     to_real = nearest(synthetic, real)[0]
     spacing = nearest(real, real, exclude=torch.arange(len(real)))[0]
+    seeds = _seed_rows(*folders)
+    if isinstance(seeds, str):
+        notes.append(seeds)
+        of_seeds = dict.fromkeys(("diversity", "seed_distance", "nearest_other", "closer_to_other"))
+    else:
+        of_seeds = _seed_figures(real, synthetic, seeds)
     agreement = real_agreement = None
     labels = _shared_labels(*folders)
     if isinstance(labels, str):
@@ -231,6 +249,7 @@ def compare_folders(
         nearest_real=to_real.median().item(),
         real_spacing=spacing.median().item(),
         exact_copies=int((to_real == 0).sum()),
+        **of_seeds,
         label_agreement=agreement,
         real_label_agreement=real_agreement,
         notes=tuple(notes),
@@ -246,3 +265,30 @@ def _shared_labels(real: FolderImages, synthetic: FolderImages) -> tuple[Tensor,
         return f"No label agreement: the real folder lacks the class {unknown[0]!r}."
     number = torch.tensor([real.class_names.index(name) for name in synthetic.class_names])
     return torch.tensor(real.labels), number[torch.tensor(synthetic.labels)]
+
+
+def _seed_rows(real: FolderImages, synthetic: FolderImages) -> Tensor | str:
+    """Each synthetic image's seed image as a row of the real folder, or why that is not known."""
+    manifest = synthetic.root / "manifest.jsonl"
+    if not manifest.is_file():
+        return "No distances to seed images: they need the manifest.jsonl that expand writes."
+    rows = {path.relative_to(real.root).as_posix(): row for row, path in enumerate(real.paths)}
+    lines = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    seed_of = {line["file"]: rows.get(line["seed_path"]) for line in lines}
+    found = [seed_of.get(path.relative_to(synthetic.root).as_posix()) for path in synthetic.paths]
+    if None in found:
+        missing = synthetic.paths[found.index(None)].name
+        return f"No distances to seed images: that of {missing} is not in the real folder."
+    return torch.tensor(found)
+
+
+def _seed_figures(real: Tensor, synthetic: Tensor, seeds: Tensor) -> dict[str, float | None]:
+    """The report's figures that rest on knowing each synthetic image's seed image."""
+    others = nearest_other(synthetic, real, seeds)
+    repeated = seeds.unique(return_counts=True)[1].max() > 1
+    return {
+        "diversity": replica_diversity(synthetic, seeds).mean if repeated else None,
+        "seed_distance": others.seed_distance.median().item(),
+        "nearest_other": others.distance.median().item(),
+        "closer_to_other": others.closer_than_seed.double().mean().item(),
+    }

@@ -13,12 +13,12 @@ ROOT = Path(dreamda_aug.__file__).parent
 # A module may import from those in earlier rows, and from its own row; cli, demo and
 # __main__ from all.
 ROWS = [
-    {"errors", "seeding", "schedule", "amst", "distances", "distributions", "manifolds",
-     "neighbours", "image_folder", "features", "metrics"},
+    {"errors", "seeding", "schedule", "bundled", "amst", "distances", "distributions",
+     "manifolds", "neighbours", "image_folder", "features", "classifier_files", "metrics"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
     {"calibration", "sampling"},
-    {"generator", "bundled", "prompts"},
+    {"generator", "prompts"},
     {"images"},
     {"transforms", "pictures"},
     {"datasets", "stored", "expansion"},

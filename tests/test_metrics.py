@@ -127,3 +127,33 @@ def test_compare_folders_refuses_folders_with_too_few_images(tmp_path):
         compare_folders(tmp_path / "three", tmp_path / "six")
     with pytest.raises(ValueError, match=r"synthetic_dir must hold at least 4 images, got 3"):
         compare_folders(tmp_path / "six", tmp_path / "three")
+
+
+def test_compare_folders_measures_replicas_against_their_seed_images(tmp_path):
+    write_images(tmp_path / "real" / "dark", [60] * 4, noise=40)
+    write_images(tmp_path / "real" / "light", [190] * 4, noise=40)
+    write_images(tmp_path / "synthetic" / "dark", [60] * 6, noise=40)
+    real, synthetic = tmp_path / "real", tmp_path / "synthetic"
+    # the last is a copy of a real image that is not its seed image
+    (synthetic / "dark/005.png").write_bytes((real / "dark/003.png").read_bytes())
+    lines = [{"file": f"dark/{i:03}.png", "seed_path": f"dark/{i // 2:03}.png"} for i in range(6)]
+    (synthetic / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = compare_folders(real, synthetic)
+    pixels = metrics.pixel_features(size=32)
+    of_real, of_synthetic = (
+        metrics.extract_features(metrics.FolderImages(folder), pixels)
+        for folder in (real, synthetic)
+    )
+    seeds = torch.tensor([0, 0, 1, 1, 2, 2])
+    others = metrics.nearest_other(of_synthetic, of_real, seeds)
+    diversity = metrics.replica_diversity(of_synthetic, seeds)
+    assert report.diversity == pytest.approx(diversity.mean)
+    assert report.seed_distance == pytest.approx(others.seed_distance.median().item())
+    assert report.nearest_other == pytest.approx(others.distance.median().item())
+    assert report.closer_to_other == others.closer_than_seed.double().mean() > 0
+    (synthetic / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines[:-1])))
+    unknown = compare_folders(real, synthetic)
+    assert unknown.diversity is unknown.closer_to_other is None
+    assert any("that of 005.png is not in the real folder" in note for note in unknown.notes)
+    (synthetic / "manifest.jsonl").unlink()
+    assert any("manifest.jsonl" in note for note in compare_folders(real, synthetic).notes)
