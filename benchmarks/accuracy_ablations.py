@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from accuracy_arms import ARMS, Arm
+from accuracy_arms import AMST_PARTS, ARMS, Arm
 from accuracy_pools import Make, PoolSpec
 from torch import Tensor
 
@@ -72,20 +72,8 @@ def paths(base: PoolSpec) -> list[Variant]:
 
 def amst(base: PoolSpec) -> list[Variant]:
     """The parts of AMST, one at a time, on the same images."""
-    parts = {
-        "AMST": ({}, {}),
-        "1 head": ({"head_views": ("weak",)}, {}),
-        "2 heads": ({"head_views": ("weak", "strong")}, {}),
-        "4 heads, same view": ({"head_views": ("weak",) * 4}, {}),
-        "no orthogonality": ({"orthogonality_weight": 0.0}, {}),
-        "no consistency": ({"consistency_weight": 0.0}, {}),
-        "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
-        "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
-        "no restart": ({}, {"restart": False}),
-        "seed label votes": ({}, {"seed_vote": True}),
-    }
     return [Variant(name, replace(AMST, wrapper=wrapper, training=training), base)
-            for name, (wrapper, training) in parts.items()]  # fmt: skip
+            for name, (wrapper, training) in AMST_PARTS.items()]  # fmt: skip
 
 
 def place(base: PoolSpec) -> list[Variant]:

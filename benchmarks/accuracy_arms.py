@@ -60,6 +60,20 @@ UNLABELLED_ARMS = (
     Arm("AMST, unlabelled images", labels="amst", unlabelled=True),
     Arm("DreamDA + AMST, unlabelled images", "dreamda", "amst", unlabelled=True),
 )
+# What ablations of AMST change: arguments of AMSTWrapper and of SelfTraining.
+AMST_PARTS: dict[str, tuple[dict, dict]] = {
+    "AMST": ({}, {}),
+    "1 head": ({"head_views": ("weak",)}, {}),
+    "2 heads": ({"head_views": ("weak", "strong")}, {}),
+    "4 heads, same view": ({"head_views": ("weak",) * 4}, {}),
+    "no orthogonality": ({"orthogonality_weight": 0.0}, {}),
+    "no consistency": ({"consistency_weight": 0.0}, {}),
+    "auxiliary heads frozen": ({"auxiliary_weight": 0.0}, {}),
+    "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
+    "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
+    "no restart": ({}, {"restart": False}),
+    "seed label votes": ({}, {"seed_vote": True}),
+}
 
 
 def arms_of(task: Task) -> tuple[Arm, ...]:

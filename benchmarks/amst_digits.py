@@ -18,7 +18,6 @@ digits that are not among the labelled ones in place of the test set.
 import argparse
 import copy
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -29,8 +28,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accuracy_arms import AMST_PARTS
+from accuracy_report import interval
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor, nn
@@ -55,21 +55,6 @@ STEPS, ROUNDS = 250, 3  # every arm takes STEPS * (1 + ROUNDS) optimizer steps
 GENERATION = {"steps": 50, "strength": 0.5, "adherence": 0.5, "noise_scale": 1.0}
 WEAK = WeakView(flip=0.0)  # a mirrored digit is no digit
 STRONG = StrongView(weak=WEAK, magnitude=0.3, cutout=0.3)
-
-# What each ablation changes: arguments of AMSTWrapper and of SelfTraining.
-ABLATIONS = {
-    "AMST": ({}, {}),
-    "1 head": ({"head_views": ("weak",)}, {}),
-    "2 heads": ({"head_views": ("weak", "strong")}, {}),
-    "4 heads, same view": ({"head_views": ("weak",) * 4}, {}),
-    "no orthogonality": ({"orthogonality_weight": 0.0}, {}),
-    "no consistency": ({"consistency_weight": 0.0}, {}),
-    "auxiliary heads frozen": ({"auxiliary_weight": 0.0}, {}),
-    "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
-    "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
-    "no restart": ({}, {"restart": False}),
-    "seed label votes": ({}, {"seed_vote": True}),
-}
 
 
 class Task:
@@ -214,8 +199,8 @@ PLAIN = {"auxiliary_weight": 0.0, "consistency_weight": 0.0}
 
 def run_arm(task: Task, arm: str) -> SelfTraining:
     """Train one arm to its end."""
-    if arm in ABLATIONS:
-        training = self_training(task, *ABLATIONS[arm])
+    if arm in AMST_PARTS:
+        training = self_training(task, *AMST_PARTS[arm])
     elif arm == "real only":
         training = self_training(task, PLAIN, {"epochs": 0, "pretraining_epochs": 0})
         supervised(training, STEPS * (1 + ROUNDS))
@@ -260,15 +245,6 @@ def run_seed(job: tuple[int, Path, bool, tuple[str, ...]]) -> dict[str, dict[str
     return results
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval, by Student's t."""
-    values = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2:
-        return values.mean().item(), math.nan
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return values.mean().item(), (quantile * values.std() / len(values) ** 0.5).item()
-
-
 def table(runs: list[dict], arms: tuple[str, ...]) -> str:
     lines = ["| labels of the synthetic images | accuracy | accepted | of these right | CPU s |",
              "|---|---|---|---|---|"]  # fmt: skip
@@ -307,7 +283,7 @@ def main() -> None:
     if not (args.folder / "backbone").exists():
         train_backbone(args.folder)
     trained = time.time() - start
-    arms = tuple(args.arms or (ABLATIONS if args.ablations else ARMS))
+    arms = tuple(args.arms or (AMST_PARTS if args.ablations else ARMS))
     first = 100 if args.validation else 0
     jobs = [(first + i, args.folder, args.validation, arms) for i in range(args.seeds)]
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
