@@ -18,7 +18,6 @@ digits that are not among the labelled ones in place of the test set.
 import argparse
 import copy
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -29,8 +28,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accuracy_arms import AMST_PARTS
+from accuracy_report import interval
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor, nn
@@ -53,22 +53,6 @@ CLASSES, PER_CLASS, REPLICAS = 10, 3, 10
 STEPS, ROUNDS = 110, 7  # every arm takes STEPS * (1 + ROUNDS) optimizer steps
 GENERATION = {"steps": 50, "strength": 0.44, "adherence": 0.0, "noise_scale": 1.0}
 WEAK = WeakView(flip=0.0)  # a mirrored digit is no digit
-
-# What each ablation changes: arguments of AMSTWrapper and of SelfTraining.
-ABLATIONS = {
-    "AMST": ({}, {}),
-    "1 head": ({"head_views": ("weak",)}, {}),
-    "2 heads": ({"head_views": ("weak", "strong")}, {}),
-    "4 heads, same view": ({"head_views": ("weak",) * 4}, {}),
-    "no orthogonality": ({"orthogonality_weight": 0.0}, {}),
-    "no consistency": ({"consistency_weight": 0.0}, {}),
-    "consistency on unlabelled only": ({"consistency_on": "unlabelled"}, {}),
-    "auxiliary heads frozen": ({"auxiliary_weight": 0.0}, {}),
-    "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
-    "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
-    "restart": ({}, {"restart": True}),
-    "seed label votes": ({}, {"seed_vote": True}),
-}
 
 
 def strong_view(images: Tensor) -> Tensor:
@@ -232,8 +216,8 @@ PLAIN = {"auxiliary_weight": 0.0, "consistency_weight": 0.0}
 
 def run_arm(task: Task, arm: str) -> SelfTraining:
     """Train one arm to its end."""
-    if arm in ABLATIONS:
-        training = self_training(task, *ABLATIONS[arm])
+    if arm in AMST_PARTS:
+        training = self_training(task, *AMST_PARTS[arm])
     elif arm == "real only":
         training = self_training(task, PLAIN, {"epochs": 0, "pretraining_epochs": 0})
         supervised(training, STEPS * (1 + ROUNDS))
@@ -278,15 +262,6 @@ def run_seed(job: tuple[int, Path, bool, tuple[str, ...]]) -> dict[str, dict[str
     return results
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval, by Student's t."""
-    values = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2:
-        return values.mean().item(), math.nan
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return values.mean().item(), (quantile * values.std() / len(values) ** 0.5).item()
-
-
 def table(runs: list[dict], arms: tuple[str, ...]) -> str:
     lines = ["| labels of the synthetic images | accuracy | accepted | of these right | CPU s |",
              "|---|---|---|---|---|"]  # fmt: skip
@@ -325,7 +300,7 @@ def main() -> None:
     if not (args.folder / "backbone").exists():
         train_backbone(args.folder)
     trained = time.time() - start
-    arms = tuple(args.arms or (ABLATIONS if args.ablations else ARMS))
+    arms = tuple(args.arms or (AMST_PARTS if args.ablations else ARMS))
     first = 100 if args.validation else 0
     jobs = [(first + i, args.folder, args.validation, arms) for i in range(args.seeds)]
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:

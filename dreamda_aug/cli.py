@@ -53,8 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("metrics", help="FID, KID, precision, ... of two image folders")
     command.add_argument("real", type=Path)
     command.add_argument("synthetic", type=Path)
-    command.add_argument("--inception", type=Path,
-                         help="Inception v3 as TorchScript; default: features are pixels")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--inception", type=Path,
+                      help="Inception v3 as TorchScript; default: features are pixels")
+    kind.add_argument("--classifier", metavar="ARCHITECTURE:WEIGHTS.safetensors",
+                      help="features of a torchvision or timm classifier, or 'bundled'")
     command.set_defaults(run=_metrics)
 
     add_commands(commands)
@@ -204,10 +207,15 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _metrics(args: argparse.Namespace) -> None:
+    from dreamda_aug.classifier_files import open_classifier_features
     from dreamda_aug.features import inception_features
     from dreamda_aug.metrics import compare_folders
 
-    features = inception_features(args.inception) if args.inception else None
+    features = None
+    if args.inception:
+        features = inception_features(args.inception)
+    elif args.classifier:
+        features = open_classifier_features(args.classifier)
     report = compare_folders(args.real, args.synthetic, features=features)
     _say(json.dumps(report.as_dict(), indent=2))
 

@@ -1,20 +1,30 @@
-"""How close synthetic images are to real ones: distances between distributions, label agreement.
+"""How close synthetic images are to real ones, and all measures under one roof.
 
-Pure functions on features (N, D), float64 inside. What rests on distances between single samples
-is in :mod:`dreamda_aug.neighbours`, how images become features in :mod:`dreamda_aug.features`;
-the names a user needs are all importable from here.
+Distances between distributions are in :mod:`dreamda_aug.distributions`, precision and recall in
+:mod:`dreamda_aug.manifolds`, what concerns single samples in :mod:`dreamda_aug.neighbours`, how
+images become features in :mod:`dreamda_aug.features`; the names a user needs are all importable
+from here.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import warnings
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from dreamda_aug import neighbours
+from dreamda_aug.distances import check_integers, nearest
+from dreamda_aug.distributions import (
+    KernelDistance,
+    SmallSampleWarning,
+    frechet_distance,
+    kernel_distance,
+    mean_discrepancy,
+    small_sample_note,
+    squared_frechet,
+)
 from dreamda_aug.features import (
     FeatureFunction,
     FolderImages,
@@ -23,19 +33,18 @@ from dreamda_aug.features import (
     inception_features,
     pixel_features,
 )
-from dreamda_aug.neighbours import (
+from dreamda_aug.manifolds import (
     DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+)
+from dreamda_aug.neighbours import (
     NearestClassMean,
     NearestOther,
-    PrecisionRecall,
     ReplicaDiversity,
-    check_integers,
-    check_pair,
-    density_coverage,
     distance_to_seed,
-    nearest,
     nearest_other,
-    precision_recall,
     replica_diversity,
 )
 
@@ -67,31 +76,6 @@ __all__ = [
     "precision_recall",
     "replica_diversity",
 ]
-
-# Below this many samples the published FID numbers are not reproduced even with N > D
-# (the FID authors' own code recommends at least 2,048 for Inception's 2,048 dimensions).
-FRECHET_MIN_SAMPLES = 2048
-
-
-class SmallSampleWarning(UserWarning):
-    """A figure is biased because it rests on few samples."""
-
-
-@dataclass(frozen=True)
-class KernelDistance:
-    """Kernel inception distance over random subsets; smaller is closer, 0 in expectation if equal.
-
-    Attributes:
-        mean: mean over subsets of the unbiased squared MMD; may fall slightly below 0.
-        std: population standard deviation over subsets.
-        subsets: how many were drawn.
-        subset_size: samples of each set in one subset.
-    """
-
-    mean: float
-    std: float
-    subsets: int
-    subset_size: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +113,13 @@ class MetricsReport:
         nearest_real: median distance of a synthetic image to the nearest real one.
         real_spacing: median distance of a real image to the nearest other real one.
         exact_copies: synthetic images whose features equal a real image's.
+        diversity: mean distance between two replicas of one seed image; this and the next three
+            are None unless `expand` made the synthetic folder from images of the real one.
+        seed_distance: median distance of a synthetic image to its own seed image.
+        nearest_other: median distance of a synthetic image to the nearest real image that is not
+            its seed image.
+        closer_to_other: share of synthetic images that are nearer to that one than to their seed
+            image: memorised, or the seed image has a twin.
         label_agreement: share of synthetic images that a nearest-class-mean classifier fitted on
             the real folder puts into the class of their folder; None without shared class folders.
         real_label_agreement: the same of the real images it was fitted on, an optimistic yardstick.
@@ -150,6 +141,10 @@ class MetricsReport:
     nearest_real: float
     real_spacing: float
     exact_copies: int
+    diversity: float | None
+    seed_distance: float | None
+    nearest_other: float | None
+    closer_to_other: float | None
     label_agreement: float | None
     real_label_agreement: float | None
     notes: tuple[str, ...]
@@ -157,142 +152,6 @@ class MetricsReport:
     def as_dict(self) -> dict[str, object]:
         """Plain numbers, strings and lists, ready for JSON."""
         return asdict(self) | {"notes": list(self.notes)}
-
-
-def frechet_distance(real: Tensor, synthetic: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians fitted to the features; FID with Inception's.
-
-    Args:
-        real: features (N, D), N >= 2.
-        synthetic: features (M, D), M >= 2.
-
-    Returns:
-        ``|mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))``, at least 0.
-
-    Warns:
-        SmallSampleWarning: below 2,048 samples, or fewer samples than dimensions.
-
-    Source: Heusel et al. 2017, arXiv:1706.08500, eq. 6.
-    """
-    real, synthetic = check_pair(real, synthetic)
-    _check_two("real", real)
-    _check_two("synthetic", synthetic)
-    note = _small_sample_note(real, synthetic)
-    if note:
-        warnings.warn(note, SmallSampleWarning, stacklevel=2)
-    return _frechet(real, synthetic)
-
-
-def kernel_distance(
-    real: Tensor,
-    synthetic: Tensor,
-    *,
-    subsets: int = 100,
-    subset_size: int | None = None,
-    degree: int = 3,
-    rng_seed: int = 0,
-) -> KernelDistance:
-    """Kernel (inception) distance, KID: unbiased squared MMD with ``(x.y / D + 1)^degree``.
-
-    Args:
-        real: features (N, D).
-        synthetic: features (M, D).
-        subsets: random subsets to average over; 100 as the paper's code.
-        subset_size: samples drawn from each set without replacement, at least 2; None takes 1,000
-            as the paper's code, but at most half of the smaller set: subsets that hold everything
-            are all alike, and their std of 0 would look like certainty.
-        degree: of the polynomial kernel; 3 is the paper's choice.
-        rng_seed: of the draws; the global generator is not touched.
-
-    Source: Bińkowski et al. 2018, arXiv:1801.01401, section 4.
-    """
-    real, synthetic = check_pair(real, synthetic)
-    _check_two("real", real)
-    _check_two("synthetic", synthetic)
-    smaller = min(len(real), len(synthetic))
-    if subset_size is None:
-        subset_size = min(1000, max(2, smaller // 2))
-    if not 2 <= subset_size <= smaller:
-        raise ValueError(
-            f"subset_size must lie in [2, {smaller}], the size of the smaller set, "
-            f"got {subset_size}; None chooses it."
-        )
-    if subsets < 1:
-        raise ValueError(f"subsets must be at least 1, got {subsets}.")
-    generator = torch.Generator().manual_seed(rng_seed)
-    values = []
-    for _ in range(subsets):
-        some_real = torch.randperm(len(real), generator=generator)[:subset_size]
-        some_synthetic = torch.randperm(len(synthetic), generator=generator)[:subset_size]
-        values.append(
-            mean_discrepancy(
-                real[some_real.to(real.device)],
-                synthetic[some_synthetic.to(real.device)],
-                degree=degree,
-            )
-        )
-    values = torch.tensor(values, dtype=torch.float64)
-    return KernelDistance(
-        mean=values.mean().item(),
-        std=values.std(correction=0).item(),
-        subsets=subsets,
-        subset_size=subset_size,
-    )
-
-
-def mean_discrepancy(
-    real: Tensor,
-    synthetic: Tensor,
-    *,
-    kernel: str = "polynomial",
-    degree: int = 3,
-    gamma: float | None = None,
-) -> float:
-    """Unbiased squared maximum mean discrepancy (MMD) of all samples; may fall slightly below 0.
-
-    Args:
-        real: features (N, D), N >= 2.
-        synthetic: features (M, D), M >= 2.
-        kernel: "polynomial", ``(gamma x.y + 1)^degree``, or "rbf", ``exp(-gamma |x - y|^2)``.
-        degree: of the polynomial kernel, at least 1.
-        gamma: > 0. None is 1 / D for "polynomial" (as KID) and 1 / (2 m^2) for "rbf", where m is
-            the median distance within the pooled samples (at most 1,000 of each set, evenly
-            spaced), the median heuristic of Gretton's section 8.
-
-    Source: Gretton et al. 2012, JMLR 13, eq. 3.
-    """
-    real, synthetic = check_pair(real, synthetic)
-    _check_two("real", real)
-    _check_two("synthetic", synthetic)
-    if kernel not in ("polynomial", "rbf"):
-        raise ValueError(f'kernel must be "polynomial" or "rbf", got {kernel!r}.')
-    if degree < 1:
-        raise ValueError(f"degree must be at least 1, got {degree}.")
-    if gamma is not None and not gamma > 0:
-        raise ValueError(f"gamma must be greater than 0, got {gamma}; None chooses it.")
-    if gamma is None:
-        gamma = 1 / real.shape[1] if kernel == "polynomial" else _median_gamma(real, synthetic)
-
-    def total(rows: Tensor, columns: Tensor) -> float:
-        """Sum of the kernel matrix, in bands of bounded memory."""
-        if kernel == "rbf":
-            tiles = neighbours.distance_tiles(rows, columns)
-            return sum((-gamma * d.square()).exp().sum().item() for _, d in tiles)
-        band = max(1, neighbours.TILE_ENTRIES // len(columns))
-        parts = rows.split(band)
-        return sum((gamma * part @ columns.T + 1).pow(degree).sum().item() for part in parts)
-
-    def within(rows: Tensor) -> float:
-        """Mean over pairs of different samples: what makes the estimate unbiased."""
-        n = len(rows)
-        if kernel == "rbf":
-            own = float(n)
-        else:
-            own = (gamma * rows.square().sum(1) + 1).pow(degree).sum().item()
-        return (total(rows, rows) - own) / (n * (n - 1))
-
-    between = total(real, synthetic) / (len(real) * len(synthetic))
-    return within(real) + within(synthetic) - 2 * between
 
 
 def label_agreement(predictions: Tensor, labels: Tensor) -> LabelAgreement:
@@ -352,7 +211,7 @@ def compare_folders(
         extract_features(folder, features, batch_size=batch_size, device=device).double()
         for folder in folders
     )
-    small = _small_sample_note(real, synthetic)
+    small = small_sample_note(real, synthetic)
     if small:
         notes.append(small)
     kid = kernel_distance(real, synthetic, rng_seed=rng_seed)
@@ -360,6 +219,12 @@ def compare_folders(
     dc = density_coverage(real, synthetic)
     to_real = nearest(synthetic, real)[0]
     spacing = nearest(real, real, exclude=torch.arange(len(real)))[0]
+    seeds = _seed_rows(*folders)
+    if isinstance(seeds, str):
+        notes.append(seeds)
+        of_seeds = dict.fromkeys(("diversity", "seed_distance", "nearest_other", "closer_to_other"))
+    else:
+        of_seeds = _seed_figures(real, synthetic, seeds)
     agreement = real_agreement = None
     labels = _shared_labels(*folders)
     if isinstance(labels, str):
@@ -373,7 +238,7 @@ def compare_folders(
         synthetic_count=len(synthetic),
         features=repr(features),
         feature_count=real.shape[1],
-        fid=_frechet(real, synthetic),
+        fid=squared_frechet(real, synthetic),
         kid=kid.mean,
         kid_std=kid.std,
         mmd=mean_discrepancy(real, synthetic, kernel="rbf"),
@@ -384,40 +249,11 @@ def compare_folders(
         nearest_real=to_real.median().item(),
         real_spacing=spacing.median().item(),
         exact_copies=int((to_real == 0).sum()),
+        **of_seeds,
         label_agreement=agreement,
         real_label_agreement=real_agreement,
         notes=tuple(notes),
     )
-
-
-def _frechet(real: Tensor, synthetic: Tensor) -> float:
-    (mean_1, root_1), (mean_2, root_2) = _gaussian(real), _gaussian(synthetic)
-    # With S = A'A, the eigenvalues of S_1 S_2 are the squared singular values of A_1 A_2'. No
-    # covariance is squared up or rooted, so singular ones (N < D) lose no digits.
-    overlap = torch.linalg.svdvals(root_1 @ root_2.T).sum()
-    value = (mean_1 - mean_2).square().sum() + root_1.square().sum() + root_2.square().sum()
-    # clamp: equal sets give -1e-13.
-    return (value - 2 * overlap).clamp(min=0).item()
-
-
-def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and a matrix A (min(N, D), D) with A'A the unbiased covariance."""
-    mean = features.mean(0)
-    root = (features - mean) / (len(features) - 1) ** 0.5
-    if root.shape[0] > root.shape[1]:
-        root = torch.linalg.qr(root, mode="r").R
-    return mean, root
-
-
-def _median_gamma(real: Tensor, synthetic: Tensor) -> float:
-    pooled = torch.cat([rows[:: -(-len(rows) // 1000)] for rows in (real, synthetic)])
-    median = torch.pdist(pooled).median().item()
-    if median == 0:
-        raise ValueError(
-            "gamma must be given: the median distance of the pooled samples is 0, most of them "
-            "are copies of each other."
-        )
-    return 1 / (2 * median**2)
 
 
 def _shared_labels(real: FolderImages, synthetic: FolderImages) -> tuple[Tensor, Tensor] | str:
@@ -431,17 +267,28 @@ def _shared_labels(real: FolderImages, synthetic: FolderImages) -> tuple[Tensor,
     return torch.tensor(real.labels), number[torch.tensor(synthetic.labels)]
 
 
-def _small_sample_note(real: Tensor, synthetic: Tensor) -> str | None:
-    smaller, dimensions = min(len(real), len(synthetic)), real.shape[1]
-    if smaller >= max(FRECHET_MIN_SAMPLES, dimensions):
-        return None
-    return (
-        f"The Fréchet distance of {len(real)} and {len(synthetic)} samples in {dimensions} "
-        f"dimensions is biased upwards (it wants {max(FRECHET_MIN_SAMPLES, dimensions)} of each); "
-        "prefer kernel_distance, which is unbiased."
-    )
+def _seed_rows(real: FolderImages, synthetic: FolderImages) -> Tensor | str:
+    """Each synthetic image's seed image as a row of the real folder, or why that is not known."""
+    manifest = synthetic.root / "manifest.jsonl"
+    if not manifest.is_file():
+        return "No distances to seed images: they need the manifest.jsonl that expand writes."
+    rows = {path.relative_to(real.root).as_posix(): row for row, path in enumerate(real.paths)}
+    lines = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    seed_of = {line["file"]: rows.get(line["seed_path"]) for line in lines}
+    found = [seed_of.get(path.relative_to(synthetic.root).as_posix()) for path in synthetic.paths]
+    if None in found:
+        missing = synthetic.paths[found.index(None)].name
+        return f"No distances to seed images: that of {missing} is not in the real folder."
+    return torch.tensor(found)
 
 
-def _check_two(name: str, features: Tensor) -> None:
-    if len(features) < 2:
-        raise ValueError(f"{name} must hold at least 2 samples, got {len(features)}.")
+def _seed_figures(real: Tensor, synthetic: Tensor, seeds: Tensor) -> dict[str, float | None]:
+    """The report's figures that rest on knowing each synthetic image's seed image."""
+    others = nearest_other(synthetic, real, seeds)
+    repeated = seeds.unique(return_counts=True)[1].max() > 1
+    return {
+        "diversity": replica_diversity(synthetic, seeds).mean if repeated else None,
+        "seed_distance": others.seed_distance.median().item(),
+        "nearest_other": others.distance.median().item(),
+        "closer_to_other": others.closer_than_seed.double().mean().item(),
+    }

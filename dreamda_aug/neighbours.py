@@ -1,46 +1,20 @@
-"""Measures that rest on distances between feature vectors.
-
-Features are arrays (N, D), torch tensors or anything ``torch.as_tensor`` takes; the arithmetic is
-float64. Distances are Euclidean and made in tiles, so memory grows with N, never with N squared.
-"""
+"""Single samples against each other: replicas, seed images, other images, class means."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Entries of one tile of a distance or kernel matrix: a million float64 are 8 MB.
-TILE_ENTRIES = 1_000_000
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Fidelity and variety, each a share in [0, 1].
-
-    Attributes:
-        precision: share of synthetic samples that lie on the real manifold.
-        recall: share of real samples that lie on the synthetic manifold.
-    """
-
-    precision: float
-    recall: float
-
-
-@dataclass(frozen=True)
-class DensityCoverage:
-    """Naeem's outlier-robust pair.
-
-    Attributes:
-        density: mean number of real neighbourhoods that a synthetic sample lies in, over ``k``;
-            not bounded by 1, and 1 in expectation for equal distributions.
-        coverage: share of real samples whose neighbourhood holds a synthetic sample, in [0, 1].
-    """
-
-    density: float
-    coverage: float
+from dreamda_aug.distances import (
+    check_features,
+    check_integers,
+    check_pair,
+    distance_tiles,
+    nearest,
+    paired_distance,
+)
 
 
 @dataclass(frozen=True)
@@ -124,48 +98,6 @@ class NearestClassMean:
         return self.classes[nearest(rows, self.means)[1]]
 
 
-def precision_recall(real: Tensor, synthetic: Tensor, *, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall.
-
-    Args:
-        real: features (N, D).
-        synthetic: features (M, D).
-        k: the k-th nearest neighbour sets a sample's radius; 3 is the paper's choice.
-
-    Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2.
-    """
-    real, synthetic = check_pair(real, synthetic)
-    real_reach = _reach("real", real, k)
-    synthetic_reach = _reach("synthetic", synthetic, k)
-    on_real = torch.zeros(len(synthetic), dtype=torch.bool, device=real.device)
-    on_synthetic = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for rows, distances in distance_tiles(real, synthetic):
-        on_real |= (distances <= real_reach[rows, None]).any(0)
-        on_synthetic[rows] = (distances <= synthetic_reach).any(1)
-    return PrecisionRecall(on_real.double().mean().item(), on_synthetic.double().mean().item())
-
-
-def density_coverage(real: Tensor, synthetic: Tensor, *, k: int = 5) -> DensityCoverage:
-    """Density and coverage.
-
-    Args:
-        real: features (N, D).
-        synthetic: features (M, D).
-        k: the k-th nearest neighbour sets a real sample's radius; 5 is the paper's choice.
-
-    Source: Naeem et al. 2020, arXiv:2002.09797, section 3.1. A sample on the sphere counts as
-    inside.
-    """
-    real, synthetic = check_pair(real, synthetic)
-    reach = _reach("real", real, k)
-    inside, covered = 0, 0
-    for rows, distances in distance_tiles(real, synthetic):
-        within = distances <= reach[rows, None]
-        inside += int(within.sum())
-        covered += int(within.any(1).sum())
-    return DensityCoverage(inside / (k * len(synthetic)), covered / len(real))
-
-
 def replica_diversity(features: Tensor, groups: Tensor) -> ReplicaDiversity:
     """Mean pairwise distance between the replicas of one seed image.
 
@@ -203,7 +135,7 @@ def distance_to_seed(synthetic: Tensor, training: Tensor, seed_index: Tensor) ->
     """
     synthetic, training = check_pair(synthetic, training, names=("synthetic", "training"))
     seed_index = _check_seed_index(seed_index, len(synthetic), len(training)).to(training.device)
-    return _paired_distance(synthetic, training, seed_index)
+    return paired_distance(synthetic, training, seed_index)
 
 
 def nearest_other(
@@ -228,7 +160,7 @@ def nearest_other(
     if threshold is not None and not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}; None switches it off.")
     distance, index = nearest(synthetic, training, exclude=seed_index)
-    seed_distance = _paired_distance(synthetic, training, seed_index)
+    seed_distance = paired_distance(synthetic, training, seed_index)
     return NearestOther(
         index=index,
         distance=distance,
@@ -236,88 +168,6 @@ def nearest_other(
         closer_than_seed=distance < seed_distance,
         below_threshold=None if threshold is None else distance < threshold,
     )
-
-
-def nearest(
-    queries: Tensor, references: Tensor, *, exclude: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Nearest reference of each query.
-
-    Args:
-        queries: features (N, D).
-        references: features (M, D).
-        exclude: one row of ``references`` per query that does not count, (N,) integers.
-
-    Returns:
-        Distances (N,) float64 and rows of ``references`` (N,) int64.
-    """
-    queries, references = check_pair(queries, references, names=("queries", "references"))
-    if exclude is not None:
-        exclude = check_integers("exclude", exclude, len(queries)).to(references.device)
-    index = torch.empty(len(queries), dtype=torch.int64, device=references.device)
-    for rows, distances in distance_tiles(queries, references):
-        if exclude is not None:
-            distances.scatter_(1, exclude[rows, None], torch.inf)
-        index[rows] = distances.argmin(1)
-    # Again without the matrix product: of a copy the distance is then exactly 0, not 1e-8.
-    return _paired_distance(queries, references, index), index
-
-
-def distance_tiles(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the matrix of distances in bands of rows: (slice of rows, (band, len(columns)))."""
-    # Centring changes no distance, and keeps the matrix product's cancellation small.
-    centre = columns.mean(0)
-    rows, columns = rows - centre, columns - centre
-    band = max(1, TILE_ENTRIES // len(columns))
-    for start in range(0, len(rows), band):
-        part = slice(start, min(start + band, len(rows)))
-        # 15 times as fast as the direct form at D = 2048.
-        yield part, torch.cdist(rows[part], columns, compute_mode="use_mm_for_euclid_dist")
-
-
-def check_features(name: str, features: Tensor) -> Tensor:
-    """``features`` as a finite, non-empty (N, D) float64 tensor, or a ValueError."""
-    rows = torch.as_tensor(features)
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(
-            f"{name} must be a non-empty array (N, D), got shape {tuple(rows.shape)}; "
-            "images become features with extract_features(images, pixel_features())."
-        )
-    if rows.is_complex():
-        raise ValueError(f"{name} must hold real numbers, got {rows.dtype}.")
-    rows = rows.detach().double()
-    broken = int((~rows.isfinite().all(1)).sum())
-    if broken:
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinity in {broken} of {len(rows)} rows; "
-            "drop these images or look for an overflow in the feature network."
-        )
-    return rows
-
-
-def check_pair(
-    first: Tensor, second: Tensor, names: tuple[str, str] = ("real", "synthetic")
-) -> tuple[Tensor, Tensor]:
-    """Both arrays checked, with equal D, on the second one's device."""
-    first, second = check_features(names[0], first), check_features(names[1], second)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"{names[0]} and {names[1]} must have equally many columns, got {first.shape[1]} and "
-            f"{second.shape[1]}; use one extractor and one image size for both."
-        )
-    return first.to(second.device), second
-
-
-def check_integers(name: str, values: Tensor, count: int) -> Tensor:
-    """``values`` as a (count,) int64 tensor, or a ValueError."""
-    values = torch.as_tensor(values)
-    if values.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {tuple(values.shape)}.")
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise ValueError(
-            f"{name} must be integers, got {values.dtype}; scores become labels with argmax(1)."
-        )
-    return values.long()
 
 
 def _check_seed_index(seed_index: Tensor, count: int, training_count: int) -> Tensor:
@@ -334,34 +184,3 @@ def _check_seed_index(seed_index: Tensor, count: int, training_count: int) -> Te
 def _flat_rows(name: str, values: Tensor) -> Tensor:
     values = torch.as_tensor(values)
     return check_features(name, values.flatten(1) if values.ndim > 2 else values)
-
-
-def _paired_distance(queries: Tensor, references: Tensor, index: Tensor) -> Tensor:
-    """Distance of query i to reference ``index[i]``, (N,), in bands of bounded memory."""
-    band = max(1, TILE_ENTRIES // references.shape[1])
-    return torch.cat(
-        [
-            (part - references[rows]).norm(dim=1)
-            for part, rows in zip(queries.split(band), index.split(band), strict=True)
-        ]
-    )
-
-
-def _reach(name: str, features: Tensor, k: int) -> Tensor:
-    """Distance of each row to its k-th nearest other row, (N,), rounding margin included."""
-    if not 1 <= k < len(features):
-        raise ValueError(
-            f"k must lie in [1, {len(features) - 1}], the number of other samples in {name}, "
-            f"got {k}; pass a smaller k or more images."
-        )
-    # Filled in place: small results kept between the tiles stop the heap from reusing their memory,
-    # and the peak grows to that of the whole matrix.
-    reach = torch.empty(len(features), dtype=torch.float64, device=features.device)
-    for rows, distances in distance_tiles(features, features):
-        own = torch.arange(rows.start, rows.stop, device=features.device)
-        distances.scatter_(1, own[:, None], torch.inf)
-        reach[rows] = distances.topk(k, dim=1, largest=False).values[:, -1]
-    # Margin: a copy of a sample lies exactly on the spheres that pass through that sample, and
-    # the last bits of two matrix products must not decide whether it is inside.
-    spread = (features - features.mean(0)).norm(dim=1).mean()
-    return reach + 1e-7 * spread

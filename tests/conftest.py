@@ -32,6 +32,14 @@ def _private_default_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DREAMDA_CACHE", str(tmp_path / "default_cache"))
 
 
+@pytest.fixture(params=[1_000_000, 500], ids=["one tile", "many tiles"])
+def tile(request, monkeypatch):
+    """500 entries split the arrays of ``clouds.sets`` into bands of unequal length."""
+    from dreamda_aug import distances
+
+    monkeypatch.setattr(distances, "TILE_ENTRIES", request.param)
+
+
 def tiny_unet(channels: int = 1, num_classes: int | None = None) -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(

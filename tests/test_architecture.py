@@ -13,11 +13,12 @@ ROOT = Path(dreamda_aug.__file__).parent
 # A module may import from those in earlier rows, and from its own row; cli, demo and
 # __main__ from all.
 ROWS = [
-    {"errors", "seeding", "schedule", "features", "neighbours", "metrics", "amst"},
+    {"errors", "seeding", "schedule", "bundled", "amst", "distances", "distributions",
+     "manifolds", "neighbours", "image_folder", "features", "classifier_files", "metrics"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
     {"calibration", "sampling", "guards", "captions"},
-    {"generator", "bundled", "prompts"},
+    {"generator", "prompts"},
     {"images", "labels"},
     {"transforms", "pictures"},
     {"datasets", "stored", "expansion"},

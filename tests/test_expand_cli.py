@@ -43,6 +43,18 @@ def made(train, tmp_path_factory):
     return out
 
 
+def test_metrics_of_what_expand_wrote_know_the_seed_images(train, made, capsys):
+    extra = train / "cat" / "9.png"  # six real images are what the metrics want
+    extra.write_bytes((train / "dog" / "0.png").read_bytes())
+    try:
+        assert main(["metrics", str(train), str(made), "--classifier", "bundled"]) == 0
+    finally:
+        extra.unlink()
+    found = json.loads(capsys.readouterr().out)
+    assert found["seed_distance"] >= 0 and found["diversity"] >= 0
+    assert "Sequential" in found["features"] and found["feature_count"] == 576
+
+
 def test_expand_report_and_regenerate_work_from_the_shell(train, made, tmp_path, capsys):
     assert main(["expand", str(train), "--out", str(made), "--ratio", "3", *QUICK]) == 0
     out, err = capsys.readouterr()

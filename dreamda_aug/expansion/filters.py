@@ -1,6 +1,6 @@
 """Which synthetic images are doubtful: wrong class, copy of another image, too close to the seed.
 
-Source: ours, on the measures of `dreamda_aug.neighbours`.
+Source: ours, on the measures of `dreamda_aug.distances`.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.backbones import Backbone
+from dreamda_aug.distances import nearest
 from dreamda_aug.expansion.seed_images import UNREADABLE, to_storable
 from dreamda_aug.expansion.sources import Source
 from dreamda_aug.images import fit_to, read_pixels
-from dreamda_aug.neighbours import nearest
 
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

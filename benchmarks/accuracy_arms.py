@@ -1,0 +1,84 @@
+"""The arms of the accuracy study; accuracy_training.py says how one is trained."""
+
+from dataclasses import dataclass, field
+
+from accuracy_tasks import Task
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: as the table shows it.
+        pool: ``""``, ``"copies"``, ``"img2img"``, ``"noise"`` or ``"dreamda"``.
+        labels: of the pool: ``"seed"``, ``"soft"`` (a single head's probabilities), ``"amst"``
+            or ``"oracle"`` (the judge's).
+        view: ``"none"``, ``"weak"``, or a per-image operation on top of it.
+        mix: MixUp or CutMix over the batch.
+        tuned_for: whose dials the DreamDA images are made with: those chosen for ``"seed"``
+            labels or for ``"amst"``.
+        unlabelled: real images without labels join the pool.
+        weak: of the weak view, probability of a mirrored image and largest shift, as a share of
+            the image's side.
+        wrapper: arguments of `AMSTWrapper` that differ from its defaults.
+        training: arguments of `SelfTraining` that differ from `AMST_TRAINING`.
+    """
+
+    name: str
+    pool: str = ""
+    labels: str = "seed"
+    view: str = "weak"
+    mix: str = ""
+    tuned_for: str = "amst"
+    unlabelled: bool = False
+    weak: tuple[float, float] = (0.5, 0.125)
+    wrapper: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+
+ARMS = (
+    Arm("real only", view="none"),
+    Arm("duplicate-real", "copies", view="none"),
+    Arm("flip + crop"),
+    Arm("RandAugment", view="RandAugment"),
+    Arm("TrivialAugment", view="TrivialAugmentWide"),
+    Arm("AugMix", view="AugMix"),
+    Arm("MixUp", mix="MixUp"),
+    Arm("CutMix", mix="CutMix"),
+    Arm("Cutout", view="RandomErasing"),
+    Arm("img2img, seed labels", "img2img"),
+    Arm("samples from noise", "noise", "soft"),
+    Arm("DreamDA, seed labels", "dreamda", tuned_for="seed"),
+    Arm("DreamDA, soft pseudo-labels", "dreamda", "soft"),
+    Arm("DreamDA + AMST", "dreamda", "amst"),
+    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", wrapper={"labelled_view": "strong"}),
+    Arm("DreamDA, oracle labels", "dreamda", "oracle"),
+)
+# In place of the last, where real images without labels are at hand.
+UNLABELLED_ARMS = (
+    Arm("AMST, unlabelled images", labels="amst", unlabelled=True),
+    Arm("DreamDA + AMST, unlabelled images", "dreamda", "amst", unlabelled=True),
+)
+# What ablations of AMST change: arguments of AMSTWrapper and of SelfTraining.
+AMST_PARTS: dict[str, tuple[dict, dict]] = {
+    "AMST": ({}, {}),
+    "1 head": ({"head_views": ("weak",)}, {}),
+    "2 heads": ({"head_views": ("weak", "strong")}, {}),
+    "4 heads, same view": ({"head_views": ("weak",) * 4}, {}),
+    "no orthogonality": ({"orthogonality_weight": 0.0}, {}),
+    "no consistency": ({"consistency_weight": 0.0}, {}),
+    "consistency on unlabelled only": ({"consistency_on": "unlabelled"}, {}),
+    "consistency threshold 0.8": ({"consistency_threshold": 0.8}, {}),
+    "auxiliary heads frozen": ({"auxiliary_weight": 0.0}, {}),
+    "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
+    "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
+    "restart": ({}, {"restart": True}),
+    "seed label votes": ({}, {"seed_vote": True}),
+}
+
+
+def arms_of(task: Task) -> tuple[Arm, ...]:
+    """The arms that a task has."""
+    arms = ARMS + (UNLABELLED_ARMS if task.unlabelled else ())
+    return tuple(arm for arm in arms if task.judge or arm.labels != "oracle")

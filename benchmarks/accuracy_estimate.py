@@ -1,0 +1,83 @@
+"""What a call of the accuracy study would cost, from a few steps of each kind."""
+
+import argparse
+import time
+from dataclasses import replace
+
+import torch
+from accuracy_arms import arms_of
+from accuracy_pools import Pool, PoolSpec, ask, noise_settings, open_backbone, settings_of
+from accuracy_runs import Run, Setup, images_of
+from accuracy_tasks import Images
+from accuracy_training import Training, predictions
+
+from dreamda_aug import Generator
+
+STEPS, SAMPLES = 8, 32
+
+
+def estimate(setup: Setup, args: argparse.Namespace) -> str:
+    """Unit costs measured now, and the sum over all runs, as lines of text."""
+    task, seeds = setup.task, len(args.rng_seeds)
+    images = images_of(setup, Run(arms_of(task)[0], PoolSpec("none"), task.shots[0][0], 0))
+    kinds = {
+        "img2img": settings_of(task, task.img2img[len(task.img2img) // 2], 0.0, 0.0),
+        "noise": noise_settings(task),
+        "dreamda": settings_of(task, *task.dials[len(task.dials) // 2]),
+    }
+    per_sample = {name: _generation(setup, images.shots, name, s) for name, s in kinds.items()}
+    per_step = {arm.name: _training(setup, images, arm) for arm in arms_of(task)}
+    began = time.process_time()
+    predictions(Training(task, arms_of(task)[0], images, _pool(images, 1), torch.tensor([]), 0,
+                         setup.weights, setup.device).model.eval(),
+                images.test.pixels[:1000], setup.device)  # fmt: skip
+    evaluation = (time.process_time() - began) / 1000 * len(images.test)
+    samples = {count: count * task.classes * replicas for count, replicas in task.shots}
+    # two DreamDA pools: dials are chosen for seed labels and for AMST apart
+    pools = {"img2img": 1, "noise": 1, "dreamda": 2}
+    generation = seeds * sum(
+        samples[count] * pools[name] * cost for count in args.shots
+        for name, cost in per_sample.items())  # fmt: skip
+    training = seeds * len(args.shots) * sum(
+        task.steps * cost + evaluation for name, cost in per_step.items() if name in args.arms)
+    first = samples[task.shots[0][0]]
+    arms = {arm.name: arm for arm in arms_of(task)}
+    both = per_step["DreamDA, seed labels"] + per_step["DreamDA + AMST"]
+    tuning = len(task.img2img) * (
+        first * per_sample["img2img"] + task.steps * per_step["img2img, seed labels"])
+    tuning += len(task.dials) * (first * per_sample["dreamda"] + task.steps * both)
+    total = generation + training + tuning
+    lines = [f"{name}: {cost * 1000:.0f} ms per sample" for name, cost in per_sample.items()]
+    lines += [f"{name}: {cost * 1000:.0f} ms per step" for name, cost in per_step.items()]
+    lines += [f"test set: {evaluation:.1f} s per run ({len(arms)} arms)",
+              f"tuning {tuning / 60:.0f}, generation {generation / 60:.0f}, "
+              f"training {training / 60:.0f} processor minutes; "
+              f"{total / 60 / args.processes:.0f} minutes in {args.processes} processes"]
+    return "\n".join(lines)
+
+
+def _generation(setup: Setup, shots: Images, name: str, settings) -> float:
+    """Seconds per sample, inversion included."""
+    backbone = open_backbone(setup.task, setup.backbone, setup.device)
+    spec = PoolSpec("noise" if name == "noise" else "replicas", setup.task.shots[0][1], settings)
+    images, requests, _ = ask(spec, shots, backbone.condition_kind == "class")
+    began = time.process_time()
+    Generator(backbone, settings).augment(images, requests[:SAMPLES])
+    return (time.process_time() - began) / len(requests[:SAMPLES])
+
+
+def _pool(images, size: int) -> Pool:
+    pixels = images.shots.pixels[torch.arange(size) % len(images.shots)]
+    return Pool(pixels, images.shots.labels[torch.arange(size) % len(images.shots)], 0.0)
+
+
+def _training(setup: Setup, images, arm) -> float:
+    """Seconds per optimizer step; copies stand for synthetic images."""
+    count, replicas = setup.task.shots[0]
+    # as many images to label per step as in a whole run
+    share = max(4, count * setup.task.classes * replicas * STEPS // setup.task.steps)
+    pool = _pool(images, share if arm.pool else 0)
+    shorter = replace(setup.task, steps=STEPS)
+    training = Training(shorter, arm, images, pool, pool.seed_labels, 0, setup.weights,
+                        setup.device)  # fmt: skip
+    return training.run().seconds / STEPS

@@ -1,0 +1,91 @@
+"""What synthetic images are like, beside the accuracy that they bring: for the ablations."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accuracy_report import interval
+from accuracy_runs import Run, Setup, images_of, judge_of, pool_of, predictions
+
+from dreamda_aug.metrics import (
+    SmallSampleWarning,
+    classifier_features,
+    distance_to_seed,
+    frechet_distance,
+    kernel_distance,
+    label_agreement,
+    pixel_features,
+    replica_diversity,
+)
+
+REFERENCE = 2000  # real training images that fidelity is measured against
+FIGURES = ("frechet", "kernel", "agreement", "distance", "diversity")
+
+
+def measure(setup: Setup, run: Run) -> dict[str, float | None]:
+    """Figures of one pool.
+
+    Returns:
+        ``frechet`` and ``kernel``: distances to real training images, on the judge's features
+        (pixels where the task has no judge), so they compare within a task only; ``agreement``:
+        share of images whose seed label the judge confirms; ``distance`` to the seed image and
+        ``diversity`` between its replicas: root mean square over pixels, in [0, 1].
+    """
+    images, pool, judge = images_of(setup, run), pool_of(setup, run), judge_of(setup)
+    features = pixel_features() if judge is None else classifier_features(judge)
+    order = torch.randperm(len(images.rest), generator=torch.Generator().manual_seed(0))
+    real, made = (torch.cat([features(part.to(setup.device).float() / 255).cpu()
+                             for part in pixels.split(500)])
+                  for pixels in (images.rest.pixels[order[:REFERENCE]], pool.pixels))  # fmt: skip
+    flat = pool.pixels.flatten(1).float() / 255
+    seeds = images.shots.pixels.flatten(1).float() / 255
+    seed_index = torch.arange(len(flat)) // run.spec.replicas
+    root = flat.shape[1] ** 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SmallSampleWarning)  # pools of one size are compared
+        frechet = frechet_distance(real, made)
+    return {
+        "frechet": frechet,
+        "kernel": kernel_distance(real, made, subsets=20).mean,
+        "agreement": None if judge is None else label_agreement(
+            predictions(judge, pool.pixels, setup.device), pool.seed_labels).overall,
+        "distance": distance_to_seed(flat, seeds, seed_index).mean().item() / root,
+        "diversity": replica_diversity(flat, seed_index).mean / root,
+    }  # fmt: skip
+
+
+def tradeoff_table(runs: list[dict], names: Sequence[str]) -> str:
+    """One row per variant: the images, and the accuracy that they bring."""
+    lines = ["\n| variant | accuracy, % | Fréchet | kernel | seed labels right | distance "
+             "| diversity | pool labels right |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name in names:
+        rows = [run for run in runs if run["arm"] == name]
+        mean, half = interval([100 * run["test"] for run in rows])
+        cells = [f"{mean:.1f} ± {half:.1f}"]
+        for figure, form in zip((*FIGURES, "labels_right"),
+                                ("{:.1f}", "{:.3f}", "{:.0%}", "{:.3f}", "{:.3f}", "{:.0%}")):
+            values = [row[figure] for row in rows if row[figure] is not None]
+            cells.append(form.format(sum(values) / len(values)) if values else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_tradeoff(runs: list[dict], names: Sequence[str], path: Path) -> None:
+    """Accuracy, fidelity and label agreement over the distance from the seed image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((13, 4.2), layout="constrained")
+    panels = (("test", "test accuracy"), ("frechet", "Fréchet distance to real images"),
+              ("agreement", "share of seed labels that are right"))  # fmt: skip
+    for axes, (value, title) in zip(figure.subplots(1, 3), panels, strict=True):
+        for number, name in enumerate(names):
+            rows = [run for run in runs if run["arm"] == name and run[value] is not None]
+            if rows:
+                x, y = (sum(row[key] for row in rows) / len(rows) for key in ("distance", value))
+                axes.plot(x, y, "o^sDvP"[number % 6], color=f"C{number % 10}", label=name)
+        axes.set_xlabel("RMS pixel distance from the seed image")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right", fontsize=6)
+    figure.savefig(path, dpi=110)

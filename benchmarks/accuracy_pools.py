@@ -1,0 +1,157 @@
+"""Synthetic images for the accuracy study: made once, kept on disk, continued where they stop."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accuracy_tasks import Images, Task
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import dreamda_aug
+from dreamda_aug import Generator, Settings, load_backbone
+from dreamda_aug.generator import Request
+
+LIBRARY = Path(dreamda_aug.__file__).parent
+# What decides the pixels of synthetic images; a changed line means that they are made anew.
+GENERATION_CODE = [LIBRARY / f"{name}.py" for name in
+                   ("generator", "inversion", "perturbation", "sampling", "schedule",
+                    "seeding")]  # fmt: skip
+SLICE = 128  # images per file
+
+# Seed images (N, C, H, W) in [0, 1] and requests -> synthetic images.
+Make = Callable[[Tensor, Sequence[Request]], Tensor]
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """What synthetic images are asked for.
+
+    Attributes:
+        kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``, or
+            ``"none"``.
+        replicas: images per seed image; samples from noise are as many in all.
+        settings: of the generator; None for copies.
+        place: where noise enters; ``"bottleneck"``, or what `accuracy_ablations.make_at` knows.
+    """
+
+    kind: str
+    replicas: int = 0
+    settings: Settings | None = None
+    place: str = "bottleneck"
+
+    @property
+    def is_made(self) -> bool:
+        return self.kind in ("replicas", "noise")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images of a pool.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8, the replicas of a seed image side by side.
+        seed_labels: what the generator was told, (N,) int64; −1: nothing.
+        seconds: processor time that generation took.
+    """
+
+    pixels: Tensor
+    seed_labels: Tensor
+    seconds: float
+
+
+class Stopped(Exception):
+    """The minutes of this call are over; what was finished is kept."""
+
+
+def code_digest(paths: Sequence[Path]) -> str:
+    """SHA-256 over the lines of some modules."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def settings_of(task: Task, strength: float, adherence: float, noise_scale: float) -> Settings:
+    """The generator's settings with a task's number of steps."""
+    return Settings(steps=task.reverse_steps, strength=strength, adherence=adherence,
+                    noise_scale=noise_scale, guidance_scale=task.guidance_scale)
+
+
+def noise_settings(task: Task) -> Settings:
+    """Sampling from pure noise: all steps, deterministic, as few steps want it."""
+    return replace(settings_of(task, 1.0, 0.0, 0.0), eta=0.0)
+
+
+def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[Request], Tensor]:
+    """Seed images in [0, 1], one request per synthetic image, and the seed labels."""
+    labels = shots.labels.repeat_interleave(spec.replicas)
+    images = shots.pixels.float() / 255
+    told = labels.tolist() if conditional else [None] * len(labels)
+    if spec.kind == "noise":
+        # a grey image is 0 to the backbone: what little of it survives in x_T changes nothing
+        grey = torch.full_like(images[:1], 0.5)
+        requests = [Request(0, condition, i) for i, condition in enumerate(told)]
+        return grey, requests, labels if conditional else torch.full_like(labels, -1)
+    requests = [Request(i // spec.replicas, condition, i % spec.replicas)
+                for i, condition in enumerate(told)]  # fmt: skip
+    return images, requests, labels
+
+
+def pool_folder(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
+                backbone) -> Path:  # fmt: skip
+    """Where the images of a pool lie: named after everything that they depend on."""
+    parts = [spec, rng_seed, backbone.fingerprint, code_digest(GENERATION_CODE),
+             hashlib.sha256(shots.pixels.numpy().tobytes()).hexdigest()]  # fmt: skip
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return state / "pools" / f"{task.name}-{spec.kind}-{rng_seed}-{key}"
+
+
+def open_backbone(task: Task, folder: str | None, device: str):
+    """The task's diffusion model."""
+    if not task.backbone and folder is None:
+        raise SystemExit(
+            f"{task.name} needs --backbone FOLDER: write the training images with --export, then "
+            "train one on them with examples/train_backbone.py."
+        )
+    return load_backbone(folder or task.backbone, device=device)
+
+
+def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int, backbone,
+              deadline: float = float("inf"), make_at=None) -> Pool:  # fmt: skip
+    """Read a pool, making first what is missing of it.
+
+    Raises:
+        Stopped: ``deadline`` (of ``time.time``) has passed; finished slices are kept.
+    """
+    if not spec.is_made:
+        pixels = shots.pixels.repeat_interleave(spec.replicas, dim=0)
+        return Pool(pixels, shots.labels.repeat_interleave(spec.replicas), 0.0)
+    conditional = backbone.condition_kind == "class"
+    images, requests, labels = ask(spec, shots, conditional)
+    folder = pool_folder(state, task, spec, shots, rng_seed, backbone)
+    folder.mkdir(parents=True, exist_ok=True)
+    make: Make | None = None
+    # slices hold whole seed images, so that none is inverted twice
+    length = max(1, SLICE // spec.replicas) * spec.replicas
+    parts = []
+    for start in range(0, len(requests), length):
+        path = folder / f"{start:07d}.safetensors"
+        if not path.exists():
+            if time.time() > deadline:
+                raise Stopped
+            if make is None:
+                generator = Generator(backbone, spec.settings, rng_seed=rng_seed)
+                plain = spec.place == "bottleneck"
+                make = generator.augment if plain else make_at(spec.place, generator)
+            began = time.process_time()
+            made = make(images, requests[start : start + length]).cpu()
+            part = {"pixels": (made * 255).round().to(torch.uint8),
+                    "seconds": torch.tensor(time.process_time() - began)}
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file(part, temporary)
+            os.replace(temporary, path)
+        parts.append(load_file(path))
+    return Pool(torch.cat([part["pixels"] for part in parts]), labels,
+                sum(part["seconds"].item() for part in parts))  # fmt: skip

@@ -1,0 +1,246 @@
+"""Single runs of the accuracy study, cached by everything that they depend on."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from accuracy_ablations import make_at
+from accuracy_arms import Arm
+from accuracy_pools import (
+    Pool,
+    PoolSpec,
+    Stopped,
+    code_digest,
+    load_pool,
+    open_backbone,
+    pool_folder,
+)
+from accuracy_tasks import Split, Task, split
+from accuracy_training import (
+    CLASSIFIERS,
+    LABELLING_CODE,
+    TRAINING_CODE,
+    Training,
+    accuracy,
+    predictions,
+)
+from safetensors.torch import load_file, save_file
+
+from dreamda_aug.bundled import fashion_mnist_judge
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs of one call share.
+
+    Attributes:
+        task: the task.
+        data: its files.
+        state: folder for pools, runs and the judge.
+        backbone: folder of the diffusion model; None: the task's own.
+        weights: of a pretrained classifier.
+        device: where everything runs.
+        deadline: `time.time` after which nothing new is begun.
+    """
+
+    task: Task
+    data: Path
+    state: Path
+    backbone: str | None = None
+    weights: Path | None = None
+    device: str = "cpu"
+    deadline: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        arm: how.
+        spec: the pool.
+        shots: labelled images per class.
+        rng_seed: draws the labelled images and everything else.
+        tuning: look at validation images only.
+    """
+
+    arm: Arm
+    spec: PoolSpec
+    shots: int
+    rng_seed: int
+    tuning: bool = False
+
+
+@lru_cache(maxsize=1)
+def _data(setup: Setup):
+    return setup.task.read(setup.data)
+
+
+@lru_cache(maxsize=4)
+def _split(setup: Setup, shots: int, rng_seed: int) -> Split:
+    return split(setup.task, _data(setup), shots, rng_seed)
+
+
+@lru_cache(maxsize=1)
+def _backbone(setup: Setup):
+    return open_backbone(setup.task, setup.backbone, setup.device)
+
+
+def images_of(setup: Setup, run: Run) -> Split:
+    """The images of a run."""
+    return _split(setup, run.shots, run.rng_seed)
+
+
+def pool_of(setup: Setup, run: Run) -> Pool:
+    """The pool of a run, made now if it is not there."""
+    images = images_of(setup, run)
+    backbone = _backbone(setup) if run.spec.is_made else None
+    return load_pool(setup.state, setup.task, run.spec, images.shots, run.rng_seed, backbone,
+                     setup.deadline, make_at)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def judge_of(setup: Setup):
+    """The classifier that knows the true labels; None where the task has none."""
+    task = setup.task
+    if task.judge is None:
+        return None
+    if task.judge == "bundled":
+        return fashion_mnist_judge().to(setup.device)
+    path = setup.state / f"judge-{task.name}-{task.classes}-{task.steps}.safetensors"
+    judge = CLASSIFIERS[task.classifier](task, setup.weights).to(setup.device)
+    if not path.exists():
+        images = _split(setup, 1, 0)
+        everything = Split(images.rest, images.validation, images.test, images.unlabelled,
+                           images.rest)  # fmt: skip
+        nothing = Pool(images.rest.pixels[:0], images.rest.labels[:0], 0.0)
+        judge = Training(task, Arm("judge"), everything, nothing, images.rest.labels[:0], 0,
+                         setup.weights, setup.device).run().classifier  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(judge.state_dict(), path)
+    judge.load_state_dict(load_file(path))
+    return judge.eval().requires_grad_(False)
+
+
+def result_path(setup: Setup, run: Run) -> Path:
+    """The file of a run's result: named after everything that it depends on."""
+    task, images = setup.task, images_of(setup, run)
+    # what choices are made from does not change a run; pixels stand for the reader
+    without = ("read", "dials", "img2img", "weak_views", "shots")
+    if run.spec.is_made:
+        pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
+                           _backbone(setup)).name  # fmt: skip
+    else:
+        pool = run.spec
+    code = TRAINING_CODE + (LABELLING_CODE if run.arm.labels in ("amst", "soft") else [])
+    parts = [{f.name: getattr(task, f.name) for f in fields(task) if f.name not in without},
+             run.arm, pool, run.shots, run.rng_seed, run.tuning, code_digest(code),
+             hashlib.sha256(images.shots.pixels.numpy().tobytes()).hexdigest(),
+             setup.weights and setup.weights.name]  # fmt: skip
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    slug = "".join(c if c.isalnum() else "_" for c in run.arm.name)
+    name = f"{task.name}-{run.shots}-{run.rng_seed}-{slug}-{key}.json"
+    return setup.state / ("tuning" if run.tuning else "runs") / name
+
+
+def result(setup: Setup, run: Run) -> dict:
+    """Train and evaluate, or read what that gave before.
+
+    Raises:
+        Stopped: the deadline has passed.
+    """
+    path = result_path(setup, run)
+    if path.exists():
+        return json.loads(path.read_text())
+    images, pool = images_of(setup, run), pool_of(setup, run)
+    truth = torch.full((len(pool.pixels),), -1)
+    if len(truth) and (judge := judge_of(setup)) is not None:
+        truth = predictions(judge, pool.pixels, setup.device)
+    if time.time() > setup.deadline:
+        raise Stopped
+    training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, setup.weights,
+                        setup.device)  # fmt: skip
+    outcome = training.run()
+    found = {
+        "task": setup.task.name, "arm": run.arm.name, "shots": run.shots,
+        "rng_seed": run.rng_seed, "steps": outcome.steps, "pool": len(training.pixels),
+        "validation": accuracy(outcome.classifier, images.validation, setup.device),
+        "test": None if run.tuning else accuracy(outcome.classifier, images.test, setup.device),
+        "accepted": outcome.accepted, "labels_right": outcome.labels_right,
+        "training_seconds": round(outcome.seconds, 1), "generation_seconds": round(pool.seconds, 1),
+        "pool_settings": run.spec.settings and run.spec.settings.summary(),
+        "machine": machine(setup.device), "commit": commit(),
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(temporary, path)
+    return found
+
+
+def make_pool(setup: Setup, run: Run) -> float:
+    """Make a run's pool; processor seconds that it took in all."""
+    return pool_of(setup, run).seconds
+
+
+def _guarded(job: tuple[Callable, Setup, Run]):
+    torch.set_num_threads(1)
+    function, setup, run = job
+    try:
+        return function(setup, run)
+    except Stopped:
+        return None
+
+
+def perform(function: Callable, setup: Setup, runs: list[Run], processes: int) -> list:
+    """Call ``function(setup, run)`` for all runs, in spawned processes if more than one.
+
+    Raises:
+        Stopped: the deadline has passed before all were done.
+    """
+    jobs = [(function, setup, run) for run in runs]
+    if processes == 1 or len(jobs) < 2:
+        answers = _collect(map(_guarded, jobs), runs)
+    else:
+        context = torch.multiprocessing.get_context("spawn")
+        with context.Pool(min(processes, len(jobs))) as pool:
+            answers = _collect(pool.imap(_guarded, jobs), runs)
+    if None in answers:
+        raise Stopped
+    return answers
+
+
+def _collect(answers: Iterable, runs: list[Run]) -> list:
+    """All answers, with a line printed for each."""
+    found = []
+    for run, answer in zip(runs, answers, strict=True):
+        found.append(answer)
+        told = run.arm.name if isinstance(answer, dict) else run.spec.kind
+        if isinstance(answer, dict):
+            told += f" {answer['validation' if run.tuning else 'test']:.3f}"
+        print(f"[{len(found)}/{len(runs)}] {run.shots} per class, rng seed {run.rng_seed}: {told}",
+              flush=True)  # fmt: skip
+    return found
+
+
+def machine(device: str) -> str:
+    """Processor, cores and, on CUDA, the name of the GPU."""
+    where = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name()}, {where}" if device == "cuda" else where
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """The short hash of the checkout, ``+`` if tracked files are changed."""
+    answer = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+                            capture_output=True, text=True, check=False,
+                            cwd=Path(__file__).parent)  # fmt: skip
+    return answer.stdout.strip() or "unknown"

@@ -1,0 +1,67 @@
+"""A task made so small that it runs in a minute, to try its reader, arms and settings."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accuracy_tasks import Images, Task, stratified
+from safetensors.torch import save_file
+from torchvision import models
+
+CLASSES = 2
+
+
+@dataclass(frozen=True)
+class FewImages:
+    """The first classes of a task, and at most so many images of each.
+
+    Attributes:
+        read: the task's own reader.
+        per_class: images.
+    """
+
+    read: Callable[[Path], tuple[Images, Images]]
+    per_class: int = 20
+
+    def __call__(self, place: Path) -> tuple[Images, Images]:
+        parts = []
+        for part in self.read(place):
+            part = part[part.labels < CLASSES]
+            parts.append(part[stratified(part.labels, self.per_class, 0)])
+        return tuple(parts)
+
+
+def smoke(task: Task, args: argparse.Namespace) -> tuple[Task, str | None, Path | None]:
+    """The shrunken task, a backbone and pretrained weights; random ones where none are given."""
+    backbone, weights = args.backbone, args.weights
+    if backbone is None and not task.backbone:
+        backbone = str(tiny_backbone(task, args.state / "tiny_backbone"))
+    if weights is None and task.classifier.endswith("_pretrained"):
+        torch.manual_seed(0)
+        args.state.mkdir(parents=True, exist_ok=True)
+        weights = args.state / "random.safetensors"
+        save_file(models.resnet18().state_dict(), weights)
+    smaller = replace(
+        task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=4, batch_size=6,
+        validation_images=20, reverse_steps=4, img2img=task.img2img[:1], dials=task.dials[:1],
+        weak_views=task.weak_views[:1],
+        unlabelled=min(task.unlabelled, 10), judge=task.judge and "trained",
+    )  # fmt: skip
+    return smaller, backbone, weights
+
+
+def tiny_backbone(task: Task, folder: Path) -> Path:
+    """A random pixel U-Net of the task's image size, saved as a pipeline folder."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=task.image_size, in_channels=task.channels, out_channels=task.channels,
+        layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        num_class_embeds=task.classes + 1 if task.class_conditional else None,
+    )  # fmt: skip
+    DDPMPipeline(unet, DDPMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder

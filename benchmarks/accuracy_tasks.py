@@ -1,0 +1,238 @@
+"""The tasks of the accuracy study, how their files are read, and how their images are split."""
+
+import gzip
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images: ``pixels`` (N, C, H, W) uint8 and ``labels`` (N,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> "Images":
+        return Images(self.pixels[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the study; everything that its results depend on.
+
+    Attributes:
+        name: what the command line calls it.
+        read: folder or file -> training and test images.
+        image_size: pixels; the backbone's too.
+        channels: 1 or 3.
+        classes: how many.
+        shots: pairs of labelled images per class and synthetic images per labelled one (K).
+        classifier: a key of ``accuracy_arms.CLASSIFIERS``.
+        steps: optimizer steps of every arm, a multiple of eight (AMST's stages are eighths).
+        batch_size: images per step of every arm.
+        learning_rate: AdamW's at its peak; cosine decay.
+        backbone: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given
+            with ``--backbone``.
+        class_conditional: whether that backbone is to be trained with labels, which is fair only
+            where all training labels are shots.
+        reverse_steps: DDIM steps from pure noise to the image; strength of them are run.
+        guidance_scale: of class-conditional backbones.
+        img2img: strengths to choose from on validation.
+        dials: (strength, adherence, noise scale) to choose from on validation.
+        weak_views: (probability of a mirrored image, largest shift as a share of the side) to
+            choose from on validation.
+        validation_images: how many labelled images every choice is made on.
+        validation_from: ``"train"``; ``"test"`` where all training images are shots: these images
+            then leave the test set.
+        judge: what knows the true labels of synthetic images: ``"bundled"``, ``"trained"`` (the
+            task's classifier trained on all training labels), or None: no oracle arm.
+        unlabelled: real images without labels that join the pool of the ``unlabelled`` arms.
+    """
+
+    name: str
+    read: Callable[[Path], tuple[Images, Images]]
+    image_size: int
+    channels: int
+    classes: int
+    shots: tuple[tuple[int, int], ...]
+    classifier: str
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    backbone: str = ""
+    class_conditional: bool = False
+    reverse_steps: int = 20
+    guidance_scale: float = 1.0
+    img2img: tuple[float, ...] = (0.3, 0.5, 0.7)
+    dials: tuple[tuple[float, float, float], ...] = (
+        (0.5, 0.9, 1.0), (0.5, 0.6, 1.0), (0.5, 0.6, 2.0),
+        (0.7, 0.9, 1.0), (0.7, 0.6, 1.0), (0.7, 0.3, 1.0),
+    )  # fmt: skip
+    weak_views: tuple[tuple[float, float], ...] = ((0.5, 0.0625), (0.5, 0.125))
+    validation_images: int = 500
+    validation_from: str = "train"
+    judge: str | None = "trained"
+    unlabelled: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one run.
+
+    Attributes:
+        shots: the labelled images.
+        validation: what choices are made on; the same for all rng seeds.
+        test: looked at once, with the final weights.
+        unlabelled: pixels of further real training images, (U, C, H, W) uint8, and the labels
+            that only reports see.
+        rest: all training images but validation; for the judge.
+    """
+
+    shots: Images
+    validation: Images
+    test: Images
+    unlabelled: Images
+    rest: Images = field(repr=False)
+
+
+def stratified(labels: Tensor, per_class: int, rng_seed: int) -> Tensor:
+    """Rows with ``per_class`` of each class (all of a smaller class), class by class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(rng_seed))
+    return torch.cat([order[labels[order] == c][:per_class] for c in labels.unique()])
+
+
+def split(task: Task, data: tuple[Images, Images], shots: int, rng_seed: int) -> Split:
+    """Draw the images of one run: validation is fixed, the shots depend on ``rng_seed``."""
+    train, test = data
+    source = test if task.validation_from == "test" else train
+    # 10**6: no rng seed of a run, so that no run's shots mirror the validation draw.
+    held = stratified(source.labels, max(1, task.validation_images // task.classes), 10**6)
+    kept = torch.ones(len(source), dtype=torch.bool)
+    kept[held] = False
+    validation, source = source[held], source[kept.nonzero().squeeze(1)]
+    if task.validation_from == "test":
+        test = source
+    else:
+        train = source
+    rows = stratified(train.labels, shots, rng_seed)
+    others = torch.ones(len(train), dtype=torch.bool)
+    others[rows] = False
+    others = others.nonzero().squeeze(1)
+    generator = torch.Generator().manual_seed(rng_seed)
+    unlabelled = others[torch.randperm(len(others), generator=generator)[: task.unlabelled]]
+    return Split(train[rows], validation, test, train[unlabelled], train)
+
+
+# --- readers
+
+
+def read_idx(folder: Path) -> tuple[Images, Images]:
+    """Fashion-MNIST's or MNIST's four idx files, gzipped or not, in one folder."""
+
+    def load(name: str) -> Tensor:
+        path = folder / name
+        packed = path.with_name(f"{name}.gz")
+        raw = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+        # two zero bytes, the type (8: bytes), the number of dimensions, their sizes
+        sizes = np.frombuffer(raw, ">i4", raw[3], offset=4)
+        values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
+        return torch.from_numpy(values.copy())
+
+    return tuple(
+        Images(load(f"{part}-images-idx3-ubyte")[:, None],
+               load(f"{part}-labels-idx1-ubyte").long())
+        for part in ("train", "t10k")
+    )  # fmt: skip
+
+
+def read_atlases(folder: Path) -> tuple[Images, Images]:
+    """CIFAR-10 as PNG atlases: each row of ``data_batch_*.png`` and ``test_batch.png`` is one
+    image of 32×32 RGB pixels; labels in ``train_lables.json`` and ``test_lables.json``."""
+
+    def load(pictures: list[Path], labels: str) -> Images:
+        rows = np.concatenate([np.asarray(PIL.Image.open(p).convert("RGB")) for p in pictures])
+        pixels = torch.from_numpy(rows.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).contiguous()
+        return Images(pixels, torch.tensor(json.loads((folder / labels).read_text())))
+
+    PIL.Image.MAX_IMAGE_PIXELS = None  # an atlas is larger than what Pillow takes for harmless
+    return (load(sorted(folder.glob("data_batch_*.png")), "train_lables.json"),
+            load([folder / "test_batch.png"], "test_lables.json"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReadClassFolders:
+    """Reads ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``, in a folder or anywhere in a zip file.
+
+    Attributes:
+        size: images are resized to ``size`` × ``size``.
+        mode: Pillow's mode, ``"RGB"`` or ``"L"``.
+    """
+
+    size: int
+    mode: str = "RGB"
+
+    def __call__(self, place: Path) -> tuple[Images, Images]:
+        found = {"train": [], "test": []}
+        for name, content in self._files(place):
+            match = re.search(r"(?:^|/)(train|test)/([^/]+)/[^/]+\.(?:jpe?g|png)$", name)
+            if match:
+                image = PIL.Image.open(io.BytesIO(content())).convert(self.mode)
+                image = image.resize((self.size, self.size), PIL.Image.Resampling.LANCZOS)
+                pixels = np.array(image).reshape(self.size, self.size, -1)
+                found[match[1]].append((match[2], torch.from_numpy(pixels).permute(2, 0, 1)))
+        numbers = {name: i for i, name in enumerate(sorted({name for name, _ in found["train"]}))}
+        return tuple(
+            Images(torch.stack([pixels for _, pixels in found[part]]),
+                   torch.tensor([numbers[name] for name, _ in found[part]]))
+            for part in ("train", "test")
+        )  # fmt: skip
+
+    def _files(self, place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        if place.is_dir():
+            for path in sorted(place.rglob("*.*")):
+                yield path.relative_to(place).as_posix(), path.read_bytes
+        else:
+            with zipfile.ZipFile(place) as archive:
+                for name in sorted(archive.namelist()):
+                    yield name, lambda name=name: archive.read(name)
+
+
+_CIFAR10 = {"read": read_atlases, "image_size": 32, "channels": 3, "classes": 10,
+            "classifier": "resnet18", "steps": 4000, "batch_size": 128, "learning_rate": 1e-3,
+            "reverse_steps": 50, "validation_images": 1000}  # fmt: skip
+_CALTECH101 = {"read": ReadClassFolders(64), "image_size": 64, "channels": 3, "classes": 101,
+               "shots": ((30, 5),), "class_conditional": True, "reverse_steps": 50,
+               "guidance_scale": 2.0, "validation_from": "test", "judge": None}  # fmt: skip
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("fashion_mnist", read_idx, 28, 1, 10, ((5, 10), (20, 3)), "small_cnn", 600,
+             backbone="bundled", judge="bundled", reverse_steps=16, img2img=(0.5, 0.7, 0.9),
+             dials=((0.5, 0.6, 1.0), (0.7, 0.6, 1.0), (0.7, 0.6, 2.0), (0.7, 0.3, 1.0),
+                    (0.9, 0.6, 1.0), (0.9, 0.3, 1.0)),
+             # centred images, shoes that all face left: little of both may be best
+             weak_views=((0.0, 0.04), (0.5, 0.04), (0.5, 0.125))),
+        Task("cifar10", shots=((20, 20), (50, 20), (250, 10)), **_CIFAR10),
+        Task("cifar10_semi", shots=((4, 20), (25, 20)), unlabelled=10_000, **_CIFAR10),
+        Task("caltech101", classifier="resnet18", steps=6000, batch_size=128,
+             learning_rate=1e-3, **_CALTECH101),
+        Task("caltech101_pretrained", classifier="resnet18_pretrained", steps=2000,
+             learning_rate=1e-4, **_CALTECH101),
+        Task("pneumonia", ReadClassFolders(64, "L"), 64, 1, 2, ((10, 20), (50, 10)), "resnet18",
+             2000, learning_rate=1e-3, weak_views=((0.0, 0.0625), (0.0, 0.125)), reverse_steps=50),
+    )
+}  # fmt: skip
