@@ -224,7 +224,9 @@ def _collect(answers: Iterable, runs: list[Run]) -> list:
     for run, answer in zip(runs, answers, strict=True):
         found.append(answer)
         told = run.arm.name if isinstance(answer, dict) else run.spec.kind
-        if isinstance(answer, dict):
+        if answer is None:
+            told = "not begun, the minutes are over"
+        elif isinstance(answer, dict):
             told += f" {answer['validation' if run.tuning else 'test']:.3f}"
         print(f"[{len(found)}/{len(runs)}] {run.shots} per class, rng seed {run.rng_seed}: {told}",
               flush=True)  # fmt: skip
