@@ -33,8 +33,14 @@ from torchvision.io import write_png
 
 TUNING_SEEDS = (100, 101, 102)  # the first alone where images must be generated
 BASELINE = "real only"
-WEAK, IMG2IMG = "flip + crop", "img2img, seed labels"
-SEED, AMST = "DreamDA, seed labels", "DreamDA + AMST"
+WEAK, AMST = "flip + crop", "DreamDA + AMST"
+# Kind of images and what they are tuned for -> the arm that they are tuned with.
+TUNED = {
+    ("img2img", "seed"): "img2img, seed labels",
+    ("img2img", "amst"): "img2img + AMST",
+    ("dreamda", "seed"): "DreamDA, seed labels",
+    ("dreamda", "amst"): AMST,
+}
 
 
 def candidates(task: Task) -> dict[str, list[PoolSpec]]:
@@ -43,7 +49,7 @@ def candidates(task: Task) -> dict[str, list[PoolSpec]]:
     img2img = [PoolSpec("replicas", replicas, settings_of(task, strength, 0.0, 0.0))
                for strength in task.img2img]  # fmt: skip
     dials = [PoolSpec("replicas", replicas, settings_of(task, *d)) for d in task.dials]
-    return {IMG2IMG: img2img, SEED: dials, AMST: dials}
+    return {name: img2img if kind == "img2img" else dials for (kind, _), name in TUNED.items()}
 
 
 def choose(setup: Setup, processes: int) -> dict[str, dict]:
@@ -90,7 +96,7 @@ def spec_of(task: Task, arm: Arm, replicas: int, choices: dict[str, dict]) -> Po
         return PoolSpec("copies", replicas)
     if arm.pool == "noise":
         return PoolSpec("noise", replicas, noise_settings(task))
-    name = {"img2img": IMG2IMG}.get(arm.pool, SEED if arm.tuned_for == "seed" else AMST)
+    name = TUNED[arm.pool, arm.tuned_for]
     chosen = candidates(task)[name][choices[name]["chosen"]]
     return replace(chosen, replicas=replicas)
 

@@ -16,8 +16,8 @@ class Arm:
             or ``"oracle"`` (the judge's).
         view: ``"none"``, ``"weak"``, or a per-image operation on top of it.
         mix: MixUp or CutMix over the batch.
-        tuned_for: whose dials the DreamDA images are made with: those chosen for ``"seed"``
-            labels or for ``"amst"``.
+        tuned_for: which settings the images are made with: those chosen on validation for
+            ``"seed"`` labels or for ``"amst"``.
         unlabelled: real images without labels join the pool.
         weak: of the weak view, probability of a mirrored image and largest shift, as a share of
             the image's side.
@@ -47,7 +47,9 @@ ARMS = (
     Arm("MixUp", mix="MixUp"),
     Arm("CutMix", mix="CutMix"),
     Arm("Cutout", view="RandomErasing"),
-    Arm("img2img, seed labels", "img2img"),
+    Arm("img2img, seed labels", "img2img", tuned_for="seed"),
+    # what AMST gives without DreamDA's images
+    Arm("img2img + AMST", "img2img", "amst"),
     Arm("samples from noise", "noise", "soft"),
     Arm("DreamDA, seed labels", "dreamda", tuned_for="seed"),
     Arm("DreamDA, soft pseudo-labels", "dreamda", "soft"),

@@ -44,7 +44,7 @@ def smoke(task: Task, args: argparse.Namespace) -> tuple[Task, str | None, Path 
         weights = args.state / "random.safetensors"
         save_file(models.resnet18().state_dict(), weights)
     smaller = replace(
-        task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=4, batch_size=6,
+        task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=8, batch_size=6,
         validation_images=20, reverse_steps=4, img2img=task.img2img[:1], dials=task.dials[:1],
         weak_views=task.weak_views[:1],
         unlabelled=min(task.unlabelled, 10), judge=task.judge and "trained",

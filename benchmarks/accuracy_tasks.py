@@ -220,10 +220,10 @@ _CALTECH101 = {"read": ReadClassFolders(64), "image_size": 64, "channels": 3, "c
 TASKS = {
     task.name: task
     for task in (
-        Task("fashion_mnist", read_idx, 28, 1, 10, ((5, 10), (20, 3)), "small_cnn", 600,
+        Task("fashion_mnist", read_idx, 28, 1, 10, ((5, 10), (20, 3)), "small_cnn", 640,
              backbone="bundled", judge="bundled", reverse_steps=16, img2img=(0.5, 0.7, 0.9),
-             dials=((0.5, 0.6, 1.0), (0.7, 0.6, 1.0), (0.7, 0.6, 2.0), (0.7, 0.3, 1.0),
-                    (0.9, 0.6, 1.0), (0.9, 0.3, 1.0)),
+             dials=((0.5, 0.6, 1.0), (0.7, 0.6, 1.0), (0.7, 0.3, 1.0), (0.9, 0.6, 1.0),
+                    (0.9, 0.3, 1.0), (0.9, 0.0, 1.0)),
              # centred images, shoes that all face left: little of both may be best
              weak_views=((0.0, 0.04), (0.5, 0.04), (0.5, 0.125))),
         Task("cifar10", shots=((20, 20), (50, 20), (250, 10)), **_CIFAR10),

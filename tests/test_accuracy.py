@@ -58,7 +58,7 @@ def read_numbered(place: Path) -> tuple[Images, Images]:
     return numbered(300), numbered(60)
 
 
-TINY = Task("tiny", read_numbered, 16, 1, 3, ((2, 3),), "small_cnn", 4, batch_size=6,
+TINY = Task("tiny", read_numbered, 16, 1, 3, ((2, 3),), "small_cnn", 8, batch_size=6,
             backbone="none", reverse_steps=4, validation_images=30, judge=None)  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_a_pretrained_task_without_weights_is_refused():
 
 def test_tasks_are_consistent():
     for task in TASKS.values():
-        assert task.steps % 4 == 0 and task.classifier in CLASSIFIERS
+        assert task.steps % 8 == 0 and task.classifier in CLASSIFIERS
         assert len({arm.name for arm in arms_of(task)}) == len(arms_of(task))
 
 
@@ -330,7 +330,7 @@ def test_the_whole_command_resumes_to_the_same_json(tmp_path, monkeypatch, capsy
     accuracy.main()
     first = (tmp_path / "out" / "tiny.json").read_text()
     facts = json.loads(first)
-    assert {run["steps"] for run in facts["runs"]} == {4} and len(facts["runs"]) == 4
+    assert {run["steps"] for run in facts["runs"]} == {8} and len(facts["runs"]) == 4
     assert facts["choices"]["DreamDA + AMST"]["chosen"] == 0
     accuracy.main()
     assert (tmp_path / "out" / "tiny.json").read_text() == first
