@@ -36,10 +36,13 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.seeding import derive_seed
 
-ROUNDS = 7  # labelling rounds; each, and the stage before the first, is an eighth of the steps
+# The learning rate comes down so many times; a labelling round lies before each of the last ones.
+# Chosen on validation: a longer first stage labels better.
+STAGES, ROUNDS = 8, 5
 POOL_SHARE = 2  # images of the pool per real one in a batch
 # What `SelfTraining` is told beside the wrapper's defaults.
-AMST_TRAINING = {"ratio": (1, 1.75, 0.25)}
+AMST_TRAINING = {"ratio": (1, 1.75, 0.25), "pretraining_epochs": STAGES - ROUNDS,
+                 "epochs": ROUNDS}  # fmt: skip
 
 # What decides a classifier's weights; a changed line means that runs are made anew.
 TRAINING_CODE = [Path(__file__), LIBRARY / "amst" / "views.py", LIBRARY / "amst" / "pool.py"]
@@ -207,9 +210,9 @@ class Training:
 
     def _soft(self) -> float | None:
         """Self-training with one head's probabilities, in the rounds that AMST has."""
-        period = self.task.steps // (1 + ROUNDS)
+        period = self.task.steps // STAGES
         optimizing = self._optimizer(self.model.parameters(), period)
-        self._supervised(optimizing, None, period)
+        self._supervised(optimizing, None, period * (STAGES - ROUNDS))
         labeler = SingleHeadLabeler(self.model, soft=True)
         for _ in range(ROUNDS):
             labels = torch.cat([labeler.label(part.to(self.device).float() / 255).labels.cpu()
@@ -221,7 +224,7 @@ class Training:
 
     def _amst(self) -> tuple[float, float | None]:
         """AMST over the pool; share accepted in the last round, and of these right."""
-        period = self.task.steps // (1 + ROUNDS)
+        period = self.task.steps // STAGES
         strong = StrongView(weak=self.weak)
         wrapper = AMSTWrapper(self.model, weak=self.weak, strong=strong, **self.arm.wrapper)
         optimizer, schedule = self._optimizer(
@@ -231,7 +234,7 @@ class Training:
             TensorDataset(self.images.shots.pixels.float() / 255, self.images.shots.labels),
             TensorDataset(self.pixels.float() / 255, self.pool_labels),
             optimizer, scheduler=schedule, batch_size=self.task.batch_size,
-            steps_per_epoch=period, pretraining_epochs=1, epochs=ROUNDS, truth=self.truth,
+            steps_per_epoch=period, truth=self.truth,
             rng_seed=self.rng_seed, **AMST_TRAINING | self.arm.training,
         )  # fmt: skip
         with warnings.catch_warnings():
