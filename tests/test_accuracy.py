@@ -200,8 +200,10 @@ def test_soft_labels_are_the_single_heads_probabilities(monkeypatch):
                         lambda x, y: targets.append(y) or plain(x, y))  # fmt: skip
     images, pool = split(TINY, TINY.read(Path()), 2, 0), noise_pool(18)
     Training(TINY, Arm("soft", "noise", "soft"), images, pool, torch.full((18,), -1), 0).run()
-    assert targets[0].dtype == torch.int64
-    for soft in targets[1:]:
+    first = accuracy_training.STAGES - accuracy_training.ROUNDS  # one step a stage
+    assert all(hard.dtype == torch.int64 for hard in targets[:first])
+    assert len(targets) == TINY.steps
+    for soft in targets[first:]:
         torch.testing.assert_close(soft.sum(1), torch.ones(6))
         assert 0 < ((soft > 0) & (soft < 1)).any(1).sum() <= 4
 
