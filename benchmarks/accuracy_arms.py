@@ -75,7 +75,7 @@ AMST_PARTS: dict[str, tuple[dict, dict]] = {
     "auxiliary heads frozen": ({"auxiliary_weight": 0.0}, {}),
     "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
     "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
-    "restart": ({}, {"restart": True}),
+    "no restart": ({}, {"restart": False}),
     "seed label votes": ({}, {"seed_vote": True}),
 }
 

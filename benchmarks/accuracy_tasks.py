@@ -41,7 +41,7 @@ class Task:
         classes: how many.
         shots: pairs of labelled images per class and synthetic images per labelled one (K).
         classifier: a key of ``accuracy_arms.CLASSIFIERS``.
-        steps: optimizer steps of every arm, a multiple of eight, AMST's stages.
+        steps: optimizer steps of every arm, a multiple of four, AMST's stages.
         batch_size: images per step of every arm.
         learning_rate: AdamW's at its peak; cosine decay.
         backbone: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given

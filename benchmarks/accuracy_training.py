@@ -37,12 +37,11 @@ from dreamda_aug.amst import (
 from dreamda_aug.seeding import derive_seed
 
 # The learning rate comes down so many times; a labelling round lies before each of the last ones.
-# Chosen on validation: a longer first stage labels better.
-STAGES, ROUNDS = 8, 5
+STAGES, ROUNDS = 4, 3
 POOL_SHARE = 2  # images of the pool per real one in a batch
 # What `SelfTraining` is told beside the wrapper's defaults.
 AMST_TRAINING = {"ratio": (1, 1.75, 0.25), "pretraining_epochs": STAGES - ROUNDS,
-                 "epochs": ROUNDS}  # fmt: skip
+                 "epochs": ROUNDS, "restart": True}  # fmt: skip
 
 # What decides a classifier's weights; a changed line means that runs are made anew.
 TRAINING_CODE = [Path(__file__), LIBRARY / "amst" / "views.py", LIBRARY / "amst" / "pool.py"]

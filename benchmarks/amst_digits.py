@@ -50,7 +50,7 @@ from dreamda_aug.generator import Request
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, PER_CLASS, REPLICAS = 10, 3, 10
-STEPS, ROUNDS = 110, 7  # every arm takes STEPS * (1 + ROUNDS) optimizer steps
+STEPS, ROUNDS = 200, 3  # every arm takes STEPS * (1 + ROUNDS) optimizer steps
 GENERATION = {"steps": 50, "strength": 0.44, "adherence": 0.0, "noise_scale": 1.0}
 WEAK = WeakView(flip=0.0)  # a mirrored digit is no digit
 
@@ -116,7 +116,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, torch.tensor(data.target), order[:1000], order[1000:]
 
 
-def train_backbone(folder: Path, steps: int = 1500) -> None:
+def train_backbone(folder: Path, steps: int = 1200) -> None:
     """An unconditional pixel diffusion model of the training digits, saved into ``folder``."""
     torch.manual_seed(0)
     images, _, train, _ = digits()
@@ -183,7 +183,7 @@ def self_training(task: Task, wrapper_options: dict, options: dict) -> SelfTrain
     wrapper = AMSTWrapper(small_cnn(), weak=WEAK, strong=strong_view, **wrapper_options)
     optimizer = torch.optim.AdamW(wrapper.parameter_groups(2e-3), weight_decay=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, STEPS)
-    defaults = {"pretraining_epochs": 1, "epochs": ROUNDS, "ratio": (1, 2, 0.25)}
+    defaults = {"pretraining_epochs": 1, "epochs": ROUNDS, "ratio": (1, 2, 0.25), "restart": True}
     return SelfTraining(
         wrapper,
         TensorDataset(task.real, task.targets),
@@ -225,7 +225,7 @@ def run_arm(task: Task, arm: str) -> SelfTraining:
         labeler = SeedLabeler() if arm == "seed label" else TrueLabeler(task)
         training = self_training(
             task, PLAIN,
-            {"pretraining_epochs": 0, "epochs": 1 + ROUNDS, "labeler": labeler},
+            {"pretraining_epochs": 0, "epochs": 1 + ROUNDS, "labeler": labeler, "restart": False},
         )  # fmt: skip
     else:
         training = self_training(task, PLAIN, {"pretraining_epochs": 0})
