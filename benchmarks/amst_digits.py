@@ -116,7 +116,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, torch.tensor(data.target), order[:1000], order[1000:]
 
 
-def train_backbone(folder: Path, steps: int = 1200) -> None:
+def train_backbone(folder: Path, steps: int = 1500) -> None:
     """An unconditional pixel diffusion model of the training digits, saved into ``folder``."""
     torch.manual_seed(0)
     images, _, train, _ = digits()
