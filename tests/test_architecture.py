@@ -18,7 +18,7 @@ ROWS = [
      "untransformed"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
-    {"calibration", "sampling", "guards", "captions"},
+    {"calibration", "recording", "sampling", "guards", "captions"},
     {"generator", "prompts"},
     {"images", "labels"},
     {"transforms", "pictures"},
