@@ -331,7 +331,7 @@ def test_alignment_lets_a_crowded_out_class_through():
 def test_alignment_trains_in_both_modes(in_batch):
     training = make(distribution_alignment=True, in_batch=in_batch)
     training.run()
-    assert training._average.sum() == pytest.approx(1, abs=1e-4)
+    assert training.labelling.average.sum() == pytest.approx(1, abs=1e-4)
 
 
 # --- saving and resuming -----------------------------------------------------------------------

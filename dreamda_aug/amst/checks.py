@@ -99,3 +99,37 @@ def check_consistency_on(consistency_on: str) -> None:
     """Raise ``ValueError`` unless it says which images the consistency term compares."""
     if consistency_on not in ("all", "unlabelled"):
         raise ValueError(f'consistency_on must be "all" or "unlabelled", got {consistency_on!r}.')
+
+
+def check_run(
+    labelled: int, pool: int, truth: Sequence[int] | Tensor | None, collapse_factor: float
+) -> None:
+    """Raise ``ValueError`` unless sets of these sizes can be trained on and reported about."""
+    if not labelled or not pool:
+        raise ValueError(f"labelled and pool must hold images, got {labelled} and {pool}.")
+    if truth is not None and len(truth) != pool:
+        raise ValueError(f"truth must have {pool} labels, got {len(truth)}.")
+    if not collapse_factor > 0:
+        raise ValueError(f"collapse_factor must be > 0, got {collapse_factor}.")
+
+
+def check_least(name: str, value: float | None, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is None or at least ``least``."""
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_shares(shares: Sequence[float] | None, classes: int) -> Tensor:
+    """Class shares as a tensor, (classes,); all equal for None.
+
+    Raises:
+        ValueError: not one share ≥ 0 per class, or their sum is not 1.
+    """
+    if shares is None:
+        return torch.full((classes,), 1 / classes)
+    shares = torch.as_tensor(shares, dtype=torch.float32)
+    if shares.shape != (classes,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-3:
+        raise ValueError(
+            f"expected_shares must be {classes} numbers ≥ 0 with sum 1, got {shares.tolist()}."
+        )
+    return shares
