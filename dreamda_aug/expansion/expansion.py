@@ -169,6 +169,8 @@ class Expansion:
             "backbone": self.generator.backbone.fingerprint,
             "device": device,
             "threads": self.threads,
+            # the VAE's batches change the last bits; None as in records of before
+            "low_memory": getattr(self.generator.backbone, "low_memory", False) or None,
             "versions": library_versions(),
             "source": {
                 "images": len(self.source.labels),
