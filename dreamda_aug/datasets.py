@@ -231,13 +231,28 @@ def find_targets(dataset: Dataset) -> list[Any]:
 
 
 def find_names(dataset: Dataset) -> list[str] | None:
-    """File names of a dataset's images, in torchvision's ``samples``; None where it keeps none."""
+    """File names of a dataset's images, in torchvision's ``samples``; None where it keeps none.
+
+    They are relative to the dataset's ``root``, unless that gives two files one name, as in a
+    ``ConcatDataset`` of folders that are alike.
+    """
+    files = _find_files(dataset)
+    if files is None:
+        return None
+    names = [os.path.relpath(path, root) if root else path for path, root in files]
+    if len(set(names)) < len({path for path, _ in files}):
+        names = [path for path, _ in files]
+    return [name.replace(os.sep, "/") for name in names]
+
+
+def _find_files(dataset: Dataset) -> list[tuple[str, str | None]] | None:
+    """The same as pairs of a path and its dataset's root."""
     if isinstance(dataset, Subset):
-        inner = find_names(dataset.dataset)
+        inner = _find_files(dataset.dataset)
         return None if inner is None else [inner[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        parts = [find_names(part) for part in dataset.datasets]
-        return None if None in parts else [name for part in parts for name in part]
+        parts = [_find_files(part) for part in dataset.datasets]
+        return None if None in parts else [file for part in parts for file in part]
     samples = getattr(dataset, "samples", None)
     if not isinstance(samples, Sequence) or not samples or not all(
         isinstance(sample, tuple) and sample and isinstance(sample[0], str | Path)
@@ -245,5 +260,4 @@ def find_names(dataset: Dataset) -> list[str] | None:
     ):
         return None
     root = getattr(dataset, "root", None)
-    return [os.path.relpath(path, root).replace(os.sep, "/") if root else str(path)
-            for path, *_ in samples]
+    return [(str(path), root) for path, *_ in samples]
