@@ -216,6 +216,13 @@ def test_another_labeler_takes_the_place_of_the_heads():
     training.run()
 
 
+def test_the_labeler_may_be_exchanged_later():
+    training = make()
+    assert training.labeler is training.wrapper
+    training.labeler = SeedLabeler()
+    assert training.label_pool().accepted_share == 1
+
+
 def test_soft_targets_and_soft_pseudo_labels_train():
     class Soft:
         def label(self, images, seed_labels=None):

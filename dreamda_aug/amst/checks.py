@@ -102,15 +102,22 @@ def check_consistency_on(consistency_on: str) -> None:
 
 
 def check_run(
-    labelled: int, pool: int, truth: Sequence[int] | Tensor | None, collapse_factor: float
+    labelled: int,
+    pool: int,
+    truth: Sequence[int] | Tensor | None,
+    collapse_factor: float,
+    restart: bool,
+    in_batch: bool,
 ) -> None:
-    """Raise ``ValueError`` unless sets of these sizes can be trained on and reported about."""
+    """Raise ``ValueError`` unless a self-training run can go on with these."""
     if not labelled or not pool:
         raise ValueError(f"labelled and pool must hold images, got {labelled} and {pool}.")
     if truth is not None and len(truth) != pool:
         raise ValueError(f"truth must have {pool} labels, got {len(truth)}.")
     if not collapse_factor > 0:
         raise ValueError(f"collapse_factor must be > 0, got {collapse_factor}.")
+    if restart and in_batch:
+        raise ValueError("restart follows labelling rounds, which in_batch=True has none of.")
 
 
 def check_least(name: str, value: float | None, least: int) -> None:

@@ -21,12 +21,13 @@ class PoolLabelling:
 
     Args:
         wrapper: its auxiliary heads label, unless ``labeler`` is given.
-        labeler: another one in their place.
+        labeler: another one in their place; None: the heads.
         seed_vote: the seed label is a further vote of the heads.
         distribution_alignment: scale the heads' probabilities to ``expected_shares``.
         expected_shares: share of each class expected in the pool, (classes,), on the CPU.
 
     Attributes:
+        labeler: who labels; may be exchanged between epochs.
         average: mean probability of each class, (classes,), on the CPU: over the pool when it was
             labelled last, then a running average over batches.
 
@@ -46,14 +47,14 @@ class PoolLabelling:
             raise ValueError(
                 "distribution_alignment works on the wrapper's heads; leave labeler out."
             )
-        self.wrapper, self.labeler = wrapper, labeler
+        self.wrapper, self.labeler = wrapper, wrapper if labeler is None else labeler
         self.seed_vote, self.distribution_alignment = seed_vote, distribution_alignment
         self.expected_shares = expected_shares
         self.average = expected_shares.clone()
 
     def label(self, images: Tensor, seed_labels: Tensor) -> PseudoLabels:
         """Labels of one batch; the running average moves on."""
-        if self.labeler is not None:
+        if self.labeler is not self.wrapper:
             return self.labeler.label(images, seed_labels)
         probabilities = self.wrapper.head_probabilities(images)
         if self.distribution_alignment:

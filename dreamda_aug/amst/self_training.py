@@ -107,13 +107,11 @@ class SelfTraining:
         num_workers: int = 0,
         rng_seed: int = 0,
     ) -> None:
-        check_run(len(labelled), len(pool), truth, collapse_factor)
+        check_run(len(labelled), len(pool), truth, collapse_factor, restart, in_batch)
         check_least("steps_per_epoch", steps_per_epoch, 1)
         check_least("pretraining_epochs", pretraining_epochs, 0)
         check_least("epochs", epochs, 0)
         check_least("relabel_every", relabel_every, 1)
-        if restart and in_batch:
-            raise ValueError("restart follows labelling rounds, which in_batch=True has none of.")
         self.wrapper, self.optimizer, self.scheduler = wrapper, optimizer, scheduler
         self.data = JointDataset(labelled, pool)
         self.batch_size, self.ratio = batch_size, tuple(ratio)
@@ -130,6 +128,15 @@ class SelfTraining:
         self.epoch = 0
         self.reports: list[RoundReport] = []
         self.pseudo_labels: PseudoLabels | None = None
+
+    @property
+    def labeler(self) -> Labeler:
+        """Who labels the pool; may be exchanged between epochs."""
+        return self.labelling.labeler
+
+    @labeler.setter
+    def labeler(self, labeler: Labeler) -> None:
+        self.labelling.labeler = labeler
 
     @property
     def stage(self) -> str:
@@ -175,18 +182,16 @@ class SelfTraining:
             for batch in self.loader():
                 batch = batch.to(self._device)
                 losses = self._step(batch)
-                total = losses if isinstance(losses, Tensor) else losses.total
+                pretraining = isinstance(losses, Tensor)
                 self.optimizer.zero_grad(set_to_none=True)
-                total.backward()
+                (losses if pretraining else losses.total).backward()
                 self.optimizer.step()
                 if self.scheduler is not None:
                     self.scheduler.step()
-                if isinstance(losses, Tensor):
-                    sums["total"] += losses.item()
-                    continue
-                for name, value in losses.as_dict().items():
+                terms = {"total": losses.item()} if pretraining else losses.as_dict()
+                for name, value in terms.items():
                     sums[name] += value
-                if self.in_batch and losses.pseudo_labels is not None:
+                if self.in_batch and not pretraining and losses.pseudo_labels is not None:
                     labels = losses.pseudo_labels.to("cpu")
                     labelled_now.append((labels, batch.indices.cpu(), batch.seed_labels.cpu()))
         if labelled_now:
@@ -213,14 +218,9 @@ class SelfTraining:
             mask = self.pseudo_labels.mask
             accepted, unlabelled = mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)
         sampler = MixedBatchSampler(
-            len(self.data.labelled),
-            accepted,
-            unlabelled,
-            batch_size=self.batch_size,
-            ratio=ratio,
-            steps=self.steps_per_epoch,
-            rng_seed=self._seed("batches"),
-        )
+            len(self.data.labelled), accepted, unlabelled, batch_size=self.batch_size, ratio=ratio,
+            steps=self.steps_per_epoch, rng_seed=self._seed("batches"),
+        )  # fmt: skip
         return self._loader(sampler)
 
     def label_pool(self) -> RoundReport:
