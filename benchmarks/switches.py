@@ -14,7 +14,8 @@ from plain import PlainRows
 from torch import Tensor
 
 from dreamda_aug import Generator, Settings
-from dreamda_aug.generator import Request, image_digest
+from dreamda_aug.cache import image_digest
+from dreamda_aug.generator import Request
 from dreamda_aug.seeding import derive_seed
 
 

@@ -30,7 +30,7 @@ from switches import COMPILE, SWITCHES, Bench, compare
 from throughput_page import FORMAT, write_page
 
 from dreamda_aug import PRESETS, BottleneckNoise, Generator
-from dreamda_aug.generator import image_digest
+from dreamda_aug.cache import image_digest
 from dreamda_aug.seeding import derive_seed
 
 

@@ -29,6 +29,14 @@ def default_cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamda_aug"
 
 
+def image_digest(image: Tensor) -> str:
+    """SHA-256 of an image's pixels, shape and dtype, in hexadecimal."""
+    image = image.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(image.shape)}{image.dtype}".encode())
+    digest.update(image.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def cache_key(**parts) -> str:
     """SHA-256, in hexadecimal, of everything that an inversion depends on.
 

@@ -1,6 +1,5 @@
 """`AugmentedDataset`: real and synthetic samples together."""
 
-import copy
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from dreamda_aug.transforms import DreamDAugment
+from dreamda_aug.untransformed import Untransformed
 
 if TYPE_CHECKING:
     from dreamda_aug.stored import StoredDataset
@@ -38,7 +38,7 @@ class RealAndSynthetic(Dataset):
     ``_seed_and_replica`` which seed image and replica a synthetic sample is.
     """
 
-    _raw: "Untransformed"
+    _raw: Untransformed
     epoch: int
 
     def _seed_and_replica(self, number: int) -> tuple[int, int]:
@@ -204,82 +204,6 @@ class AugmentedDataset(RealAndSynthetic):
         return real + [label for label in real for _ in range(self.expansion_ratio)]
 
 
-class Untransformed:
-    """A dataset without its image transform, which waits in `transform`."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-        self._bare, self._transform_of = _split(dataset)
-
-    def __reduce__(self):
-        return Untransformed, (self.dataset,)  # split again: closures cannot be pickled
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        sample = self._bare[index]
-        if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise ValueError(
-                f"dataset must give (image, label), sample {index} is a {type(sample).__name__}"
-                f"{f' of length {len(sample)}' if isinstance(sample, tuple | list) else ''}."
-            )
-        return tuple(sample)
-
-    def transform(self, index: int, image: Any, label: Any) -> tuple[Any, Any]:
-        return self._transform_of(index)(image, label)
-
-
-def _split(dataset: Dataset) -> tuple[Dataset, Callable[[int], Callable]]:
-    """A copy without image transforms, and for each index the transform that was taken off."""
-    if isinstance(dataset, Subset):
-        bare, transform_of = _split(dataset.dataset)
-        indices = dataset.indices
-        return Subset(bare, indices), lambda index: transform_of(indices[index])
-    if isinstance(dataset, ConcatDataset):
-        parts = [_split(part) for part in dataset.datasets]
-
-        def transform_of(index: int) -> Callable:
-            for part, (_, inner) in zip(dataset.datasets, parts, strict=True):
-                if index < len(part):
-                    return inner(index)
-                index -= len(part)
-            raise IndexError(index)
-
-        return ConcatDataset([bare for bare, _ in parts]), transform_of
-    if not hasattr(dataset, "transform") and not hasattr(dataset, "transforms"):
-        return dataset, lambda index: _keep
-    bare = copy.copy(dataset)
-    joint = getattr(dataset, "transforms", None)
-    image_only = getattr(dataset, "transform", None)
-    if hasattr(bare, "transform"):
-        bare.transform = None
-    if hasattr(bare, "transforms"):
-        # torchvision wraps transform and target_transform into transforms; labels keep theirs
-        target = getattr(dataset, "target_transform", None)
-        bare.transforms = _TargetOnly(target) if target else None
-    if image_only is not None:
-        return bare, lambda index: lambda image, label: (image_only(image), label)
-    if joint is not None and getattr(joint, "transform", joint) is not None:
-        return bare, lambda index: joint
-    return bare, lambda index: _keep
-
-
-class _TargetOnly:
-    """What is left of torchvision's ``transforms`` without the image's part."""
-
-    def __init__(self, target_transform: Callable[[Any], Any]):
-        self.transform = None
-        self.target_transform = target_transform
-
-    def __call__(self, image: Any, label: Any) -> tuple[Any, Any]:
-        return image, self.target_transform(label)
-
-
-def _keep(image: Any, label: Any) -> tuple[Any, Any]:
-    return image, label
-
-
 def find_attribute(dataset: Dataset, name: str) -> Any:
     """An attribute of a dataset, or of the one that it is a part of."""
     while not hasattr(dataset, name):
@@ -307,13 +231,28 @@ def find_targets(dataset: Dataset) -> list[Any]:
 
 
 def find_names(dataset: Dataset) -> list[str] | None:
-    """File names of a dataset's images, in torchvision's ``samples``; None where it keeps none."""
+    """File names of a dataset's images, in torchvision's ``samples``; None where it keeps none.
+
+    They are relative to the dataset's ``root``, unless that gives two files one name, as in a
+    ``ConcatDataset`` of folders that are alike.
+    """
+    files = _find_files(dataset)
+    if files is None:
+        return None
+    names = [os.path.relpath(path, root) if root else path for path, root in files]
+    if len(set(names)) < len({path for path, _ in files}):
+        names = [path for path, _ in files]
+    return [name.replace(os.sep, "/") for name in names]
+
+
+def _find_files(dataset: Dataset) -> list[tuple[str, str | None]] | None:
+    """The same as pairs of a path and its dataset's root."""
     if isinstance(dataset, Subset):
-        inner = find_names(dataset.dataset)
+        inner = _find_files(dataset.dataset)
         return None if inner is None else [inner[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        parts = [find_names(part) for part in dataset.datasets]
-        return None if None in parts else [name for part in parts for name in part]
+        parts = [_find_files(part) for part in dataset.datasets]
+        return None if None in parts else [file for part in parts for file in part]
     samples = getattr(dataset, "samples", None)
     if not isinstance(samples, Sequence) or not samples or not all(
         isinstance(sample, tuple) and sample and isinstance(sample[0], str | Path)
@@ -321,5 +260,4 @@ def find_names(dataset: Dataset) -> list[str] | None:
     ):
         return None
     root = getattr(dataset, "root", None)
-    return [os.path.relpath(path, root).replace(os.sep, "/") if root else str(path)
-            for path, *_ in samples]
+    return [(str(path), root) for path, *_ in samples]

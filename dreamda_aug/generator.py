@@ -1,6 +1,5 @@
 """Inversion and generation in batches: the one place that runs the reverse loop."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.backbones import Backbone, Condition, load_backbone
-from dreamda_aug.cache import LatentCache, cache_key
+from dreamda_aug.cache import LatentCache, cache_key, image_digest
 from dreamda_aug.calibration import resolve_auto
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.guards import broken, guard
-from dreamda_aug.inversion import Trajectory, record
+from dreamda_aug.inversion import Trajectory
+from dreamda_aug.recording import record_trajectories, source_condition
 from dreamda_aug.sampling import sample
 from dreamda_aug.schedule import NoiseSchedule
 from dreamda_aug.seeding import derive_seed
@@ -47,14 +47,6 @@ class Request:
 def pad(values: Sequence, count: int) -> list:
     """The values, and the last one repeated, ``count`` in all."""
     return [*values, *[values[-1]] * (count - len(values))]
-
-
-def image_digest(image: Tensor) -> str:
-    """SHA-256 of an image's pixels, shape and dtype, in hexadecimal."""
-    image = image.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{tuple(image.shape)}{image.dtype}".encode())
-    digest.update(image.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Generator:
@@ -163,13 +155,13 @@ class Generator:
             seeds = [derive_seed(self.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
                      for r in part]
             trajectories, conditions = [found[s] for s in sources], [r.condition for r in part]
-            made = self._generate(trajectories, conditions, seeds, None)
 
-            def redo(rows: list[int]) -> Tensor:
-                return self._generate([trajectories[i] for i in rows],
-                                      [conditions[i] for i in rows], [seeds[i] for i in rows], None)
+            def make_rows(rows: Sequence[int]) -> Tensor:
+                return self._generate(*([values[i] for i in rows]
+                                        for values in (trajectories, conditions, seeds)))
 
-            acts = guard(made, images[[r.image for r in part]], self.backbone, redo)
+            made = make_rows(range(len(part)))
+            acts = guard(made, images[[r.image for r in part]], self.backbone, make_rows)
             self.events.update(act for act in acts if act)
             if events is not None:
                 events.extend(acts)
@@ -229,10 +221,9 @@ class Generator:
         seeds = seeds or list(range(len(trajectories)))
         made = self._stack(self._in_batches(lambda batch: self._generate(
             trajectories[batch], conditions[batch], seeds[batch],
-            noise_scales[batch] if noise_scales is not None else None,
+            None if noise_scales is None else noise_scales[batch],
         ), len(trajectories)))
-        count = int(broken(made).sum())
-        if count:
+        if count := int(broken(made).sum()):
             raise GenerationError(
                 f"{self.backbone.name} gave NaN or infinite pixels in {count} of {len(made)} "
                 "images; load the backbone with dtype=torch.float32 or torch.bfloat16."
@@ -254,7 +245,7 @@ class Generator:
 
     @torch.no_grad()
     def _invert(self, images, digests, paths, conditions) -> list[Trajectory]:
-        sources = [self._source_condition(condition) for condition in conditions]
+        sources = [source_condition(self.backbone, self.settings, each) for each in conditions]
         keys = [self.inversion_key(*each) for each in zip(digests, paths, sources, strict=True)]
         found: list[Trajectory | None] = [None] * len(keys)
         if self.cache is not None:
@@ -267,7 +258,8 @@ class Generator:
             part = missing[start : start + size]
             rows = pad(part, size) if self.static_shapes else part
             seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
-            made = self._compute_inversions(images[rows], seeds, [sources[i] for i in rows])
+            made = record_trajectories(self.backbone, self.settings, self.schedule, images[rows],
+                                       [sources[i] for i in rows], seeds, STORAGE_DTYPE)
             for i, trajectory in zip(part, made):  # not strict: without the padding
                 found[i] = trajectory
                 if self.cache is not None:
@@ -275,27 +267,8 @@ class Generator:
         self.inversions += len(missing)
         return found
 
-    def _compute_inversions(self, images, seeds, sources) -> list[Trajectory]:
-        backbone, s, schedule = self.backbone, self.settings, self.schedule
-        x_0 = backbone.encode(images)
-        if s.adherence == 0:
-            return [Trajectory(None, None, latent) for latent in x_0.to(STORAGE_DTYPE).cpu()]
-        condition = backbone.embed(sources)
-        backbone.tap.clear()
-
-        def predict(x_t: Tensor, step: int) -> Tensor:
-            return backbone.predict(x_t, schedule.timesteps[step], condition)
-
-        seeds = torch.tensor(seeds, device=backbone.device)
-        path = s.inversion.source_path(x_0, predict, schedule, s.eta, seeds)
-        if not s.inversion.records_residuals:
-            return [Trajectory(x_T) for x_T in path[0].to(STORAGE_DTYPE).cpu()]
-        x_T, residuals = record(path, predict, schedule, s.eta, STORAGE_DTYPE)
-        pairs = zip(x_T.cpu(), residuals.cpu(), strict=True)
-        return [Trajectory(*pair) for pair in pairs]
-
     @torch.no_grad()
-    def _generate(self, trajectories, conditions, seeds, noise_scales) -> Tensor:
+    def _generate(self, trajectories, conditions, seeds, noise_scales=None) -> Tensor:
         count = len(seeds)
         scales = [self.settings.noise_scale] * count if noise_scales is None else noise_scales
         inputs = [trajectories, conditions, seeds, scales]
@@ -304,14 +277,6 @@ class Generator:
         latents = sample(self.backbone, self.settings, self.schedule, *inputs,
                          share_first_step=not self.static_shapes)
         return self.backbone.decode(latents[:count])
-
-    def _source_condition(self, condition: Condition) -> Condition:
-        """What the inversion is told: nothing, where the backbone knows such a branch."""
-        if self.backbone.condition_kind == "class" and not self.backbone.guidable:
-            return condition
-        if self.backbone.condition_kind == "text":
-            return self.settings.source_prompt
-        return None
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.backbone.channels, *self.backbone.image_size)

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.generator import image_digest
+from dreamda_aug.cache import image_digest
 
 Image = PIL.Image.Image | Tensor
 

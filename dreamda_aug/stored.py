@@ -11,11 +11,12 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.datasets import RealAndSynthetic, Untransformed, find_names
+from dreamda_aug.datasets import RealAndSynthetic, find_names
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ExpansionError, ManifestLine, read_manifest
 from dreamda_aug.expansion.sources import labels_of
 from dreamda_aug.expansion.store import read_plan
+from dreamda_aug.untransformed import Untransformed
 
 
 class StoredDataset(RealAndSynthetic):

@@ -138,6 +138,9 @@ class DreamDAugment(v2.Transform):
                 rng_seed=self.rng_seed,
             )
             ours = isinstance(self.backbone, str | Path)
+            if not ours:
+                # copies share what was handed over, and with it the prompts that are embedded
+                self.backbone = backbone
             drop = ours if self.keep_text_encoder is None else not self.keep_text_encoder
             prompts = self.conditioner.known_prompts()
             if drop and prompts is not None:

@@ -216,6 +216,13 @@ def test_another_labeler_takes_the_place_of_the_heads():
     training.run()
 
 
+def test_the_labeler_may_be_exchanged_later():
+    training = make()
+    assert training.labeler is training.wrapper
+    training.labeler = SeedLabeler()
+    assert training.label_pool().accepted_share == 1
+
+
 def test_soft_targets_and_soft_pseudo_labels_train():
     class Soft:
         def label(self, images, seed_labels=None):
@@ -331,7 +338,7 @@ def test_alignment_lets_a_crowded_out_class_through():
 def test_alignment_trains_in_both_modes(in_batch):
     training = make(distribution_alignment=True, in_batch=in_batch)
     training.run()
-    assert training._average.sum() == pytest.approx(1, abs=1e-4)
+    assert training.labelling.average.sum() == pytest.approx(1, abs=1e-4)
 
 
 # --- saving and resuming -----------------------------------------------------------------------

@@ -14,10 +14,11 @@ ROOT = Path(dreamda_aug.__file__).parent
 # __main__ from all.
 ROWS = [
     {"errors", "seeding", "schedule", "bundled", "amst", "distances", "distributions",
-     "manifolds", "neighbours", "image_folder", "features", "classifier_files", "metrics"},
+     "manifolds", "neighbours", "image_folder", "features", "classifier_files", "metrics",
+     "untransformed"},
     {"inversion", "perturbation", "cache"},
     {"settings", "backbones"},
-    {"calibration", "sampling", "guards", "captions"},
+    {"calibration", "recording", "sampling", "guards", "captions"},
     {"generator", "prompts"},
     {"images", "labels"},
     {"transforms", "pictures"},

@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -165,6 +166,14 @@ def test_a_pipeline_that_was_handed_over_keeps_its_encoders_unless_asked(pipelin
     augment = DreamDAugment(pipeline, prompt="a cat", keep_text_encoder=False, **QUICK)
     augment(torch.rand(3, 16, 16))
     assert pipeline.text_encoder is None
+
+
+def test_copies_know_the_prompts_after_the_encoders_of_a_pipeline_are_gone(pipeline):
+    augment = DreamDAugment(pipeline, prompt="a cat", keep_text_encoder=False, **QUICK)
+    x = torch.rand(3, 16, 16)
+    expected = augment.synthesize([x], [None], [0])[0]
+    for clone in (copy.deepcopy(augment), pickle.loads(pickle.dumps(augment))):
+        assert torch.equal(clone.synthesize([x], [None], [0])[0], expected)
 
 
 def test_many_prompts_are_neither_all_kept_nor_worth_dropping_the_encoders(pipeline, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import PIL.Image
 import pytest
@@ -105,6 +106,18 @@ def test_names_are_found_through_subsets_and_concatenations(folder):
     assert find_names(ConcatDataset([data, Subset(data, [1])])) == [*TEXTS, "cat/1.png"]
     plain = TensorDataset(torch.rand(2, 3, 16, 16), torch.zeros(2))
     assert find_names(plain) is find_names(ConcatDataset([data, plain])) is None
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(folder, backbone, told, tmp_path):
+    both = ConcatDataset([ImageFolder(folder),
+                          ImageFolder(shutil.copytree(folder, tmp_path / "more"))])
+    with pytest.raises(ValueError, match=r"'cat/0\.png' fits '.*train/cat/0\.png' and '.*more/cat"):
+        AugmentedDataset(both, DreamDAugment(backbone, captions=TEXTS, **FAST))
+    texts = {f"{root}/{name}": f"{text}, {root}"
+             for root in ("train", "more") for name, text in TEXTS.items()}
+    data = AugmentedDataset(both, DreamDAugment(backbone, captions=texts, **FAST), 1)
+    data.__getitems__([6, 9])
+    assert told == ["a tabby, asleep, train", "a tabby, asleep, more"]
 
 
 def test_each_image_of_a_dataset_is_generated_with_its_own_caption(folder, backbone, told):

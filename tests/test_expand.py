@@ -1,3 +1,4 @@
+import copy
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import pixel_pipeline
+from diffusers import StableDiffusionPipeline
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -324,6 +326,27 @@ def test_regenerate_refuses_another_backbone_seed_image_or_id(train, augment, tm
         regenerate(out, "00000000_0000", augment=augment)
     with pytest.raises(FileNotFoundError, match="expected an expanded dataset, found none"):
         regenerate(tmp_path, "00000000_0000")
+
+
+def test_low_memory_is_on_record_since_it_changes_how_images_are_decoded(
+    train, sd_pipeline, tmp_path
+):
+    """64 pixels are more than this VAE's own 32, so it decodes in tiles."""
+    unet = copy.deepcopy(sd_pipeline.unet)
+    unet.register_to_config(sample_size=32)
+    pipeline = StableDiffusionPipeline(**{**sd_pipeline.components, "unet": unet},
+                                       requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "model")
+
+    def run(low_memory):
+        augment = DreamDAugment(tmp_path / "model", "paper", steps=2, cache=None, batch_size=4,
+                                device="cpu", low_memory=low_memory)
+        return expand(train, tmp_path / "out", augment, 1)
+
+    run(low_memory=True)
+    assert regenerate(tmp_path / "out", "00000000_0000", device="cpu").equal
+    with pytest.raises(ExpansionError, match="other settings: low_memory: True -> None"):
+        run(low_memory=False)
 
 
 def test_prompts_are_put_on_record_and_class_names_come_from_the_folders(

@@ -184,6 +184,14 @@ def agree(backbone, made, plain):
     torch.testing.assert_close(made, plain, atol=1e-2 if quantised else 2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.__name__.startswith("pixels")])
+def test_every_latent_kind_runs_in_low_memory(kind, tmp_path):
+    pipeline = kind(tmp_path)
+    plain = make(load_backbone(copy.deepcopy(pipeline), null_class=4))
+    backbone = load_backbone(pipeline, null_class=4, low_memory=True)
+    agree(backbone, make(backbone), plain)
+
+
 @pytest.mark.parametrize("path", [
     dict(batch_size=1), dict(batch_size=5), dict(batch_size=3, static_shapes=True),
 ], ids=str)

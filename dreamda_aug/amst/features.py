@@ -91,8 +91,14 @@ class FeatureReader:
 
         Raises:
             RuntimeError: the layer did not run.
-            ValueError: sizes other than those of the layer, or values that are not finite.
+            ValueError: a batch of one in front of BatchNorm, sizes other than those of the layer,
+                or values that are not finite.
         """
+        if len(images) == 1 and _has_training_batch_norm(model):
+            raise ValueError(
+                "a batch of one image cannot train BatchNorm layers, whose variance would be 0; "
+                "give more images, or put these layers into eval mode."
+            )
         self.tap.attach(self.layer)
         self.tap.listening = True
         try:
@@ -152,6 +158,11 @@ def _submodule(model: nn.Module, features: str | nn.Module) -> tuple[str, nn.Mod
             return name, module
     shown = f'"{features}"' if isinstance(features, str) else type(features).__name__
     raise ValueError(f"features must be a submodule of the model or its name, got {shown}.")
+
+
+def _has_training_batch_norm(model: nn.Module) -> bool:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return any(isinstance(module, kinds) and module.training for module in model.modules())
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamda_aug.amst.checks import check_unit_interval
 from dreamda_aug.amst.features import evaluation_mode
 from dreamda_aug.amst.heads import main_logits
-from dreamda_aug.amst.losses import PseudoLabels, check_unit_interval
+from dreamda_aug.amst.losses import PseudoLabels
 
 
 class Labeler(Protocol):

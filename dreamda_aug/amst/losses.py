@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-AGREEMENT_RULES = ("all", "majority")
-CONFIDENCE_RULES = ("mean", "min", "max")
+from dreamda_aug.amst.checks import check_labels, check_rules
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,27 @@ def consistency_terms(
     return terms * (confidence >= confidence_threshold)
 
 
+def auxiliary_loss(
+    heads: Sequence[nn.Module],
+    views: Sequence[str],
+    features: Mapping[str, Tensor],
+    targets: Tensor,
+) -> Tensor:
+    """Mean cross-entropy of the auxiliary heads, each on the features of its own view.
+
+    Args:
+        heads: layers (N, D) -> (N, C).
+        views: the view that each head learns from, in the same order.
+        features: of each view, (N, D).
+        targets: class indices, (N,), or soft labels, (N, C).
+    """
+    terms = [
+        F.cross_entropy(head(features[view]).float(), targets)
+        for head, view in zip(heads, views, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
 def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[str]) -> Tensor:
     """Mean |W_i·W_jᵀ| over all pairs of heads that see the same view; 0 if there is no pair.
 
@@ -208,50 +228,6 @@ def align_distribution(probabilities: Tensor, average: Tensor, target: Tensor) -
     # clamp: a class that is never predicted has average 0, and 0/0 is nan.
     aligned = probabilities * (target / average.clamp(min=1e-6))
     return aligned / aligned.sum(-1, keepdim=True).clamp(min=1e-12)
-
-
-def check_rules(agreement: str, confidence: str, confidence_threshold: float) -> None:
-    """Raise ``ValueError`` unless the three describe an acceptance rule."""
-    if agreement not in AGREEMENT_RULES:
-        raise ValueError(f"agreement must be one of {AGREEMENT_RULES}, got {agreement!r}.")
-    if confidence not in CONFIDENCE_RULES:
-        raise ValueError(f"confidence must be one of {CONFIDENCE_RULES}, got {confidence!r}.")
-    check_unit_interval("confidence_threshold", confidence_threshold)
-
-
-def check_unit_interval(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless 0 ≤ value ≤ 1."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
-
-
-def check_labels(name: str, labels: Tensor, images: int, classes: int, lowest: int = 0) -> None:
-    """Raise ``ValueError`` unless ``labels`` are (images,) class indices in [lowest, classes)."""
-    if labels.shape != (images,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"{name} must be integer class indices of shape ({images},), got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}."
-        )
-    if images and (labels.min() < lowest or labels.max() >= classes):
-        raise ValueError(
-            f"{name} must lie in [{lowest}, {classes - 1}], the classifier has {classes} "
-            f"classes; got {labels.min().item()} to {labels.max().item()}."
-        )
-
-
-def check_targets(name: str, targets: Tensor, images: int, classes: int) -> None:
-    """Raise ``ValueError`` unless ``targets`` are class indices or soft labels, (N, C)."""
-    if not targets.is_floating_point():
-        check_labels(name, targets, images, classes)
-        return
-    if targets.shape != (images, classes):
-        raise ValueError(
-            f"{name} must be class indices ({images},) or soft labels ({images}, {classes}), "
-            f"got {targets.dtype} of shape {tuple(targets.shape)}."
-        )
-    sums = targets.sum(1)
-    if not ((targets >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)):
-        raise ValueError(f"soft {name} must be ≥ 0 and sum to 1 in every row.")
 
 
 def join_targets(first: Tensor, second: Tensor, classes: int) -> Tensor:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from dreamda_aug.amst.checkpoint import read_checkpoint, write_checkpoint
+from dreamda_aug.amst.checks import check_least, check_run, check_shares
 from dreamda_aug.amst.labelers import Labeler
-from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels, align_distribution
-from dreamda_aug.amst.pool import (
-    JointDataset,
-    MixedBatch,
-    MixedBatchSampler,
-    batch_counts,
-    collate,
-)
+from dreamda_aug.amst.labelling import PoolLabelling
+from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
+from dreamda_aug.amst.pool import JointDataset, MixedBatch, MixedBatchSampler, batch_counts, collate
+from dreamda_aug.amst.randomness import epoch_seed, seeded
 from dreamda_aug.amst.report import RoundReport, make_report, warn_of_collapse
 from dreamda_aug.amst.wrapper import AMSTWrapper
 
 logger = logging.getLogger(__name__)
-
-# ReMixMatch averages over 128 batches; this reaches about as far back.
-_AVERAGE_DECAY = 0.99
 
 
 class SelfTraining:
@@ -115,47 +107,36 @@ class SelfTraining:
         num_workers: int = 0,
         rng_seed: int = 0,
     ) -> None:
-        if not len(labelled) or not len(pool):
-            raise ValueError(
-                f"labelled and pool must hold images, got {len(labelled)} and {len(pool)}."
-            )
-        for name, value, least in (
-            ("steps_per_epoch", steps_per_epoch, 1),
-            ("pretraining_epochs", pretraining_epochs, 0),
-            ("epochs", epochs, 0),
-            ("relabel_every", relabel_every, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if distribution_alignment and labeler is not None:
-            raise ValueError(
-                "distribution_alignment works on the wrapper's heads; leave labeler out."
-            )
-        if truth is not None and len(truth) != len(pool):
-            raise ValueError(f"truth must have {len(pool)} labels, got {len(truth)}.")
-        if not collapse_factor > 0:
-            raise ValueError(f"collapse_factor must be > 0, got {collapse_factor}.")
+        check_run(len(labelled), len(pool), truth, collapse_factor, restart, in_batch)
+        check_least("steps_per_epoch", steps_per_epoch, 1)
+        check_least("pretraining_epochs", pretraining_epochs, 0)
+        check_least("epochs", epochs, 0)
+        check_least("relabel_every", relabel_every, 1)
         self.wrapper, self.optimizer, self.scheduler = wrapper, optimizer, scheduler
         self.data = JointDataset(labelled, pool)
         self.batch_size, self.ratio = batch_size, tuple(ratio)
         of_pool = sum(batch_counts(batch_size, self.ratio, [1, 1, 1])[1:])
         self.steps_per_epoch = steps_per_epoch or math.ceil(len(pool) / max(1, of_pool))
         self.pretraining_epochs, self.epochs = pretraining_epochs, epochs
-        self.relabel_every, self.seed_vote, self.in_batch = relabel_every, seed_vote, in_batch
-        self.restart = restart
-        if restart and in_batch:
-            raise ValueError("restart follows labelling rounds, which in_batch=True has none of.")
+        self.relabel_every, self.restart, self.in_batch = relabel_every, restart, in_batch
         self._initial = copy.deepcopy(wrapper.state_dict()) if restart else None
-        self.labeler = wrapper if labeler is None else labeler
-        self.distribution_alignment = distribution_alignment
-        self.expected_shares = _shares(expected_shares, wrapper.num_classes)
+        shares = check_shares(expected_shares, wrapper.num_classes)
+        self.labelling = PoolLabelling(wrapper, labeler, seed_vote, distribution_alignment, shares)
         self.collapse_factor, self.num_workers = collapse_factor, num_workers
         self.truth = None if truth is None else torch.as_tensor(truth)
         self.rng_seed = rng_seed
         self.epoch = 0
         self.reports: list[RoundReport] = []
         self.pseudo_labels: PseudoLabels | None = None
-        self._average = self.expected_shares.clone()
+
+    @property
+    def labeler(self) -> Labeler:
+        """Who labels the pool; may be exchanged between epochs."""
+        return self.labelling.labeler
+
+    @labeler.setter
+    def labeler(self, labeler: Labeler) -> None:
+        self.labelling.labeler = labeler
 
     @property
     def stage(self) -> str:
@@ -197,22 +178,20 @@ class SelfTraining:
         sums: dict[str, float] = defaultdict(float)
         labelled_now: list[tuple[PseudoLabels, Tensor, Tensor]] = []
         self.wrapper.train()
-        with self._randomness("train"):
+        with seeded(self._seed("train"), self._device):
             for batch in self.loader():
                 batch = batch.to(self._device)
                 losses = self._step(batch)
-                total = losses if isinstance(losses, Tensor) else losses.total
+                pretraining = isinstance(losses, Tensor)
                 self.optimizer.zero_grad(set_to_none=True)
-                total.backward()
+                (losses if pretraining else losses.total).backward()
                 self.optimizer.step()
                 if self.scheduler is not None:
                     self.scheduler.step()
-                if isinstance(losses, Tensor):
-                    sums["total"] += losses.item()
-                    continue
-                for name, value in losses.as_dict().items():
+                terms = {"total": losses.item()} if pretraining else losses.as_dict()
+                for name, value in terms.items():
                     sums[name] += value
-                if self.in_batch and losses.pseudo_labels is not None:
+                if self.in_batch and not pretraining and losses.pseudo_labels is not None:
                     labels = losses.pseudo_labels.to("cpu")
                     labelled_now.append((labels, batch.indices.cpu(), batch.seed_labels.cpu()))
         if labelled_now:
@@ -239,14 +218,9 @@ class SelfTraining:
             mask = self.pseudo_labels.mask
             accepted, unlabelled = mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)
         sampler = MixedBatchSampler(
-            len(self.data.labelled),
-            accepted,
-            unlabelled,
-            batch_size=self.batch_size,
-            ratio=ratio,
-            steps=self.steps_per_epoch,
-            rng_seed=self._seed("batches"),
-        )
+            len(self.data.labelled), accepted, unlabelled, batch_size=self.batch_size, ratio=ratio,
+            steps=self.steps_per_epoch, rng_seed=self._seed("batches"),
+        )  # fmt: skip
         return self._loader(sampler)
 
     def label_pool(self) -> RoundReport:
@@ -256,31 +230,11 @@ class SelfTraining:
             CollapseWarning: nothing was accepted, or the accepted classes are lopsided.
         """
         border, size = len(self.data.labelled), len(self.data.pool)
-        places = [
-            list(range(border + start, border + min(start + self.batch_size, size)))
-            for start in range(0, size, self.batch_size)
-        ]
-        # With alignment the heads' probabilities are kept, since it needs all of them.
-        parts, seeds = [], []
-        with self._randomness("label"):
-            for batch in self._loader(places):
-                seeds.append(batch.seed_labels)
-                batch = batch.to(self._device)
-                if self.distribution_alignment:
-                    parts.append(self.wrapper.head_probabilities(batch.synthetic).cpu())
-                else:
-                    parts.append(self._label(batch).to("cpu"))
-        seed_labels = torch.cat(seeds)
-        if self.distribution_alignment:
-            probabilities = torch.cat(parts, dim=1)
-            self._average = probabilities.mean((0, 1))
-            self.pseudo_labels = self.wrapper.vote(
-                align_distribution(probabilities, self._average, self.expected_shares),
-                seed_labels if self.seed_vote else None,
-            )
-        else:
-            self.pseudo_labels = PseudoLabels.concatenate(parts)
-        return self._add_report(self.pseudo_labels, torch.arange(size), seed_labels)
+        places = BatchSampler(range(border, border + size), self.batch_size, drop_last=False)
+        with seeded(self._seed("label"), self._device):
+            labels, seed_labels = self.labelling.label_pool(self._loader(places), self._device)
+        self.pseudo_labels = labels
+        return self._add_report(labels, torch.arange(size), seed_labels)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything that a resumed run needs; at any moment the file is whole."""
@@ -292,7 +246,7 @@ class SelfTraining:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "pseudo_labels": None if labels is None else vars(labels),
-            "average": self._average,
+            "average": self.labelling.average,
             "reports": [asdict(report) for report in self.reports],
         }
         write_checkpoint(path, self._settings(), state)
@@ -312,7 +266,7 @@ class SelfTraining:
             self.scheduler.load_state_dict(state["scheduler"])
         labels = state["pseudo_labels"]
         self.pseudo_labels = None if labels is None else PseudoLabels(**labels)
-        self._average = state["average"]
+        self.labelling.average = state["average"]
         self.reports = [RoundReport(**report) for report in state["reports"]]
         self.epoch = state["epoch"]
 
@@ -324,25 +278,9 @@ class SelfTraining:
         elif not self.in_batch and self.pseudo_labels is not None:
             labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
         else:
-            labels = self._label(batch)
-        return self.wrapper.losses(
-            batch.real, batch.targets, batch.synthetic, pseudo_labels=labels
-        )
-
-    def _label(self, batch: MixedBatch) -> PseudoLabels:
-        """Labels of one batch of the pool, by whoever labels."""
-        if self.labeler is not self.wrapper:
-            return self.labeler.label(batch.synthetic, batch.seed_labels)
-        probabilities = self.wrapper.head_probabilities(batch.synthetic)
-        if self.distribution_alignment:
-            # A running average, since one batch is too few images to tell the class shares.
-            average = self._average.to(probabilities.device)
-            average = average.lerp(probabilities.mean((0, 1)), 1 - _AVERAGE_DECAY)
-            self._average = average.cpu()
-            probabilities = align_distribution(
-                probabilities, average, self.expected_shares.to(probabilities.device)
-            )
-        return self.wrapper.vote(probabilities, batch.seed_labels if self.seed_vote else None)
+            labels = self.labelling.label(batch.synthetic, batch.seed_labels)
+        real, targets, synthetic = batch.real, batch.targets, batch.synthetic
+        return self.wrapper.losses(real, targets, synthetic, pseudo_labels=labels)
 
     def _add_report(
         self, labels: PseudoLabels, indices: Tensor, seed_labels: Tensor
@@ -352,7 +290,7 @@ class SelfTraining:
         report = make_report(labels, done, self.wrapper.num_classes, seed_labels, truth)
         self.reports.append(report)
         logger.info("%s", report)
-        warn_of_collapse(report, self.expected_shares.tolist(), self.collapse_factor)
+        warn_of_collapse(report, self.labelling.expected_shares.tolist(), self.collapse_factor)
         return report
 
     def _loader(self, batch_sampler: object) -> DataLoader:
@@ -369,17 +307,7 @@ class SelfTraining:
         return next(self.wrapper.parameters()).device
 
     def _seed(self, role: str) -> int:
-        text = f"{self.rng_seed}/{self.epoch}/{role}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
-
-    @contextlib.contextmanager
-    def _randomness(self, role: str) -> Iterator[None]:
-        """torch's global generators, seeded inside and restored afterwards."""
-        device = self._device
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._seed(role))
-            yield
+        return epoch_seed(self.rng_seed, self.epoch, role)
 
     def _settings(self) -> dict[str, object]:
         """What must be the same for a run to go on as if nothing had happened."""
@@ -387,16 +315,6 @@ class SelfTraining:
             "batch_size", "ratio", "steps_per_epoch", "pretraining_epochs", "relabel_every",
             "restart", "seed_vote", "in_batch", "distribution_alignment", "rng_seed",
         )  # fmt: skip
+        values = vars(self) | vars(self.labelling)
         sizes = {"labelled": len(self.data.labelled), "pool": len(self.data.pool)}
-        return {name: getattr(self, name) for name in names} | sizes
-
-
-def _shares(shares: Sequence[float] | None, classes: int) -> Tensor:
-    if shares is None:
-        return torch.full((classes,), 1 / classes)
-    shares = torch.as_tensor(shares, dtype=torch.float32)
-    if shares.shape != (classes,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-3:
-        raise ValueError(
-            f"expected_shares must be {classes} numbers ≥ 0 with sum 1, got {shares.tolist()}."
-        )
-    return shares
+        return {name: values[name] for name in names} | sizes

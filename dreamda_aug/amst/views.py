@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+View = Callable[[Tensor], Tensor]
 
 # The fourteen operations of RandAugment with the range of their strength at full magnitude, as
 # torchvision has them; for translations the share of the side, for rotations degrees.
@@ -144,6 +146,23 @@ class StrongView:
         if self.mean is None:
             return images
         return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
+
+
+@torch.compiler.disable
+def apply_view(name: str, view: View, images: Tensor) -> Tensor:
+    """One view of a batch; of no images, these.
+
+    Raises:
+        ValueError: the view gave something else than a batch of as many images and channels.
+    """
+    made = view(images) if len(images) else images
+    if not isinstance(made, Tensor) or made.shape[:2] != images.shape[:2]:
+        found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(
+            f"the {name} view must return a batch like the one it got, "
+            f"{tuple(images.shape)}, got {found}."
+        )
+    return made
 
 
 def _rand_augment(images: Tensor, magnitude: float, generator: torch.Generator | None) -> Tensor:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamda_aug.amst.checks import (
+    check_batch,
+    check_consistency_on,
+    check_model,
+    check_pseudo_labels,
+    check_rules,
+    check_unit_interval,
+    check_views,
+    check_weights,
+)
 from dreamda_aug.amst.features import FeatureReader, evaluation_mode
 from dreamda_aug.amst.losses import (
     AMSTLosses,
     PseudoLabels,
     agree_and_confident,
-    check_rules,
-    check_targets,
-    check_unit_interval,
-    consistency_terms,
-    join_targets,
+    auxiliary_loss,
     orthogonality_loss,
 )
-from dreamda_aug.amst.views import StrongView, WeakView
-
-View = Callable[[Tensor], Tensor]
+from dreamda_aug.amst.step import training_losses
+from dreamda_aug.amst.views import StrongView, View, WeakView, apply_view
 
 
 class AMSTWrapper(nn.Module):
@@ -101,24 +105,20 @@ class AMSTWrapper(nn.Module):
         labelled_view: str = "weak",
     ) -> None:
         super().__init__()
-        _check_model(model)
+        if isinstance(model, AMSTWrapper):
+            raise TypeError("model is wrapped already; wrap model.to_classifier().")
+        check_model(model)
         check_rules(agreement, confidence, confidence_threshold)
         check_unit_interval("consistency_threshold", consistency_threshold)
-        if consistency_on not in ("all", "unlabelled"):
-            raise ValueError(
-                f'consistency_on must be "all" or "unlabelled", got {consistency_on!r}.'
-            )
-        _check_views("head_views", head_views)
-        _check_views("labelled_view", (labelled_view,))
-        weights = {
+        check_consistency_on(consistency_on)
+        check_views("head_views", head_views)
+        check_views("labelled_view", (labelled_view,))
+        check_weights({
             "pseudo_weight": pseudo_weight,
             "consistency_weight": consistency_weight,
             "orthogonality_weight": orthogonality_weight,
             "auxiliary_weight": auxiliary_weight,
-        }
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name} must be finite and ≥ 0, got {weight}.")
+        })
 
         # Not a module: the layer that it holds must not be registered, and saved, twice.
         self._reader = FeatureReader(model, num_classes, head, features, feature_dim)
@@ -132,22 +132,14 @@ class AMSTWrapper(nn.Module):
         self.orthogonality_weight, self.auxiliary_weight = orthogonality_weight, auxiliary_weight
         self.labelled_view = labelled_view
         weak = WeakView() if weak is None else weak
+        if strong is None:
+            strong = StrongView(weak=weak) if isinstance(weak, WeakView) else StrongView()
         # A plain dictionary: a view that is a module must not become a part of the state_dict.
-        self._views = {
-            "weak": weak,
-            "strong": strong
-            if strong is not None
-            else (StrongView(weak=weak) if isinstance(weak, WeakView) else StrongView()),
-        }
-        anchor = next(iter(self._reader.layer.parameters()), next(model.parameters()))
+        self._views = {"weak": weak, "strong": strong}
+        like = next(iter(self._reader.layer.parameters()), next(model.parameters()))
+        sizes = self._reader.feature_dim, self.num_classes
         self.auxiliary_heads = nn.ModuleList(
-            nn.Linear(
-                self._reader.feature_dim,
-                self.num_classes,
-                device=anchor.device,
-                dtype=anchor.dtype,
-            )
-            for _ in self.head_views
+            nn.Linear(*sizes, device=like.device, dtype=like.dtype) for _ in self.head_views
         )
 
     def forward(
@@ -188,12 +180,10 @@ class AMSTWrapper(nn.Module):
         Raises:
             ValueError: targets out of range, empty batch, or logits that are not finite.
         """
-        self._check_batch("images", images, targets)
-        names = dict.fromkeys(self.head_views)
-        features, _ = self._run(torch.cat([self._view(name, images) for name in names]))
-        of_heads = dict(zip(names, features.split(len(images)), strict=True))
-        auxiliary = self._auxiliary_loss(of_heads, targets)
-        return auxiliary + self.orthogonality_weight * self._orthogonality()
+        check_batch("images", images, targets, self.num_classes)
+        features, _ = self.read_views(images, dict.fromkeys(self.head_views, slice(None)))
+        auxiliary = auxiliary_loss(self.auxiliary_heads, self.head_views, features, targets)
+        return auxiliary + self.orthogonality_weight * self.orthogonality()
 
     @torch.no_grad()
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
@@ -216,8 +206,9 @@ class AMSTWrapper(nn.Module):
         if len(images) == 0:
             return images.new_zeros(len(self.auxiliary_heads), 0, self.num_classes)
         with evaluation_mode(self):
-            features, _ = self._run(images)
-            return torch.stack(self._auxiliary_logits(features)).softmax(2)
+            features, _ = self._reader.read(self.model, images)
+            logits = [head(features).float() for head in self.auxiliary_heads]
+            return torch.stack(logits).softmax(2)
 
     def vote(self, probabilities: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
         """``agree_and_confident`` with this wrapper's rules; probabilities (heads, N, classes)."""
@@ -254,71 +245,14 @@ class AMSTWrapper(nn.Module):
             ValueError: targets out of range, a batch of one in front of BatchNorm, or logits
                 that are not finite (no loss is returned, so no weight can become nan).
         """
-        self._check_batch("real", real, targets)
+        check_batch("real", real, targets, self.num_classes)
         if synthetic is None or len(synthetic) == 0:
             synthetic, pseudo_labels = real[:0], None
         elif pseudo_labels is None:
             pseudo_labels = self.label(synthetic, seed_labels)
-        elif len(pseudo_labels) != len(synthetic):
-            raise ValueError(
-                f"pseudo_labels must be as many as synthetic images, got {len(pseudo_labels)} "
-                f"for {len(synthetic)}."
-            )
-        frozen = self.auxiliary_weight == 0
-        mask = torch.zeros(0, dtype=torch.bool, device=real.device)
-        accepted = mask if pseudo_labels is None else pseudo_labels.mask
-        # P_L of the paper comes first, then what stays unlabelled.
-        images = torch.cat([real, synthetic[accepted], synthetic[~accepted]])
-        labelled = len(real) + int(accepted.sum())
-        learned = dict.fromkeys((self.labelled_view, *(() if frozen else self.head_views)))
-        compared = ("weak", "strong") if self.consistency_weight and len(synthetic) else ()
-        first = labelled if self.consistency_on == "unlabelled" else len(real)
-        bounds = {
-            name: (0 if name in learned else first, len(images) if name in compared else labelled)
-            for name in (*learned, *compared)
-        }
-        views = [self._view(name, images[start:stop]) for name, (start, stop) in bounds.items()]
-        # One pass over everything, so that BatchNorm sees one batch and each weight is read once.
-        features, logits = self._run(torch.cat(views))
-        sizes = [len(view) for view in views]
-        features = dict(zip(bounds, features.detach().split(sizes), strict=True))
-        logits = dict(zip(bounds, logits.split(sizes), strict=True))
-
-        of_real, of_accepted = logits[self.labelled_view][:labelled].tensor_split([len(real)])
-        supervised = F.cross_entropy(of_real, targets)
-        pseudo = consistency = auxiliary = supervised.new_zeros(())
-        if pseudo_labels is not None:
-            labels = pseudo_labels.labels[accepted]
-            of_pseudo = F.cross_entropy(of_accepted, labels, reduction="sum")
-            pseudo = of_pseudo / len(synthetic)
-            if compared:
-                pair = [logits[name][first - bounds[name][0] :] for name in compared]
-                of_consistency = consistency_terms(*pair, self.consistency_threshold)
-                consistency = of_consistency.sum() / len(synthetic)
-            targets = join_targets(targets, labels, self.num_classes)
-        orthogonality = self._orthogonality()
-        if frozen:
-            orthogonality = orthogonality.detach()
         else:
-            of_heads = {name: features[name][:labelled] for name in learned}
-            auxiliary = self._auxiliary_loss(of_heads, targets)
-        total = (
-            supervised
-            + self.pseudo_weight * pseudo
-            + self.consistency_weight * consistency
-            + self.auxiliary_weight * auxiliary
-            + (0.0 if frozen else self.orthogonality_weight * orthogonality)
-        )
-        return AMSTLosses(
-            total=total,
-            supervised=supervised,
-            pseudo=pseudo,
-            consistency=consistency,
-            auxiliary=auxiliary,
-            orthogonality=orthogonality,
-            accepted_share=accepted.float().mean(),
-            pseudo_labels=pseudo_labels,
-        )
+            check_pseudo_labels(len(pseudo_labels), len(synthetic))
+        return training_losses(self, real, targets, synthetic, pseudo_labels)
 
     def parameter_groups(
         self, lr: float, backbone_lr: float | None = None
@@ -341,11 +275,11 @@ class AMSTWrapper(nn.Module):
             heads += self._reader.layer.parameters()
         known = {id(parameter) for parameter in heads}
         features = [p for p in self.model.parameters() if id(p) not in known]
-        groups = [("features", features, lr if backbone_lr is None else backbone_lr)]
-        groups.append(("heads", heads, lr))
+        groups = {"features": features, "heads": heads}
+        rates = {"features": lr if backbone_lr is None else backbone_lr, "heads": lr}
         return [
-            {"params": [p for p in params if p.requires_grad], "lr": rate, "name": name}
-            for name, params, rate in groups
+            {"params": [p for p in params if p.requires_grad], "lr": rates[name], "name": name}
+            for name, params in groups.items()
         ]
 
     def to_classifier(self) -> nn.Module:
@@ -363,63 +297,18 @@ class AMSTWrapper(nn.Module):
             f"confidence={self.confidence!r}, confidence_threshold={self.confidence_threshold}"
         )
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if len(images) == 1 and _has_training_batch_norm(self.model):
-            raise ValueError(
-                "a batch of one image cannot train BatchNorm layers, whose variance would be 0; "
-                "give more images, or put these layers into eval mode."
-            )
-        return self._reader.read(self.model, images)
-
-    def _auxiliary_logits(self, features: Tensor) -> list[Tensor]:
-        return [head(features).float() for head in self.auxiliary_heads]
-
-    def _auxiliary_loss(self, features: dict[str, Tensor], targets: Tensor) -> Tensor:
-        """Mean cross-entropy of the auxiliary heads, each on the features of its own view."""
-        terms = [
-            F.cross_entropy(head(features[view]).float(), targets)
-            for head, view in zip(self.auxiliary_heads, self.head_views, strict=True)
-        ]
-        return torch.stack(terms).mean()
-
-    def _orthogonality(self) -> Tensor:
+    def orthogonality(self) -> Tensor:
+        """The orthogonality term of the auxiliary heads' weights."""
         return orthogonality_loss([head.weight for head in self.auxiliary_heads], self.head_views)
 
-    @torch.compiler.disable
-    def _view(self, name: str, images: Tensor) -> Tensor:
-        view = self._views[name](images) if len(images) else images
-        if not isinstance(view, Tensor) or view.shape[:2] != images.shape[:2]:
-            found = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
-            raise ValueError(
-                f"the {name} view must return a batch like the one it got, "
-                f"{tuple(images.shape)}, got {found}."
-            )
-        return view
+    def read_views(
+        self, images: Tensor, rows: Mapping[str, slice]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features and logits by view, where each view is made of its rows of the images.
 
-    def _check_batch(self, name: str, images: Tensor, targets: Tensor) -> None:
-        if len(images) == 0:
-            raise ValueError(f"{name} must hold at least one labelled image, got none.")
-        check_targets("targets", targets, len(images), self.num_classes)
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(model, AMSTWrapper):
-        raise TypeError("model is wrapped already; wrap model.to_classifier().")
-    if hasattr(model, "_orig_mod"):
-        raise TypeError("model is compiled; wrap first: torch.compile(AMSTWrapper(model)).")
-    if not any(True for _ in model.parameters()):
-        raise ValueError("model must have parameters, got none.")
-
-
-def _check_views(name: str, views: Sequence[str]) -> None:
-    if isinstance(views, str) or not views or not set(views) <= {"weak", "strong"}:
-        raise ValueError(
-            f'{name} must be made of "weak" and "strong", at least one of them, got {views!r}.'
-        )
-
-
-def _has_training_batch_norm(model: nn.Module) -> bool:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return any(isinstance(module, kinds) and module.training for module in model.modules())
+        One pass over everything, so that BatchNorm sees one batch and each weight is read once.
+        """
+        views = [apply_view(name, self._views[name], images[part]) for name, part in rows.items()]
+        sizes = [len(view) for view in views]
+        answers = self._reader.read(self.model, torch.cat(views))
+        return tuple(dict(zip(rows, each.split(sizes), strict=True)) for each in answers)

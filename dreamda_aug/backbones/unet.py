@@ -161,7 +161,6 @@ class LatentBackbone(_UNetBackbone):
         null_class: as in `PixelBackbone`.
         decode_batch: images that the VAE decodes at once; it needs far more memory per image than
             the U-Net.
-
         low_memory: decode one image at a time, in slices and, beyond the VAE's own size, in tiles
             (which overlap and are blended); keep the VAE on the CPU while the U-Net runs.
 
@@ -195,9 +194,9 @@ class LatentBackbone(_UNetBackbone):
         super().__init__(pipeline, name, class_names, null_class)
         if low_memory:
             self.decode_batch = 1
-            for switch in ("enable_slicing", "enable_tiling"):
-                if hasattr(self.vae, switch):
-                    getattr(self.vae, switch)()
+            for switch in ("slicing", "tiling"):
+                if hasattr(self.vae, f"use_{switch}"):  # a VQModel has neither, and would raise
+                    getattr(self.vae, f"enable_{switch}")()
             self.vae.to("cpu")
 
     @cached_property

@@ -1,7 +1,5 @@
 """Whole datasets: every seed image, K replicas each, resumable and on record."""
 
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from dreamda_aug.backbones import Condition
 from dreamda_aug.expansion.card import Tally, dataset_card, license_of, tally_of
+from dreamda_aug.expansion.conditions import conditions
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.layouts import FolderLayout, Layout, ShardLayout
 from dreamda_aug.expansion.manifest import (
@@ -34,7 +32,6 @@ from dreamda_aug.expansion.sources import Source, open_source
 from dreamda_aug.expansion.store import WHERE, Store, set_aside
 from dreamda_aug.expansion.units import UnitMaker
 from dreamda_aug.generator import Generator
-from dreamda_aug.prompts import Conditioner
 from dreamda_aug.transforms import DreamDAugment
 
 FORMATS = ("folder", "webdataset")
@@ -142,7 +139,7 @@ class Expansion:
         loaded = augment.generator
         self.generator = Generator(loaded.backbone, loaded.settings, batch_size=augment.batch_size,
                                    rng_seed=augment.rng_seed)
-        told, condition_of = _conditions(self.source, augment, self.generator, replicas)
+        told, condition_of = conditions(self.source, augment, self.generator, replicas)
         if augment.keep_text_encoder is False:
             prompts = {condition_of(index) for index in replicas}
             loaded.backbone.embed_only([None, loaded.settings.source_prompt, *prompts])
@@ -172,6 +169,8 @@ class Expansion:
             "backbone": self.generator.backbone.fingerprint,
             "device": device,
             "threads": self.threads,
+            # the VAE's batches change the last bits; None as in records of before
+            "low_memory": getattr(self.generator.backbone, "low_memory", False) or None,
             "versions": library_versions(),
             "source": {
                 "images": len(self.source.labels),
@@ -282,36 +281,6 @@ def expand(
     """
     expansion = Expansion(source, augment, expansion_ratio, **options)
     return expansion.run(out_dir, new=new, shard=shard, progress=progress)
-
-
-def _conditions(
-    source: Source, augment: DreamDAugment, generator: Generator, chosen: Collection[int]
-) -> tuple[dict, Callable[[int], Condition]]:
-    """What the backbone is told: as facts of the plan, and for each seed image by its number.
-
-    Classes are called as the source calls them.
-    """
-    backbone, captions = generator.backbone, augment.conditioner.captions
-    if captions is not None:
-        names = captions.images(getattr(source, "file_names", source.paths), len(source.labels))
-        texts = {index: augment.conditioner.condition(None, backbone, names[index])
-                 for index in chosen}
-        digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
-        return {"captions": digest}, texts.__getitem__
-    names = augment.conditioner.class_names
-    if names is not None and len(names) != len(source.classes):
-        raise ValueError(
-            f"class_names must name the source's {len(source.classes)} classes, got {len(names)}."
-        )
-    if names is None and (
-        backbone.condition_kind == "text"
-        or set(source.classes) <= set(getattr(backbone, "class_names", None) or ())
-    ):
-        names = source.classes
-    conditioner = Conditioner(names, augment.conditioner.prompt)
-    told = [conditioner.condition(label, backbone) for label in range(len(source.classes))]
-    labels = source.labels
-    return dict(zip(source.classes, told, strict=True)), lambda index: told[labels[index]]
 
 
 def _class_sizes(source: Source) -> dict[str, int]:

@@ -72,7 +72,8 @@ def regenerate(
         source = open_source(source, **options)
     source = source if hasattr(source, "digest") else open_source(source)
     if augment is None:
-        backbone = load_backbone(where["backbone"], device=device)
+        backbone = load_backbone(where["backbone"], device=device,
+                                 low_memory=bool(facts.get("low_memory")))
         settings = settings_from_json(line.settings)
     else:
         backbone, settings = augment.generator.backbone, augment.generator.settings

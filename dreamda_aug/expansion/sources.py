@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.datasets import Untransformed, find_attribute, find_names, find_targets
+from dreamda_aug.datasets import find_attribute, find_names, find_targets
 from dreamda_aug.expansion.file_lists import (
     FileSource,
     check_labels,
@@ -23,6 +23,7 @@ from dreamda_aug.expansion.file_lists import (
     open_list,
 )
 from dreamda_aug.expansion.hubs import open_hugging_face, open_torchvision
+from dreamda_aug.untransformed import Untransformed
 
 
 class Source(Protocol):
