@@ -110,6 +110,12 @@ class DreamDAugment(v2.Transform):
             raise ValueError(
                 f"labels_getter must be 'default', a function or None, got {labels_getter!r}."
             )
+        if hasattr(backbone, "tap") and (low_memory or (device, dtype) != (None, None)):
+            raise ValueError(
+                "device, dtype and low_memory belong to loading, and this backbone is loaded "
+                f"already, got device={device}, dtype={dtype}, low_memory={low_memory}; give them "
+                "to load_backbone."
+            )
         self.backbone = backbone
         self.settings = resolve_settings(preset, **overrides)
         self.p = p

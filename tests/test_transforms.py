@@ -264,6 +264,13 @@ def test_wrong_arguments_are_refused_when_it_is_made(wrong, error, message):
         DreamDAugment(**wrong)
 
 
+@pytest.mark.parametrize("loading", [{"device": "cpu"}, {"dtype": torch.float16},
+                                     {"low_memory": True}])
+def test_arguments_of_loading_are_refused_for_a_loaded_backbone(colour, loading):
+    with pytest.raises(ValueError, match="this backbone is loaded already.*give them to load_"):
+        DreamDAugment(colour, **loading)
+
+
 def test_a_sample_without_an_image_is_refused(augment):
     with pytest.raises(TypeError, match="found no image in the sample"):
         augment({"label": 3})
