@@ -224,6 +224,13 @@ def compiled(bench: Bench) -> Sides | None:
     return lambda: bench.run(on), lambda: bench.run(off)
 
 
+def halved_batch(bench: Bench) -> Sides | None:
+    if bench.batch_size == 1:
+        return None
+    on, off = bench.generator(batch_size=bench.batch_size // 2), bench.generator()
+    return lambda: bench.run(on, bench.batch_size), lambda: bench.run(off)
+
+
 def _memory_format(unet) -> torch.memory_format:
     weight = next(p for p in unet.parameters() if p.ndim == 4 and p.shape[1] > 1)
     is_last = weight.is_contiguous(memory_format=torch.channels_last)
@@ -246,5 +253,6 @@ SWITCHES = [
            gpu_only=True),
     Switch("guidance from 20 % to 80 % of the steps", "guidance at every step", partial_guidance),
     Switch("a quarter of the steps, same strength", "all steps", fewer_steps),
+    Switch("half the batch, as after running out of memory", "the whole batch", halved_batch),
 ]
 COMPILE = Switch("torch.compile, static shapes", "eager", compiled)
