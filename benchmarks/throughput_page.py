@@ -19,8 +19,8 @@ def write_page(folder: Path) -> Path:
         f"`{folder.name}/`; see there for what the paths are.*\n\n"
         "Exact mode is the algorithm of the plain loop with its number of steps; from the same "
         "seeds the two give the same image, up to the float16 in which inversions are kept. Fast "
-        "mode gives other images. Differences are of pixels in [0, 1]. With one thread on a CPU, times "
-        "are processor time."
+        "mode gives other images. Differences are of pixels in [0, 1]. With one thread on a CPU, "
+        "times are processor time."
     )
     page = folder.parent / "throughput.md"
     page.write_text("\n\n".join([head, *parts]) + "\n")
