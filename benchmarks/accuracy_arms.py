@@ -72,7 +72,7 @@ AMST_PARTS: dict[str, tuple[dict, dict]] = {
     "no consistency": ({"consistency_weight": 0.0}, {}),
     "consistency on unlabelled only": ({"consistency_on": "unlabelled"}, {}),
     "consistency threshold 0.8": ({"consistency_threshold": 0.8}, {}),
-    "auxiliary heads frozen": ({"auxiliary_weight": 0.0}, {}),
+    "auxiliary heads frozen, no restart": ({"auxiliary_weight": 0.0}, {"restart": False}),
     "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
     "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
     "no restart": ({}, {"restart": False}),

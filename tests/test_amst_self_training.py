@@ -432,6 +432,14 @@ def test_options_out_of_range_are_refused(options, message):
         make(**options)
 
 
+def test_heads_that_a_restart_left_untrained_do_not_label():
+    training = make(restart=True, epochs=2)
+    training.wrapper.auxiliary_weight = 0.0
+    with pytest.raises(ValueError, match="restart puts auxiliary heads back .*auxiliary_weight=0"):
+        training.run()
+    assert training.epoch == training.pretraining_epochs + 1, "one round needs no heads after it"
+
+
 def test_images_that_are_no_tensors_are_refused_with_the_way_out():
     pool = [(object(), 0)] * 4
     with pytest.raises(TypeError, match=r"must be tensors \(C, H, W\), got object; .*v2.ToImage"):

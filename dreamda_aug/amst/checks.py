@@ -140,3 +140,12 @@ def check_shares(shares: Sequence[float] | None, classes: int) -> Tensor:
             f"expected_shares must be {classes} numbers ≥ 0 with sum 1, got {shares.tolist()}."
         )
     return shares
+
+
+def check_heads_learn(auxiliary_weight: float) -> None:
+    """Raise ``ValueError`` where a restart would leave auxiliary heads untrained."""
+    if not auxiliary_weight:
+        raise ValueError(
+            "restart puts auxiliary heads back to their first weights, and with auxiliary_weight=0 "
+            "they learn nothing after that; make it larger, or leave restart out."
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from dreamda_aug.amst.checkpoint import read_checkpoint, write_checkpoint
-from dreamda_aug.amst.checks import check_least, check_run, check_shares
+from dreamda_aug.amst.checks import check_heads_learn, check_least, check_run, check_shares
 from dreamda_aug.amst.labelers import Labeler
 from dreamda_aug.amst.labelling import PoolLabelling
 from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
@@ -171,6 +171,8 @@ class SelfTraining:
             raise ValueError(f"all {self.epoch} epochs are done; make epochs larger to go on.")
         since = self.epoch - self.pretraining_epochs
         if stage == "training" and not self.in_batch and since % self.relabel_every == 0:
+            if self.restart and since and self.labeler is self.wrapper:
+                check_heads_learn(self.wrapper.auxiliary_weight)
             self.label_pool()
             if self.restart:
                 self.wrapper.load_state_dict(self._initial)
