@@ -88,7 +88,7 @@ def machine(device: torch.device) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
-    return f"{os.cpu_count()} CPU cores ({model}), {torch.get_num_threads()} threads"
+    return f"{os.cpu_count()} CPU cores ({model}), {torch.get_num_threads()} thread(s)"
 
 
 def _reset_resident_peak() -> None:
