@@ -20,8 +20,6 @@ import copy
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 import warnings
 from pathlib import Path
@@ -30,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from accuracy_arms import AMST_PARTS
 from accuracy_report import interval
+from accuracy_runs import commit, machine
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
@@ -275,14 +274,6 @@ def table(runs: list[dict], arms: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return answer.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ablations", action="store_true")
@@ -313,7 +304,7 @@ def main() -> None:
         "generation": GENERATION,
         "backbone_seconds": round(trained),
         "total_seconds": round(time.time() - start),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine("cpu"),
         "commit": commit(),
     }
     text = (
