@@ -38,8 +38,10 @@ WEAK, AMST = "flip + crop", "DreamDA + AMST"
 TUNED = {
     ("img2img", "seed"): "img2img, seed labels",
     ("img2img", "amst"): "img2img + AMST",
+    ("img2img", "probe"): "img2img, probe labels",
     ("dreamda", "seed"): "DreamDA, seed labels",
     ("dreamda", "amst"): AMST,
+    ("dreamda", "probe"): "DreamDA, probe labels",
 }
 
 
@@ -143,7 +145,8 @@ def ablation(setup: Setup, args: argparse.Namespace) -> None:
     variants = ABLATIONS[args.ablation](spec_of(task, arm, replicas, choices))
     weak = task.weak_views[choices[WEAK]["chosen"]]
     runs = [Run(replace(variant.named_arm(), weak=weak), variant.spec, count, rng_seed)
-            for variant in variants for rng_seed in args.rng_seeds]  # fmt: skip
+            for variant in variants for rng_seed in args.rng_seeds
+            if task.judge or variant.arm.labels != "oracle"]  # fmt: skip
     make_pools(setup, runs, args.processes)
     found = perform(result, setup, runs, args.processes)
     measured = [measure(setup, run) for run in runs]
@@ -221,7 +224,7 @@ def main() -> None:
     setup = Setup(task, args.data, args.state, args.backbone, args.weights, args.device,
                   time.time() + 60 * args.minutes)  # fmt: skip
     if args.dry_run:
-        return print(estimate(setup, args))
+        return print(estimate(setup, args, TUNED.values()))
     judge_of(setup)
     try:
         (ablation if args.ablation else study)(setup, args)

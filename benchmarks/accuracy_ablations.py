@@ -13,8 +13,10 @@ from dreamda_aug.generator import Request
 from dreamda_aug.inversion import Trajectory
 from dreamda_aug.seeding import BOTTLENECK, derive_seed, seeded_normal
 
-AMST = next(arm for arm in ARMS if arm.name == "DreamDA + AMST")
-SEED = next(arm for arm in ARMS if arm.name == "DreamDA, seed labels")
+SEED, AMST, PROBE, ORACLE = (
+    next(arm for arm in ARMS if arm.name == name)
+    for name in ("DreamDA, seed labels", "DreamDA + AMST", "DreamDA, probe labels",
+                 "DreamDA, oracle labels"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ def _grid(base: PoolSpec, dials: Sequence[tuple[str, dict]], arms: Sequence[Arm]
 
 
 def dials(base: PoolSpec) -> list[Variant]:
-    """Noise scale × adherence."""
-    pairs = [(a, n) for a in (1.0, 0.9, 0.6, 0.3, 0.0) for n in (0.0, 1.0, 2.0, 4.0) if a + n != 1]
+    """Noise scale × adherence, with four ways to label: what images are worth if labels are right,
+    and how much of it each way of labelling brings."""
+    pairs = [(a, n) for a in (1.0, 0.6, 0.0) for n in (0.0, 1.0, 3.0) if (a, n) != (1, 0)]
     return _grid(base, [(f"adherence {a:g}, noise {n:g}", {"adherence": a, "noise_scale": n})
-                        for a, n in pairs], [SEED, AMST])  # fmt: skip
+                        for a, n in pairs], [SEED, AMST, PROBE, ORACLE])  # fmt: skip
 
 
 def inversion(base: PoolSpec) -> list[Variant]:
@@ -59,9 +62,9 @@ def inversion(base: PoolSpec) -> list[Variant]:
 def rule(base: PoolSpec) -> list[Variant]:
     """Asymmetric against symmetric rule over noise scales, to be read at equal distance."""
     kinds = [(f"{name}, noise {scale:g}", {"update_rule": name, "noise_scale": scale})
-             for name, scales in (("asymmetric", (0.5, 1.0, 2.0)), ("symmetric", (2.0, 4.0, 8.0)))
+             for name, scales in (("asymmetric", (1.0, 3.0)), ("symmetric", (4.0, 12.0)))
              for scale in scales]  # fmt: skip
-    return _grid(base, kinds, [SEED, AMST])
+    return _grid(base, kinds, [SEED])
 
 
 def paths(base: PoolSpec) -> list[Variant]:
@@ -79,15 +82,15 @@ def amst(base: PoolSpec) -> list[Variant]:
 def place(base: PoolSpec) -> list[Variant]:
     """Where noise enters, with nothing else that moves an image: adherence 1 but where stated.
 
-    Several strengths of each; to be read at equal distance from the seed image.
+    Two strengths of each; to be read at equal distance from the seed image.
     """
     exact = replace(base.settings, adherence=1.0, noise_scale=0.0)
     specs = [(f"bottleneck, noise {n:g}", replace(base, settings=replace(exact, noise_scale=n)))
-             for n in (0.5, 1.0, 2.0)]  # fmt: skip
+             for n in (1.0, 3.0)]  # fmt: skip
     specs += [(f"latent noise per step, adherence {a:g}",
                replace(base, settings=replace(exact, adherence=a)))
-              for a in (0.95, 0.8, 0.5)]  # fmt: skip
-    for where, scales in (("x_T", (0.3, 0.6, 0.9)), ("up block", (0.25, 0.5, 1.0))):
+              for a in (0.8, 0.4)]  # fmt: skip
+    for where, scales in (("x_T", (0.3, 0.6)), ("up block", (0.25, 1.0))):
         specs += [(f"{where}, noise {n:g}", replace(base, settings=exact, place=f"{where} {n}"))
                   for n in scales]  # fmt: skip
     return [Variant(name, SEED, spec) for name, spec in specs]

@@ -12,12 +12,13 @@ class Arm:
     Attributes:
         name: as the table shows it.
         pool: ``""``, ``"copies"``, ``"img2img"``, ``"noise"`` or ``"dreamda"``.
-        labels: of the pool: ``"seed"``, ``"soft"`` (a single head's probabilities), ``"amst"``
-            or ``"oracle"`` (the judge's).
+        labels: of the pool: ``"seed"``, ``"soft"`` (a single head's probabilities), ``"amst"``,
+            ``"probe"`` (a linear probe's on the diffusion model's features, all accepted; the
+            probe itself where there is no pool) or ``"oracle"`` (the judge's).
         view: ``"none"``, ``"weak"``, or a per-image operation on top of it.
         mix: MixUp or CutMix over the batch.
         tuned_for: which settings the images are made with: those chosen on validation for
-            ``"seed"`` labels or for ``"amst"``.
+            ``"seed"`` labels, for ``"amst"`` or for ``"probe"`` labels.
         unlabelled: real images without labels join the pool.
         weak: of the weak view, probability of a mirrored image and largest shift, as a share of
             the image's side.
@@ -37,6 +38,9 @@ class Arm:
     training: dict = field(default_factory=dict)
 
 
+# The main head, too, learns labelled images in their strong view, which is close to RandAugment.
+STRONG = {"labelled_view": "strong"}
+
 ARMS = (
     Arm("real only", view="none"),
     Arm("duplicate-real", "copies", view="none"),
@@ -54,7 +58,11 @@ ARMS = (
     Arm("DreamDA, seed labels", "dreamda", tuned_for="seed"),
     Arm("DreamDA, soft pseudo-labels", "dreamda", "soft"),
     Arm("DreamDA + AMST", "dreamda", "amst"),
-    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", wrapper={"labelled_view": "strong"}),
+    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", wrapper=STRONG),
+    Arm("linear probe of the backbone", labels="probe"),
+    Arm("img2img, probe labels", "img2img", "probe", tuned_for="probe", wrapper=STRONG),
+    Arm("samples from noise, probe labels", "noise", "probe", wrapper=STRONG),
+    Arm("DreamDA, probe labels", "dreamda", "probe", tuned_for="probe", wrapper=STRONG),
     Arm("DreamDA, oracle labels", "dreamda", "oracle"),
 )
 # In place of the last, where real images without labels are at hand.
@@ -73,6 +81,7 @@ AMST_PARTS: dict[str, tuple[dict, dict]] = {
     "consistency on unlabelled only": ({"consistency_on": "unlabelled"}, {}),
     "consistency threshold 0.8": ({"consistency_threshold": 0.8}, {}),
     "auxiliary heads frozen, no restart": ({"auxiliary_weight": 0.0}, {"restart": False}),
+    "confidence threshold 0.5": ({"confidence_threshold": 0.5}, {}),
     "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
     "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
     "no restart": ({}, {"restart": False}),

@@ -2,12 +2,13 @@
 
 import argparse
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
 from accuracy_arms import arms_of
 from accuracy_pools import Pool, PoolSpec, ask, noise_settings, open_backbone, settings_of
-from accuracy_runs import Run, Setup, images_of
+from accuracy_runs import Run, Setup, images_of, is_trained, with_labeler
 from accuracy_tasks import Images
 from accuracy_training import Training, predictions
 
@@ -16,7 +17,7 @@ from dreamda_aug import Generator
 STEPS, SAMPLES = 8, 32
 
 
-def estimate(setup: Setup, args: argparse.Namespace) -> str:
+def estimate(setup: Setup, args: argparse.Namespace, tuned: Collection[str]) -> str:
     """Unit costs measured now, and the sum over all runs, as lines of text."""
     task, seeds = setup.task, len(args.rng_seeds)
     images = images_of(setup, Run(arms_of(task)[0], PoolSpec("none"), task.shots[0][0], 0))
@@ -33,8 +34,8 @@ def estimate(setup: Setup, args: argparse.Namespace) -> str:
                 images.test.pixels[:1000], setup.device)  # fmt: skip
     evaluation = (time.process_time() - began) / 1000 * len(images.test)
     samples = {count: count * task.classes * replicas for count, replicas in task.shots}
-    # two DreamDA pools: dials are chosen for seed labels and for AMST apart
-    pools = {"img2img": 1, "noise": 1, "dreamda": 2}
+    # settings are chosen for seed labels, for AMST and for probe labels apart
+    pools = {"img2img": 3, "noise": 1, "dreamda": 3}
     generation = seeds * sum(
         samples[count] * pools[name] * cost for count in args.shots
         for name, cost in per_sample.items())  # fmt: skip
@@ -42,10 +43,10 @@ def estimate(setup: Setup, args: argparse.Namespace) -> str:
         task.steps * cost + evaluation for name, cost in per_step.items() if name in args.arms)
     first = samples[task.shots[0][0]]
     arms = {arm.name: arm for arm in arms_of(task)}
-    both = per_step["DreamDA, seed labels"] + per_step["DreamDA + AMST"]
-    tuning = len(task.img2img) * (
-        first * per_sample["img2img"] + task.steps * per_step["img2img, seed labels"])
-    tuning += len(task.dials) * (first * per_sample["dreamda"] + task.steps * both)
+    tuning = sum(
+        settings * (first * per_sample[kind] + task.steps * sum(
+            cost for name, cost in per_step.items() if arms[name].pool == kind and name in tuned))
+        for kind, settings in (("img2img", len(task.img2img)), ("dreamda", len(task.dials))))
     total = generation + training + tuning
     lines = [f"{name}: {cost * 1000:.0f} ms per sample" for name, cost in per_sample.items()]
     lines += [f"{name}: {cost * 1000:.0f} ms per step" for name, cost in per_step.items()]
@@ -78,6 +79,9 @@ def _training(setup: Setup, images, arm) -> float:
     share = max(4, count * setup.task.classes * replicas * STEPS // setup.task.steps)
     pool = _pool(images, share if arm.pool else 0)
     shorter = replace(setup.task, steps=STEPS)
+    arm = with_labeler(setup, arm, images)
+    if not is_trained(arm):
+        return 0.0
     training = Training(shorter, arm, images, pool, pool.seed_labels, 0, setup.weights,
                         setup.device)  # fmt: skip
     return training.run().seconds / STEPS

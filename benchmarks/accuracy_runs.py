@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from accuracy_ablations import make_at
 from accuracy_arms import Arm
 from accuracy_pools import (
+    LIBRARY,
     Pool,
     PoolSpec,
     Stopped,
@@ -27,14 +28,22 @@ from accuracy_tasks import Split, Task, split
 from accuracy_training import (
     CLASSIFIERS,
     LABELLING_CODE,
+    STAGES,
     TRAINING_CODE,
+    Outcome,
     Training,
     accuracy,
     predictions,
 )
 from safetensors.torch import load_file, save_file
 
+from dreamda_aug.amst import SingleHeadLabeler
 from dreamda_aug.bundled import fashion_mnist_judge
+from dreamda_aug.probe import LinearProbe, backbone_features
+
+# Beside `TRAINING_CODE`, what decides the weights of arms whose labels are made here.
+CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
+                  "probe": [*LABELLING_CODE, LIBRARY / "probe.py"]}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def result_path(setup: Setup, run: Run) -> Path:
                            _backbone(setup)).name  # fmt: skip
     else:
         pool = run.spec
-    code = TRAINING_CODE + (LABELLING_CODE if run.arm.labels in ("amst", "soft") else [])
+    code = TRAINING_CODE + CODE_OF_LABELS.get(run.arm.labels, [])
     parts = [{f.name: getattr(task, f.name) for f in fields(task) if f.name not in without},
              run.arm, pool, run.shots, run.rng_seed, run.tuning, code_digest(code),
              hashlib.sha256(images.shots.pixels.numpy().tobytes()).hexdigest(),
@@ -166,9 +175,10 @@ def result(setup: Setup, run: Run) -> dict:
         truth = predictions(judge, pool.pixels, setup.device)
     if time.time() > setup.deadline:
         raise Stopped
-    training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, setup.weights,
+    arm = with_labeler(setup, run.arm, images)
+    training = Training(setup.task, arm, images, pool, truth, run.rng_seed, setup.weights,
                         setup.device)  # fmt: skip
-    outcome = training.run()
+    outcome = training.run() if is_trained(arm) else probed(setup, images)
     found = {
         "task": setup.task.name, "arm": run.arm.name, "shots": run.shots,
         "rng_seed": run.rng_seed, "steps": outcome.steps, "pool": len(training.pixels),
@@ -184,6 +194,37 @@ def result(setup: Setup, run: Run) -> dict:
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     os.replace(temporary, path)
     return found
+
+
+def is_trained(arm: Arm) -> bool:
+    """Whether an arm trains the task's classifier; the probe alone does not."""
+    return arm.labels != "probe"
+
+
+def probe_of(setup: Setup, images: Split) -> LinearProbe:
+    """A linear probe on the diffusion model's features of the labelled images."""
+    return LinearProbe(backbone_features(_backbone(setup)), images.shots.pixels.float() / 255,
+                       images.shots.labels, num_classes=setup.task.classes)  # fmt: skip
+
+
+def with_labeler(setup: Setup, arm: Arm, images: Split) -> Arm:
+    """The arm itself; one that a probe labels a pool for, as AMST with that labeler.
+
+    The probe's labels never change: one round, all accepted, then AMST's other terms.
+    """
+    if arm.labels != "probe" or not arm.pool:
+        return arm
+    labeler = SingleHeadLabeler(probe_of(setup, images), confidence_threshold=0.0)
+    once = {"labeler": labeler, "pretraining_epochs": 0, "epochs": STAGES,
+            "relabel_every": STAGES, "restart": False}  # fmt: skip
+    return replace(arm, labels="amst", training=arm.training | once)
+
+
+def probed(setup: Setup, images: Split) -> Outcome:
+    """The probe alone, in the place of a trained classifier."""
+    began = time.process_time()
+    probe = probe_of(setup, images)
+    return Outcome(probe, time.process_time() - began, None, None, 0)
 
 
 def make_pool(setup: Setup, run: Run) -> float:

@@ -23,7 +23,7 @@ from accuracy_ablations import ABLATIONS, make_at
 from accuracy_arms import ARMS, UNLABELLED_ARMS, Arm, arms_of
 from accuracy_pools import Pool, PoolSpec, Stopped, load_pool, settings_of
 from accuracy_report import closed_gap, interval, summary, table
-from accuracy_runs import Run, Setup, result, result_path
+from accuracy_runs import Run, Setup, probe_of, result, result_path, with_labeler
 from accuracy_tasks import (
     TASKS,
     Images,
@@ -157,11 +157,22 @@ def noise_pool(count: int, channels: int = 1, size: int = 16) -> Pool:
     return Pool((made * 255).to(torch.uint8), torch.arange(count) % 3, 1.5)
 
 
-@pytest.mark.parametrize("arm", ARMS + UNLABELLED_ARMS, ids=lambda arm: arm.name)
-def test_every_arm_takes_the_tasks_steps(arm):
+TRAINED = [arm for arm in ARMS + UNLABELLED_ARMS if arm.pool or arm.labels != "probe"]
+
+
+@pytest.fixture
+def setup_with_backbone(tmp_path):
+    folder = tmp_path / "backbone"
+    pixel_pipeline().save_pretrained(folder)
+    return Setup(TINY, Path(), tmp_path / "state", str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("arm", TRAINED, ids=lambda arm: arm.name)
+def test_every_arm_takes_the_tasks_steps(arm, setup_with_backbone):
     task = replace(TINY, unlabelled=10)
     pool = noise_pool(18 if arm.pool else 0)
     images = split(task, task.read(Path()), 2, 0)
+    arm = with_labeler(setup_with_backbone, arm, images)
     training = Training(task, arm, images, pool, pool.seed_labels.clone(), 0)
     before = [p.clone() for p in training.model.parameters()]
     outcome = training.run()
@@ -169,6 +180,22 @@ def test_every_arm_takes_the_tasks_steps(arm):
     after = list(outcome.classifier.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert outcome.classifier(torch.rand(2, 1, 16, 16)).shape == (2, 3)
+
+
+def test_a_pool_labelled_by_the_probe_is_accepted_whole(setup_with_backbone):
+    images, pool = split(TINY, TINY.read(Path()), 2, 0), noise_pool(18)
+    arm = next(arm for arm in ARMS if arm.name == "DreamDA, probe labels")
+    probe = probe_of(setup_with_backbone, images)
+    expected = probe(pool.pixels.float() / 255).argmax(1)
+    arm = with_labeler(setup_with_backbone, arm, images)
+    outcome = Training(TINY, arm, images, pool, expected, 0).run()
+    assert outcome.accepted == outcome.labels_right == 1
+
+
+def test_the_probe_alone_is_an_arm_that_trains_nothing(setup_with_backbone):
+    arm = next(arm for arm in ARMS if arm.labels == "probe" and not arm.pool)
+    found = result(setup_with_backbone, Run(arm, PoolSpec("none"), 2, 0))
+    assert found["steps"] == 0 and 0 <= found["test"] <= 1
 
 
 def test_all_arms_start_from_the_same_weights():
