@@ -75,8 +75,11 @@ def paths(base: PoolSpec) -> list[Variant]:
 
 def amst(base: PoolSpec) -> list[Variant]:
     """The parts of AMST, one at a time, on the same images."""
-    return [Variant(name, replace(AMST, wrapper=wrapper, training=training), base)
-            for name, (wrapper, training) in AMST_PARTS.items()]  # fmt: skip
+    rounds = {"label every round": ({}, {"relabel_every": 1}),
+              "label every round, restart": ({}, {"relabel_every": 1, "restart": True})}
+    return [Variant(name, replace(AMST, wrapper=wrapper, training=AMST.training | training), base)
+            for name, (wrapper, training) in (AMST_PARTS | rounds).items()
+            if name != "no restart"]  # what these arms do anyway
 
 
 def place(base: PoolSpec) -> list[Variant]:

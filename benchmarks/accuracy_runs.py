@@ -214,7 +214,7 @@ def with_labeler(setup: Setup, arm: Arm, images: Split) -> Arm:
     """
     if arm.labels != "probe" or not arm.pool:
         return arm
-    labeler = SingleHeadLabeler(probe_of(setup, images), confidence_threshold=0.0)
+    labeler = SingleHeadLabeler(probe_of(setup, images), soft=True)
     once = {"labeler": labeler, "pretraining_epochs": 0, "epochs": STAGES,
             "relabel_every": STAGES, "restart": False}  # fmt: skip
     return replace(arm, labels="amst", training=arm.training | once)
