@@ -142,18 +142,22 @@ def ablation(setup: Setup, args: argparse.Namespace) -> None:
     choices = choose(setup, args.processes)
     count, replicas = task.shots[0]
     arm = next(arm for arm in arms_of(task) if arm.name == AMST)
-    variants = ABLATIONS[args.ablation](spec_of(task, arm, replicas, choices))
+    base = spec_of(task, arm, args.replicas or replicas, choices)
+    variants = [variant for variant in ABLATIONS[args.ablation](base)
+                if variant.name in (args.arms or [variant.name])
+                and (task.judge or variant.arm.labels != "oracle")]  # fmt: skip
     weak = task.weak_views[choices[WEAK]["chosen"]]
     runs = [Run(replace(variant.named_arm(), weak=weak), variant.spec, count, rng_seed)
-            for variant in variants for rng_seed in args.rng_seeds
-            if task.judge or variant.arm.labels != "oracle"]  # fmt: skip
+            for variant in variants for rng_seed in args.rng_seeds]  # fmt: skip
     make_pools(setup, runs, args.processes)
     found = perform(result, setup, runs, args.processes)
     measured = [measure(setup, run) for run in runs]
     found = [{**row, **figures} for row, figures in zip(found, measured, strict=True)]
     names = [variant.name for variant in variants]
     name = f"{task.name}_{args.ablation}"
-    write(setup, args, name, tradeoff_table(found, names), found, choices=choices)
+    text = (f"\n{count} labelled images per class, {base.replicas} synthetic images of each.\n"
+            + tradeoff_table(found, names))  # fmt: skip
+    write(setup, args, name, text, found, choices=choices)
     plot_tradeoff(found, names, args.out / f"{name}.png")
 
 
@@ -196,7 +200,7 @@ def arguments() -> argparse.Namespace:
                         help="folder for pools, runs and choices")
     parser.add_argument("--backbone", help="folder of the diffusion model")
     parser.add_argument("--weights", type=Path, help="of a pretrained classifier")
-    parser.add_argument("--arms", nargs="+", help="names; all by default")
+    parser.add_argument("--arms", nargs="+", help="names, of an ablation's rows too; default: all")
     parser.add_argument("--shots", nargs="+", type=int, help="all of the task by default")
     parser.add_argument("--rng-seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2)
@@ -204,6 +208,8 @@ def arguments() -> argparse.Namespace:
                         help="stop after so many; the same command goes on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ablation", choices=ABLATIONS)
+    parser.add_argument("--replicas", type=int,
+                        help="images per labelled one in an ablation; default: the task's")
     parser.add_argument("--dry-run", action="store_true", help="measure unit costs, print a sum")
     parser.add_argument("--smoke", action="store_true", help="two classes, a few steps, to try it")
     parser.add_argument("--export", type=Path, help="write the training images here, and stop")
@@ -219,7 +225,8 @@ def main() -> None:
         return export(task, args.data, args.export)
     if args.smoke:
         task, args.backbone, args.weights = smoke(task, args)
-    args.arms = args.arms or [arm.name for arm in arms_of(task)]
+    if not args.ablation:
+        args.arms = args.arms or [arm.name for arm in arms_of(task)]
     args.shots = args.shots or [count for count, _ in task.shots]
     setup = Setup(task, args.data, args.state, args.backbone, args.weights, args.device,
                   time.time() + 60 * args.minutes)  # fmt: skip

@@ -347,22 +347,42 @@ def test_tuning_looks_at_validation_alone(tmp_path):
     assert found["test"] is None and 0 <= found["validation"] <= 1
 
 
-def test_the_whole_command_resumes_to_the_same_json(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The command on a tiny task: call it with further arguments."""
     task = replace(TINY, img2img=(0.5,), dials=((0.5, 0.6, 1.0),), weak_views=((0.0, 0.1),))
     folder = tmp_path / "backbone"
     pixel_pipeline().save_pretrained(folder)
     monkeypatch.setitem(TASKS, "fashion_mnist", task)
-    monkeypatch.setattr(sys, "argv", [
-        "accuracy.py", "fashion_mnist", "--data", "none", "--state", str(tmp_path / "state"),
-        "--out", str(tmp_path / "out"), "--rng-seeds", "0", "1", "--processes", "1",
-        "--backbone", str(folder), "--device", "cpu", "--arms", "real only", "DreamDA + AMST",
-    ])  # fmt: skip
-    accuracy.main()
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [
+            "accuracy.py", "fashion_mnist", "--data", "none", "--state", str(tmp_path / "state"),
+            "--out", str(tmp_path / "out"), "--rng-seeds", "0", "1", "--processes", "1",
+            "--backbone", str(folder), "--device", "cpu", *arguments,
+        ])  # fmt: skip
+        accuracy.main()
+
+    return call
+
+
+def test_an_ablation_can_be_thinned(tmp_path, command):
+    rows = ["1 path, seed labels", "a path per replica, seed labels"]
+    command("--ablation", "paths", "--replicas", "2", "--arms", *rows)
+    found = json.loads((tmp_path / "out" / "tiny_paths.json").read_text())["runs"]
+    assert {run["arm"] for run in found} == set(rows)
+    assert {run["pool"] for run in found} == {12} and all(run["diversity"] > 0 for run in found)
+    assert "2 synthetic images of each" in (tmp_path / "out" / "tiny_paths.md").read_text()
+
+
+def test_the_whole_command_resumes_to_the_same_json(tmp_path, command):
+    arms = ("--arms", "real only", "DreamDA + AMST")
+    command(*arms)
     first = (tmp_path / "out" / "tiny.json").read_text()
     facts = json.loads(first)
     assert {run["steps"] for run in facts["runs"]} == {8} and len(facts["runs"]) == 4
     assert facts["choices"]["DreamDA + AMST"]["chosen"] == 0
-    accuracy.main()
+    command(*arms)
     assert (tmp_path / "out" / "tiny.json").read_text() == first
     assert (tmp_path / "out" / "tiny.png").exists()
     assert "| DreamDA + AMST |" in (tmp_path / "out" / "tiny.md").read_text()
