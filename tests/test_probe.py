@@ -75,6 +75,14 @@ def test_the_bundled_models_features_tell_classes_apart(bundled):
     assert right["model"] > right["pixels"] + 0.03 and right["model"] > 0.65
 
 
+def test_a_backbone_that_was_compiled_before_gives_the_same_features():
+    compiled = PixelBackbone(pixel_pipeline())
+    compiled.compile(backend="eager")
+    compiled.predict(torch.zeros(2, 1, 16, 16), torch.tensor(5), compiled.embed([None] * 2))
+    torch.testing.assert_close(backbone_features(compiled)(images(2)),
+                               backbone_features(PixelBackbone(pixel_pipeline()))(images(2)))
+
+
 def test_a_probe_labels_images_as_any_classifier():
     shots, targets = images(20), torch.arange(20) % 2
     shots[targets == 1] /= 2
