@@ -20,6 +20,7 @@ from dreamda_aug.metrics import (
 )
 
 REFERENCE = 2000  # real training images that fidelity is measured against
+_MARKERS = "o^sDvPX*<>dph"
 FIGURES = ("frechet", "kernel", "agreement", "distance", "diversity")
 
 
@@ -72,20 +73,32 @@ def tradeoff_table(runs: list[dict], names: Sequence[str]) -> str:
 
 
 def plot_tradeoff(runs: list[dict], names: Sequence[str], path: Path) -> None:
-    """Accuracy, fidelity and label agreement over the distance from the seed image."""
+    """Accuracy, fidelity and label agreement over the distance from the seed image.
+
+    A marker for each kind of images, a colour for each way to label them, where there are several.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure((13, 4.2), layout="constrained")
     panels = (("test", "test accuracy"), ("frechet", "Fréchet distance to real images"),
               ("agreement", "share of seed labels that are right"))  # fmt: skip
+    parts = {name: (name.removesuffix(f", {label}"), label) for name in names
+             for label in [name.rpartition(", ")[2] if name.endswith(" labels") else ""]}
+    images, labels = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
     for axes, (value, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        for number, name in enumerate(names):
+        for name, (image, label) in parts.items():
             rows = [run for run in runs if run["arm"] == name and run[value] is not None]
             if rows:
                 x, y = (sum(row[key] for row in rows) / len(rows) for key in ("distance", value))
-                axes.plot(x, y, "o^sDvP"[number % 6], color=f"C{number % 10}", label=name)
+                # images alone decide the other panels
+                colour = f"C{labels.index(label)}" if value == "test" else "0.3"
+                axes.plot(x, y, _MARKERS[images.index(image) % len(_MARKERS)], color=colour)
         axes.set_xlabel("RMS pixel distance from the seed image")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right", fontsize=6)
+    for number, image in enumerate(images):
+        axes.plot([], [], _MARKERS[number % len(_MARKERS)], color="0.3", label=image)
+    for number, label in enumerate(labels if len(labels) > 1 else []):
+        axes.plot([], [], "_", color=f"C{number}", markeredgewidth=4, label=label)
+    figure.legend(loc="outside right", fontsize=8)
     figure.savefig(path, dpi=110)
