@@ -45,11 +45,17 @@ def _grid(base: PoolSpec, dials: Sequence[tuple[str, dict]], arms: Sequence[Arm]
 
 
 def dials(base: PoolSpec) -> list[Variant]:
-    """Noise scale × adherence, with four ways to label: what images are worth if labels are right,
-    and how much of it each way of labelling brings."""
+    """Noise scale × adherence, with four ways to label."""
     pairs = [(a, n) for a in (1.0, 0.6, 0.0) for n in (0.0, 1.0, 3.0) if (a, n) != (1, 0)]
     return _grid(base, [(f"adherence {a:g}, noise {n:g}", {"adherence": a, "noise_scale": n})
                         for a, n in pairs], [SEED, AMST, PROBE, ORACLE])  # fmt: skip
+
+
+def strength(base: PoolSpec) -> list[Variant]:
+    """Images ever further from their seed image: what they are worth if their labels are right,
+    and how much of that each way to label brings."""
+    return _grid(base, [(f"strength {s:g}", {"strength": s}) for s in (0.5, 0.7, 0.9)],
+                 [SEED, AMST, PROBE, ORACLE])  # fmt: skip
 
 
 def inversion(base: PoolSpec) -> list[Variant]:
@@ -100,7 +106,7 @@ def place(base: PoolSpec) -> list[Variant]:
 
 
 ABLATIONS: dict[str, Callable[[PoolSpec], list[Variant]]] = {
-    function.__name__: function for function in (dials, place, inversion, rule, paths, amst)
+    function.__name__: function for function in (dials, strength, place, inversion, rule, paths, amst)
 }
 
 
