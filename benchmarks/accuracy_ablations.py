@@ -106,7 +106,8 @@ def place(base: PoolSpec) -> list[Variant]:
 
 
 ABLATIONS: dict[str, Callable[[PoolSpec], list[Variant]]] = {
-    function.__name__: function for function in (dials, strength, place, inversion, rule, paths, amst)
+    function.__name__: function
+    for function in (dials, strength, place, inversion, rule, paths, amst)
 }
 
 
