@@ -8,6 +8,7 @@ the same model made.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -149,6 +150,10 @@ def logistic_regression(
     return weight.detach(), bias.detach()
 
 
+class _Reached(Exception):
+    """The block whose output was wanted has run."""
+
+
 @dataclass(frozen=True, eq=False)
 class _BackboneFeatures:
     backbone: Backbone
@@ -164,15 +169,19 @@ class _BackboneFeatures:
         noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
         condition = backbone.embed([None] * len(x_0))
         backbone.tap.clear()
-        cells, found = torch.nn.AdaptiveAvgPool2d(self.grid), []
-        hook = backbone.unet.up_blocks[0].register_forward_hook(
-            lambda _, inputs, output: found.append(cells(output.float()).flatten(1))
-        )
+        found = []
+
+        def stop(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            found.append(F.adaptive_avg_pool2d(output.float(), self.grid).flatten(1))
+            raise _Reached  # the blocks that follow are the U-Net's most costly ones
+
+        hook = backbone.unet.up_blocks[0].register_forward_hook(stop)
         try:
             for strength in self.strengths:
                 schedule = backbone.schedule(_STEPS, strength)
                 x_t = schedule.add_noise(x_0, noise, 0)
-                backbone.predict(x_t, schedule.timesteps[0], condition)
+                with contextlib.suppress(_Reached):
+                    backbone.predict(x_t, schedule.timesteps[0], condition)
         finally:
             hook.remove()
         return torch.cat(found, 1)
