@@ -158,7 +158,10 @@ def ablation(setup: Setup, args: argparse.Namespace) -> None:
     text = (f"\n{count} labelled images per class, {base.replicas} synthetic images of each.\n"
             + tradeoff_table(found, names))  # fmt: skip
     write(setup, args, name, text, found, choices=choices)
-    plot_tradeoff(found, names, args.out / f"{name}.png")
+    if len({variant.spec for variant in variants}) == 1:  # the same images: only training differs
+        plot(found, names, [count], name, args.out / f"{name}.png")
+    else:
+        plot_tradeoff(found, names, args.out / f"{name}.png")
 
 
 def write(setup: Setup, args, name: str, text: str, runs: list[dict], **more) -> None:
