@@ -33,12 +33,12 @@ def backbone_features(
     """What a diffusion model's U-Net sees in an image: its first up block, after the bottleneck.
 
     The image is noised as an inversion of each strength would begin, always with the same noise,
-    so that an image has the same features in any batch; one U-Net pass per strength.
+    so that an image has the same features in any batch; a U-Net pass up to there per strength.
 
     Args:
         backbone: the diffusion model; told nothing about the image.
-        strengths: noise levels, in [0.01, 1], as shares of the way to pure noise. Small ones serve
-            classification best [arXiv:2112.03126; of the default, ours, on Fashion-MNIST].
+        strengths: noise levels, in [0.01, 1], as shares of the way to pure noise. The default is
+            ours: on Fashion-MNIST, small levels told classes apart best.
         grid: the block's output is averaged over ``grid`` x ``grid`` cells.
 
     Returns:
@@ -62,7 +62,7 @@ def backbone_features(
 class LinearProbe(nn.Module):
     """A classifier: logistic regression on the features of a few labelled images.
 
-    As a labeler: ``SingleHeadLabeler(probe, confidence_threshold=0.0)``. The features are
+    As a labeler: ``SingleHeadLabeler(probe, soft=True)``. The features are
     standardised with mean and deviation of the labelled images and scaled to length 1, so that
     one penalty serves all feature functions.
 
