@@ -126,7 +126,8 @@ def study(setup: Setup, args: argparse.Namespace) -> None:
     gaps = {count: closed_gap(found, AMST, count, BASELINE, "DreamDA, oracle labels")
             for count in args.shots}  # fmt: skip
     notes = "".join(f"At {count} per class, {AMST} closes {gap:.0%} of the gap between {BASELINE} "
-                    "and oracle labels on the same images.\n" for count, gap in gaps.items() if gap is not None)
+                    "and oracle labels on the same images.\n"
+                    for count, gap in gaps.items() if gap is not None)
     text += (f"\n{notes}\nChosen on {task.validation_images} validation images at "
              f"{task.shots[0][0]} per class, other rng seeds:\n")
     for name, choice in choices.items():
