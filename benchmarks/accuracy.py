@@ -8,8 +8,9 @@
 Every choice (img2img's strength, DreamDA's dials) is made on labelled validation images, with an
 rng seed that is not among the reported ones; the test set is looked at once, with the final
 weights. Results, pools and choices are kept in ``--state``: the same command goes on where the
-last one stopped, and trains again only what its code or settings have changed. Tasks and the
-layout of their files: accuracy_tasks.py; arms: accuracy_arms.py; training: accuracy_training.py.
+last one stopped, and trains again only what its code or settings have changed. Where the state is
+gone, ``--choices RESULT.json`` takes the choices from a result. Tasks and the layout of their
+files: accuracy_tasks.py; arms: accuracy_arms.py; training: accuracy_training.py.
 """
 
 import argparse
@@ -52,6 +53,21 @@ def candidates(task: Task) -> dict[str, list[PoolSpec]]:
                for strength in task.img2img]  # fmt: skip
     dials = [PoolSpec("replicas", replicas, settings_of(task, *d)) for d in task.dials]
     return {name: img2img if kind == "img2img" else dials for (kind, _), name in TUNED.items()}
+
+
+def choices_of(setup: Setup, args: argparse.Namespace) -> dict[str, dict]:
+    """Those of an earlier result, if ``--choices`` names one; otherwise made now."""
+    if args.choices is None:
+        return choose(setup, args.processes)
+    found = json.loads(args.choices.read_text())
+    candidate = {name: [spec.settings.summary() for spec in specs]
+                 for name, specs in candidates(setup.task).items()}  # fmt: skip
+    known = {name: [each["settings"] for each in choice["candidates"]]
+             for name, choice in found["choices"].items() if name != WEAK}  # fmt: skip
+    if found["task"] != setup.task.name or known != candidate:
+        raise SystemExit(f"--choices must name a result of {setup.task.name} that chose between "
+                         f"today's candidates; {args.choices} did not. Leave it out to choose now.")
+    return found["choices"]
 
 
 def choose(setup: Setup, processes: int) -> dict[str, dict]:
@@ -117,7 +133,7 @@ def planned(task: Task, choices: dict[str, dict], arms: list[str], shots: list[i
 def study(setup: Setup, args: argparse.Namespace) -> None:
     """The main table of a task."""
     task = setup.task
-    choices = choose(setup, args.processes)
+    choices = choices_of(setup, args)
     runs = planned(task, choices, args.arms, args.shots, args.rng_seeds)
     make_pools(setup, runs, args.processes)
     found = perform(result, setup, runs, args.processes)
@@ -140,7 +156,7 @@ def study(setup: Setup, args: argparse.Namespace) -> None:
 def ablation(setup: Setup, args: argparse.Namespace) -> None:
     """One ablation, at the smallest number of shots."""
     task = setup.task
-    choices = choose(setup, args.processes)
+    choices = choices_of(setup, args)
     count, replicas = task.shots[0]
     arm = next(arm for arm in arms_of(task) if arm.name == AMST)
     base = spec_of(task, arm, args.replicas or replicas, choices)
@@ -212,6 +228,8 @@ def arguments() -> argparse.Namespace:
                         help="stop after so many; the same command goes on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ablation", choices=ABLATIONS)
+    parser.add_argument("--choices", type=Path,
+                        help="JSON of an earlier result: take its choices, tune nothing")
     parser.add_argument("--replicas", type=int,
                         help="images per labelled one in an ablation; default: the task's")
     parser.add_argument("--dry-run", action="store_true", help="measure unit costs, print a sum")

@@ -388,6 +388,19 @@ def test_the_whole_command_resumes_to_the_same_json(tmp_path, command):
     assert "| DreamDA + AMST |" in (tmp_path / "out" / "tiny.md").read_text()
 
 
+def test_choices_of_an_earlier_result_are_taken_and_others_refused(tmp_path, command, monkeypatch):
+    arms = ("--arms", "real only", "DreamDA, seed labels")
+    command(*arms)
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text((tmp_path / "out" / "tiny.json").read_text())
+    monkeypatch.setattr(accuracy, "choose", None)  # would fail if it were called
+    command(*arms, "--choices", str(earlier))
+    assert (tmp_path / "out" / "tiny.json").read_text() == earlier.read_text()
+    monkeypatch.setitem(TASKS, "fashion_mnist", replace(TASKS["fashion_mnist"], img2img=(0.7,)))
+    with pytest.raises(SystemExit, match="today's candidates"):
+        command(*arms, "--choices", str(earlier))
+
+
 # --- statistics
 
 
