@@ -236,7 +236,7 @@ class Generator:
         replays = s.adherence > 0
         return cache_key(
             image=digest,
-            backbone=self.backbone.fingerprint,
+            backbone=self.backbone.fingerprint, image_size=list(self.backbone.image_size),
             inversion=repr(s.inversion) if replays else "none",
             steps=s.steps if replays else 0, strength=s.strength if replays else 0,
             eta=s.eta if replays else 0,

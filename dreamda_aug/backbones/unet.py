@@ -199,9 +199,19 @@ class LatentBackbone(_UNetBackbone):
                     getattr(self.vae, f"enable_{switch}")()
             self.vae.to("cpu")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
+        # tiles see their own borders: other latents and other pixels
+        return f"{self._fingerprint}-tiled" if self._in_tiles else self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint_of(self.unet, self.vae)
+
+    @property
+    def _in_tiles(self) -> bool:
+        tile = getattr(self.vae, "tile_sample_min_size", None)
+        return getattr(self.vae, "use_tiling", False) and max(self.image_size) > tile
 
     @contextmanager
     def _vae_at_hand(self) -> Iterator[None]:
