@@ -41,10 +41,6 @@ class Arm:
 # The main head, too, learns labelled images in their strong view, which is close to RandAugment.
 STRONG = {"labelled_view": "strong"}
 
-# With few steps in all, one labelling round and no restart: a restart would leave the last quarter
-# of the steps alone to train the classifier, which cost 2 to 5 points on validation.
-ONCE = {"restart": False, "relabel_every": 3}
-
 ARMS = (
     Arm("real only", view="none"),
     Arm("duplicate-real", "copies", view="none"),
@@ -57,23 +53,25 @@ ARMS = (
     Arm("Cutout", view="RandomErasing"),
     Arm("img2img, seed labels", "img2img", tuned_for="seed"),
     # what AMST gives without DreamDA's images
-    Arm("img2img + AMST", "img2img", "amst", training=ONCE),
+    Arm("img2img + AMST", "img2img", "amst"),
     Arm("samples from noise", "noise", "soft"),
     Arm("DreamDA, seed labels", "dreamda", tuned_for="seed"),
     Arm("DreamDA, soft pseudo-labels", "dreamda", "soft"),
-    Arm("DreamDA + AMST", "dreamda", "amst", training=ONCE),
-    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", wrapper=STRONG, training=ONCE),
+    Arm("DreamDA + AMST", "dreamda", "amst"),
+    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", wrapper=STRONG),
     Arm("linear probe of the backbone", labels="probe"),
     Arm("img2img, probe labels", "img2img", "probe", tuned_for="probe", wrapper=STRONG),
     Arm("samples from noise, probe labels", "noise", "probe", wrapper=STRONG),
     Arm("DreamDA, probe labels", "dreamda", "probe", tuned_for="probe", wrapper=STRONG),
     Arm("DreamDA, oracle labels", "dreamda", "oracle"),
+    # what the images of the probe's arm would be worth, were they labelled right
+    Arm("DreamDA, oracle labels on RandAugment", "dreamda", "oracle", view="RandAugment",
+        tuned_for="probe"),
 )
-# In place of the last, where real images without labels are at hand.
+# Beside the AMST arms, where real images without labels are at hand.
 UNLABELLED_ARMS = (
-    Arm("AMST, unlabelled images", labels="amst", unlabelled=True, training=ONCE),
-    Arm("DreamDA + AMST, unlabelled images", "dreamda", "amst", unlabelled=True,
-        training=ONCE),
+    Arm("AMST, unlabelled images", labels="amst", unlabelled=True),
+    Arm("DreamDA + AMST, unlabelled images", "dreamda", "amst", unlabelled=True),
 )
 # What ablations of AMST change: arguments of AMSTWrapper and of SelfTraining.
 AMST_PARTS: dict[str, tuple[dict, dict]] = {

@@ -216,7 +216,7 @@ def with_labeler(setup: Setup, arm: Arm, images: Split) -> Arm:
         return arm
     labeler = SingleHeadLabeler(probe_of(setup, images), soft=True)
     once = {"labeler": labeler, "pretraining_epochs": 0, "epochs": STAGES,
-            "relabel_every": STAGES, "restart": False}  # fmt: skip
+            "relabel_every": STAGES}  # fmt: skip
     return replace(arm, labels="amst", training=arm.training | once)
 
 
