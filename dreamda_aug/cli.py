@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import dreamda_aug
-from dreamda_aug.cli_expand import add_commands
+from dreamda_aug.cli_expand import add_commands, add_model_options, model_options, positive
 from dreamda_aug.errors import DreamDAError
 
 
@@ -31,19 +31,21 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=_demo)
 
     command = commands.add_parser("preview", help="a grid of your images and their replicas")
-    _add_source(command)
+    command.add_argument("folder", type=Path, help="images, or a folder for each class")
+    add_model_options(command)
     command.add_argument("--out", type=Path, default=Path("preview.png"))
-    command.add_argument("--images", type=_positive, default=8, help="seed images to show")
-    command.add_argument("--replicas", type=_positive, default=2, help="per image and noise scale")
+    command.add_argument("--images", type=positive, default=8, help="seed images to show")
+    command.add_argument("--replicas", type=positive, default=2, help="per image and noise scale")
     command.add_argument("--noise-scales", type=float, nargs="+",
                          help="columns of the grid; default: the preset's")
     command.set_defaults(run=_preview)
 
     command = commands.add_parser("calibrate", help="find the noise scale your images bear")
-    _add_source(command)
+    command.add_argument("folder", type=Path, help="images, or a folder for each class")
+    add_model_options(command)
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")
-    command.add_argument("--images", type=_positive, default=64, help="seed images to measure on")
-    command.add_argument("--replicas", type=_positive, default=4, help="per image")
+    command.add_argument("--images", type=positive, default=64, help="seed images to measure on")
+    command.add_argument("--replicas", type=positive, default=4, help="per image")
     command.add_argument("--min-agreement", type=float, default=0.9,
                          help="share of replicas that must keep their label")
     command.add_argument("--max-distance", type=float,
@@ -80,24 +82,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _add_source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, help="images, or a folder for each class")
-    command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
-    command.add_argument("--preset", default="recommended")
-    command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
-    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
-                                                       "file_name and text")
-    command.add_argument("--cache", type=Path, help="folder for inversions")
-    command.add_argument("--rng-seed", type=int, default=0)
-
-
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -105,20 +89,16 @@ def _say(line: str) -> None:
 def _open_sample(args: argparse.Namespace):
     """The folder, a sample of its images over all classes, and the transform to augment them."""
     from dreamda_aug.features import FolderImages
-    from dreamda_aug.prompts import DEFAULT_PROMPT
     from dreamda_aug.settings import resolve_settings
     from dreamda_aug.transforms import DreamDAugment
 
+    options = model_options(args)
     resolve_settings(args.preset)
     data = FolderImages(args.folder)
     # every k-th image in name order: that touches every class in its share
     count = min(args.images, len(data))
     rows = [round(i * (len(data) - 1) / max(count - 1, 1)) for i in range(count)]
-    augment = DreamDAugment(
-        args.backbone, args.preset, class_names=data.class_names or None,
-        prompt=args.prompt or DEFAULT_PROMPT, captions=args.captions,
-        cache=args.cache or "default", rng_seed=args.rng_seed,
-    )
+    augment = DreamDAugment(**options, class_names=data.class_names or None)
     return data, rows, augment
 
 

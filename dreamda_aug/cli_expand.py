@@ -23,28 +23,18 @@ def add_commands(subparsers) -> None:
                          help="raise small classes to the size of the largest")
     command.add_argument("--only-class", action="append", metavar="CLASS",
                          help="expand this class only; may be repeated")
-    command.add_argument("--limit", type=_positive, help="seed images to use, over all classes")
+    command.add_argument("--limit", type=positive, help="seed images to use, over all classes")
     command.add_argument("--format", choices=("folder", "webdataset"), default="folder")
-    command.add_argument("--shard-samples", type=_positive, default=1000,
+    command.add_argument("--shard-samples", type=positive, default=1000,
                          help="images per WebDataset shard")
     command.add_argument("--classes", type=Path, help="file with a class name per line")
     command.add_argument("--split", help="of a torchvision, Hugging Face or bundled dataset")
     command.add_argument("--data-root", type=Path, help="folder of torchvision's data")
     command.add_argument("--download", action="store_true", help="let torchvision download it")
-    command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
-    command.add_argument("--preset", default="recommended")
+    add_model_options(command)
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                          help="a setting that differs from the preset, such as noise_scale=2")
-    command.add_argument("--prompt", help="template with {class_name}")
-    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
-                                                       "file_name and text")
-    command.add_argument("--cache", type=Path, help="folder with calibrations")
-    command.add_argument("--batch-size", type=_positive, default=32)
-    command.add_argument("--low-memory", action="store_true",
-                         help="for GPUs with 8 GB; give --batch-size 1 too")
-    command.add_argument("--rng-seed", type=int, default=0)
-    command.add_argument("--device", help="such as cpu or cuda:1")
-    command.add_argument("--threads", type=_positive, default=1,
+    command.add_argument("--threads", type=positive, default=1,
                          help="CPU threads per process; part of the settings")
     command.add_argument("--license", help="the backbone's licence, for the dataset card")
     command.add_argument("--filter", action="append", default=[],
@@ -77,10 +67,35 @@ def add_commands(subparsers) -> None:
     command.set_defaults(run=_regenerate)
 
 
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which model makes images, and how; `model_options` reads them."""
+    command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
+    command.add_argument("--preset", default="recommended")
+    command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
+    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
+                                                       "file_name and text")
+    command.add_argument("--cache", type=Path, help="folder of inversions and calibrations")
+    command.add_argument("--batch-size", type=positive, default=32)
+    command.add_argument("--low-memory", action="store_true",
+                         help="for GPUs with 8 GB; give --batch-size 1 too")
+    command.add_argument("--rng-seed", type=int, default=0)
+    command.add_argument("--device", help="such as cpu or cuda:1")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, object]:
+    """What the options of `add_model_options` are to `DreamDAugment`."""
+    from dreamda_aug.prompts import DEFAULT_PROMPT
+
+    _check_device(args.device)
+    names = ("backbone", "preset", "captions", "batch_size", "low_memory", "rng_seed", "device")
+    return {name: getattr(args, name) for name in names} | {
+        "prompt": args.prompt or DEFAULT_PROMPT, "cache": args.cache or "default"}
+
+
 def _expand(args: argparse.Namespace) -> int:
     overrides = _overrides(args.set)
     names = _read_names(args.classes) if args.classes else None
-    _check_device(args.device)
+    options = model_options(args)
     from dreamda_aug.expansion.sources import open_source
     from dreamda_aug.expansion.store import check_free
 
@@ -96,16 +111,10 @@ def _expand(args: argparse.Namespace) -> int:
     count_replicas(source, ratio, **choice)  # refuses bad arguments before a model is loaded
     filters = [open_filter(text, len(source.classes)) for text in args.filter]
     from dreamda_aug.expansion.processes import join_processes
-    from dreamda_aug.prompts import DEFAULT_PROMPT
     from dreamda_aug.transforms import DreamDAugment
 
     number, count = args.shard or join_processes()
-    augment = DreamDAugment(
-        args.backbone, args.preset, class_names=names, prompt=args.prompt or DEFAULT_PROMPT,
-        captions=args.captions, cache=args.cache or "default", rng_seed=args.rng_seed,
-        batch_size=args.batch_size, keep_text_encoder=False, device=args.device,
-        low_memory=args.low_memory, **overrides,
-    )
+    augment = DreamDAugment(**options, class_names=names, keep_text_encoder=False, **overrides)
     from dreamda_aug.expansion.expansion import Expansion
 
     expansion = Expansion(
@@ -244,7 +253,7 @@ def _whole(text: str) -> int:
     return value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")

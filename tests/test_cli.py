@@ -45,7 +45,8 @@ def test_the_demo_does_the_whole_job(tmp_path, monkeypatch, capsys):
 def test_preview_writes_a_grid(folder, model, tmp_path, capsys):
     out = tmp_path / "preview.png"
     assert main(["preview", str(folder), "--backbone", model, "--out", str(out), "--images", "3",
-                 "--noise-scales", "1", "4", "--preset", "fast"]) == 0
+                 "--noise-scales", "1", "4", "--preset", "fast", "--batch-size", "1",
+                 "--low-memory", "--device", "cpu"]) == 0
     assert PIL.Image.open(out).height > 3 * 56
 
 
@@ -76,6 +77,7 @@ def test_info_names_versions_cache_and_backbone(capsys):
     (["preview"], "the following arguments are required: folder"),
     (["preview", "/nowhere/at/all"], "/nowhere/at/all"),
     (["preview", ".", "--images", "0"], "must be at least 1"),
+    (["preview", "tests", "--device", "abacus"], "expected cpu, cuda, cuda:1"),
     (["calibrate", "tests", "--preset", "best"], "best"),
     (["fly"], "invalid choice: 'fly'"),
 ])
