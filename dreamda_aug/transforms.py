@@ -36,7 +36,8 @@ class DreamDAugment(v2.Transform):
 
     Put it first in ``v2.Compose``, on images as they come from the dataset: it needs pixels in
     [0, 255] or [0, 1], not normalised ones. The image is inverted once; the inversion is cached.
-    The model is loaded with the first image, not before, and stays out of ``state_dict``.
+    The model is loaded with the first image, not before, and stays out of ``state_dict``. Worker
+    processes each load their own; threads must not share one, nor a loaded backbone.
 
     It takes what torchvision's own transforms take: a PIL image of any mode, an image tensor
     (uint8, another integer type, or float in [0, 1]; on any device), a ``tv_tensors.Image``, a
