@@ -45,9 +45,10 @@ def load_backbone(
         null_class: for class-conditional models, the class that means "none"; found by itself
             where ``examples/train_backbone.py`` made the model.
         low_memory: for latent models on GPUs with 8 GB: the VAE decodes one image at a time and
-            waits on the CPU while the U-Net runs (that of a pipeline object, too). It makes no sense without small batches: give
-            `Generator` or `DreamDAugment` ``batch_size=1``. Attention is not sliced: torch's fused
-            attention, which diffusers uses, does not hold its matrix in memory.
+            waits on the CPU while the U-Net runs (that of a pipeline object, too). It makes no
+            sense without small batches: give `Generator` or `DreamDAugment` ``batch_size=1``.
+            Attention is not sliced: torch's fused attention, which diffusers uses, does not hold
+            its matrix in memory.
 
     Returns:
         A `PixelBackbone` or a `LatentBackbone`.
