@@ -37,6 +37,11 @@ class Arm:
     wrapper: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
 
+    @property
+    def is_classical(self) -> bool:
+        """Whether labelled images alone are trained on, augmented, without a diffusion model."""
+        return not self.pool and self.labels == "seed" and self.view != "none"
+
 
 # The main head, too, learns labelled images in their strong view, which is close to RandAugment.
 STRONG = {"labelled_view": "strong"}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accuracy_arms import Arm
 from scipy import stats
 
 
@@ -68,6 +69,44 @@ def closed_gap(runs: list[dict], arm: str, shots: int, baseline: str, ceiling: s
     if None in means or means[2] == means[1]:
         return None
     return (means[0] - means[1]) / (means[2] - means[1])
+
+
+def comparisons(runs: list[dict], arms: Sequence[Arm], shots: Sequence[int], baseline: str,
+                ceilings: dict[str, str]) -> list[dict]:  # fmt: skip
+    """Our arms against the best classical one, and how much of the gap to true labels they close.
+
+    Args:
+        runs: their results.
+        arms: those that were run.
+        shots: numbers of labelled images per class.
+        baseline: where the gap begins.
+        ceilings: our arms, and the arm where the gap of each ends.
+
+    Which classical arm is best is judged by test means, to our disadvantage.
+    """
+    names = [arm.name for arm in arms]
+    rows = []
+    for count in shots:
+        classical = {arm.name: summary(runs, arm.name, count, baseline)["mean"]
+                     for arm in arms if arm.is_classical}  # fmt: skip
+        best = max(classical, key=classical.get, default=None)
+        rows += [{"arm": arm, "shots": count, "best_classical": best,
+                  "margin": best and summary(runs, arm, count, best)["gain"], "ceiling": ceiling,
+                  "gap_closed": closed_gap(runs, arm, count, baseline, ceiling)}
+                 for arm, ceiling in ceilings.items() if arm in names]  # fmt: skip
+    return rows
+
+
+def sentences(row: dict, baseline: str) -> list[str]:
+    """One of the `comparisons`, for people."""
+    start, lines = f"At {row['shots']} per class, {row['arm']}", []
+    if row["margin"]:
+        margin = "{:+.1f} ± {:.1f}".format(*(100 * value for value in row["margin"]))
+        lines.append(f"{start} minus {row['best_classical']}, the best classical arm: {margin}.")
+    if row["gap_closed"] is not None:
+        lines.append(f"{start} closes {row['gap_closed']:.0%} of the gap between {baseline} and "
+                     f"{row['ceiling']} (the same images).")  # fmt: skip
+    return lines
 
 
 def plot(runs: list[dict], arms: Sequence[str], shots: Sequence[int], title: str,
