@@ -1,6 +1,7 @@
 """A task made so small that it runs in a minute, to try its reader, arms and settings."""
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,4 +65,7 @@ def tiny_backbone(task: Task, folder: Path) -> Path:
         num_class_embeds=task.classes + 1 if task.class_conditional else None,
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler(clip_sample=False)).save_pretrained(folder)
+    if task.class_conditional:  # as examples/train_backbone.py does; one more class means "none"
+        names = [str(number) for number in range(task.classes)]
+        (folder / "training.json").write_text(json.dumps({"class_names": names}))
     return folder

@@ -47,6 +47,7 @@ def backbone_features(
 
     Raises:
         ValueError: no strength, one out of range, or ``grid`` below 1.
+        BackboneError: when called, from a class-conditional model that has no class for "none".
 
     Source: Baranchuk et al. 2022, arXiv:2112.03126, for labels per pixel.
     """
