@@ -65,8 +65,9 @@ def test_a_sample_is_the_same_alone_in_a_batch_in_workers_and_in_another_process
     alone = [both[i][0] for i in wanted]
     loaders = [DataLoader(both.synthetic, 5, num_workers=n) for n in (0, 2)]
     for other in (alone, *(torch.cat([b[0] for b in loader]) for loader in loaders)):
-        torch.testing.assert_close(torch.stack(together), torch.stack(list(other)), atol=1e-5,
-                                   rtol=0)
+        # PIL images have 256 levels: where batches differ in the last bit, a pixel may round up
+        levels = ((torch.stack(together) - torch.stack(list(other))) * 255).abs()
+        assert levels.max() < 1.01 and (levels > 0.01).float().mean() < 0.01
 
 
 def test_a_new_epoch_gives_fresh_images_and_makes_no_inversion(both):
