@@ -237,6 +237,7 @@ class Generator:
         return cache_key(
             image=digest,
             backbone=self.backbone.fingerprint, image_size=list(self.backbone.image_size),
+            in_tiles=getattr(self.backbone, "in_tiles", False),
             inversion=repr(s.inversion) if replays else "none",
             steps=s.steps if replays else 0, strength=s.strength if replays else 0,
             eta=s.eta if replays else 0,

@@ -216,21 +216,21 @@ def test_low_memory_decodes_large_images_in_tiles(pipeline):
         whole, parts = plain.decode(latents), tiled.decode(latents)
     assert whole.shape == parts.shape and not torch.equal(whole, parts)
     assert (whole - parts).abs().mean() < 0.05  # tiles see their own borders
-    assert tiled.fingerprint != plain.fingerprint
 
 
 def test_inversions_of_other_sizes_and_in_tiles_are_not_mixed_up(pipeline, tmp_path):
     x = torch.rand(3, 24, 24)
-    small, large, tiled = (
+    small, large, tiled, one_tile = (
         DreamDAugment(load_backbone(copy.deepcopy(pipeline), **loading), prompt="a cat",
                       **QUICK | {"cache": tmp_path})
         for loading in ({}, {"image_size": (64, 64)},
-                        {"image_size": (64, 64), "low_memory": True}))  # fmt: skip
+                        {"image_size": (64, 64), "low_memory": True},
+                        {"low_memory": True}))  # fmt: skip
     for augment in (small, large, tiled):
         augment(x)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
-    again = load_backbone(copy.deepcopy(pipeline), low_memory=True)  # one tile: nothing changes
-    assert again.fingerprint == small.generator.backbone.fingerprint
+    one_tile(x)  # within the VAE's own size nothing changes
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
 def test_a_transformer_pipeline_of_diffusers_is_refused(tmp_path):

@@ -22,7 +22,7 @@ class Backbone(Protocol):
 
     Attributes:
         name: where it came from, for people.
-        fingerprint: changes whenever weights or configuration do, the VAE's tiles included.
+        fingerprint: changes whenever weights or configuration do.
         image_size: height and width of the images that it makes, in pixels.
         channels: channels of those images, 1 or 3.
         condition_kind: ``"text"``, ``"class"`` or ``"none"``: what it can be told.

@@ -199,17 +199,13 @@ class LatentBackbone(_UNetBackbone):
                     getattr(self.vae, f"enable_{switch}")()
             self.vae.to("cpu")
 
-    @property
-    def fingerprint(self) -> str:
-        # tiles see their own borders: other latents and other pixels
-        return f"{self._fingerprint}-tiled" if self._in_tiles else self._fingerprint
-
     @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
         return fingerprint_of(self.unet, self.vae)
 
     @property
-    def _in_tiles(self) -> bool:
+    def in_tiles(self) -> bool:
+        """Whether the VAE works in tiles, which see their own borders and give other latents."""
         tile = getattr(self.vae, "tile_sample_min_size", None)
         return getattr(self.vae, "use_tiling", False) and max(self.image_size) > tile
 
