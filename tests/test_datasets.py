@@ -70,6 +70,15 @@ def test_a_sample_is_the_same_alone_in_a_batch_in_workers_and_in_another_process
         assert levels.max() < 1.01 and (levels > 0.01).float().mean() < 0.01
 
 
+def test_float_samples_are_the_same_alone_in_a_batch_and_in_workers(augment):
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    made = AugmentedDataset(TensorDataset(images, torch.tensor([0, 0, 1, 1])), augment, K).synthetic
+    alone = torch.stack([made[i][0] for i in range(len(made))])
+    for batch, workers in ((len(made), 0), (5, 2)):
+        other = torch.cat([b[0] for b in DataLoader(made, batch, num_workers=workers)])
+        torch.testing.assert_close(alone, other, atol=1e-5, rtol=0)
+
+
 def test_a_new_epoch_gives_fresh_images_and_makes_no_inversion(both):
     first = both[5][0]
     inversions = both.augment.generator.inversions
