@@ -1,49 +1,58 @@
 """Diffusion-based data augmentation: DreamDA for any PyTorch pipeline."""
 
 import importlib
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dreamda_aug.version import __version__ as __version__
 
 __all__ = [
-    "AMSTWrapper", "AugmentedDataset", "BottleneckNoise", "CycleDiffusion", "DDIMInversion",
-    "DreamDAugment", "Generator", "LatentCache", "PRESETS", "SelfTraining", "Settings", "calibrate",
-    "expand", "load_backbone",
+    "AMSTWrapper", "AugmentedDataset", "BackboneSpec", "BottleneckNoise", "CycleDiffusion",
+    "DDIMInversion", "DreamDAugment", "LatentCache", "PRESETS", "SelfTraining", "Settings",
+    "Synthesizer", "calibrate", "expand", "load_backbone",
 ]
 
 # Where each name lives; modules are loaded at first use, so that importing the package is quick.
 _MODULES = {
     "AMSTWrapper": "amst",
     "AugmentedDataset": "datasets",
-    "BottleneckNoise": "perturbation",
-    "CycleDiffusion": "inversion",
-    "DDIMInversion": "inversion",
+    "BackboneSpec": "backbones",
+    "BottleneckNoise": "method.perturbation",
+    "CycleDiffusion": "method.inversion",
+    "DDIMInversion": "method.inversion",
     "DreamDAugment": "transforms",
-    "Generator": "generator",
-    "LatentCache": "cache",
-    "PRESETS": "settings",
+    "LatentCache": "generation.cache",
+    "PRESETS": "method.settings",
     "SelfTraining": "amst",
-    "Settings": "settings",
-    "calibrate": "calibration",
+    "Settings": "method.settings",
+    "Synthesizer": "generation.synthesizer",
+    "calibrate": "generation.sweep",
     "expand": "expansion",
     "load_backbone": "backbones",
 }
 
 if TYPE_CHECKING:
     from dreamda_aug.amst import AMSTWrapper, SelfTraining
-    from dreamda_aug.backbones import load_backbone
-    from dreamda_aug.cache import LatentCache
-    from dreamda_aug.calibration import calibrate
+    from dreamda_aug.backbones import BackboneSpec, load_backbone
     from dreamda_aug.datasets import AugmentedDataset
     from dreamda_aug.expansion import expand
-    from dreamda_aug.generator import Generator
-    from dreamda_aug.inversion import CycleDiffusion, DDIMInversion
-    from dreamda_aug.perturbation import BottleneckNoise
-    from dreamda_aug.settings import PRESETS, Settings
+    from dreamda_aug.generation.cache import LatentCache
+    from dreamda_aug.generation.sweep import calibrate
+    from dreamda_aug.generation.synthesizer import Synthesizer
+    from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
+    from dreamda_aug.method.perturbation import BottleneckNoise
+    from dreamda_aug.method.settings import PRESETS, Settings
     from dreamda_aug.transforms import DreamDAugment
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    if name == "Generator":
+        warnings.warn("dreamda_aug.Generator is deprecated; use dreamda_aug.Synthesizer.",
+                      DeprecationWarning, stacklevel=2)
+        tensors = importlib.import_module("dreamda_aug.generation.tensors")
+        # kept: `from dreamda_aug import Generator` asks twice, and one warning is enough
+        globals()[name] = tensors.TensorSynthesizer
+        return tensors.TensorSynthesizer
     if name in _MODULES:
         return getattr(importlib.import_module(f"dreamda_aug.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'dreamda_aug' has no attribute {name!r}")

@@ -2,6 +2,6 @@
 
 import sys
 
-from dreamda_aug.cli import main
+from dreamda_aug.cli.main import main
 
 sys.exit(main())

@@ -14,7 +14,7 @@ CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
            "Bag", "Ankle boot"]
 
 
-class FashionMNISTSample(Dataset):
+class FashionMNISTSample(Dataset[tuple[Any, int]]):
     """A few hundred images of Fashion-MNIST (Xiao et al. 2017, MIT licence).
 
     Items are ``(PIL image of mode L and 28×28 pixels, label)``.

@@ -15,3 +15,11 @@ class CacheError(DreamDAError):
 
 class GenerationError(DreamDAError):
     """Generation could not run, or its result cannot be trusted."""
+
+
+class ExpansionError(DreamDAError):
+    """A synthetic dataset on disk is foreign, damaged, or was made with other settings."""
+
+
+class StorageError(ExpansionError):
+    """A file cannot be written, or does not hold what it should."""

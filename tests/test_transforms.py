@@ -2,25 +2,19 @@ import copy
 import pickle
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
-from conftest import pixel_pipeline
+from pictures import MODES, picture
+from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dreamda_aug import DreamDAugment, LatentCache
+from dreamda_aug import DreamDAugment, Synthesizer
 from dreamda_aug.backbones import load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
-from dreamda_aug.errors import GenerationError
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
-
-
-@pytest.fixture(scope="module")
-def grey():
-    return PixelBackbone(pixel_pipeline(), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +27,7 @@ def augment(colour):
     return DreamDAugment(colour, **FAST)
 
 
-def picture(mode, size=(20, 24)):
-    array = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    image = PIL.Image.fromarray(array)
-    if mode == "I;16":
-        return PIL.Image.fromarray(array[..., 0].astype(np.uint16) * 16)
-    if mode in ("I", "F"):
-        return PIL.Image.fromarray(array[..., 0].astype(np.int32 if mode == "I" else np.float32))
-    if mode in ("RGBA", "LA"):
-        image = image.convert(mode)
-        image.putalpha(PIL.Image.fromarray(array[..., 1]))
-        return image
-    return image.convert(mode)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16", "I", "F", "CMYK"])
+@pytest.mark.parametrize("mode", MODES)
 def test_pil_images_come_back_in_their_mode_and_size(augment, mode):
     image = picture(mode)
     made = augment(image)
@@ -55,11 +35,6 @@ def test_pil_images_come_back_in_their_mode_and_size(augment, mode):
     assert (np.asarray(made) != np.asarray(image)).any()
     if "A" in mode:
         assert made.getchannel("A").tobytes() == image.getchannel("A").tobytes()
-
-
-def test_a_16_bit_image_stays_in_its_own_window(augment):
-    made = np.asarray(augment(picture("I;16")))
-    assert made.dtype == np.uint16 and made.max() <= 255 * 16 and made.max() > 255
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16,
@@ -121,38 +96,6 @@ def test_torch_manual_seed_decides_the_replica(augment):
     assert made[0] == made[1] != made[2]
 
 
-def test_the_inversion_is_cached_across_calls(colour, tmp_path):
-    augment = DreamDAugment(colour, **{**FAST, "cache": tmp_path})
-    image = picture("RGB")
-    first, second = augment(image), augment(image)
-    assert augment.generator.inversions == 1
-    assert first.tobytes() != second.tobytes()
-
-
-def test_prompts_are_made_from_class_names(sd_pipeline):
-    backbone = load_backbone(sd_pipeline)
-    told = []
-    embed = backbone.embed
-    backbone.embed = lambda conditions: told.extend(conditions) or embed(conditions)
-    augment = DreamDAugment(backbone, class_names=["hot_dog", "apple"], **FAST)
-    augment((picture("RGB"), 0))
-    augment({"image": picture("RGB"), "label": torch.tensor(1)})
-    augment(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
-    assert [t for t in told if t] == [
-        "A photo of a hot dog.", "A photo of an apple.", "A photo of a hot dog.",
-        "A photo of an apple."]
-
-
-def test_the_prompt_may_be_a_function_or_a_plain_sentence(sd_pipeline):
-    backbone = load_backbone(sd_pipeline)
-    told = []
-    embed = backbone.embed
-    backbone.embed = lambda conditions: told.extend(conditions) or embed(conditions)
-    DreamDAugment(backbone, prompt=lambda label: f"number {label}", **FAST)((picture("RGB"), 7))
-    DreamDAugment(backbone, prompt="an X-ray", **FAST)(picture("RGB"))
-    assert [t for t in told if t] == ["number 7", "an X-ray"]
-
-
 def test_a_labels_getter_finds_the_label(sd_pipeline):
     augment = DreamDAugment(load_backbone(sd_pipeline), class_names=["a", "b"],
                             labels_getter=lambda sample: sample["meta"]["y"], **FAST)
@@ -164,28 +107,6 @@ def test_weights_stay_out_of_the_state_dict(augment):
     augment(picture("RGB"))
     assert augment.state_dict() == {} and list(augment.parameters()) == []
     assert list(augment.modules()) == [augment]
-
-
-def test_copies_drop_the_loaded_model_and_make_the_same_images(tmp_path):
-    pixel_pipeline(channels=3).save_pretrained(tmp_path)
-    augment = DreamDAugment(str(tmp_path), **FAST)
-    image = picture("RGB")
-    torch.manual_seed(0)
-    expected = augment(image)
-    for clone in (pickle.loads(pickle.dumps(augment)), copy.deepcopy(augment)):
-        assert clone._generator is None
-        torch.manual_seed(0)
-        assert clone(image).tobytes() == expected.tobytes()
-
-
-def test_a_backbone_object_survives_pickling_and_is_shared_by_deep_copies(augment):
-    assert copy.deepcopy(augment).backbone is augment.backbone
-    clone = pickle.loads(pickle.dumps(augment))
-    image = picture("RGB")
-    torch.manual_seed(0)
-    expected = augment(image).tobytes()
-    torch.manual_seed(0)
-    assert clone(image).tobytes() == expected
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -211,11 +132,6 @@ def test_the_repr_shows_backbone_and_settings(augment):
     assert "tiny colour" in repr(augment) and "steps=3" in repr(augment)
 
 
-def test_colours_lost_on_a_grey_backbone_are_said(grey):
-    with pytest.warns(UserWarning, match="colours of the seed images are lost"):
-        DreamDAugment(grey, **FAST)(picture("RGB"))
-
-
 @pytest.mark.parametrize("annotation, name", [
     (tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(16, 16)), "boxes"),
     (tv_tensors.Mask(torch.zeros(16, 16)), "masks"),
@@ -226,31 +142,6 @@ def test_annotations_that_would_become_wrong_are_refused(augment, annotation, na
         augment(picture("RGB"), annotation)
 
 
-@pytest.mark.parametrize("image, message", [
-    (torch.full((3, 16, 16), float("nan")), "NaN or infinite"),
-    (torch.randn(3, 16, 16) * 3, r"must lie in \[0, 1\], got values from .*before Normalize"),
-    (torch.rand(5, 16, 16), "must have 1 or 3 channels, got 5"),
-    (torch.rand(16, 16), r"must have shape \(C, H, W\) or \(B, C, H, W\), got \(16, 16\)"),
-    (torch.ones(3, 16, 16, dtype=torch.bool), "must be integer or float, got torch.bool"),
-])
-def test_bad_images_are_refused(augment, image, message):
-    with pytest.raises(ValueError, match=message):
-        augment(image)
-
-
-@pytest.mark.parametrize("sample, settings, message", [
-    ((picture("RGB"), 2), dict(class_names=["a", "b"]), "label 2 is outside class_names"),
-    ((picture("RGB"), "z"), dict(class_names=["a", "b"]), "label 'z' is not one of class_names"),
-    ((picture("RGB"), 0), {}, "class_names must be given"),
-    (picture("RGB"), dict(class_names=["a"]), "found no label in the sample"),
-    ((picture("RGB"), 0), dict(class_names=["a"], labels_getter=None), "labels_getter=None, but"),
-    ((torch.rand(2, 3, 16, 16), torch.rand(2, 4)), dict(class_names=["a"]), "before MixUp"),
-])
-def test_bad_labels_are_refused(sd_pipeline, sample, settings, message):
-    with pytest.raises(ValueError, match=message):
-        DreamDAugment(load_backbone(sd_pipeline), **FAST, **settings)(sample)
-
-
 @pytest.mark.parametrize("wrong, error, message", [
     (dict(p=1.5), ValueError, r"p must lie in \[0, 1\], got 1.5"),
     (dict(labels_getter="first"), ValueError, "labels_getter must be 'default'"),
@@ -258,17 +149,11 @@ def test_bad_labels_are_refused(sd_pipeline, sample, settings, message):
     (dict(class_names="cat"), TypeError, "class_names must be a list"),
     (dict(preset="best"), ValueError, "preset must be one of"),
     (dict(noise=1), TypeError, "'noise' is no setting"),
+    (dict(generator=1), TypeError, "'generator' is no setting"),
 ])
 def test_wrong_arguments_are_refused_when_it_is_made(wrong, error, message):
     with pytest.raises(error, match=message):
         DreamDAugment(**wrong)
-
-
-@pytest.mark.parametrize("loading", [{"device": "cpu"}, {"dtype": torch.float16},
-                                     {"low_memory": True}])
-def test_arguments_of_loading_are_refused_for_a_loaded_backbone(colour, loading):
-    with pytest.raises(ValueError, match="this backbone is loaded already.*give them to load_"):
-        DreamDAugment(colour, **loading)
 
 
 def test_a_sample_without_an_image_is_refused(augment):
@@ -276,12 +161,34 @@ def test_a_sample_without_an_image_is_refused(augment):
         augment({"label": 3})
 
 
-def test_cuda_in_a_forked_worker_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("dreamda_aug.transforms.get_worker_info", lambda: object())
-    with pytest.raises(GenerationError, match="multiprocessing_context='spawn'"):
-        DreamDAugment(device="cuda", p=1.0)(picture("L"))
+def test_it_holds_a_synthesizer_that_brings_everything_but_p_and_the_labels_getter(colour):
+    synthesizer = Synthesizer(colour, "paper", steps=3, cache=None)
+    augment = DreamDAugment(synthesizer, p=1.0, labels_getter=None)
+    assert augment.synthesizer is synthesizer and augment.p == 1.0
+    assert DreamDAugment(colour, **FAST).synthesizer.requested_settings.steps == 3
+    with pytest.raises(TypeError, match="brings its own settings; give preset and steps, cache to"):
+        DreamDAugment(synthesizer, steps=4, cache=None)
+    with pytest.raises(TypeError, match="brings its own settings; give preset and settings to it"):
+        DreamDAugment(synthesizer, "fast")
 
 
-def test_a_cache_object_is_taken_as_it_is(colour, tmp_path):
-    cache = LatentCache(tmp_path, max_bytes=10**6)
-    assert DreamDAugment(colour, cache=cache).cache is cache
+def test_what_it_makes_is_what_its_synthesizer_makes_of_the_drawn_replica(augment):
+    image = picture("RGB")
+    torch.manual_seed(5)
+    replica = int(augment.make_params([image])["replicas"][0])
+    torch.manual_seed(5)
+    made = augment(image)
+    expected, = augment.synthesizer.synthesize([image], replicas=[replica])
+    assert made.tobytes() == expected.tobytes()
+
+
+def test_copies_and_pickles_make_the_same_images_and_share_a_lent_backbone(augment):
+    image = picture("RGB")
+    torch.manual_seed(0)
+    expected = augment(image).tobytes()
+    shared = copy.deepcopy(augment)
+    assert shared.synthesizer is not augment.synthesizer
+    assert shared.synthesizer.backbone is augment.synthesizer.backbone
+    for clone in (shared, pickle.loads(pickle.dumps(augment))):
+        torch.manual_seed(0)
+        assert clone(image).tobytes() == expected

@@ -1,4 +1,4 @@
-"""Asymmetric multi-head self-training: labels for synthetic images that can be trusted.
+"""Asymmetric multi-head self-training: labels for synthetic images, made by heads that agree.
 
     wrapper = AMSTWrapper(classifier)
     wrapper.pretraining_loss(images, targets).backward()
@@ -6,7 +6,9 @@
     classifier = wrapper.to_classifier()
 """
 
+from dreamda_aug.amst.features import FeatureLayer
 from dreamda_aug.amst.labelers import CLIPLabeler, Labeler, SeedLabeler, SingleHeadLabeler
+from dreamda_aug.amst.labelling import LabellingRule
 from dreamda_aug.amst.losses import (
     AMSTLosses,
     PseudoLabels,
@@ -15,8 +17,10 @@ from dreamda_aug.amst.losses import (
     consistency_terms,
     orthogonality_loss,
 )
+from dreamda_aug.amst.plan import RunPlan
 from dreamda_aug.amst.pool import MixedBatch, MixedBatchSampler
 from dreamda_aug.amst.report import CollapseWarning, RoundReport
+from dreamda_aug.amst.rules import ConsistencyRule, HeadViews, LossWeights, VotingRule
 from dreamda_aug.amst.self_training import SelfTraining
 from dreamda_aug.amst.views import StrongView, WeakView
 from dreamda_aug.amst.wrapper import AMSTWrapper
@@ -26,15 +30,22 @@ __all__ = [
     "AMSTWrapper",
     "CLIPLabeler",
     "CollapseWarning",
+    "ConsistencyRule",
+    "FeatureLayer",
+    "HeadViews",
     "Labeler",
+    "LabellingRule",
+    "LossWeights",
     "MixedBatch",
     "MixedBatchSampler",
     "PseudoLabels",
     "RoundReport",
+    "RunPlan",
     "SeedLabeler",
     "SelfTraining",
     "SingleHeadLabeler",
     "StrongView",
+    "VotingRule",
     "WeakView",
     "agree_and_confident",
     "align_distribution",

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 FORMAT = 1
 
 
-def write_checkpoint(path: str | os.PathLike, settings: dict, state: dict) -> None:
-    """Replace ``path`` in one go: at any moment it holds a whole checkpoint, old or new."""
+def write_checkpoint(
+    path: str | os.PathLike[str], settings: Mapping[str, object], state: Mapping[str, object]
+) -> None:
+    """Replace ``path`` at once: at any moment it holds a whole checkpoint, the old or the new."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     torch.save({"format": FORMAT, "settings": settings, "state": state}, partial)
     os.replace(partial, path)
 
 
-def read_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
-    """The state in ``path``; only tensors and plain values are read, on the CPU.
+def read_checkpoint(
+    path: str | os.PathLike[str], settings: Mapping[str, object]
+) -> dict[str, Any]:
+    """The state in ``path``, with its tensors on the CPU; only tensors and plain values are read.
+
+    Args:
+        path: a file that ``write_checkpoint`` wrote.
+        settings: the settings that the file must have been written with.
 
     Raises:
         FileNotFoundError: no such file.
@@ -33,7 +43,8 @@ def read_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}, found {found}.")
-    written = content["settings"]
+    # Files of version 0.1 do not name the number of processes, which was always 1.
+    written = {"processes": 1} | content["settings"]
     different = [name for name in settings if settings[name] != written.get(name)]
     if different:
         name = different[0]
@@ -41,4 +52,5 @@ def read_checkpoint(path: str | os.PathLike, settings: dict) -> dict:
             f"{path}: written with other settings: {', '.join(different)}; {name}: expected "
             f"{settings[name]!r}, found {written.get(name)!r}."
         )
-    return content["state"]
+    state: dict[str, Any] = content["state"]
+    return state

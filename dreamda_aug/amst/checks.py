@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-AGREEMENT_RULES = ("all", "majority")
-CONFIDENCE_RULES = ("mean", "min", "max")
 
-
-def check_rules(agreement: str, confidence: str, confidence_threshold: float) -> None:
-    """Raise ``ValueError`` unless the three describe an acceptance rule."""
-    if agreement not in AGREEMENT_RULES:
-        raise ValueError(f"agreement must be one of {AGREEMENT_RULES}, got {agreement!r}.")
-    if confidence not in CONFIDENCE_RULES:
-        raise ValueError(f"confidence must be one of {CONFIDENCE_RULES}, got {confidence!r}.")
-    check_unit_interval("confidence_threshold", confidence_threshold)
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        shown = " or ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{name} must be {shown}, got {value!r}.")
 
 
 def check_unit_interval(name: str, value: float) -> None:
     """Raise ``ValueError`` unless 0 ≤ value ≤ 1."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+        raise ValueError(f"{name} must lie in [0, 1], got {value}; 95 % is 0.95.")
+
+
+def check_least(name: str, value: float | None, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is None or at least ``least``."""
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_ratio(ratio: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``ratio`` says how images of three sources share a batch."""
+    fits = len(ratio) == 3 and min(ratio) >= 0 and ratio[0] > 0 and sum(ratio) < float("inf")
+    if not fits:
+        raise ValueError(
+            "ratio must be three numbers ≥ 0, real : accepted : unlabelled, the first of them "
+            f"> 0, such as (1, 1, 1); got {tuple(ratio)}."
+        )
 
 
 def check_labels(name: str, labels: Tensor, images: int, classes: int, lowest: int = 0) -> None:
@@ -66,7 +77,7 @@ def check_pseudo_labels(count: int, images: int) -> None:
     """Raise ``ValueError`` unless there is one pseudo-label per synthetic image."""
     if count != images:
         raise ValueError(
-            f"pseudo_labels must be as many as synthetic images, got {count} for {images}."
+            f"pseudo_labels must hold one label per synthetic image, got {count} for {images}."
         )
 
 
@@ -74,78 +85,26 @@ def check_model(model: nn.Module) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``model`` can be wrapped."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    # torch's own mark of a compiled module; importing the class itself would load the compiler.
     if hasattr(model, "_orig_mod"):
         raise TypeError("model is compiled; wrap first: torch.compile(AMSTWrapper(model)).")
     if not any(True for _ in model.parameters()):
         raise ValueError("model must have parameters, got none.")
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` unless all factors of loss terms, by name, are finite and ≥ 0."""
-    for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"{name} must be finite and ≥ 0, got {weight}.")
-
-
-def check_views(name: str, views: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless ``views`` are "weak" and "strong", at least one of them."""
-    if isinstance(views, str) or not views or not set(views) <= {"weak", "strong"}:
-        raise ValueError(
-            f'{name} must be made of "weak" and "strong", at least one of them, got {views!r}.'
-        )
-
-
-def check_consistency_on(consistency_on: str) -> None:
-    """Raise ``ValueError`` unless it says which images the consistency term compares."""
-    if consistency_on not in ("all", "unlabelled"):
-        raise ValueError(f'consistency_on must be "all" or "unlabelled", got {consistency_on!r}.')
-
-
-def check_run(
-    labelled: int,
-    pool: int,
-    truth: Sequence[int] | Tensor | None,
-    collapse_factor: float,
-    restart: bool,
-    in_batch: bool,
-) -> None:
-    """Raise ``ValueError`` unless a self-training run can go on with these."""
+def check_sets(labelled: int, pool: int, truth: Sequence[int] | Tensor | None) -> None:
+    """Raise ``ValueError`` unless both sets hold images, and the truth fits the pool."""
     if not labelled or not pool:
         raise ValueError(f"labelled and pool must hold images, got {labelled} and {pool}.")
     if truth is not None and len(truth) != pool:
         raise ValueError(f"truth must have {pool} labels, got {len(truth)}.")
-    if not collapse_factor > 0:
-        raise ValueError(f"collapse_factor must be > 0, got {collapse_factor}.")
-    if restart and in_batch:
-        raise ValueError("restart follows labelling rounds, which in_batch=True has none of.")
-
-
-def check_least(name: str, value: float | None, least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is None or at least ``least``."""
-    if value is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
-
-
-def check_shares(shares: Sequence[float] | None, classes: int) -> Tensor:
-    """Class shares as a tensor, (classes,); all equal for None.
-
-    Raises:
-        ValueError: not one share ≥ 0 per class, or their sum is not 1.
-    """
-    if shares is None:
-        return torch.full((classes,), 1 / classes)
-    shares = torch.as_tensor(shares, dtype=torch.float32)
-    if shares.shape != (classes,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-3:
-        raise ValueError(
-            f"expected_shares must be {classes} numbers ≥ 0 with sum 1, got {shares.tolist()}."
-        )
-    return shares
 
 
 def check_heads_learn(auxiliary_weight: float) -> None:
     """Raise ``ValueError`` where a restart would leave auxiliary heads untrained."""
     if not auxiliary_weight:
         raise ValueError(
-            "restart puts auxiliary heads back to their first weights, and with auxiliary_weight=0 "
-            "they learn nothing after that; make it larger, or leave restart out."
+            "restart puts the auxiliary heads back to their first weights, and with "
+            "LossWeights(auxiliary=0) they learn nothing after that; use a larger weight, or "
+            "restart=False."
         )

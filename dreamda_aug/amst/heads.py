@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Side lengths that common classifiers take: an answer to the first that fits is enough, because
-# only the order in which layers run is read, never their values.
+FinalLayer = nn.Linear | nn.Conv2d
+
+# Side lengths of the images that common classifiers take. The first one that runs is enough: the
+# probe reads the order in which layers run, never their values.
 _PROBE_SIDES = (32, 64, 224, 28, 8, 16, 48, 96, 128, 160, 192, 240, 256, 299, 384, 518)
 
-# What a model raises when a probe has the wrong shape or the meta device lacks an operator.
+# Errors of a model when a probe has the wrong shape or the meta device lacks an operator.
 _PROBE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError)
 
 
-def main_logits(output: object) -> Tensor:
+def main_logits(output: Any) -> Tensor:
     """The class logits, (N, C), in whatever a classifier returned.
 
-    A tensor is taken as it is; a named tuple, data class or dictionary gives its ``logits``
-    (torchvision's auxiliary-logit models in training, transformers' models); a plain tuple its
-    first member.
+    A tensor is returned unchanged. Of a named tuple, data class or dictionary ``logits`` is
+    returned (torchvision's models with auxiliary logits in training, transformers' models), of a
+    plain tuple its first member.
 
     Raises:
-        TypeError: nothing in ``output`` can be read as logits.
+        TypeError: ``output`` holds no logits.
     """
     if isinstance(output, dict) and "logits" in output:
         output = output["logits"]
@@ -42,23 +45,28 @@ def main_logits(output: object) -> Tensor:
 
 def find_head(
     model: nn.Module, head: str | nn.Module | None = None, num_classes: int | None = None
-) -> tuple[str, nn.Module]:
+) -> tuple[str, FinalLayer]:
     """The final classification layer of ``model``: its name and the layer itself.
 
-    Asked in this order: the caller (``head``); timm's ``get_classifier()`` (of a distilled model
-    with two heads, the first); a probe on the meta device, which computes nothing and takes the
-    last layer that ran with as many outputs as there are logits; the last registered layer.
+    The first of these that gives an answer decides:
+
+    1. the caller's ``head``;
+    2. timm's ``get_classifier()``; the first head of a distilled model, which has two;
+    3. a forward pass on the meta device, which computes no values: the last layer that ran and
+       has one output per logit;
+    4. the layer that was registered last.
 
     Args:
         model: any classifier of images.
         head: the layer, or its name in ``model.named_modules()``.
-        num_classes: number of logits; layers with another number of outputs are passed over.
+        num_classes: number of logits; step 4 skips layers with another number of outputs.
 
     Returns:
         The name, and an ``nn.Linear`` or a 1×1 ``nn.Conv2d``.
 
     Raises:
-        ValueError: no such layer, or it cannot be told; the message lists the candidates.
+        ValueError: there is no such layer, or several are possible; the message lists the
+            candidates.
         TypeError: ``head`` is a layer of another kind.
     """
     if head is not None:
@@ -67,15 +75,15 @@ def find_head(
     if found is None:
         wanted = "" if num_classes is None else f" with {num_classes} outputs"
         raise ValueError(
-            f"the final classification layer{wanted} of {type(model).__name__} cannot be told. "
-            f'Name it, head="…", or give features="…", feature_dim=…, num_classes=…. '
-            + describe_candidates(model)
+            f"the final classification layer{wanted} of {type(model).__name__} was not found. "
+            'Name it, head="…", or name a layer that makes the features: num_classes=…, '
+            'head=FeatureLayer("…", feature_dim=…). ' + describe_candidates(model)
         )
     return found
 
 
-def head_sizes(layer: nn.Module) -> tuple[int, int]:
-    """Features that go into a classification layer and classes that come out of it."""
+def head_sizes(layer: FinalLayer) -> tuple[int, int]:
+    """Number of features that enter a classification layer, and number of its classes."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
@@ -92,14 +100,15 @@ def describe_candidates(model: nn.Module) -> str:
     return f"Candidates, last {min(len(lines), 10)} of {len(lines)}: " + ", ".join(lines[-10:])
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(model: nn.Module) -> Iterator[tuple[str, FinalLayer]]:
     for name, module in model.named_modules():
-        pointwise = isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1}
-        if isinstance(module, nn.Linear) or (pointwise and module.groups == 1):
+        if isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1
+        ):
             yield name, module
 
 
-def _explicit_head(model: nn.Module, head: str | nn.Module) -> tuple[str, nn.Module]:
+def _explicit_head(model: nn.Module, head: str | nn.Module) -> tuple[str, FinalLayer]:
     for name, layer in model.named_modules():
         if layer is head or (isinstance(head, str) and name == head):
             break
@@ -109,18 +118,20 @@ def _explicit_head(model: nn.Module, head: str | nn.Module) -> tuple[str, nn.Mod
             f"head must be a layer of the model or its name, got {shown}. "
             + describe_candidates(model)
         )
-    if not any(layer is candidate for _, candidate in _candidates(model)):
-        raise TypeError(
-            f'head must be a Linear or 1×1 Conv2d layer, "{name}" is a {type(layer).__name__}. '
-            + describe_candidates(model)
-        )
-    return name, layer
+    for candidate in _candidates(model):
+        if candidate[1] is layer:
+            return candidate
+    raise TypeError(
+        f'head must be a Linear or 1×1 Conv2d layer, "{name}" is a {type(layer).__name__}. '
+        + describe_candidates(model)
+    )
 
 
-def _timm_classifier(model: nn.Module) -> tuple[str, nn.Module] | None:
-    if not hasattr(model, "get_classifier"):
+def _timm_classifier(model: nn.Module) -> tuple[str, FinalLayer] | None:
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if get_classifier is None:
         return None
-    classifier = model.get_classifier()
+    classifier = get_classifier()
     if isinstance(classifier, (tuple, list)):
         classifier = classifier[0]
     return next((found for found in _candidates(model) if found[1] is classifier), None)
@@ -128,13 +139,13 @@ def _timm_classifier(model: nn.Module) -> tuple[str, nn.Module] | None:
 
 def _last_registered(
     model: nn.Module, num_classes: int | None
-) -> tuple[str, nn.Module] | None:
+) -> tuple[str, FinalLayer] | None:
     fitting = [
         found
         for found in _candidates(model)
         if num_classes is None or head_sizes(found[1])[1] == num_classes
     ]
-    # Without a probe and without num_classes, a lone guess among equals would be a coin toss.
+    # Several layers with as many outputs: without a probe any choice would be a guess.
     if not fitting or [head_sizes(layer)[1] for _, layer in fitting].count(
         head_sizes(fitting[-1][1])[1]
     ) > 1:
@@ -142,9 +153,9 @@ def _last_registered(
     return fitting[-1]
 
 
-def _traced_head(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """The last layer to run, among those with as many outputs as there are logits."""
-    ran: list[tuple[str, nn.Module, Tensor]] = []
+def _traced_head(model: nn.Module) -> tuple[str, FinalLayer] | None:
+    """The last layer that runs, among those with one output per logit."""
+    ran: list[tuple[str, FinalLayer, Tensor]] = []
     handles = [
         layer.register_forward_hook(
             lambda _, __, output, name=name, layer=layer: ran.append((name, layer, output))
@@ -161,7 +172,7 @@ def _traced_head(model: nn.Module) -> tuple[str, nn.Module] | None:
             except _PROBE_ERRORS:
                 continue
             fitting = [found for found in ran if head_sizes(found[1])[1] == logits.shape[1]]
-            # the layer whose answer *is* the logits wins over one that merely ran later.
+            # a layer whose output *is* the logits wins over one that merely ran later.
             exact = [found for found in fitting if found[2] is logits]
             return (exact or fitting)[-1][:2] if fitting else None
     finally:
@@ -173,8 +184,10 @@ def _traced_head(model: nn.Module) -> tuple[str, nn.Module] | None:
 
 
 def _run_on_meta(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtypes = [tensor.dtype for tensor in on_meta.values() if tensor.is_floating_point()]
     images = torch.empty(shape, device="meta", dtype=dtypes[0] if dtypes else None)

@@ -1,9 +1,9 @@
-"""Other ways to label synthetic images, behind the interface of AMST, to compare it with."""
+"""Other ways to label synthetic images, with the interface of AMST, to compare it with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,12 @@ class Labeler(Protocol):
     """Anything that labels a batch of images; ``AMSTWrapper`` is one too."""
 
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
-        """Labels for images (N, C, H, W), given or not what their seed images are labelled."""
+        """Labels for images (N, C, H, W).
+
+        Args:
+            images: (N, C, H, W).
+            seed_labels: labels of the seed images, (N,) integers; −1 or None where unknown.
+        """
         ...
 
 
@@ -27,7 +32,7 @@ class SeedLabeler:
     """Every synthetic image keeps the label of its seed image: what most pipelines do."""
 
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
-        """The seed labels, accepted with confidence 1 where known (≥ 0), rejected where −1.
+        """The seed labels: accepted with confidence 1 where known (≥ 0), rejected where −1.
 
         Raises:
             ValueError: no seed labels, or not one per image.
@@ -46,11 +51,12 @@ class SingleHeadLabeler:
     """Pseudo-labels of one classifier: its most probable class, or all its probabilities.
 
     Args:
-        classifier: images -> logits; asked in eval mode. With an ``AMSTWrapper`` that is its
-            main head.
+        classifier: images -> logits; runs in eval mode. An ``AMSTWrapper`` labels with its main
+            head.
         confidence_threshold: smallest accepted probability, in [0, 1]; None: 0.95 for hard
-            labels [FixMatch], 0 (all are accepted) for soft ones, which carry their own doubt.
-        soft: give probabilities, (N, classes), in place of class indices.
+            labels [FixMatch], 0 (all are accepted) for soft ones, which state their own
+            confidence.
+        soft: return probabilities, (N, classes), in place of class indices.
 
     Source: hard: Lee 2013, "Pseudo-Label"; soft: the baseline named in arXiv:2403.12803.
     """
@@ -69,7 +75,7 @@ class SingleHeadLabeler:
 
     @torch.no_grad()
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
-        """Labels from the images alone; ``seed_labels`` are not looked at."""
+        """Labels from the images alone; ``seed_labels`` are ignored."""
         with evaluation_mode(self.classifier):
             logits = main_logits(self.classifier(images))
         if not logits.isfinite().all():
@@ -86,13 +92,13 @@ class CLIPLabeler:
         tokenizer: with a model object, its tokenizer; otherwise it is loaded with the model.
         prompt: sentence with ``{}`` in place of the class name [DreamDA's, as released].
         confidence_threshold: smallest accepted probability, in [0, 1]; 0 accepts all.
-        soft: give probabilities in place of class indices.
-        mean, std: CLIP's normalisation, per channel; None: the constants of OpenAI's models.
-        device: where the model runs; None: where it is, or the CPU.
+        soft: return probabilities in place of class indices.
+        mean, std: CLIP's normalisation, per channel [the constants of OpenAI's models].
+        device: where the model runs; None: it stays where it is, or is loaded onto the CPU.
 
     Raises:
         ValueError: no class names, or a prompt without ``{}``.
-        OSError: the model can be neither found nor reached.
+        OSError: the model is neither a local folder nor within reach on the hub.
     """
 
     def __init__(
@@ -100,7 +106,7 @@ class CLIPLabeler:
         class_names: Sequence[str],
         model: str | nn.Module = "openai/clip-vit-base-patch32",
         *,
-        tokenizer: object = None,
+        tokenizer: Any = None,
         prompt: str = "A photo of a {}.",
         confidence_threshold: float = 0.0,
         soft: bool = False,
@@ -113,12 +119,13 @@ class CLIPLabeler:
         if "{}" not in prompt:
             raise ValueError(f"prompt must contain {{}} for the class name, got {prompt!r}.")
         check_unit_interval("confidence_threshold", confidence_threshold)
-        if isinstance(model, nn.Module):
-            if tokenizer is None:
-                raise ValueError("a model object needs its tokenizer: CLIPLabeler(…, tokenizer=…).")
-        else:
-            model, tokenizer = _load_clip(model)
-        self.model = (model if device is None else model.to(device)).eval()
+        if isinstance(model, nn.Module) and tokenizer is None:
+            raise ValueError("a model object needs its tokenizer: CLIPLabeler(…, tokenizer=…).")
+        # Any: transformers is an extra, and its classes are not known here.
+        clip: Any = model
+        if not isinstance(model, nn.Module):
+            clip, tokenizer = _load_clip(model)
+        self.model: Any = (clip if device is None else clip.to(device)).eval()
         self.class_names = tuple(class_names)
         self.confidence_threshold, self.soft = confidence_threshold, soft
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
@@ -133,7 +140,7 @@ class CLIPLabeler:
 
     @torch.no_grad()
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
-        """Labels of images (N, 1 or 3, H, W) in [0, 1]; ``seed_labels`` are not looked at."""
+        """Labels of images (N, 1 or 3, H, W) in [0, 1]; ``seed_labels`` are ignored."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise ValueError(
                 "images must be floats (N, 1 or 3, H, W) in [0, 1], got "
@@ -174,12 +181,13 @@ def _from_probabilities(probabilities: Tensor, threshold: float, soft: bool) -> 
     )
 
 
-def _vectors(embeddings: object) -> Tensor:
-    """transformers 4 answers with the tensor itself, transformers 5 with an output object."""
-    return embeddings if isinstance(embeddings, Tensor) else embeddings.pooler_output
+def _vectors(embeddings: Any) -> Tensor:
+    """transformers 4 returns the tensor itself, transformers 5 an object that holds it."""
+    vectors: Tensor = embeddings if isinstance(embeddings, Tensor) else embeddings.pooler_output
+    return vectors
 
 
-def _load_clip(source: str) -> tuple[nn.Module, object]:
+def _load_clip(source: str) -> tuple[nn.Module, Any]:
     try:
         from transformers import AutoTokenizer, CLIPModel
     except ImportError as error:

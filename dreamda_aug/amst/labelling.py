@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,53 +13,98 @@ from dreamda_aug.amst.losses import PseudoLabels, align_distribution
 from dreamda_aug.amst.pool import MixedBatch
 from dreamda_aug.amst.wrapper import AMSTWrapper
 
-# ReMixMatch averages over 128 batches; this reaches about as far back.
+# ReMixMatch averages over 128 batches; this decay weights about as many.
 _AVERAGE_DECAY = 0.99
 
 
+@dataclass(frozen=True)
+class LabellingRule:
+    """How the heads' votes on a pool are prepared, and when a round is suspicious.
+
+    Attributes:
+        seed_vote: the seed label is a further vote of the heads [ours].
+        distribution_alignment: scale the heads' probabilities before they vote, so that the mean
+            probability of each class is its expected share [ReMixMatch].
+        expected_shares: share of each class expected in the pool, one number ≥ 0 per class with
+            sum 1; None: all equal.
+        collapse_factor: warn if a class reaches more than this multiple of its expected share
+            among the accepted labels, > 0 [ours].
+
+    Raises:
+        ValueError: shares that are negative or do not sum to 1, or a factor that is not > 0.
+    """
+
+    seed_vote: bool = False
+    distribution_alignment: bool = False
+    expected_shares: Sequence[float] | None = None
+    collapse_factor: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.collapse_factor > 0:
+            raise ValueError(f"collapse_factor must be > 0, got {self.collapse_factor}.")
+        if self.expected_shares is None:
+            return
+        shares = tuple(float(share) for share in self.expected_shares)
+        if not shares or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-3:
+            raise ValueError(
+                "expected_shares must be numbers ≥ 0 with sum 1, one per class, got "
+                f"{list(shares)}."
+            )
+        object.__setattr__(self, "expected_shares", shares)
+
+    def shares_of(self, classes: int) -> Tensor:
+        """The expected share of each class, (classes,), on the CPU.
+
+        Raises:
+            ValueError: not one share per class.
+        """
+        if self.expected_shares is None:
+            return torch.full((classes,), 1 / classes)
+        if len(self.expected_shares) != classes:
+            raise ValueError(
+                f"expected_shares must have {classes} numbers, one per class of the classifier, "
+                f"got {len(self.expected_shares)}."
+            )
+        return torch.tensor(self.expected_shares, dtype=torch.float32)
+
+
 class PoolLabelling:
-    """Who labels the pool of ``SelfTraining``, and how.
+    """Labels the pool of ``SelfTraining``.
 
     Args:
         wrapper: its auxiliary heads label, unless ``labeler`` is given.
-        labeler: another one in their place; None: the heads.
-        seed_vote: the seed label is a further vote of the heads.
-        distribution_alignment: scale the heads' probabilities to ``expected_shares``.
-        expected_shares: share of each class expected in the pool, (classes,), on the CPU.
+        labeler: labels in their place; None: the heads.
+        rule: how the heads' votes are prepared.
 
     Attributes:
-        labeler: who labels; may be exchanged between epochs.
+        labeler: labels the pool; may be replaced between epochs.
+        expected_shares: share of each class expected in the pool, (classes,), on the CPU.
         average: mean probability of each class, (classes,), on the CPU: over the pool when it was
             labelled last, then a running average over batches.
 
     Raises:
-        ValueError: alignment together with another labeler.
+        ValueError: alignment together with another labeler, or not one share per class.
     """
 
     def __init__(
-        self,
-        wrapper: AMSTWrapper,
-        labeler: Labeler | None,
-        seed_vote: bool,
-        distribution_alignment: bool,
-        expected_shares: Tensor,
+        self, wrapper: AMSTWrapper, labeler: Labeler | None, rule: LabellingRule
     ) -> None:
-        if distribution_alignment and labeler is not None:
+        if rule.distribution_alignment and labeler is not None:
             raise ValueError(
                 "distribution_alignment works on the wrapper's heads; leave labeler out."
             )
-        self.wrapper, self.labeler = wrapper, wrapper if labeler is None else labeler
-        self.seed_vote, self.distribution_alignment = seed_vote, distribution_alignment
-        self.expected_shares = expected_shares
-        self.average = expected_shares.clone()
+        self.wrapper, self.rule = wrapper, rule
+        self.labeler: Labeler = wrapper if labeler is None else labeler
+        self.expected_shares = rule.shares_of(wrapper.num_classes)
+        self.average = self.expected_shares.clone()
 
     def label(self, images: Tensor, seed_labels: Tensor) -> PseudoLabels:
-        """Labels of one batch; the running average moves on."""
+        """Labels of one batch; with alignment the batch enters the running average."""
         if self.labeler is not self.wrapper:
             return self.labeler.label(images, seed_labels)
         probabilities = self.wrapper.head_probabilities(images)
-        if self.distribution_alignment:
-            # A running average, since one batch is too few images to tell the class shares.
+        if self.rule.distribution_alignment:
+            # A running average: one batch has too few images to estimate the class shares.
             average = self.average.to(probabilities.device)
             average = average.lerp(probabilities.mean((0, 1)), 1 - _AVERAGE_DECAY)
             self.average = average.cpu()
@@ -68,26 +114,27 @@ class PoolLabelling:
         self, batches: Iterable[MixedBatch], device: torch.device
     ) -> tuple[PseudoLabels, Tensor]:
         """Labels of a whole pool in batches, and its seed labels, both on the CPU."""
-        parts, seeds = [], []
+        seeds: list[Tensor] = []
+        labels: list[PseudoLabels] = []
+        # Alignment needs the average over the pool before any vote, so it keeps probabilities.
+        kept: list[Tensor] = []
         for batch in batches:
             seeds.append(batch.seed_labels)
             batch = batch.to(device)
-            if self.distribution_alignment:
-                parts.append(self.wrapper.head_probabilities(batch.synthetic).cpu())
+            if self.rule.distribution_alignment:
+                kept.append(self.wrapper.head_probabilities(batch.synthetic).cpu())
             else:
-                parts.append(self.label(batch.synthetic, batch.seed_labels).to("cpu"))
+                labels.append(self.label(batch.synthetic, batch.seed_labels).to("cpu"))
         seed_labels = torch.cat(seeds)
-        if not self.distribution_alignment:
-            return PseudoLabels.concatenate(parts), seed_labels
-        # The heads' probabilities were kept, since alignment needs all of them.
-        probabilities = torch.cat(parts, dim=1)
+        if not self.rule.distribution_alignment:
+            return PseudoLabels.concatenate(labels), seed_labels
+        probabilities = torch.cat(kept, dim=1)
         self.average = probabilities.mean((0, 1))
         return self._vote(probabilities, seed_labels), seed_labels
 
     def _vote(self, probabilities: Tensor, seed_labels: Tensor) -> PseudoLabels:
-        if self.distribution_alignment:
-            average, expected = (
-                shares.to(probabilities.device) for shares in (self.average, self.expected_shares)
-            )
+        if self.rule.distribution_alignment:
+            average = self.average.to(probabilities.device)
+            expected = self.expected_shares.to(probabilities.device)
             probabilities = align_distribution(probabilities, average, expected)
-        return self.wrapper.vote(probabilities, seed_labels if self.seed_vote else None)
+        return self.wrapper.vote(probabilities, seed_labels if self.rule.seed_vote else None)

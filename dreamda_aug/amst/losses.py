@@ -5,24 +5,32 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.amst.checks import check_labels, check_rules
+from dreamda_aug.amst.checks import check_labels
+from dreamda_aug.amst.old_keywords import filled, sort_old_keywords
+from dreamda_aug.amst.rules import ViewName, VotingRule
+
+_OLD_KEYWORDS = {
+    name: ("rule", VotingRule, name)
+    for name in ("agreement", "confidence", "confidence_threshold")
+}
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Labels for N images, and which of them may be trusted.
+    """Labels for N images, and which of them are accepted.
 
     Attributes:
         labels: class indices, (N,) int64; or class probabilities, (N, C) float, where a soft
-            labeler made them. Rejected images carry the label that they would have had.
+            labeler made them. Rejected images keep the label that got most votes.
         confidence: probability of that label, (N,) float in [0, 1].
         agreement: share of the votes that the label got, (N,) float in [0, 1].
-        mask: accepted, (N,) bool.
+        mask: True where the label is accepted, (N,) bool.
     """
 
     labels: Tensor
@@ -59,23 +67,23 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class AMSTLosses:
-    """The terms of one training step; scalars that carry gradients unless said otherwise.
+    """The terms of one training step; scalars that carry gradients unless stated otherwise.
 
-    ``total = supervised + pseudo_weight·pseudo + consistency_weight·consistency
-    + auxiliary_weight·auxiliary + orthogonality_weight·orthogonality``; the last term is left
-    out where ``auxiliary_weight`` is 0, since the auxiliary heads then stand still.
+    ``total`` is ``supervised`` plus each further term times its factor in ``LossWeights``. Where
+    ``LossWeights.auxiliary`` is 0 the auxiliary heads are frozen, and the orthogonality of their
+    weights does not enter the total.
 
     Attributes:
         total: what to call ``backward()`` on.
         supervised: mean cross-entropy of the main head on the real images.
         pseudo: cross-entropy of the main head on the accepted synthetic images, summed and
             divided by the number of *all* synthetic images; 0 where none is accepted.
-        consistency: FixMatch term on the synthetic images (all, or those left unlabelled), summed
-            and divided by the number of all synthetic images; 0 where its weight is 0.
+        consistency: FixMatch term on the synthetic images (see ``ConsistencyRule``), summed and
+            divided by the number of all synthetic images; 0 where its weight is 0.
         auxiliary: mean cross-entropy of the auxiliary heads on the real and accepted images.
         orthogonality: mean |W_i·W_jᵀ| over pairs of auxiliary heads that see the same view.
-        accepted_share: accepted synthetic images over all of them; no gradient; nan if there
-            are none.
+        accepted_share: share of the synthetic images that are accepted; no gradient; nan if
+            there are no synthetic images.
         pseudo_labels: the labels used for the synthetic images; None if there are none.
     """
 
@@ -99,36 +107,35 @@ class AMSTLosses:
 
 def agree_and_confident(
     probabilities: Tensor,
+    rule: VotingRule | None = None,
     *,
-    agreement: str = "all",
-    confidence: str = "mean",
-    confidence_threshold: float = 0.9,
     seed_labels: Tensor | None = None,
+    **old_keywords: Any,
 ) -> PseudoLabels:
     """Labels that the heads agree on and are sure of.
 
-    Every head votes for its most probable class; the class with most votes wins, ties going to
-    the class with the higher mean probability. An image is accepted when the votes agree and the
-    winner's probability reaches the threshold.
+    Every head votes for its most probable class, and the class with most votes wins. Of classes
+    with equally many votes the one with the higher mean probability wins. An image is accepted
+    when the votes agree and the winner's probability reaches the threshold.
 
     Args:
         probabilities: class probabilities of each head, (heads, N, C).
-        agreement: ``"all"`` votes equal, or more than half of them (``"majority"``).
-        confidence: ``"mean"``, ``"min"`` or ``"max"`` over the heads of the winner's probability.
-        confidence_threshold: smallest accepted confidence, in [0, 1].
+        rule: when votes agree, and how sure they must be; None: ``VotingRule()``.
         seed_labels: a further vote per image, (N,) int64; −1 where unknown, which is no vote.
             It does not enter the confidence.
+        old_keywords: fields of ``rule`` by themselves, as in version 0.1.
 
     Returns:
         ``PseudoLabels`` with hard labels.
 
     Raises:
-        ValueError: unknown rule, threshold outside [0, 1], wrong shape, or a value that is nan.
+        ValueError: wrong shape, a value that is nan, or seed labels out of range.
 
     Source: DreamDA, arXiv:2403.12803, method figure, "consistent and confident"; the rules and
     the extra vote are ours.
     """
-    check_rules(agreement, confidence, confidence_threshold)
+    changes = sort_old_keywords("agree_and_confident", old_keywords, _OLD_KEYWORDS)
+    rule = filled("rule", rule, VotingRule, changes["rule"])
     if probabilities.ndim != 3:
         raise ValueError(
             f"probabilities must be (heads, N, C), got shape {tuple(probabilities.shape)}."
@@ -150,23 +157,24 @@ def agree_and_confident(
     share = votes.gather(1, winner[:, None]).squeeze(1) / voters
     of_winner = probabilities.gather(2, winner.expand(heads, images)[..., None]).squeeze(2)
     sure = {"mean": of_winner.mean(0), "min": of_winner.amin(0), "max": of_winner.amax(0)}
-    agreed = share == 1 if agreement == "all" else share > 0.5
+    confidence = sure[rule.confidence]
+    agreed = share == 1 if rule.agreement == "all" else share > 0.5
     return PseudoLabels(
         labels=winner,
-        confidence=sure[confidence],
+        confidence=confidence,
         agreement=share,
-        mask=agreed & (sure[confidence] >= confidence_threshold),
+        mask=agreed & (confidence >= rule.confidence_threshold),
     )
 
 
 def consistency_terms(
     weak_logits: Tensor, strong_logits: Tensor, confidence_threshold: float
 ) -> Tensor:
-    """FixMatch per image: 1[max p_weak ≥ τ]·CE(strong, argmax p_weak), (N,).
+    """FixMatch's loss of each image: 1[max p_weak ≥ τ]·CE(strong, argmax p_weak), (N,).
 
     Args:
-        weak_logits: main head on the weak view, (N, C); no gradient flows into it.
-        strong_logits: main head on the strong view, (N, C).
+        weak_logits: logits of the weak view, (N, C); they get no gradient.
+        strong_logits: logits of the strong view, (N, C).
         confidence_threshold: τ in [0, 1].
 
     Source: Sohn et al. 2020, arXiv:2001.07685, eq. 4; its use as L_c is ours.
@@ -178,8 +186,8 @@ def consistency_terms(
 
 def auxiliary_loss(
     heads: Sequence[nn.Module],
-    views: Sequence[str],
-    features: Mapping[str, Tensor],
+    views: Sequence[ViewName],
+    features: Mapping[ViewName, Tensor],
     targets: Tensor,
 ) -> Tensor:
     """Mean cross-entropy of the auxiliary heads, each on the features of its own view.
@@ -187,7 +195,7 @@ def auxiliary_loss(
     Args:
         heads: layers (N, D) -> (N, C).
         views: the view that each head learns from, in the same order.
-        features: of each view, (N, D).
+        features: the features of each view, (N, D).
         targets: class indices, (N,), or soft labels, (N, C).
     """
     terms = [
@@ -197,12 +205,12 @@ def auxiliary_loss(
     return torch.stack(terms).mean()
 
 
-def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[str]) -> Tensor:
+def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[ViewName]) -> Tensor:
     """Mean |W_i·W_jᵀ| over all pairs of heads that see the same view; 0 if there is no pair.
 
     Args:
         weights: one (C, D) matrix per head.
-        views: the view that each head sees, in the same order.
+        views: the view that each head learns from, in the same order.
 
     Source: Saito et al. 2017 (asymmetric tri-training), arXiv:1702.08400, eq. 1, whose sum is
     replaced by a mean so that the weight does not depend on the number of classes (ours).
@@ -220,8 +228,8 @@ def align_distribution(probabilities: Tensor, average: Tensor, target: Tensor) -
 
     Args:
         probabilities: (…, C), each row summing to 1.
-        average: what the model predicts on average over the unlabelled images, (C,).
-        target: the class shares that are expected there, (C,).
+        average: mean of the model's probabilities over the unlabelled images, (C,).
+        target: share of each class that is expected among these images, (C,).
 
     Source: Berthelot et al. 2020 (ReMixMatch), arXiv:1911.09785, section 3.1.
     """

@@ -5,10 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+
+from dreamda_aug.amst.checks import check_least, check_ratio
+
+# An image, its target or seed label, and its place in the pool; −1 for labelled images.
+Item = tuple[Tensor, Tensor, int]
+
+
+class SizedDataset(Protocol):
+    """A dataset with a length, such as a list, ``TensorDataset`` or ``ImageFolder``."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One item."""
+        ...
+
+
+@runtime_checkable
+class BatchedDataset(Protocol):
+    """A dataset that makes several items at once, as torch's DataLoader knows it."""
+
+    def __getitems__(self, indices: list[int], /) -> Sequence[Any]:
+        """The items of these indices, in their order."""
+        ...
+
+
+@runtime_checkable
+class EpochDataset(Protocol):
+    """A dataset whose items change from epoch to epoch."""
+
+    def set_epoch(self, epoch: int, /) -> Any:
+        """Make the items of this epoch from now on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -17,10 +53,10 @@ class MixedBatch:
 
     Attributes:
         real: labelled images, (N, C, H, W).
-        targets: their labels, (N,) int64 or (N, classes) float.
+        targets: labels of ``real``, (N,) int64 or (N, classes) float.
         synthetic: images from the pool, (M, C, H, W); accepted ones first.
-        indices: their places in the pool, (M,) int64.
-        seed_labels: what the pool says about them, (M,) int64; −1 where it says nothing.
+        indices: places of ``synthetic`` in the pool, (M,) int64.
+        seed_labels: seed labels of ``synthetic``, (M,) int64; −1 where the pool has none.
     """
 
     real: Tensor
@@ -62,8 +98,7 @@ class MixedBatchSampler(Sampler[list[int]]):
     ) -> None:
         if labelled < 1:
             raise ValueError(f"labelled must hold at least one image, got {labelled}.")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}.")
+        check_least("steps", steps, 1)
         self.sources = (
             torch.arange(labelled),
             labelled + torch.as_tensor(accepted, dtype=torch.int64),
@@ -86,44 +121,44 @@ class MixedBatchSampler(Sampler[list[int]]):
             ]
 
 
-class JointDataset(Dataset):
+class JointDataset(Dataset[Item]):
     """A labelled set followed by a pool, behind one index.
 
     Items are (image, target, place in the pool); the place is −1 for labelled images. Items of
     the pool may be an image or (image, seed label, …); a missing label becomes −1.
     """
 
-    def __init__(self, labelled: Dataset, pool: Dataset) -> None:
+    def __init__(self, labelled: SizedDataset, pool: SizedDataset) -> None:
         self.labelled, self.pool = labelled, pool
 
     def __len__(self) -> int:
         return len(self.labelled) + len(self.pool)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, index: int) -> Item:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
-        """All items at once: a pool that makes images in batches is asked once."""
+    def __getitems__(self, indices: list[int]) -> list[Item]:
+        """All items at once, so that a pool that makes images in batches makes one batch."""
         border = len(self.labelled)
-        real = fetch(self.labelled, [index for index in indices if index < border])
-        made = fetch(self.pool, [index - border for index in indices if index >= border])
-        answers, real, made = [], iter(real), iter(made)
+        real = iter(fetch(self.labelled, [index for index in indices if index < border]))
+        made = iter(fetch(self.pool, [index - border for index in indices if index >= border]))
+        items = []
         for index in indices:
             image, label = _split_item(next(real) if index < border else next(made))
-            answers.append((image, label, -1 if index < border else index - border))
-        return answers
+            items.append((image, label, -1 if index < border else index - border))
+        return items
 
 
-def fetch(dataset: Dataset, indices: list[int]) -> list:
+def fetch(dataset: SizedDataset, indices: list[int]) -> Sequence[Any]:
     """Items of a dataset, through its ``__getitems__`` where it has one."""
     if not indices:
         return []
-    if hasattr(dataset, "__getitems__"):
+    if isinstance(dataset, BatchedDataset):
         return dataset.__getitems__(indices)
     return [dataset[index] for index in indices]
 
 
-def collate(items: Sequence[tuple[Tensor, Tensor, int]]) -> MixedBatch:
+def collate(items: Sequence[Item]) -> MixedBatch:
     """Items of ``JointDataset`` -> ``MixedBatch``."""
     real = [item for item in items if item[2] < 0]
     made = [item for item in items if item[2] >= 0]
@@ -150,13 +185,8 @@ def batch_counts(
         ratio: real : accepted : unlabelled.
         sizes: how many images each source has.
     """
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}.")
-    if len(ratio) != 3 or min(ratio) < 0 or ratio[0] <= 0 or not math.isfinite(sum(ratio)):
-        raise ValueError(
-            "ratio must be three numbers ≥ 0, real : accepted : unlabelled, the first of them "
-            f"> 0, got {tuple(ratio)}."
-        )
+    check_least("batch_size", batch_size, 2)
+    check_ratio(ratio)
     real, accepted, unlabelled = ratio
     if not sizes[1]:
         accepted, unlabelled = 0, accepted + unlabelled
@@ -173,12 +203,13 @@ def batch_counts(
     if counts[0] == 0:
         largest = max(range(3), key=lambda i: counts[i])
         counts[0], counts[largest] = 1, counts[largest] - 1
-    return tuple(counts)
+    return counts[0], counts[1], counts[2]
 
 
 def _endless(source: Tensor, generator: torch.Generator) -> Iterator[int]:
     while True:
-        yield from source[torch.randperm(len(source), generator=generator)].tolist()
+        shuffled = source[torch.randperm(len(source), generator=generator)]
+        yield from cast(list[int], shuffled.tolist())
 
 
 def _split_item(item: object) -> tuple[Tensor, Tensor]:

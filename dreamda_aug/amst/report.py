@@ -1,19 +1,21 @@
-"""What a labelling round did to the pool, and the warnings that it deserves."""
+"""What a labelling round accepted, and warnings where the accepted labels look wrong."""
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dreamda_aug.amst.losses import PseudoLabels
+from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
+from dreamda_aug.amst.pool import MixedBatch
 
 
 class CollapseWarning(UserWarning):
-    """Accepted pseudo-labels miss a class, crowd into one, or there are none."""
+    """No pseudo-label is accepted, or the accepted ones miss a class or crowd into one."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +23,17 @@ class RoundReport:
     """One labelling of the pool, or in in-batch mode one epoch of it.
 
     Attributes:
-        epoch: training epochs done when it was made.
+        epoch: training epochs done before the round.
         images: images that were labelled.
-        accepted: how many were accepted.
+        accepted: number of accepted images.
         accepted_share: the same as a share of the images, in [0, 1].
         agreement: share of images on which all votes agreed, in [0, 1].
         confidence: mean confidence over all images, in [0, 1].
         class_counts: accepted images per class.
-        seed_label_agreement: share of accepted images whose pseudo-label is their seed label,
-            among those with a known one; None if there are none.
-        accuracy: share of accepted images with the true label; None if no truth is known.
+        seed_label_agreement: share of the accepted images with a known seed label whose
+            pseudo-label is that seed label; None if there are no such images.
+        accuracy: share of the accepted images whose pseudo-label is the true label; None if no
+            true label is known.
         accuracy_all: the same over accepted and rejected images.
     """
 
@@ -44,6 +47,43 @@ class RoundReport:
     seed_label_agreement: float | None = None
     accuracy: float | None = None
     accuracy_all: float | None = None
+
+
+class EpochRecord:
+    """The loss terms of an epoch, and the labels that were made for its batches.
+
+    Args:
+        keep_labels: keep the labels too, for a report on batches that were labelled when drawn.
+    """
+
+    def __init__(self, keep_labels: bool) -> None:
+        self._keep_labels, self._steps = keep_labels, 0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._labelled: list[tuple[PseudoLabels, Tensor, Tensor]] = []
+
+    def add(self, losses: AMSTLosses | Tensor, batch: MixedBatch) -> None:
+        """One step: its losses (a tensor in pretraining) and the batch that gave them."""
+        if isinstance(losses, Tensor):
+            terms = {"total": losses.item()}
+        else:
+            terms = losses.as_dict()
+            if self._keep_labels and losses.pseudo_labels is not None:
+                labels = losses.pseudo_labels.to("cpu")
+                self._labelled.append((labels, batch.indices.cpu(), batch.seed_labels.cpu()))
+        for name, value in terms.items():
+            self._sums[name] += value
+        self._steps += 1
+
+    def means(self) -> dict[str, float]:
+        """The mean over the steps of every loss term."""
+        return {name: value / self._steps for name, value in self._sums.items()}
+
+    def labelled(self) -> tuple[PseudoLabels, Tensor, Tensor] | None:
+        """All labels with the pool indices and seed labels of their images; None without any."""
+        if not self._labelled:
+            return None
+        labels, indices, seed_labels = zip(*self._labelled, strict=True)
+        return PseudoLabels.concatenate(labels), torch.cat(indices), torch.cat(seed_labels)
 
 
 def make_report(
@@ -73,12 +113,15 @@ def make_report(
 def warn_of_collapse(
     report: RoundReport, expected_shares: Sequence[float], factor: float
 ) -> None:
-    """Warn if no image was accepted, a class is missing, or one exceeds its share too far.
+    """Warn if no image was accepted, or a class is missing or has far more than its share.
 
     Args:
         report: the round.
         expected_shares: share of each class that is expected among the accepted images.
-        factor: how many times its expected share a class may reach.
+        factor: the largest multiple of its expected share that a class may reach.
+
+    Warns:
+        CollapseWarning: with what to try.
     """
     if report.accepted == 0:
         warnings.warn(

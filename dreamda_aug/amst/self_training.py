@@ -4,124 +4,116 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from dreamda_aug.amst.checkpoint import read_checkpoint, write_checkpoint
-from dreamda_aug.amst.checks import check_heads_learn, check_least, check_run, check_shares
+from dreamda_aug.amst.checks import check_heads_learn, check_sets
 from dreamda_aug.amst.labelers import Labeler
-from dreamda_aug.amst.labelling import PoolLabelling
+from dreamda_aug.amst.labelling import LabellingRule, PoolLabelling
+from dreamda_aug.amst.loading import BatchLoading
 from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
-from dreamda_aug.amst.pool import JointDataset, MixedBatch, MixedBatchSampler, batch_counts, collate
+from dreamda_aug.amst.old_keywords import filled, sort_old_keywords
+from dreamda_aug.amst.plan import RunPlan
+from dreamda_aug.amst.pool import EpochDataset, JointDataset, MixedBatch, SizedDataset
+from dreamda_aug.amst.processes import find_wrapper
 from dreamda_aug.amst.randomness import epoch_seed, seeded
-from dreamda_aug.amst.report import RoundReport, make_report, warn_of_collapse
+from dreamda_aug.amst.report import EpochRecord, RoundReport, make_report, warn_of_collapse
 from dreamda_aug.amst.wrapper import AMSTWrapper
 
 logger = logging.getLogger(__name__)
 
+_OLD_KEYWORDS: dict[str, tuple[str, type, str]] = {
+    field: (argument, kind, field)
+    for argument, kind in (("plan", RunPlan), ("labelling", LabellingRule))
+    for field in kind.__dataclass_fields__
+}
+
 
 class SelfTraining:
-    """Runs AMST's stages over a labelled set and a pool; a helper, not a trainer.
+    """Runs AMST's stages over a labelled set and a pool, with your optimizer and scheduler.
 
-    An epoch is ``steps_per_epoch`` steps of your optimizer. ``run`` does everything; its parts,
-    ``loader``, ``label_pool`` and ``train_epoch``, can be called in a loop of your own. All
-    randomness of an epoch comes from ``rng_seed`` and its number (torch's alone: transforms that
-    use numpy or ``random`` are not covered), so a run that was interrupted between two epochs
-    and loaded again ends with the weights of one that was not.
+    ``run`` does everything; its parts, ``loader``, ``label_pool`` and ``train_epoch``, can be
+    called in a loop of your own. All randomness of an epoch follows from ``rng_seed`` and the
+    number of the epoch. A run that is interrupted between two epochs and loaded again therefore
+    ends with the same weights as one that is not. This covers torch's randomness alone, not
+    transforms that use numpy or ``random``.
 
     Args:
-        wrapper: the classifier in its wrapper, on the device to train on.
+        wrapper: the classifier in its ``AMSTWrapper``, on the device to train on; or this
+            wrapper in ``DistributedDataParallel(…, find_unused_parameters=True)``. Every process
+            then draws batches of its own, all label the whole pool alike, and process 0 writes
+            checkpoints.
         labelled: items (image, target): tensors (C, H, W) as the classifier takes them, without
-            augmentation (the views are made inside), and class indices or soft labels.
+            augmentation (the views are drawn later), and class indices or soft labels.
         pool: items image or (image, seed label): synthetic images, unlabelled real ones (seed
-            label −1 or None), or both. In pool mode an index must always give the same image.
+            label −1 or None), or both. An index must always give the same image, unless the plan
+            says ``in_batch``. A pool with a method ``set_epoch`` then gets the number of each
+            epoch.
         optimizer: over ``wrapper.parameter_groups(…)``.
         scheduler: stepped after every optimizer step, if given.
-        batch_size: images per batch, ≥ 2.
-        ratio: real : accepted : unlabelled images in a batch [ours]. Where one of the last two is
-            empty, the other takes its place.
-        steps_per_epoch: None: as many as it takes to go through the pool once.
-        pretraining_epochs, epochs: length of the first and of the third stage.
-        relabel_every: the pool is labelled, and the accepted set rebuilt from nothing, before
-            every so many epochs [ours].
-        restart: after every labelling round go back to the weights that the wrapper came with
-            (random or pretrained), so that wrong labels of a round do not live on in the weights;
-            each round must then be long enough to train a classifier. In our ablations more of
-            the accepted labels were right and accuracy was lower: by 1 point on digits, by 2 to 5
-            with rounds of 160 steps [Curriculum Labeling, arXiv:2001.06001; off by default].
-        labeler: who labels; by default the wrapper's auxiliary heads.
-        seed_vote: the seed label is a further vote [ours].
-        in_batch: label every batch as it comes, for pools that are made afresh every epoch; a
-            pool with ``set_epoch`` is told the epoch. The batch then is real : (accepted +
-            unlabelled).
-        distribution_alignment: scale the heads' probabilities so that the predicted classes
-            match ``expected_shares`` on average, before they vote [ReMixMatch].
-        expected_shares: share of each class expected in the pool; None: all equal.
-        collapse_factor: warn if a class exceeds its expected share so many times [ours].
+        plan: the stages, and what a batch holds; None: ``RunPlan()``.
+        labeler: labels the pool; None: the wrapper's auxiliary heads.
+        labelling: how the heads' votes are prepared, and when to warn; None:
+            ``LabellingRule()``.
         truth: true labels of the pool where known, −1 elsewhere; used in reports alone.
         num_workers: of the data loaders.
-        rng_seed: everything random follows from it.
+        rng_seed: all randomness of the run follows from it.
+        old_keywords: fields of ``plan`` and ``labelling`` by themselves, as in version 0.1, such
+            as ``epochs``. They work, with a ``DeprecationWarning``.
 
     Attributes:
+        wrapper: the ``AMSTWrapper``, without what it was wrapped in.
         epoch: epochs done, of both stages.
-        reports: one ``RoundReport`` per labelling round (in-batch mode: per epoch).
+        steps_per_epoch: optimizer steps of an epoch.
+        reports: one ``RoundReport`` per labelling round; with ``in_batch`` one per epoch.
         pseudo_labels: those of the last round, on the CPU; None before the first.
 
     Raises:
-        ValueError: an option is out of range, or the sets are empty.
+        ValueError: a set is empty, ``truth`` or the shares do not fit, alignment meets another
+            labeler, or DDP does not look for unused parameters.
+        TypeError: ``wrapper`` holds no ``AMSTWrapper``; or an unknown keyword.
 
     Source: DreamDA, arXiv:2403.12803, method figure.
     """
 
     def __init__(
         self,
-        wrapper: AMSTWrapper,
-        labelled: Dataset,
-        pool: Dataset,
+        wrapper: AMSTWrapper | DistributedDataParallel,
+        labelled: SizedDataset,
+        pool: SizedDataset,
         optimizer: torch.optim.Optimizer,
         *,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-        batch_size: int = 64,
-        ratio: tuple[float, float, float] = (1, 1, 1),
-        steps_per_epoch: int | None = None,
-        pretraining_epochs: int = 1,
-        epochs: int = 3,
-        relabel_every: int = 1,
-        restart: bool = False,
+        plan: RunPlan | None = None,
         labeler: Labeler | None = None,
-        seed_vote: bool = False,
-        in_batch: bool = False,
-        distribution_alignment: bool = False,
-        expected_shares: Sequence[float] | None = None,
-        collapse_factor: float = 3.0,
+        labelling: LabellingRule | None = None,
         truth: Sequence[int] | Tensor | None = None,
         num_workers: int = 0,
         rng_seed: int = 0,
+        **old_keywords: Any,
     ) -> None:
-        check_run(len(labelled), len(pool), truth, collapse_factor, restart, in_batch)
-        check_least("steps_per_epoch", steps_per_epoch, 1)
-        check_least("pretraining_epochs", pretraining_epochs, 0)
-        check_least("epochs", epochs, 0)
-        check_least("relabel_every", relabel_every, 1)
-        self.wrapper, self.optimizer, self.scheduler = wrapper, optimizer, scheduler
+        changes = sort_old_keywords("SelfTraining", old_keywords, _OLD_KEYWORDS)
+        self.plan = filled("plan", plan, RunPlan, changes["plan"])
+        rule = filled("labelling", labelling, LabellingRule, changes["labelling"])
+        check_sets(len(labelled), len(pool), truth)
+        self.wrapper, self._processes = find_wrapper(wrapper)
+        # Losses go through what the wrapper is wrapped in, which averages gradients or compiles.
+        self._outer: nn.Module = wrapper
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.data = JointDataset(labelled, pool)
-        self.batch_size, self.ratio = batch_size, tuple(ratio)
-        of_pool = sum(batch_counts(batch_size, self.ratio, [1, 1, 1])[1:])
-        self.steps_per_epoch = steps_per_epoch or math.ceil(len(pool) / max(1, of_pool))
-        self.pretraining_epochs, self.epochs = pretraining_epochs, epochs
-        self.relabel_every, self.restart, self.in_batch = relabel_every, restart, in_batch
-        self._initial = copy.deepcopy(wrapper.state_dict()) if restart else None
-        shares = check_shares(expected_shares, wrapper.num_classes)
-        self.labelling = PoolLabelling(wrapper, labeler, seed_vote, distribution_alignment, shares)
-        self.collapse_factor, self.num_workers = collapse_factor, num_workers
+        self.steps_per_epoch = self.plan.steps_for(len(pool), self._processes.count)
+        self._initial = copy.deepcopy(self.wrapper.state_dict()) if self.plan.restart else None
+        self.labelling = PoolLabelling(self.wrapper, labeler, rule)
+        self._loading = BatchLoading(self.data, self.plan, self.steps_per_epoch, num_workers)
         self.truth = None if truth is None else torch.as_tensor(truth)
         self.rng_seed = rng_seed
         self.epoch = 0
@@ -130,7 +122,7 @@ class SelfTraining:
 
     @property
     def labeler(self) -> Labeler:
-        """Who labels the pool; may be exchanged between epochs."""
+        """Labels the pool; may be replaced between epochs."""
         return self.labelling.labeler
 
     @labeler.setter
@@ -138,91 +130,77 @@ class SelfTraining:
         self.labelling.labeler = labeler
 
     @property
-    def stage(self) -> str:
-        """What the next epoch is: ``"pretraining"``, ``"training"`` or ``"done"``."""
-        if self.epoch < self.pretraining_epochs:
+    def stage(self) -> Literal["pretraining", "training", "done"]:
+        """The stage of the coming epoch."""
+        if self.epoch < self.plan.pretraining_epochs:
             return "pretraining"
-        return "training" if self.epoch < self.pretraining_epochs + self.epochs else "done"
+        return "training" if self.training_epoch < self.plan.epochs else "done"
 
-    def run(self, checkpoint: str | os.PathLike | None = None) -> list[RoundReport]:
-        """All epochs that remain; returns the reports.
+    @property
+    def training_epoch(self) -> int:
+        """Epochs of the training stage that are done; 0 during pretraining."""
+        return max(0, self.epoch - self.plan.pretraining_epochs)
+
+    def run(self, checkpoint: str | os.PathLike[str] | None = None) -> list[RoundReport]:
+        """Train all epochs that remain, and return the reports.
 
         Args:
-            checkpoint: a file that is written after every epoch and, where it exists already,
-                continued from.
+            checkpoint: a file that is written after every epoch. Where it exists already, the
+                run continues from it.
         """
         if checkpoint is not None and Path(checkpoint).exists():
             self.load(checkpoint)
         while self.stage != "done":
             self.train_epoch()
-            if checkpoint is not None:
+            if checkpoint is not None and self._processes.rank == 0:
                 self.save(checkpoint)
         return self.reports
 
     def train_epoch(self) -> dict[str, float]:
-        """One epoch of the stage that is due, with a labelling round before it where due.
+        """Train the coming epoch, after a labelling round where one is due.
 
         Returns:
             The mean over the steps of every loss term.
+
+        Raises:
+            ValueError: all epochs are done, or a restart would leave the labelling heads
+                untrained.
         """
         stage = self.stage
         if stage == "done":
-            raise ValueError(f"all {self.epoch} epochs are done; make epochs larger to go on.")
-        since = self.epoch - self.pretraining_epochs
-        if stage == "training" and not self.in_batch and since % self.relabel_every == 0:
-            if self.restart and since and self.labeler is self.wrapper:
-                check_heads_learn(self.wrapper.auxiliary_weight)
-            self.label_pool()
-            if self.restart:
-                self.wrapper.load_state_dict(self._initial)
-                self.optimizer.state.clear()
-        sums: dict[str, float] = defaultdict(float)
-        labelled_now: list[tuple[PseudoLabels, Tensor, Tensor]] = []
-        self.wrapper.train()
-        with seeded(self._seed("train"), self._device):
+            raise ValueError(
+                f"all {self.epoch} epochs are done; to go on, give the plan more: "
+                "training.plan = dataclasses.replace(training.plan, epochs=…)."
+            )
+        if stage == "training" and not self.plan.in_batch:
+            self._label_if_due()
+        record = EpochRecord(keep_labels=self.plan.in_batch)
+        self._outer.train()
+        with seeded(self._seed(self._processes.role("train")), self._device):
             for batch in self.loader():
                 batch = batch.to(self._device)
-                losses = self._step(batch)
-                pretraining = isinstance(losses, Tensor)
-                self.optimizer.zero_grad(set_to_none=True)
-                (losses if pretraining else losses.total).backward()
-                self.optimizer.step()
-                if self.scheduler is not None:
-                    self.scheduler.step()
-                terms = {"total": losses.item()} if pretraining else losses.as_dict()
-                for name, value in terms.items():
-                    sums[name] += value
-                if self.in_batch and not pretraining and losses.pseudo_labels is not None:
-                    labels = losses.pseudo_labels.to("cpu")
-                    labelled_now.append((labels, batch.indices.cpu(), batch.seed_labels.cpu()))
-        if labelled_now:
-            labels, indices, seed_labels = zip(*labelled_now, strict=True)
-            self._add_report(
-                PseudoLabels.concatenate(labels), torch.cat(indices), torch.cat(seed_labels)
-            )
+                losses = self._losses(batch)
+                self._optimize(losses if isinstance(losses, Tensor) else losses.total)
+                record.add(losses, batch)
+        labelled_now = record.labelled()
+        if labelled_now is not None:
+            self._add_report(*labelled_now)
         self.epoch += 1
-        means = {name: value / self.steps_per_epoch for name, value in sums.items()}
-        logger.info("epoch %d (%s): %s", self.epoch, stage, means)
-        return means
+        logger.info("epoch %d (%s): %s", self.epoch, stage, record.means())
+        return record.means()
 
-    def loader(self) -> DataLoader:
+    def loader(self) -> DataLoader[Any]:
         """Batches of the coming epoch, ``MixedBatch``: real images alone in pretraining, else
-        real, accepted and unlabelled ones at ``ratio``."""
-        pool_size, ratio = len(self.data.pool), self.ratio
+        real, accepted and unlabelled ones at the plan's ratio."""
+        seeds = self._seed(self._processes.role("batches")), self._seed("workers")
         if self.stage == "pretraining":
-            accepted, unlabelled, ratio = [], [], (1, 0, 0)
-        elif self.in_batch or self.pseudo_labels is None:
-            accepted, unlabelled = [], range(pool_size)
-            if self.in_batch and hasattr(self.data.pool, "set_epoch"):
-                self.data.pool.set_epoch(self.epoch)
-        else:
-            mask = self.pseudo_labels.mask
-            accepted, unlabelled = mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)
-        sampler = MixedBatchSampler(
-            len(self.data.labelled), accepted, unlabelled, batch_size=self.batch_size, ratio=ratio,
-            steps=self.steps_per_epoch, rng_seed=self._seed("batches"),
-        )  # fmt: skip
-        return self._loader(sampler)
+            return self._loading.real(*seeds)
+        if not self.plan.in_batch:
+            labels = self.pseudo_labels
+            return self._loading.mixed(None if labels is None else labels.mask, *seeds)
+        if isinstance(self.data.pool, EpochDataset):
+            self.data.pool.set_epoch(self.epoch)
+        return self._loading.mixed(None, *seeds)
 
     def label_pool(self) -> RoundReport:
         """Label the whole pool and rebuild the accepted set from nothing.
@@ -230,15 +208,15 @@ class SelfTraining:
         Warns:
             CollapseWarning: nothing was accepted, or the accepted classes are lopsided.
         """
-        border, size = len(self.data.labelled), len(self.data.pool)
-        places = BatchSampler(range(border, border + size), self.batch_size, drop_last=False)
+        batches = self._loading.whole_pool(self._seed("workers"))
+        self._processes.share_buffers()
         with seeded(self._seed("label"), self._device):
-            labels, seed_labels = self.labelling.label_pool(self._loader(places), self._device)
+            labels, seed_labels = self.labelling.label_pool(batches, self._device)
         self.pseudo_labels = labels
-        return self._add_report(labels, torch.arange(size), seed_labels)
+        return self._add_report(labels, torch.arange(len(labels)), seed_labels)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write everything that a resumed run needs; at any moment the file is whole."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that a resumed run needs; the file is never half written."""
         labels = self.pseudo_labels
         state = {
             "epoch": self.epoch,
@@ -252,7 +230,7 @@ class SelfTraining:
         }
         write_checkpoint(path, self._settings(), state)
 
-    def load(self, path: str | os.PathLike) -> None:
+    def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from what ``save`` wrote.
 
         Raises:
@@ -271,37 +249,50 @@ class SelfTraining:
         self.reports = [RoundReport(**report) for report in state["reports"]]
         self.epoch = state["epoch"]
 
-    def _step(self, batch: MixedBatch) -> AMSTLosses | Tensor:
+    def _label_if_due(self) -> None:
+        """Label the pool before every ``relabel_every``-th training epoch, and restart after."""
+        done = self.training_epoch
+        if done % self.plan.relabel_every:
+            return
+        if self.plan.restart and done and self.labeler is self.wrapper:
+            check_heads_learn(self.wrapper.weights.auxiliary)
+        self.label_pool()
+        if self._initial is not None:
+            self.wrapper.load_state_dict(self._initial)
+            self.optimizer.state.clear()
+
+    def _losses(self, batch: MixedBatch) -> AMSTLosses | Tensor:
+        """The loss of one batch in the stage that is due, through ``forward``."""
+        forward: Callable[..., AMSTLosses | Tensor] = self._outer
+        real, targets, synthetic = batch.real, batch.targets, batch.synthetic
         if self.stage == "pretraining":
-            return self.wrapper.pretraining_loss(batch.real, batch.targets)
-        if len(batch.synthetic) == 0:
+            return forward(real, targets, stage="pretraining")
+        if len(synthetic) == 0:
             labels = None
-        elif not self.in_batch and self.pseudo_labels is not None:
+        elif not self.plan.in_batch and self.pseudo_labels is not None:
             labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
         else:
-            labels = self.labelling.label(batch.synthetic, batch.seed_labels)
-        real, targets, synthetic = batch.real, batch.targets, batch.synthetic
-        return self.wrapper.losses(real, targets, synthetic, pseudo_labels=labels)
+            labels = self.labelling.label(synthetic, batch.seed_labels)
+        return forward(real, targets, synthetic, pseudo_labels=labels, stage="training")
+
+    def _optimize(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def _add_report(
         self, labels: PseudoLabels, indices: Tensor, seed_labels: Tensor
     ) -> RoundReport:
         truth = None if self.truth is None else self.truth[indices]
-        done = max(0, self.epoch - self.pretraining_epochs)
-        report = make_report(labels, done, self.wrapper.num_classes, seed_labels, truth)
+        classes = self.wrapper.num_classes
+        report = make_report(labels, self.training_epoch, classes, seed_labels, truth)
         self.reports.append(report)
         logger.info("%s", report)
-        warn_of_collapse(report, self.labelling.expected_shares.tolist(), self.collapse_factor)
+        shares = self.labelling.expected_shares.tolist()
+        warn_of_collapse(report, shares, self.labelling.rule.collapse_factor)
         return report
-
-    def _loader(self, batch_sampler: object) -> DataLoader:
-        return DataLoader(
-            self.data,
-            batch_sampler=batch_sampler,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            generator=torch.Generator().manual_seed(self._seed("workers")),
-        )
 
     @property
     def _device(self) -> torch.device:
@@ -313,9 +304,14 @@ class SelfTraining:
     def _settings(self) -> dict[str, object]:
         """What must be the same for a run to go on as if nothing had happened."""
         names = (
-            "batch_size", "ratio", "steps_per_epoch", "pretraining_epochs", "relabel_every",
-            "restart", "seed_vote", "in_batch", "distribution_alignment", "rng_seed",
+            "batch_size", "ratio", "pretraining_epochs", "relabel_every", "restart", "seed_vote",
+            "in_batch", "distribution_alignment",
         )  # fmt: skip
-        values = vars(self) | vars(self.labelling)
-        sizes = {"labelled": len(self.data.labelled), "pool": len(self.data.pool)}
-        return {name: values[name] for name in names} | sizes
+        values = vars(self.plan) | vars(self.labelling.rule)
+        return {name: values[name] for name in names} | {
+            "steps_per_epoch": self.steps_per_epoch,
+            "rng_seed": self.rng_seed,
+            "labelled": len(self.data.labelled),
+            "pool": len(self.data.pool),
+            "processes": self._processes.count,
+        }

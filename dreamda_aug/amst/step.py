@@ -1,12 +1,16 @@
-"""The training step of AMST: which images go through which view, and the loss."""
+"""The two losses of AMST: which images go through which view, and the terms of the loss.
+
+Both take the classifier as a ``MultiHead``, so they know nothing of how it was wrapped.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamda_aug.amst.losses import (
     AMSTLosses,
@@ -14,66 +18,113 @@ from dreamda_aug.amst.losses import (
     auxiliary_loss,
     consistency_terms,
     join_targets,
+    orthogonality_loss,
 )
+from dreamda_aug.amst.rules import ConsistencyRule, HeadViews, LossWeights, ViewName
 
-if TYPE_CHECKING:
-    from dreamda_aug.amst.wrapper import AMSTWrapper
+# Images (N, C, H, W), and which of their rows each view is made of -> features, (rows, D), and
+# logits of the main head, (rows, classes), of each view.
+ReadViews = Callable[
+    [Tensor, Mapping[ViewName, slice]], tuple[dict[ViewName, Tensor], dict[ViewName, Tensor]]
+]
+
+
+@dataclass(frozen=True)
+class MultiHead:
+    """A classifier with auxiliary heads, as a training step uses it.
+
+    Attributes:
+        read_views: one forward pass over views of the images.
+        auxiliary_heads: linear layers, (N, D) -> (N, classes).
+        views: the view that each head learns from.
+        consistency: which images the consistency term compares.
+        weights: the factor of each term.
+    """
+
+    read_views: ReadViews
+    auxiliary_heads: Sequence[nn.Linear]
+    views: HeadViews
+    consistency: ConsistencyRule
+    weights: LossWeights
+
+    def orthogonality(self) -> Tensor:
+        """The orthogonality term of the auxiliary heads' weights."""
+        weights: list[Tensor] = [head.weight for head in self.auxiliary_heads]
+        return orthogonality_loss(weights, self.views.auxiliary)
+
+
+def pretraining_loss(model: MultiHead, images: Tensor, targets: Tensor) -> Tensor:
+    """L_pre: each auxiliary head on its view of labelled images, plus orthogonality.
+
+    Args:
+        model: the classifier with its heads.
+        images: labelled images, (N, C, H, W).
+        targets: class indices, (N,) integers, or soft labels, (N, classes).
+
+    Source: DreamDA, arXiv:2403.12803, method figure.
+    """
+    views = model.views.auxiliary
+    features, _ = model.read_views(images, dict.fromkeys(views, slice(None)))
+    auxiliary = auxiliary_loss(model.auxiliary_heads, views, features, targets)
+    return auxiliary + model.weights.orthogonality * model.orthogonality()
 
 
 def training_losses(
-    wrapper: AMSTWrapper,
+    model: MultiHead,
     real: Tensor,
     targets: Tensor,
     synthetic: Tensor,
     pseudo_labels: PseudoLabels | None,
 ) -> AMSTLosses:
-    """``AMSTWrapper.losses`` once the batch is checked and labelled.
+    """L_sup on real and accepted images, and L_c on the synthetic ones.
 
     Args:
-        wrapper: the classifier, its heads and views, and the weights of the terms.
+        model: the classifier with its heads.
         real: labelled images, (N, C, H, W).
         targets: class indices, (N,) integers, or soft labels, (N, classes).
         synthetic: images without trusted labels, (M, C, H, W), M ≥ 0.
         pseudo_labels: their labels, M of them; None where M = 0.
+
+    Source: DreamDA, arXiv:2403.12803, method figure; the form of the terms is ours (see
+    ``AMSTLosses``).
     """
+    views, weights = model.views, model.weights
     if pseudo_labels is None:
         accepted, labels = real.new_zeros(0, dtype=torch.bool), targets[:0]
     else:
         accepted, labels = pseudo_labels.mask, pseudo_labels.labels[pseudo_labels.mask]
-    # P_L of the paper comes first, then what stays unlabelled.
+    # The labelled pool of the paper, P_L, comes first; the images left unlabelled follow.
     images = torch.cat([real, synthetic[accepted], synthetic[~accepted]])
     labelled = len(real) + int(accepted.sum())
-    compared = 0  # so many images, the last ones, enter the consistency term
-    if wrapper.consistency_weight:
-        compared = len(synthetic) if wrapper.consistency_on == "all" else len(images) - labelled
-    learns = wrapper.auxiliary_weight > 0
-    learned = (wrapper.labelled_view, *(wrapper.head_views if learns else ()))
-    rows = dict.fromkeys(learned, slice(len(images) if compared else labelled))
-    for name in ("weak", "strong") if compared else ():
-        rows.setdefault(name, slice(-compared, None))
-    features, logits = wrapper.read_views(images, rows)
+    compared = 0  # the consistency term compares this many images, the last ones
+    if weights.consistency:
+        compared = len(synthetic) if model.consistency.images == "all" else len(images) - labelled
+    heads_learn = weights.auxiliary > 0
+    features, logits = model.read_views(
+        images, _rows_by_view(views, heads_learn, len(images), labelled, compared)
+    )
 
-    of_real, of_accepted = logits[wrapper.labelled_view][:labelled].tensor_split([len(real)])
+    of_real, of_accepted = logits[views.main][:labelled].tensor_split([len(real)])
     supervised = F.cross_entropy(of_real, targets)
     pseudo = F.cross_entropy(of_accepted, labels, reduction="sum") / max(1, len(synthetic))
     consistency = auxiliary = supervised.new_zeros(())
     if compared:
-        pair = [logits[name][-compared:] for name in ("weak", "strong")]
-        terms = consistency_terms(*pair, wrapper.consistency_threshold)
+        weak, strong = logits["weak"][-compared:], logits["strong"][-compared:]
+        terms = consistency_terms(weak, strong, model.consistency.confidence_threshold)
         consistency = terms.sum() / len(synthetic)
-    orthogonality = wrapper.orthogonality()
-    if learns:
-        features = {name: each[:labelled].detach() for name, each in features.items()}
-        answers = join_targets(targets, labels, wrapper.num_classes)
-        auxiliary = auxiliary_loss(wrapper.auxiliary_heads, wrapper.head_views, features, answers)
+    orthogonality = model.orthogonality()
+    if heads_learn:
+        fixed = {name: each[:labelled].detach() for name, each in features.items()}
+        answers = join_targets(targets, labels, of_real.shape[1])
+        auxiliary = auxiliary_loss(model.auxiliary_heads, views.auxiliary, fixed, answers)
     else:
         orthogonality = orthogonality.detach()
     total = (
         supervised
-        + wrapper.pseudo_weight * pseudo
-        + wrapper.consistency_weight * consistency
-        + wrapper.auxiliary_weight * auxiliary
-        + (wrapper.orthogonality_weight * orthogonality if learns else 0.0)
+        + weights.pseudo * pseudo
+        + weights.consistency * consistency
+        + weights.auxiliary * auxiliary
+        + (weights.orthogonality * orthogonality if heads_learn else 0.0)
     )
     return AMSTLosses(
         total=total,
@@ -85,3 +136,19 @@ def training_losses(
         accepted_share=accepted.float().mean(),
         pseudo_labels=pseudo_labels,
     )
+
+
+def _rows_by_view(
+    views: HeadViews, heads_learn: bool, images: int, labelled: int, compared: int
+) -> dict[ViewName, slice]:
+    """Which rows of the images each view is made of, in the order in which views are drawn.
+
+    Heads learn from the first ``labelled`` rows, the consistency term compares the last
+    ``compared`` ones in both views. A view that serves both is made of all rows.
+    """
+    learned: tuple[ViewName, ...] = (views.main, *(views.auxiliary if heads_learn else ()))
+    rows = dict.fromkeys(learned, slice(images if compared else labelled))
+    if compared:
+        rows.setdefault("weak", slice(-compared, None))
+        rows.setdefault("strong", slice(-compared, None))
+    return rows

@@ -1,9 +1,10 @@
-"""The weak and the strong view, drawn for every image of a batch by itself."""
+"""The weak and the strong view; every image of a batch gets its own random draw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor
 
 View = Callable[[Tensor], Tensor]
 
-# The fourteen operations of RandAugment with the range of their strength at full magnitude, as
-# torchvision has them; for translations the share of the side, for rotations degrees.
+# The fourteen operations of RandAugment, and the largest strength of each, as in torchvision: for
+# translations a share of the side, for rotations degrees.
 _OPERATIONS = {
     "identity": 0.0,
     "shear_x": 0.3,
@@ -34,7 +35,7 @@ _SIGNED = frozenset(list(_OPERATIONS)[1:10])
 
 @dataclass(frozen=True)
 class WeakView:
-    """Horizontal flip and padded crop, sized to the image.
+    """Horizontal flip and padded crop; the padding grows with the image.
 
     Attributes:
         flip: probability of a mirrored image, in [0, 1]; 0 for digits, letters and the like.
@@ -78,17 +79,19 @@ class WeakView:
 class StrongView:
     """The weak view, then RandAugment, then Cutout.
 
-    Every image draws its own operations. Images that drew the same operation in the same place
-    share its strength, which is drawn anew at every call from U(0, ``magnitude``): that way they
-    are transformed together, by ``torchvision.transforms.v2.functional``.
+    Every image draws its own operations. Images that drew the same operation in the same round
+    share its strength, so that ``torchvision.transforms.v2.functional`` can transform them
+    together. The strength is drawn from U(0, ``magnitude``) at every call.
 
     Attributes:
         weak: the view to start from.
-        operations: how many operations each image gets, ≥ 0.
-        magnitude: strength in [0, 1]; 1 is RandAugment's full range.
-        cutout: largest side of the square that is painted over, as a share of the image's, [0, 1].
-        mean, std: the normalisation that the images have been through, one value per channel. It
-            is undone before and redone after, since the colour operations need [0, 1].
+        operations: number of operations per image, ≥ 0.
+        magnitude: largest strength, in [0, 1]; 1 is RandAugment's full range.
+        cutout: largest side of the square that is painted grey, as a share of the image's side,
+            in [0, 1].
+        mean, std: the normalisation of the images, one value per channel; None: they are not
+            normalised. It is undone before the view is drawn and redone after, because the
+            colour operations need pixels in [0, 1].
 
     Source: FixMatch, arXiv:2001.07685, section 2.3; RandAugment, arXiv:1909.13719; Cutout,
     arXiv:1708.04552. Sharing a strength among images is ours.
@@ -113,8 +116,8 @@ class StrongView:
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(N, C, H, W) float -> the same shape, type and memory format.
 
-        C must be 1 or 3, and the range [0, 1] once the normalisation is undone. ``generator`` is
-        a CPU generator; None draws from torch's global one.
+        C must be 1 or 3, and the range [0, 1] after the normalisation is undone. ``generator``
+        is a CPU generator; None draws from torch's global one.
 
         Raises:
             ValueError: other channels or another range.
@@ -132,28 +135,28 @@ class StrongView:
         return _like(self._normalise(view), images)
 
     def _denormalise(self, images: Tensor) -> Tensor:
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             images = images * _per_channel(self.std, images) + _per_channel(self.mean, images)
         if len(images) and not (images.min() > -0.02 and images.max() < 1.02):
             raise ValueError(
                 "images must lie in [0, 1] for the strong view, got "
-                f"[{images.min():.3g}, {images.max():.3g}]. If they are normalised, say how: "
-                "AMSTWrapper(model, strong=StrongView(mean=…, std=…))."
+                f"[{images.min():.3g}, {images.max():.3g}]. If they are normalised, state the "
+                "normalisation: AMSTWrapper(model, strong=StrongView(mean=…, std=…))."
             )
         return images.clamp(0, 1)
 
     def _normalise(self, images: Tensor) -> Tensor:
-        if self.mean is None:
+        if self.mean is None or self.std is None:
             return images
         return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it without types
 def apply_view(name: str, view: View, images: Tensor) -> Tensor:
-    """One view of a batch; of no images, these.
+    """One view of a batch; an empty batch is returned unchanged.
 
     Raises:
-        ValueError: the view gave something else than a batch of as many images and channels.
+        ValueError: the view returned something other than a batch of as many images and channels.
     """
     made = view(images) if len(images) else images
     if not isinstance(made, Tensor) or made.shape[:2] != images.shape[:2]:
@@ -186,6 +189,11 @@ def _rand_augment(images: Tensor, magnitude: float, generator: torch.Generator |
 
 
 def _apply(images: Tensor, name: str, strength: float) -> Tensor:
+    # torchvision's functions have no types.
+    return cast(Tensor, _transform(images, name, strength))
+
+
+def _transform(images: Tensor, name: str, strength: float) -> object:
     from torchvision.transforms.v2 import functional as transforms
 
     height, width = images.shape[-2:]
@@ -215,7 +223,7 @@ def _apply(images: Tensor, name: str, strength: float) -> Tensor:
         case "sharpness":
             return transforms.adjust_sharpness(images, 1 + strength)
         case "posterize":
-            # eight bits are all that an image has; torchvision would still round it down.
+            # all eight bits are kept; torchvision would still round the image down.
             bits = 8 - round(strength)
             return images if bits == 8 else transforms.posterize(images, bits)
         case "solarize":

@@ -1,49 +1,70 @@
 """What the rest of the library asks of a diffusion model."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from dreamda_aug.backbones.schedules import Spacing
+from dreamda_aug.backbones.tap import BottleneckTap
 from dreamda_aug.errors import BackboneError
-from dreamda_aug.perturbation import BottleneckTap
-from dreamda_aug.schedule import NoiseSchedule
+from dreamda_aug.method.schedule import NoiseSchedule
 
 # One image's condition: a prompt, a class index, or None for the unconditional one.
 Condition = str | int | None
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A diffusion model with a bottleneck; see `PixelBackbone` and `LatentBackbone`.
 
     Attributes:
         name: where it came from, for people.
-        fingerprint: changes whenever weights or configuration do.
         image_size: height and width of the images that it makes, in pixels.
         channels: channels of those images, 1 or 3.
-        condition_kind: ``"text"``, ``"class"`` or ``"none"``: what it can be told.
+        condition_kind: ``"text"``, ``"class"`` or ``"none"``: what it can be conditioned on.
+        class_names: names of its classes in the order of its class embedding, or None.
         guidable: whether it knows an unconditional branch to guide away from.
         device: where its U-Net lies.
         dtype: of its U-Net.
         tap: the hooks on its bottleneck.
+        in_tiles: whether images are encoded in tiles, which gives other latents.
+        low_memory: whether images are decoded one at a time.
     """
 
     name: str
-    fingerprint: str
     image_size: tuple[int, int]
     channels: int
-    condition_kind: Literal["text", "class", "none"]
-    guidable: bool
-    device: torch.device
-    dtype: torch.dtype
     tap: BottleneckTap
+    in_tiles: bool
+    low_memory: bool
 
-    def schedule(self, steps: int, strength: float) -> NoiseSchedule:
-        """The last ``strength`` share of ``steps`` steps, on the backbone's device."""
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights and configuration as they are now."""
+        ...
+
+    @property
+    def condition_kind(self) -> Literal["text", "class", "none"]: ...
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+
+    @property
+    def guidable(self) -> bool: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def schedule(
+        self, steps: int, strength: float, spacing: Spacing = "uniform"
+    ) -> NoiseSchedule:
+        """The steps of a run as `Settings` describes them, on the backbone's device."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
@@ -58,16 +79,27 @@ class Backbone(Protocol):
         """Conditions as U-Net inputs with one row each; None is the unconditional one."""
         ...
 
+    def condition_digest(self, condition: Condition) -> str:
+        """Digest of what a condition is for the denoiser: changes with the text encoder too."""
+        ...
+
     def embed_only(self, conditions: Sequence[Condition]) -> None:
         """Promise that no other conditions will be asked for, so that text encoders can go."""
         ...
 
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """The U-Net's output for x_t (R, C, H, W) at timestep t (0-d), float32."""
+        """The denoiser's output for x_t (R, C, H, W) at timestep t (0-d), float32, contiguous.
+
+        The memory layout of ``x_t`` plays no role: recording and replay must run the same kernels.
+        """
         ...
 
-    def compile(self, **options) -> None:
-        """Run the U-Net through ``torch.compile`` from now on."""
+    def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Output (R, C, H, W) of the first block behind the bottleneck, where the U-Net stops."""
+        ...
+
+    def compiled(self, **options: Any) -> "Backbone":
+        """The same model, its U-Net run through ``torch.compile``; this one stays as it is."""
         ...
 
     def in_float32(self) -> AbstractContextManager[None]:
@@ -87,56 +119,24 @@ def check_unet(unet: nn.Module) -> None:
             f"{kind} has no U-Net bottleneck (mid_block and up_blocks), which is where the "
             "perturbation enters. Use a U-Net backbone such as Stable Diffusion 1.x, 2.x or XL."
         )
+    channels, out = unet.config.in_channels, unet.config.out_channels
+    if out not in (channels, 2 * channels):
+        raise BackboneError(
+            f"{kind} takes {channels} channels and gives {out}: an inpainting or super-resolution "
+            "model, which needs a mask or an image beside the noise. Use the text-to-image model."
+        )
+    if unet.config.get("encoder_hid_dim_type") in ("ip_image_proj", "text_image_proj"):
+        raise BackboneError(
+            f"{kind} has an IP-Adapter loaded, which conditions on an image too; unload it with "
+            "pipeline.unload_ip_adapter()."
+        )
+    if any(parameter.is_meta for parameter in unet.parameters()):
+        raise BackboneError(
+            f"{kind} has weights on the meta device (offloaded or not loaded yet); load the "
+            "pipeline without offloading, and give low_memory=True on small GPUs."
+        )
     if unet.config.get("time_embedding_type") == "fourier":
         raise BackboneError(
             f"{kind} has time_embedding_type='fourier' (a score-SDE model), whose noise schedule "
             "is not a DDPM one. Use a backbone with time_embedding_type='positional'."
         )
-
-
-def build_schedule(scheduler, steps: int, strength: float) -> NoiseSchedule:
-    """The steps that diffusers' DDIM scheduler would take with the same configuration.
-
-    Latent consistency models were distilled on steps that end at the noisiest one, so their steps
-    are spaced from there ("trailing"), whatever their configuration says.
-
-    Args:
-        scheduler: any diffusers scheduler with a DDPM-type configuration.
-        steps: number of steps from pure noise to the image.
-        strength: share of them that is run, in (0, 1].
-    """
-    from diffusers import DDIMScheduler
-
-    spacing = {"timestep_spacing": "trailing"} if "LCM" in type(scheduler).__name__ else {}
-    ddim = DDIMScheduler.from_config(scheduler.config, **spacing)
-    ddim.set_timesteps(steps)
-    count = min(int(steps * strength), steps)
-    if count == 0:
-        raise ValueError(
-            f"strength {strength} of {steps} steps leaves no step to run; "
-            f"use steps >= {-(-1 // strength):.0f} or a larger strength."
-        )
-    timesteps = ddim.timesteps[steps - count :]
-    alpha_bars = torch.cat([ddim.alphas_cumprod[timesteps], ddim.final_alpha_cumprod.reshape(1)])
-    clip = float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None
-    return NoiseSchedule(timesteps, alpha_bars, ddim.config.prediction_type, clip)
-
-
-def fingerprint_of(*modules: nn.Module) -> str:
-    """SHA-256 over configuration and weights, in hexadecimal; takes about 1 s per 2 GB.
-
-    LoRA weights count, and how strongly they are mixed in.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        config = {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            data = tensor.detach().cpu().contiguous().flatten()
-            digest.update(data.view(torch.uint8).numpy() if data.numel() else b"")
-        for name, part in module.named_modules():
-            if isinstance(getattr(part, "scaling", None), dict):  # a LoRA layer of peft
-                digest.update(f"{name}{sorted(part.scaling.items())}".encode())
-                digest.update(repr(part.active_adapters).encode())
-    return digest.hexdigest()

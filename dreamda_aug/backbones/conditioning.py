@@ -1,6 +1,7 @@
-"""What a U-Net can be told about an image: nothing, a class, or a text."""
+"""What a denoiser is conditioned on: nothing, a class, or a text."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from dreamda_aug.errors import BackboneError
 LCM_GUIDANCE_SCALE = 8.5
 
 
-# So many embedded prompts are kept beside the text encoders: 118 KB each for SD 1.5 in half
+# How many embedded prompts are kept beside the text encoders: 118 KB each for SD 1.5 in half
 # precision, 320 KB for SDXL, which is less than the encoders themselves.
 MAX_PROMPTS = 1024
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -21,7 +22,8 @@ _ENCODERS = ("text_encoder", "text_encoder_2")
 class NoConditioning:
     """An unconditional model."""
 
-    kind = "none"
+    kind: Literal["none"] = "none"
+    class_names = None
     guidable = False
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
@@ -43,9 +45,11 @@ class ClassConditioning:
             None where it was trained without one.
     """
 
-    kind = "class"
+    kind: Literal["class"] = "class"
 
-    def __init__(self, unet, name: str, class_names: Sequence[str] | None, null_class: int | None):
+    def __init__(
+        self, unet: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
+    ):
         self.unet, self.name = unet, name
         self.class_names = list(class_names) if class_names else None
         self.null_class = null_class
@@ -91,12 +95,13 @@ class TextConditioning:
     Args:
         pipeline: has ``encode_prompt`` and ``unet``.
         name: of the model, for messages.
-        image_size: height and width in pixels, which SDXL is told.
+        image_size: height and width in pixels, which SDXL is conditioned on.
     """
 
-    kind = "text"
+    kind: Literal["text"] = "text"
+    class_names = None
 
-    def __init__(self, pipeline, name: str, image_size: tuple[int, int]):
+    def __init__(self, pipeline: Any, name: str, image_size: tuple[int, int]):
         self.pipeline, self.name, self.image_size = pipeline, name, image_size
         self.guidable = pipeline.unet.config.get("time_cond_proj_dim") is None
         self._embedded: dict[str, dict[str, Tensor]] = {}

@@ -1,20 +1,29 @@
 """Adapters of diffusers pipelines that have a U-Net: in pixels, or in the latents of a VAE."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from dreamda_aug.backbones.base import Condition, build_schedule, check_unet, fingerprint_of
+from dreamda_aug.backbones.base import Condition, check_unet
 from dreamda_aug.backbones.conditioning import (
     ClassConditioning,
     NoConditioning,
     TextConditioning,
 )
-from dreamda_aug.perturbation import BottleneckTap
-from dreamda_aug.schedule import NoiseSchedule
+from dreamda_aug.backbones.fingerprints import Fingerprint, digest_of
+from dreamda_aug.backbones.schedules import Spacing, build_schedule, path_kind
+from dreamda_aug.backbones.tap import BottleneckTap
+from dreamda_aug.method.schedule import NoiseSchedule
+
+
+class _Reached(Exception):
+    """The block whose output was wanted has run."""
+
 
 # Conditions that SDXL's U-Net takes inside ``added_cond_kwargs``.
 _ADDED = ("text_embeds", "time_ids")
@@ -23,10 +32,19 @@ _ADDED = ("text_embeds", "time_ids")
 class _UNetBackbone:
     """What pixel and latent models share."""
 
-    def __init__(self, pipeline, name: str, class_names, null_class: int | None):
+    is_pixel_model = True
+    image_size: tuple[int, int]
+    in_tiles = False
+    low_memory = False
+
+    def __init__(
+        self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
+    ):
         check_unet(pipeline.unet)
+        path_kind(pipeline.scheduler)
         self.pipeline, self.name = pipeline, name
-        self.unet = pipeline.unet.eval().requires_grad_(False)
+        self.unet = pipeline.unet.eval()
+        self._fingerprint = Fingerprint(*self._identifying())
         self.tap = BottleneckTap(self.unet)
         if hasattr(pipeline, "encode_prompt"):
             self.conditioning = TextConditioning(pipeline, name, self.image_size)
@@ -34,10 +52,20 @@ class _UNetBackbone:
             self.conditioning = ClassConditioning(self.unet, name, class_names, null_class)
         else:
             self.conditioning = NoConditioning()
-        self._call = self.unet
+        self._call: Callable[..., Any] = self.unet
+        self._schedules: dict[Any, NoiseSchedule] = {}
+        self._memory_format = torch.contiguous_format
+
+    def _identifying(self) -> tuple[nn.Module, ...]:
+        """The modules that an inversion depends on, beside the condition's embedding."""
+        return (self.unet,)
 
     @property
-    def condition_kind(self) -> str:
+    def fingerprint(self) -> str:
+        return self._fingerprint.value
+
+    @property
+    def condition_kind(self) -> Literal["text", "class", "none"]:
         return self.conditioning.kind
 
     @property
@@ -46,7 +74,7 @@ class _UNetBackbone:
 
     @property
     def class_names(self) -> list[str] | None:
-        return getattr(self.conditioning, "class_names", None)
+        return self.conditioning.class_names
 
     @property
     def device(self) -> torch.device:
@@ -56,33 +84,71 @@ class _UNetBackbone:
     def dtype(self) -> torch.dtype:
         return self.unet.dtype
 
-    def schedule(self, steps: int, strength: float) -> NoiseSchedule:
-        return build_schedule(self.pipeline.scheduler, steps, strength).to(self.device)
+    def schedule(
+        self, steps: int, strength: float, spacing: Spacing = "uniform"
+    ) -> NoiseSchedule:
+        scheduler = self.pipeline.scheduler
+        # a scheduler may be put in another's place, or its configuration changed, at any time
+        key = (type(scheduler), repr(scheduler.config), steps, strength, spacing, self.device)
+        if key not in self._schedules:
+            self._schedules = {key: build_schedule(
+                scheduler, steps, strength, spacing, is_pixel_model=self.is_pixel_model
+            ).to(self.device)}
+        return self._schedules[key]
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         return self.conditioning.embed(conditions)
 
+    def condition_digest(self, condition: Condition) -> str:
+        return digest_of(self.conditioning.embed([condition]))
+
     def embed_only(self, conditions: Sequence[Condition]) -> None:
         self.conditioning.embed_only(conditions)
 
+    @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.dtype) if value.is_floating_point() else value
                   for name, value in condition.items()}
         added = {name: inputs.pop(name) for name in _ADDED if name in inputs}
         if added:
             inputs["added_cond_kwargs"] = added
-        output = self._call(x_t.to(self.dtype), t, return_dict=False, **inputs)[0].float()
+        # one layout, whatever a VAE or a caller gives: other strides run other kernels, and what
+        # one kernel recorded another does not replay exactly
+        x_t = x_t.to(self.dtype).contiguous(memory_format=self._memory_format)
+        output = self._call(x_t, t, return_dict=False, **inputs)[0]
+        # models with learned variance predict it in the second half of the channels
+        output = output[:, : x_t.shape[1]].float().contiguous()
         self.tap.encoder_rows += len(x_t)
         self.tap.decoder_rows += len(output)
         return output
 
-    def compile(self, **options) -> None:
-        """Run the U-Net through ``torch.compile``; the tap is in place already and survives.
+    def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            found.append(output.float())
+            raise _Reached  # the blocks that follow are the U-Net's most costly ones
+
+        self.tap.clear()
+        hook = self.unet.up_blocks[0].register_forward_hook(stop)
+        try:
+            with contextlib.suppress(_Reached):
+                self.predict(x_t, t, condition)
+        finally:
+            hook.remove()
+        return found[0]
+
+    def compiled(self, **options: Any) -> Self:
+        """The same model, its U-Net run through ``torch.compile``; this one stays as it is.
+
+        Both share weights and tap; the tap is in place already and survives compilation.
 
         Args:
             options: for ``torch.compile``; static shapes unless ``dynamic`` is given.
         """
-        self._call = torch.compile(self.unet, **{"dynamic": False, **options})
+        other = copy.copy(self)
+        other._call = torch.compile(self.unet, **{"dynamic": False, **options})
+        return other
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -111,6 +177,7 @@ class _UNetBackbone:
     def channels_last(self) -> None:
         """Lay the U-Net's weights out as convolutions on recent GPUs and CPUs like them."""
         self.unet.to(memory_format=torch.channels_last)
+        self._memory_format = torch.channels_last
 
 
 class PixelBackbone(_UNetBackbone):
@@ -128,7 +195,7 @@ class PixelBackbone(_UNetBackbone):
 
     def __init__(
         self,
-        pipeline,
+        pipeline: Any,
         name: str = "pixel pipeline",
         class_names: Sequence[str] | None = None,
         null_class: int | None = None,
@@ -138,10 +205,7 @@ class PixelBackbone(_UNetBackbone):
         self.channels = pipeline.unet.config.in_channels
         super().__init__(pipeline, name, class_names, null_class)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.unet)
-
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         return images.to(self.device, torch.float32) * 2 - 1
 
@@ -167,9 +231,11 @@ class LatentBackbone(_UNetBackbone):
     Attributes are those of `Backbone`.
     """
 
+    is_pixel_model = False
+
     def __init__(
         self,
-        pipeline,
+        pipeline: Any,
         name: str = "latent pipeline",
         image_size: tuple[int, int] | None = None,
         class_names: Sequence[str] | None = None,
@@ -179,7 +245,9 @@ class LatentBackbone(_UNetBackbone):
     ):
         check_unet(pipeline.unet)
         vae = getattr(pipeline, "vae", None) or pipeline.vqvae
-        self.vae = vae.eval().requires_grad_(False)
+        overflows = vae.config.get("force_upcast") and vae.dtype == torch.float16  # it says so
+        # a copy: changed, it would be of no use to whoever handed the pipeline over
+        self.vae = (copy.deepcopy(vae) if low_memory or overflows else vae).eval()
         self.channels = self.vae.config.in_channels
         self.decode_batch, self.low_memory = decode_batch, low_memory
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -189,9 +257,10 @@ class LatentBackbone(_UNetBackbone):
             raise ValueError(
                 f"image_size must be a multiple of {factor} for this VAE, got {self.image_size}."
             )
-        if self.vae.config.get("force_upcast") and self.vae.dtype == torch.float16:
-            self.vae.to(torch.float32)  # this VAE overflows in float16, and says so
+        if overflows:
+            self.vae.to(torch.float32)
         super().__init__(pipeline, name, class_names, null_class)
+        self._shift, self._scale = latent_range(self.vae)
         if low_memory:
             self.decode_batch = 1
             for switch in ("slicing", "tiling"):
@@ -199,9 +268,8 @@ class LatentBackbone(_UNetBackbone):
                     getattr(self.vae, f"enable_{switch}")()
             self.vae.to("cpu")
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.unet, self.vae)
+    def _identifying(self) -> tuple[nn.Module, ...]:
+        return self.unet, self.vae
 
     @property
     def in_tiles(self) -> bool:
@@ -220,19 +288,44 @@ class LatentBackbone(_UNetBackbone):
             if self.low_memory:
                 self.vae.to("cpu")
 
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         with self._vae_at_hand():
             encoded = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1)
         # the mode, not a draw: the same image must give the same latents
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
+        latents = latents.float()
+        return ((latents - self._shift.to(latents)) * self._scale.to(latents)).contiguous()
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        latents = latents.float()
+        latents = latents / self._scale.to(latents) + self._shift.to(latents)
+        latents = latents.to(self.vae.dtype)
         with self._vae_at_hand():
             pixels = [self.vae.decode(part).sample.float()
                       for part in latents.split(self.decode_batch)]
         return (torch.cat(pixels) / 2 + 0.5).clamp(0, 1)
+
+
+def latent_range(vae: Any) -> tuple[Tensor, Tensor]:
+    """Shift and scale with which a VAE's latents become the denoiser's: (z - shift) · scale.
+
+    Args:
+        vae: with ``scaling_factor``, and perhaps ``shift_factor`` or a ``latents_mean`` and
+            ``latents_std`` for each channel, in its configuration.
+
+    Returns:
+        Two tensors that broadcast with (B, C, H, W).
+    """
+    config = vae.config
+    scale = torch.tensor(float(config.get("scaling_factor") or 1.0))
+    shift = torch.tensor(float(config.get("shift_factor") or 0.0))
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+        scale = scale / torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+    return shift, scale
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Whole synthetic datasets on disk: made, resumed, filtered, described, read back."""
 
+from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.estimate import Estimate, estimate
 from dreamda_aug.expansion.expansion import Expansion, Progress, Summary, expand
 from dreamda_aug.expansion.filters import (
@@ -10,10 +11,10 @@ from dreamda_aug.expansion.filters import (
     SeedCopy,
     open_filter,
 )
-from dreamda_aug.expansion.manifest import ExpansionError, ManifestLine, read_manifest
 from dreamda_aug.expansion.regeneration import Regenerated, regenerate
-from dreamda_aug.expansion.report import write_report
-from dreamda_aug.expansion.sources import Source, open_source
+from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.records.manifest import ManifestLine, read_manifest
+from dreamda_aug.report.contents import write_report
 
 __all__ = [
     "Estimate", "Expansion", "ExpansionError", "Filter", "GuardEvents", "LabelAgreement",

@@ -1,41 +1,56 @@
-"""What the backbone is told about each seed image of an expansion."""
+"""What the backbone is conditioned on for each seed image of an expansion."""
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from dreamda_aug.backbones import Condition
-from dreamda_aug.expansion.sources import Source
-from dreamda_aug.generator import Generator
-from dreamda_aug.prompts import Conditioner
-from dreamda_aug.transforms import DreamDAugment
+from dreamda_aug.backbones import Backbone, Condition
+from dreamda_aug.inputs.prompts import Conditioner
+from dreamda_aug.inputs.sources import HasFileNames, Source
+from dreamda_aug.method.settings import Settings
 
 
 def conditions(
-    source: Source, augment: DreamDAugment, generator: Generator, chosen: Collection[int]
-) -> tuple[dict, Callable[[int], Condition]]:
-    """What the backbone is told: as facts of the plan, and for each seed image by its number.
+    source: Source, conditioner: Conditioner, backbone: Backbone, chosen: Collection[int]
+) -> tuple[dict[str, Condition], Callable[[int], Condition]]:
+    """Conditions as facts of the plan, and as a function of a seed image's number.
 
-    Classes are called as the source calls them.
+    The facts name each class as the source does.
     """
-    backbone, captions = generator.backbone, augment.conditioner.captions
+    captions = conditioner.captions
     if captions is not None:
-        names = captions.images(getattr(source, "file_names", source.paths), len(source.labels))
-        texts = {index: augment.conditioner.condition(None, backbone, names[index])
+        files = source.file_names if isinstance(source, HasFileNames) else source.paths
+        images = captions.images(files, len(source.labels))
+        texts = {index: conditioner.condition(None, backbone, images[index])
                  for index in chosen}
         digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
         return {"captions": digest}, texts.__getitem__
-    names = augment.conditioner.class_names
+    names: Sequence[str] | None = conditioner.class_names
     if names is not None and len(names) != len(source.classes):
         raise ValueError(
             f"class_names must name the source's {len(source.classes)} classes, got {len(names)}."
         )
     if names is None and (
         backbone.condition_kind == "text"
-        or set(source.classes) <= set(getattr(backbone, "class_names", None) or ())
+        or set(source.classes) <= set(backbone.class_names or ())
     ):
         names = source.classes
-    conditioner = Conditioner(names, augment.conditioner.prompt)
-    told = [conditioner.condition(label, backbone) for label in range(len(source.classes))]
+    conditioner = Conditioner(names, conditioner.prompt)
+    of_class = [conditioner.condition(label, backbone) for label in range(len(source.classes))]
     labels = source.labels
-    return dict(zip(source.classes, told, strict=True)), lambda index: told[labels[index]]
+    return dict(zip(source.classes, of_class, strict=True)), lambda index: of_class[labels[index]]
+
+
+def embedded_digest(
+    backbone: Backbone, settings: Settings, conditions_of: Mapping[str, Condition]
+) -> str | None:
+    """Digest of what the conditions are for the denoiser, which changes with the text encoder.
+
+    None where conditions are no texts, or are one caption for each image (an image's own record
+    holds its caption).
+    """
+    if backbone.condition_kind != "text" or set(conditions_of) == {"captions"}:
+        return None
+    digests = [backbone.condition_digest(text)
+               for text in [settings.source_prompt, *conditions_of.values()]]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from dreamda_aug.cache import estimate_bytes, format_bytes
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.expansion.layouts import FolderLayout
 from dreamda_aug.expansion.processes import cpu_threads
 from dreamda_aug.expansion.units import UnitMaker
-from dreamda_aug.generator import Generator
+from dreamda_aug.generation.cache import estimate_bytes, format_bytes
+from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.records.layouts import FolderLayout
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         measure: generate the first batch with 1 and with 3 steps; the time for all steps follows
             from the two.
     """
-    plan, generator = expansion.plan, expansion.generator
-    settings, steps = generator.settings, len(generator.schedule)
+    plan, core = expansion.plan, expansion.core
+    settings, steps = core.settings, len(core.schedule)
     inversions = sum(
         len({(s.seed_index, s.replica % settings.paths) for s in plan.unit(unit)})
         for unit in range(plan.units)
     )
-    inverted_rows = inversions * steps if settings.adherence > 0 else 0
+    inverted_rows = inversions * steps if settings.adherence != 0 else 0
     per_unit = math.ceil(inversions / plan.units)
     residual_steps = steps if settings.inversion.records_residuals else 0
     start, stop = settings.guidance_interval
-    guided = generator.backbone.guidable and settings.guidance_scale > 1
+    guided = core.backbone.guidable and settings.guidance_scale > 1
     passes = steps + guided * sum(start <= step / steps < stop for step in range(steps))
-    latent = generator.backbone.encode(_blank(generator))[0].shape
+    latent = core.backbone.encode(_blank(core))[0].shape
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.threads):
@@ -98,12 +98,12 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
 
 
 def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
-    """Steps run, seconds and bytes of the first unit with about so many steps."""
-    generator, maker = expansion.generator, expansion.maker
-    settings = generator.settings
+    """Steps run, seconds and bytes of the first unit with about that number of steps."""
+    core, maker = expansion.core, expansion.maker
+    settings = core.settings
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
-    short = Generator(generator.backbone, replace(settings, steps=fewer),
-                      batch_size=generator.batch_size, rng_seed=generator.rng_seed)
+    short = TensorSynthesizer(core.backbone, replace(settings, steps=fewer),
+                      batch_size=core.batch_size, rng_seed=core.rng_seed)
     trial = UnitMaker(expansion.source, short, maker.condition_of)
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.unit(0),
@@ -114,6 +114,6 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     return len(short.schedule), seconds, size
 
 
-def _blank(generator: Generator) -> torch.Tensor:
-    backbone = generator.backbone
+def _blank(core: TensorSynthesizer) -> torch.Tensor:
+    backbone = core.backbone
     return torch.zeros(1, backbone.channels, *backbone.image_size)

@@ -1,23 +1,23 @@
 """Which synthetic images are doubtful: wrong class, copy of another image, too close to the seed.
 
-Source: ours, on the measures of `dreamda_aug.distances`.
+Source: ours, on the measures of `dreamda_aug.metrics.distances`.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.distances import nearest
-from dreamda_aug.expansion.seed_images import UNREADABLE, to_storable
-from dreamda_aug.expansion.sources import Source
-from dreamda_aug.images import fit_to, read_pixels
+from dreamda_aug.expansion.seed_images import to_storable
+from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
+from dreamda_aug.inputs.sources import Source
+from dreamda_aug.metrics.distances import nearest
 
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -47,10 +47,11 @@ class Filter(Protocol):
         name: the flag that it raises.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def describe(self) -> dict:
-        """What the answer depends on, as JSON; another one makes another dataset."""
+    def describe(self) -> dict[str, Any]:
+        """What the answer depends on, as JSON; it belongs to the settings of a dataset."""
         ...
 
     def prepare(self, source: Source, backbone: Backbone) -> None:
@@ -68,7 +69,7 @@ class GuardEvents:
 
     name = "guard"
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         return {"name": self.name}
 
     def prepare(self, source: Source, backbone: Backbone) -> None:
@@ -95,7 +96,7 @@ class LabelAgreement:
     identity: str
     name = "label"
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         return {"name": self.name, "classifier": self.identity}
 
     def prepare(self, source: Source, backbone: Backbone) -> None:
@@ -136,7 +137,7 @@ class OtherImageCopy:
     size: int = 16
     name = "copy"
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         return {"name": self.name, "threshold": self.threshold, "size": self.size}
 
     def prepare(self, source: Source, backbone: Backbone) -> None:
@@ -165,7 +166,7 @@ class OtherImageCopy:
         return scores.tolist(), copies.tolist()
 
     def _features(self, images: Tensor) -> Tensor:
-        small = F.resize(images.float(), [self.size, self.size], antialias=True)
+        small: Tensor = F.resize(images.float(), [self.size, self.size], antialias=True)
         return small.flatten(1)
 
 
@@ -182,7 +183,7 @@ class SeedCopy:
     threshold: float = 0.02
     name = "seed-copy"
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         return {"name": self.name, "threshold": self.threshold}
 
     def prepare(self, source: Source, backbone: Backbone) -> None:
@@ -209,7 +210,8 @@ def open_filter(text: str, class_count: int) -> Filter:
         FileNotFoundError: the classifier's file is not there.
     """
     name, given, value = text.partition("=")
-    kinds = {"copy": OtherImageCopy, "seed-copy": SeedCopy}
+    kinds: dict[str, type[OtherImageCopy | SeedCopy]] = {
+        "copy": OtherImageCopy, "seed-copy": SeedCopy}
     if name in kinds:
         if not given:
             return kinds[name]()
@@ -251,7 +253,9 @@ def _open_classifier(text: str, class_count: int) -> tuple[Callable[[Tensor], Te
     )
 
 
-def _open_torchvision_model(architecture: str, path: Path, class_count: int):
+def _open_torchvision_model(
+    architecture: str, path: Path, class_count: int
+) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file
     from torchvision.models import get_model
 
@@ -262,12 +266,13 @@ def _open_torchvision_model(architecture: str, path: Path, class_count: int):
     def classify(images: Tensor) -> Tensor:
         # what torchvision's own classifiers were trained on
         colour = F.resize(images.expand(-1, 3, -1, -1), [224, 224], antialias=True)
-        return model(F.normalize(colour, _IMAGENET_MEAN, _IMAGENET_STD))
+        logits: Tensor = model(F.normalize(colour, _IMAGENET_MEAN, _IMAGENET_STD))
+        return logits
 
     return classify
 
 
-def _open_onnx(path: Path):
+def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     try:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf

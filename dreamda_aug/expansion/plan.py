@@ -4,9 +4,9 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dreamda_aug.expansion.sources import Source
+from dreamda_aug.inputs.sources import Source
 
 
 class PlannedSample(NamedTuple):
@@ -29,9 +29,9 @@ class PlannedSample(NamedTuple):
 class Plan:
     """All samples in order, cut into units: batches that are generated as a whole.
 
-    The last bits of a result on CPU or GPU follow the shape of its batch. So the batches are part
-    of the plan: unit u holds the same samples for any number of processes, and however often the
-    work was interrupted.
+    The last bits of a result depend on the shape of its batch. So the batches are part of the plan:
+    unit u holds the same samples for any number of processes, and however often the work was
+    interrupted.
 
     Args:
         replicas: number of replicas of each chosen seed image, by its number in the source.
@@ -90,8 +90,8 @@ def count_replicas(
         balance: raise every class to the size that the largest one reaches with its ratio, real
             and synthetic images together; smaller classes get more replicas per image.
         only_classes: names of the classes to expand; None: all.
-        limit: use at most so many seed images, taken in turn from each class. Their replicas are
-            the same as without a limit.
+        limit: the largest number of seed images to use, taken in turn from each class. Their
+            replicas are the same as without a limit.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -121,7 +121,7 @@ def count_replicas(
     return replicas
 
 
-def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two plans' facts, one line each: ``settings.steps: 50 -> 100``."""
     lines = []
     for name in sorted(before.keys() | now.keys()):

@@ -6,18 +6,14 @@ from pathlib import Path
 import PIL.Image
 
 from dreamda_aug.backbones import load_backbone
-from dreamda_aug.expansion.manifest import (
-    ExpansionError,
-    ManifestLine,
-    read_manifest,
-    settings_from_json,
-)
+from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.processes import cpu_threads
 from dreamda_aug.expansion.seed_images import Unreadable, pixel_digest, read_seed_image
-from dreamda_aug.expansion.sources import Source, open_source
-from dreamda_aug.expansion.store import WHERE, read_plan
-from dreamda_aug.generator import Generator, Request
-from dreamda_aug.transforms import DreamDAugment
+from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.records.facts import WHERE, read_plan
+from dreamda_aug.records.manifest import ManifestLine, read_manifest, settings_from_json
 
 
 @dataclass(frozen=True)
@@ -39,24 +35,24 @@ def regenerate(
     root: str | Path,
     sample_id: str,
     *,
-    augment: DreamDAugment | None = None,
+    synthesizer: Synthesizer | HasSynthesizer | None = None,
     source: str | Path | Source | None = None,
     device: str | None = None,
 ) -> Regenerated:
     """Make one image of a synthetic dataset again.
 
-    It runs in a batch of the same shape as at first, since the last bits follow the shape; the
-    other rows are filled with the same seed image, since they do not follow the neighbours.
+    It runs in a batch of the same shape as at first, since the last bits depend on the shape. The
+    other rows are filled with the same seed image, since a row does not depend on the others.
 
     Args:
         root: the dataset's folder.
         sample_id: the ``id`` or the ``file`` of its manifest line.
-        augment: the augment that the dataset was made with; None: made from the record.
+        synthesizer: what the dataset was made with; None: made from the record.
         source: the seed images, where they have moved; None: where the record says.
         device: as in `load_backbone`.
 
     Raises:
-        ExpansionError: there is no such image; or seed image, backbone or settings are others.
+        ExpansionError: there is no such image; or seed image, backbone or settings have changed.
         FileNotFoundError: the folder holds no finished dataset, or the seed images are gone.
     """
     facts = read_plan(root)
@@ -67,16 +63,16 @@ def regenerate(
             raise ExpansionError(
                 f"{root} was made from a dataset object; pass source, the same dataset."
             )
-        source = where["source"]["spec"]
         options = {name: where["source"].get(name) for name in ("split", "data_root")}
-        source = open_source(source, **options)
-    source = source if hasattr(source, "digest") else open_source(source)
-    if augment is None:
+        source = open_source(where["source"]["spec"], **options)
+    source = source if isinstance(source, Source) else open_source(source)
+    if synthesizer is None:
         backbone = load_backbone(where["backbone"], device=device,
                                  low_memory=bool(facts.get("low_memory")))
         settings = settings_from_json(line.settings)
     else:
-        backbone, settings = augment.generator.backbone, augment.generator.settings
+        synthesizer = as_synthesizer(synthesizer)
+        backbone, settings = synthesizer.backbone, synthesizer.settings
     if backbone.fingerprint != line.backbone:
         raise ExpansionError(
             f"{line.id}: expected the backbone {line.backbone[:16]}, found "
@@ -99,12 +95,18 @@ def regenerate(
             f"{line.id}: expected replica {line.replica} in row {line.row} of its batch, found "
             f"{requests[line.row].replica}: the manifest line is damaged."
         )
-    generator = Generator(backbone, settings, batch_size=len(requests), rng_seed=line.rng_seed)
+    core = TensorSynthesizer(backbone, settings, batch_size=len(requests),
+                             rng_seed=line.rng_seed)
+    if facts.get("schedule") not in (None, core.schedule.digest()):
+        raise ExpansionError(
+            f"{line.id}: the noise levels of {backbone.name} are others than the dataset was made "
+            "with: its scheduler was changed. Use the scheduler of before."
+        )
     with cpu_threads(facts.get("threads")):
-        made = generator.augment(
+        made = core.synthesize(
             seed_image.values.expand(len(line.layout), -1, -1, -1), requests,
             [line.seed_digest] * len(line.layout),
-        ).cpu()
+        ).images.cpu()
     image = seed_image.back(made[line.row : line.row + 1])
     return Regenerated(image, line, pixel_digest(image) == line.pixels)
 

@@ -3,8 +3,6 @@
 import errno
 import hashlib
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 
 import PIL.Image
@@ -13,14 +11,11 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.expansion.manifest import ManifestLine
-from dreamda_aug.expansion.sources import Source
-from dreamda_aug.images import Pixels, fit_back, fit_to, read_pixels
+from dreamda_aug.inputs.images import UNREADABLE, Pixels, fit_back, fit_to, read_pixels
+from dreamda_aug.inputs.sources import Source
+from dreamda_aug.records.manifest import ManifestLine
 
-# What Pillow raises for broken and hostile files.
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
-              struct.error, zlib.error, PIL.Image.DecompressionBombError)
-# Troubles of the machine rather than of the file.
+# Errors of the machine rather than of the file.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 _AS_COLOUR = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"}
 
@@ -44,7 +39,9 @@ class SeedImage:
     def back(self, made: Tensor) -> PIL.Image.Image:
         """A synthetic image (1, C, H, W) as a PIL image of the seed image's size and mode."""
         # one number, expanded: only shape and device are looked at
-        return self.pixels.restore(fit_back(made, torch.zeros(1).expand(self.shape)))
+        image = self.pixels.restore(fit_back(made, torch.zeros(1).expand(self.shape)))
+        assert isinstance(image, PIL.Image.Image)  # as the seed image was
+        return image
 
 
 def read_seed_image(source: Source, index: int, backbone: Backbone) -> SeedImage:
@@ -84,6 +81,7 @@ def to_storable(image: PIL.Image.Image) -> PIL.Image.Image:
         return image.convert("RGBA" if transparent else "RGB")
     if image.mode.startswith("I"):
         low, high = image.getextrema()
+        assert not isinstance(low, tuple) and not isinstance(high, tuple)  # it has one band
         if low < 0 or high > 0xFFFF:
             raise ValueError("PNG keeps 16 bits at most")
         return image if image.mode == "I;16" else image.convert("I").convert("I;16")

@@ -1,31 +1,29 @@
 """The folder that an expansion writes: units committed one by one, merged when all are there."""
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from dreamda_aug.expansion.layouts import WORK, Layout, remove_temporaries
-from dreamda_aug.expansion.manifest import (
-    FORMAT,
-    MANIFEST,
-    PLAN,
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.plan import Plan, differences
+from dreamda_aug.files import (
     TEMPORARY,
-    ExpansionError,
-    ManifestLine,
     atomic_file,
-    parse_json,
     read_lines,
-    read_manifest,
+    remove_temporaries,
     write_atomically,
 )
-from dreamda_aug.expansion.plan import Plan, differences
+from dreamda_aug.records.facts import PLAN, SKIPPED, WHERE, read_plan, read_skipped
+from dreamda_aug.records.layouts import WORK, Layout
+from dreamda_aug.records.manifest import MANIFEST, ManifestLine, read_manifest
 
-SKIPPED = "skipped.jsonl"
-# Facts for finding things again, which may differ from one machine to the next.
-WHERE = "where"
+logger = logging.getLogger(__name__)
+
 
 
 class Store:
@@ -45,7 +43,7 @@ class Store:
         self.root, self.plan, self.layout = root, plan, layout
         self._work = root / WORK
 
-    def join(self, facts: dict) -> None:
+    def join(self, facts: dict[str, Any]) -> None:
         """Begin the dataset, or go on with one that was begun with the same facts.
 
         Raises:
@@ -76,6 +74,41 @@ class Store:
         if not self.is_whole():
             self._work.mkdir(exist_ok=True)
 
+    @contextmanager
+    def claim(self, number: int, count: int) -> Iterator[None]:
+        """Keep other processes from doing the same share of the work at the same time.
+
+        Held by the operating system, so that a killed process leaves no claim behind.
+
+        Args:
+            number: of this process.
+            count: of all processes.
+
+        Raises:
+            ExpansionError: another process is at it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        if self.is_whole():
+            yield
+            return
+        self._work.mkdir(exist_ok=True)
+        path = self._work / f"claim-{number}-of-{count}"
+        with open(path, "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExpansionError(
+                    f"{self.root}: another process is at work here as number {number} of {count}; "
+                    "wait for it, or give each process its own --shard."
+                ) from None
+            except OSError:
+                logger.debug("%s: this file system keeps no locks", path)
+            yield
+
     def is_whole(self) -> bool:
         """Whether everything was merged; says nothing about files that were deleted since."""
         return (self.root / MANIFEST).exists() and not self._work.exists()
@@ -91,7 +124,10 @@ class Store:
         return done
 
     def commit(
-        self, unit: int, samples: Sequence[tuple[ManifestLine, bytes]], skipped: Sequence[dict]
+        self,
+        unit: int,
+        samples: Sequence[tuple[ManifestLine, bytes]],
+        skipped: Sequence[dict[str, str]],
     ) -> None:
         """Write the files of a unit, and then its record.
 
@@ -198,45 +234,6 @@ def check_free(root: Path) -> None:
         )
 
 
-def read_plan(root: str | Path) -> dict:
-    """The facts that a dataset was begun with.
-
-    Raises:
-        FileNotFoundError: the folder holds no expansion.
-        ExpansionError: the file is damaged.
-    """
-    path = Path(root) / PLAN
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected an expanded dataset, found none.")
-    facts = parse_json(path.read_bytes(), str(path))
-    parts = {name: facts.get(name) for name in ("source", "settings", "expansion", WHERE)}
-    source, where = parts["source"], parts[WHERE]
-    if (
-        facts.get("format") != FORMAT
-        or not all(isinstance(part, dict) for part in parts.values())
-        or not isinstance(source.get("classes"), dict)
-        or not isinstance(source.get("images"), int)
-        or not isinstance(facts.get("samples"), int)
-        or not isinstance(where.get("backbone"), str)
-        or not isinstance(where.get("source"), dict | None)
-        or not isinstance(facts.get("filters"), list)
-        or not (facts.get("threads") is None or facts["threads"] in range(1, 4096))
-    ):
-        raise ExpansionError(f"{path}: expected the facts of an expansion, found other JSON.")
-    return facts
-
-
-def read_skipped(root: Path) -> Iterator[tuple[str, dict]]:
-    """Lines of ``skipped.jsonl``: the text and its content; nothing if there is none."""
-    path = Path(root) / SKIPPED
-    if path.exists():
-        for where, text in read_lines(path):
-            entry = parse_json(text, where)
-            if not isinstance(entry.get("unit"), int) or not isinstance(entry.get("skipped"), str):
-                raise ExpansionError(f"{where}: expected the fields unit and skipped.")
-            yield text, entry
-
-
 def set_aside(root: Path) -> Path | None:
     """Rename a dataset's folder to ``NAME.old1``, or the next free number; None: there is none."""
     if not (root / PLAN).exists():
@@ -248,11 +245,11 @@ def set_aside(root: Path) -> Path | None:
     return target
 
 
-def _comparable(facts: dict) -> dict:
+def _comparable(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != WHERE}
 
 
-def _skip_to_json(unit: int, entry: dict) -> str:
+def _skip_to_json(unit: int, entry: dict[str, str]) -> str:
     return json.dumps({"unit": unit, **entry}, separators=(",", ":"))
 
 

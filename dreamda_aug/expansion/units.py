@@ -5,15 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dreamda_aug.backbones import Condition
-from dreamda_aug.expansion.card import FLAGGED
+from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.filters import Batch, Filter
-from dreamda_aug.expansion.layouts import Layout
-from dreamda_aug.expansion.manifest import (
-    ExpansionError,
-    ManifestLine,
-    library_versions,
-    settings_to_json,
-)
 from dreamda_aug.expansion.plan import PlannedSample
 from dreamda_aug.expansion.seed_images import (
     SeedImage,
@@ -22,8 +15,11 @@ from dreamda_aug.expansion.seed_images import (
     pixel_digest,
     read_seed_image,
 )
-from dreamda_aug.expansion.sources import Source
-from dreamda_aug.generator import Generator, Request
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.inputs.sources import Source
+from dreamda_aug.records.layouts import Layout
+from dreamda_aug.records.manifest import ManifestLine, library_versions, settings_to_json
+from dreamda_aug.records.tally import FLAGGED
 
 
 class UnitMaker:
@@ -31,8 +27,8 @@ class UnitMaker:
 
     Args:
         source: the seed images.
-        generator: without a cache.
-        condition_of: what the backbone is told for a seed image, by its number in the source.
+        core: generates the images; it has no cache.
+        condition_of: the condition of a seed image, by its number in the source.
         filters: what may object to an image.
         keep_flagged: keep the images that a filter objects to.
         strict: an unreadable seed image is an error.
@@ -41,21 +37,21 @@ class UnitMaker:
     def __init__(
         self,
         source: Source,
-        generator: Generator,
+        core: TensorSynthesizer,
         condition_of: Callable[[int], Condition],
         filters: Sequence[Filter] = (),
         *,
         keep_flagged: bool = False,
         strict: bool = False,
     ):
-        self.source, self.generator, self.condition_of = source, generator, condition_of
+        self.source, self.core, self.condition_of = source, core, condition_of
         self.filters, self.keep_flagged, self.strict = filters, keep_flagged, strict
-        self._settings = settings_to_json(generator.settings)
+        self._settings = settings_to_json(core.settings)
         self._versions = library_versions()
 
     def make(
         self, unit: int, planned: Sequence[PlannedSample], layout: Layout
-    ) -> tuple[list[tuple[ManifestLine, bytes]], list[dict]]:
+    ) -> tuple[list[tuple[ManifestLine, bytes]], list[dict[str, str]]]:
         """Generate a unit as a whole.
 
         Args:
@@ -70,13 +66,13 @@ class UnitMaker:
             ExpansionError: ``strict``, and a seed image is unreadable.
             GenerationError: the backbone failed.
         """
-        generator, planned = self.generator, list(planned)
+        core, planned = self.core, list(planned)
         size = len(planned)
         seed_images: dict[int, SeedImage] = {}
         skipped = []
         for index in dict.fromkeys(sample.seed_index for sample in planned):
             try:
-                seed_images[index] = read_seed_image(self.source, index, generator.backbone)
+                seed_images[index] = read_seed_image(self.source, index, core.backbone)
             except Unreadable as error:
                 if self.strict:
                     raise ExpansionError(f"strict: {self.source.paths[index]}: {error}") from error
@@ -88,18 +84,17 @@ class UnitMaker:
         rows = {index: row for row, index in enumerate(seed_images)}
         labels = [self.source.labels[sample.seed_index] for sample in planned]
         values = torch.cat([image.values for image in seed_images.values()])
-        guarded: list[str] = []
-        made = generator.augment(
+        made, acts_of = core.synthesize(
             values,
             [Request(rows[s.seed_index], self.condition_of(s.seed_index), s.replica)
              for s in planned],
             [image.digest for image in seed_images.values()],
-            guarded,
-        ).cpu()
-        events = [[act] if act else [] for act in guarded]
-        if generator.batch_size < size:
+        )
+        made = made.cpu()
+        events = [[act] if act else [] for act in acts_of]
+        if core.batch_size < size:
             for acts in events:
-                acts.append(f"out of memory: made in batches of {generator.batch_size}")
+                acts.append(f"out of memory: made in batches of {core.batch_size}")
         batch = Batch(made, values[[rows[sample.seed_index] for sample in planned]],
                       [sample.seed_index for sample in planned], labels, events)
         distances = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt().tolist()
@@ -123,13 +118,13 @@ class UnitMaker:
                 seed_digest=seed_image.digest,
                 replica=sample.replica,
                 epoch=0,
-                rng_seed=generator.rng_seed,
+                rng_seed=core.rng_seed,
                 condition=self.condition_of(sample.seed_index),
                 unit=unit,
                 row=row,
                 layout=shape,
                 settings=self._settings,
-                backbone=generator.backbone.fingerprint,
+                backbone=core.backbone.fingerprint,
                 versions=self._versions,
                 pixels=pixel_digest(image),
                 distance=round(distances[row], 5),
@@ -140,8 +135,8 @@ class UnitMaker:
             samples.append((line, encode_png(image, line)))
         return samples, skipped
 
-    def _filter(self, batch: Batch) -> tuple[list[dict], list[list[str]]]:
-        scores: list[dict] = [{} for _ in batch.labels]
+    def _filter(self, batch: Batch) -> tuple[list[dict[str, float]], list[list[str]]]:
+        scores: list[dict[str, float]] = [{} for _ in batch.labels]
         flags: list[list[str]] = [[] for _ in batch.labels]
         for each in self.filters:
             values, objections = each.measure(batch)
@@ -151,7 +146,7 @@ class UnitMaker:
                     flags[row].append(each.name)
         return scores, flags
 
-    def _skip(self, sample: PlannedSample, reason: str) -> dict:
+    def _skip(self, sample: PlannedSample, reason: str) -> dict[str, str]:
         return {"id": sample.id, "seed_path": self.source.paths[sample.seed_index],
                 "skipped": reason}
 

@@ -1,0 +1,232 @@
+"""The commands that write, describe and check synthetic datasets."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamda_aug.cli.options import (
+    Subparsers,
+    add_model_options,
+    check_device,
+    model_options,
+    positive,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from dreamda_aug.expansion.expansion import Progress
+
+
+def add_commands(subparsers: Subparsers) -> None:
+    """Register ``expand``, ``report`` and ``regenerate``."""
+    command = subparsers.add_parser(
+        "expand", help="write a synthetic dataset; the same command goes on after an interruption")
+    command.add_argument("source", help="class folders, a .csv or .jsonl list, torchvision:NAME, "
+                                        "hf:NAME, or bundled")
+    command.add_argument("--out", type=Path, required=True, help="folder to write to")
+    command.add_argument("--ratio", type=whole, default=5, help="synthetic images per seed image")
+    command.add_argument("--class-ratio", action="append", default=[], metavar="CLASS=K",
+                         help="another ratio for a class; may be repeated")
+    command.add_argument("--balance", action="store_true",
+                         help="raise small classes to the size of the largest")
+    command.add_argument("--only-class", action="append", metavar="CLASS",
+                         help="expand this class only; may be repeated")
+    command.add_argument("--limit", type=positive, help="seed images to use, over all classes")
+    command.add_argument("--format", choices=("folder", "webdataset"), default="folder")
+    command.add_argument("--shard-samples", type=positive, default=1000,
+                         help="images per WebDataset shard")
+    command.add_argument("--classes", type=Path, help="file with a class name per line")
+    command.add_argument("--split", help="of a torchvision, Hugging Face or bundled dataset")
+    command.add_argument("--data-root", type=Path, help="folder of torchvision's data")
+    command.add_argument("--download", action="store_true", help="let torchvision download it")
+    add_model_options(command)
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                         help="a setting that differs from the preset, such as noise_scale=2")
+    command.add_argument("--threads", type=positive, default=1,
+                         help="CPU threads per process; part of the settings")
+    command.add_argument("--license", help="the backbone's licence, for the dataset card")
+    command.add_argument("--filter", action="append", default=[],
+                         help="guard, copy, seed-copy or label=CLASSIFIER; may be repeated")
+    command.add_argument("--keep-flagged", action="store_true",
+                         help="keep what a filter objects to, and flag it in the manifest")
+    command.add_argument("--strict", action="store_true",
+                         help="unreadable seed images and the like are errors")
+    command.add_argument("--new", action="store_true",
+                         help="set an existing result aside and begin anew")
+    command.add_argument("--shard", type=_shard, metavar="I/N",
+                         help="this is process I of N, for engines other than accelerate")
+    command.add_argument("--dry-run", action="store_true", help="say what it will cost")
+    command.set_defaults(run=_expand)
+
+    command = subparsers.add_parser("report", help="one HTML page on a synthetic dataset")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--out", type=Path, help="default: report.html in the folder")
+    command.add_argument("--source", help="the seed images, where they have moved")
+    command.add_argument("--metrics", action="store_true",
+                         help="compute FID, KID and the like first (class folders only)")
+    command.set_defaults(run=_report)
+
+    command = subparsers.add_parser("regenerate", help="make one image again from its record")
+    command.add_argument("folder", type=Path)
+    command.add_argument("id", help="id or file of a line of manifest.jsonl")
+    command.add_argument("--out", type=Path, help="PNG to write; default: only compare")
+    command.add_argument("--source", help="the seed images, where they have moved")
+    command.add_argument("--device")
+    command.set_defaults(run=_regenerate)
+
+
+def _expand(args: argparse.Namespace) -> int:
+    overrides = _overrides(args.set)
+    names = _read_names(args.classes) if args.classes else None
+    options = model_options(args)
+    from dreamda_aug.expansion.store import check_free
+    from dreamda_aug.inputs.sources import open_source
+
+    if not args.dry_run:
+        check_free(args.out)
+    source = open_source(args.source, class_names=names, split=args.split,
+                         data_root=args.data_root, download=args.download)
+    ratio = _ratios(args.ratio, args.class_ratio, source.classes)
+    from dreamda_aug.expansion.filters import open_filter
+    from dreamda_aug.expansion.plan import count_replicas
+
+    choice = {"balance": args.balance, "only_classes": args.only_class, "limit": args.limit}
+    count_replicas(source, ratio, **choice)  # refuses bad arguments before a model is loaded
+    filters = [open_filter(text, len(source.classes)) for text in args.filter]
+    from dreamda_aug.expansion.processes import join_processes
+    from dreamda_aug.generation.synthesizer import Synthesizer
+
+    number, count = args.shard or join_processes()
+    synthesizer = Synthesizer(**options, class_names=names, keep_text_encoder=False, **overrides)
+    from dreamda_aug.expansion.expansion import Expansion
+
+    expansion = Expansion(
+        source, synthesizer, ratio, **choice, image_format=args.format,
+        shard_samples=args.shard_samples, filters=filters, keep_flagged=args.keep_flagged,
+        strict=args.strict, threads=args.threads, license=args.license,
+    )
+    if args.dry_run:
+        from dreamda_aug.expansion.estimate import estimate
+
+        print("\n".join(estimate(expansion).lines()))
+        return 0
+    bar = _Bar() if number == 0 and sys.stderr.isatty() else None
+    summary = expansion.run(args.out, new=args.new, shard=args.shard, progress=bar)
+    if bar:
+        bar.close()
+    if count > 1:
+        print(f"process {number} of {count}: {summary.made} images made")
+    for warning in summary.warnings if number == 0 or summary.whole else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    if summary.tally is not None:
+        left_out = sum((summary.tally.dropped + summary.tally.unreadable).values())
+        more = f", {left_out} left out" if left_out else ""
+        print(f"{summary.root}: {summary.tally.made} synthetic images{more}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from dreamda_aug.report.contents import write_report
+
+    print(write_report(args.folder, args.out, source=args.source, metrics=args.metrics))
+    return 0
+
+
+def _regenerate(args: argparse.Namespace) -> int:
+    from dreamda_aug.expansion.regeneration import regenerate
+    from dreamda_aug.expansion.seed_images import encode_png
+    from dreamda_aug.files import write_atomically
+
+    check_device(args.device)
+    again = regenerate(args.folder, args.id, source=args.source, device=args.device)
+    if args.out:
+        write_atomically(args.out, encode_png(again.image, again.line))
+    print(f"{again.line.id}: {'equal to' if again.equal else 'differs from'} the stored image")
+    return 0 if again.equal else 1
+
+
+class _Bar:
+    """Rate and remaining time on one line of a terminal."""
+
+    def __call__(self, progress: "Progress") -> None:
+        text = f"{progress.done}/{progress.total} images"
+        if progress.made:
+            rate = progress.made / progress.seconds
+            left = (progress.total - progress.done) / rate
+            text += f", {rate:.3g}/s, {_time(left)} left"
+        width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        print("\r" + text[:width].ljust(min(width, 60)), end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        print(file=sys.stderr)
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file with a class name per line, found none.")
+    try:
+        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text ({error}).") from error
+    if not names:
+        raise ValueError(f"{path}: expected a class name per line, found none.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path}: class name {repeated[0]!r} is there twice.")
+    return names
+
+
+def _overrides(texts: list[str]) -> dict[str, Any]:
+    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
+    from dreamda_aug.method.settings import Settings
+
+    known = {f.name for f in fields(Settings)} - {"inversion", "perturbation", "guidance_interval"}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if name not in known or not given:
+            raise ValueError(f"--set {text}: expected NAME=VALUE, NAME one of {sorted(known)}.")
+        if value == "auto" and name in ("adherence", "noise_scale"):
+            found[name] = None  # what was calibrated
+            continue
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+        number = isinstance(found[name], int | float) and not isinstance(found[name], bool)
+        number = number and math.isfinite(found[name])
+        texts_allowed = {"update_rule", "source_prompt", "adherence", "noise_scale", "solver",
+                         "timestep_spacing"}
+        if not number and not (isinstance(found[name], str) and name in texts_allowed):
+            raise ValueError(f"--set {text}: {name} cannot be {value!r}.")
+    return found
+
+
+def _ratios(ratio: int, texts: list[str], classes: list[str]) -> int | dict[str, int]:
+    if not texts:
+        return ratio
+    ratios = dict.fromkeys(classes, ratio)
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        if name not in ratios or not value.isdecimal():
+            raise ValueError(f"--class-ratio {text}: expected CLASS=K with a class of the source.")
+        ratios[name] = int(value)
+    return ratios
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, got {text}")
+    return int(number), int(count)

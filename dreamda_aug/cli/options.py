@@ -1,0 +1,68 @@
+"""Options that several commands share."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Subparsers(Protocol):
+    """What `ArgumentParser.add_subparsers` returns."""
+
+    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser: ...
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """The options that say which model makes images, and how; `model_options` reads them."""
+    command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
+    command.add_argument("--preset", default="recommended")
+    command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
+    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
+                                                       "file_name and text")
+    command.add_argument("--cache", type=Path, help="folder of inversions and calibrations")
+    command.add_argument("--batch-size", type=positive, default=32)
+    command.add_argument("--low-memory", action="store_true",
+                         help="for GPUs with 8 GB; give --batch-size 1 too")
+    command.add_argument("--rng-seed", type=int, default=0)
+    command.add_argument("--device", help="such as cpu or cuda:1")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_model_options` are to `Synthesizer`."""
+    from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+
+    check_device(args.device)
+    names = ("backbone", "preset", "captions", "batch_size", "low_memory", "rng_seed", "device")
+    return {name: getattr(args, name) for name in names} | {
+        "prompt": args.prompt or DEFAULT_PROMPT, "cache": args.cache or "default"}
+
+
+def check_device(device: str | None) -> None:
+    import torch
+
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: expected cpu, cuda, cuda:1, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no CUDA device.")
+
+
+def whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)

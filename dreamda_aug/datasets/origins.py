@@ -1,0 +1,96 @@
+"""Real samples first, then synthetic ones, each with a record of where it comes from."""
+
+from typing import Any, NamedTuple
+
+from torch.utils.data import Dataset, Subset
+
+from dreamda_aug.inputs.dataset_fields import find_attribute
+from dreamda_aug.inputs.untransformed import Untransformed
+
+
+class Origin(NamedTuple):
+    """Where a sample comes from; collates like any named tuple of numbers.
+
+    Attributes:
+        synthetic: whether it was generated.
+        index: index of the real sample, or of the seed image, in the base dataset.
+        replica: number of the replica; -1 for real samples.
+        epoch: epoch whose perturbation it carries; -1 for real samples.
+    """
+
+    synthetic: bool
+    index: int  # type: ignore[assignment]  # hides tuple.index; nobody searches an origin
+    replica: int
+    epoch: int
+
+
+class RealAndSynthetic(Dataset[Any]):
+    """Real samples first, then synthetic ones: the base of `AugmentedDataset` and `StoredDataset`.
+
+    A subclass sets ``_raw``, the real dataset as `Untransformed`, and overrides what raises
+    NotImplementedError here.
+    """
+
+    _raw: Untransformed
+
+    def __len__(self) -> int:
+        """Number of samples, real and synthetic."""
+        raise NotImplementedError
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose perturbation synthetic samples carry."""
+        raise NotImplementedError
+
+    def _seed_and_replica(self, number: int) -> tuple[int, int]:
+        """Index of the seed image and number of the replica of synthetic sample ``number``."""
+        raise NotImplementedError
+
+    def origin(self, index: int) -> Origin:
+        """Where sample ``index`` comes from; reads and makes nothing."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
+        index, count = int(index) % len(self), len(self._raw)
+        if index < count:
+            return Origin(False, index, -1, -1)
+        image, replica = self._seed_and_replica(index - count)
+        return Origin(True, image, replica, self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch's perturbation synthetic samples carry."""
+        raise NotImplementedError
+
+    @property
+    def real(self) -> "Part":
+        """The real samples."""
+        return Part(self, range(len(self._raw)))
+
+    @property
+    def synthetic(self) -> "Part":
+        """The synthetic samples."""
+        return Part(self, range(len(self._raw), len(self)))
+
+    @property
+    def classes(self) -> list[str]:
+        classes: list[str] = find_attribute(self._raw.dataset, "classes")
+        return classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        class_to_idx: dict[str, int] = find_attribute(self._raw.dataset, "class_to_idx")
+        return class_to_idx
+
+
+class Part(Subset[Any]):
+    """The real or the synthetic samples of a dataset; a new epoch reaches the whole dataset."""
+
+    dataset: RealAndSynthetic
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the whole dataset."""
+        return self.dataset.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """As in `AugmentedDataset`."""
+        self.dataset.set_epoch(epoch)

@@ -1,0 +1,1 @@
+"""From seed images to synthetic images: cache, inversion, sampling, guards, calibration."""

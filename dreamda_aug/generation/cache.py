@@ -1,0 +1,285 @@
+"""A content-addressed store of inversions on disk."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dreamda_aug.arguments import whole
+from dreamda_aug.errors import CacheError, StorageError
+from dreamda_aug.files import TEMPORARY, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "dreamda-inversion"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+# The names that a cache gives; nothing else in its folder is ever counted or deleted.
+_KEY = re.compile(r"[0-9a-f]{64}")
+_OWN = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}|\..*{re.escape(TEMPORARY)}")
+
+
+def default_cache_root() -> Path:
+    """``$DREAMDA_CACHE``, or ``dreamda_aug`` in the user's cache folder."""
+    if chosen := os.environ.get("DREAMDA_CACHE"):  # empty is unset
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).expanduser() / "dreamda_aug"
+
+
+def open_cache(cache: "LatentCache | str | Path | None") -> "LatentCache | None":
+    """A cache as users name it: ``"default"`` is that of `default_cache_root`, at most 20 GB."""
+    if cache == "default":
+        return LatentCache(default_cache_root(), max_bytes=20 * 10**9)
+    return LatentCache(cache) if isinstance(cache, str | Path) else cache
+
+
+def cache_key(**parts: Any) -> str:
+    """SHA-256, in hexadecimal, of everything that an inversion depends on.
+
+    Args:
+        parts: JSON values by name, such as the image digest and the backbone's fingerprint.
+    """
+    text = json.dumps({**parts, "format_version": FORMAT_VERSION}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What lies in a cache.
+
+    Attributes:
+        root: its folder.
+        files: number of inversions.
+        bytes: their size on disk.
+        max_bytes: the size budget, or None.
+    """
+
+    root: Path
+    files: int
+    bytes: int
+    max_bytes: int | None
+
+    def __str__(self) -> str:
+        budget = f" of {format_bytes(self.max_bytes)}" if self.max_bytes else ""
+        return f"{self.root}: {self.files} inversions, {format_bytes(self.bytes)}{budget}"
+
+
+class LatentCache:
+    """Inversions on disk, one safetensors file each, named by their key.
+
+    A file is written beside its place and moved there in one step, so that a process killed at
+    any moment leaves a readable cache, and any number of processes may share one. Each file
+    carries its key and a checksum, which are compared whenever it is read. Files get the
+    permissions that the umask gives. Where the folder cannot be read or written, a warning says so
+    once, and inversions are computed anew.
+
+    Args:
+        root: folder of the cache; made if it does not exist.
+        max_bytes: size budget; the files that were not used for longest are deleted beyond it.
+            None: no limit.
+        on_damage: ``"error"`` raises for a file that is damaged, foreign or of another format
+            version; ``"rebuild"`` deletes it, says so in the log and reports it as absent.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+
+    def __init__(
+        self, root: str | Path, *, max_bytes: int | None = None,
+        on_damage: Literal["error", "rebuild"] = "error",
+    ):
+        max_bytes = None if max_bytes is None else whole("max_bytes", max_bytes, 1)
+        if on_damage not in ("error", "rebuild"):
+            raise ValueError(f"on_damage must be 'error' or 'rebuild', got {on_damage!r}.")
+        if not str(root):
+            raise ValueError("root must name a folder, got an empty string.")
+        self.root = Path(root).expanduser()
+        self.max_bytes = max_bytes
+        self.on_damage = on_damage
+        # estimate of the size on disk; None: not counted yet
+        self._bytes: int | None = None
+        self._has_warned = False
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(f"root must be a folder, got the file {self.root}.") from None
+        except OSError as error:
+            self._go_without(error)
+
+    def __repr__(self) -> str:
+        return f"LatentCache({str(self.root)!r}, max_bytes={self.max_bytes})"
+
+    def path(self, key: str) -> Path:
+        """Where the file of a key lies.
+
+        Raises:
+            ValueError: the key is not one that `cache_key` gives.
+        """
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"key must be 64 hexadecimal digits, got {key!r}.")
+        return self.root / key[:2] / (key + SUFFIX)
+
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).exists()
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors stored under a key, on the CPU, or None.
+
+        Raises:
+            CacheError: the file is damaged, foreign or of another version, and ``on_damage`` is
+                ``"error"``.
+        """
+        path = self.path(key)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise CacheError(f"{path}: expected a file, found something else. Remove it.")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._go_without(error)
+            return None
+        try:
+            tensors = _decode(data, key, path)
+        except CacheError as error:
+            if self.on_damage == "error":
+                raise
+            logger.warning("deleting %s", error)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        try:
+            os.utime(path)  # marks it as recently used
+        except OSError:
+            pass  # another process evicted it meanwhile, or the cache is read-only
+        return tensors
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Store tensors under a key; a file that is already there is replaced as a whole."""
+        data = _encode(tensors, key)
+        path = self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+        except (OSError, StorageError) as error:
+            self._go_without(error)
+            return
+        if self.max_bytes is not None:
+            self._bytes = (self.info().bytes if self._bytes is None else self._bytes + len(data))
+            if self._bytes > self.max_bytes:
+                self._evict()
+
+    def info(self) -> CacheInfo:
+        """Number and size of the stored inversions; reads the folder."""
+        sizes = [size for _, size, _ in self._files()]
+        return CacheInfo(self.root, len(sizes), sum(sizes), self.max_bytes)
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Time of last use, size and path of every file, those left by killed writers too."""
+        files = []
+        for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
+            if not _OWN.fullmatch(path.name):
+                continue
+            try:
+                found = path.lstat()
+            except OSError:
+                continue  # evicted by another process meanwhile, or not ours to see
+            if stat.S_ISREG(found.st_mode):
+                files.append((found.st_mtime, found.st_size, path))
+        return files
+
+    def _go_without(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            reason = getattr(error, "strerror", None) or error
+            warnings.warn(
+                f"the cache {self.root} cannot be used ({reason}): inversions are computed anew "
+                "where they are not in it. Choose another folder with cache= or $DREAMDA_CACHE.",
+                stacklevel=3,
+            )
+
+    def _evict(self) -> None:
+        assert self.max_bytes is not None
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        # to nine tenths: a full cache should not list its folder at every write
+        for _, size, path in files[:-1]:
+            if total <= 0.9 * self.max_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            total -= size
+        self._bytes = total
+
+
+def estimate_bytes(latent_shape: tuple[int, ...], steps: int, images: int) -> int:
+    """Size of a cache of float16 inversions with residuals, in bytes.
+
+    Args:
+        latent_shape: (C, H, W).
+        steps: steps that are run per image.
+        images: number of images, times paths per image.
+    """
+    return images * (2 * (steps + 2) * torch.Size(latent_shape).numel() + 512)
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: ``2.6 MB``."""
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _encode(tensors: dict[str, Tensor], key: str) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "key": key,
+                "checksum": _checksum(tensors)}
+    return safetensors.torch.save(tensors, metadata)
+
+
+def _decode(data: bytes, key: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file's bytes, or a `CacheError` that names file, expected and found."""
+    try:
+        header_size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError,
+            RecursionError) as error:
+        raise CacheError(
+            f"{path}: expected a safetensors file with an inversion, found {len(data)} bytes that "
+            f"cannot be read as one ({error}). Delete the file, or open the cache with "
+            "on_damage='rebuild'."
+        ) from error
+    expected = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "key": key,
+                "checksum": _checksum(tensors)}
+    for name, value in expected.items():
+        if metadata.get(name) != value:
+            raise CacheError(
+                f"{path}: expected {name} {value!r}, found {metadata.get(name)!r}. Delete the "
+                "file, or open the cache with on_damage='rebuild'."
+            )
+    return tensors

@@ -1,0 +1,177 @@
+"""Labels from what the diffusion model already knows: a linear probe on its features.
+
+With a handful of labelled images a classifier is a poor judge of images that leave them far
+behind. A diffusion model has seen many more images, if without labels, and its features tell
+classes apart; so a logistic regression on them, fitted to the labelled images, can label what
+the same model made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.method.seeding import SOURCE, seeded_normal
+from dreamda_aug.metrics.distances import check_integers
+from dreamda_aug.metrics.features import FeatureFunction, extract_features
+
+# The number of noise levels that a strength chooses from.
+_STEPS = 100
+
+
+def backbone_features(
+    backbone: Backbone,
+    *,
+    strengths: tuple[float, ...] = (0.05, 0.2),
+    grid: int = 2,
+) -> FeatureFunction:
+    """What a diffusion model's U-Net sees in an image: its first up block, after the bottleneck.
+
+    The image is noised as an inversion of each strength would begin, always with the same noise,
+    so that an image has the same features in any batch; a U-Net pass up to there per strength.
+
+    Args:
+        backbone: the diffusion model; the features are those of its unconditional branch.
+        strengths: noise levels, in [0.01, 1], as shares of the way to pure noise. The default is
+            ours: on Fashion-MNIST, small levels told classes apart best.
+        grid: the block's output is averaged over ``grid`` x ``grid`` cells.
+
+    Returns:
+        A feature function: images (B, C, H, W) in [0, 1] to (B, D) float32, where D is the number
+        of strengths x the block's channels x ``grid``².
+
+    Raises:
+        ValueError: no strength, one out of range, or ``grid`` below 1.
+        BackboneError: when called, from a class-conditional model that has no class for "none".
+
+    Source: Baranchuk et al. 2022, arXiv:2112.03126, for labels per pixel.
+    """
+    if not strengths or not all(1 / _STEPS <= strength <= 1 for strength in strengths):
+        raise ValueError(
+            f"strengths must lie in [{1 / _STEPS}, 1], and be one or more, got {strengths}."
+        )
+    if grid < 1:
+        raise ValueError(f"grid must be at least 1, got {grid}.")
+    return _BackboneFeatures(backbone, tuple(strengths), grid)
+
+
+class LinearProbe(nn.Module):
+    """A classifier: logistic regression on the features of a few labelled images.
+
+    As a labeler: ``SingleHeadLabeler(probe, soft=True)``. The features are
+    standardised with mean and deviation of the labelled images and scaled to length 1, so that
+    one penalty serves all feature functions.
+
+    Args:
+        features: images (B, C, H, W) in [0, 1] to (B, D): `backbone_features` of the model that
+            makes the synthetic images, or any other.
+        images: labelled images, (N, C, H, W) in [0, 1].
+        targets: their class indices, (N,) integers.
+        num_classes: None: one more than the largest target.
+        inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0: the larger, the closer
+            the fit.
+        batch_size: labelled images per call of ``features``.
+
+    Raises:
+        ValueError: an argument is out of range, or targets do not fit the images.
+
+    Source: ours; the probe is the usual one of representation learning.
+    """
+
+    def __init__(
+        self,
+        features: FeatureFunction,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        num_classes: int | None = None,
+        inverse_penalty: float = 30.0,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        if inverse_penalty <= 0:
+            raise ValueError(f"inverse_penalty must be above 0, got {inverse_penalty}.")
+        targets = check_integers("targets", targets, len(images)).cpu()
+        self.features = features
+        found = extract_features(images, features, batch_size=batch_size).double()
+        classes = int(targets.max()) + 1 if num_classes is None else num_classes
+        if classes < 2 or targets.min() < 0 or targets.max() >= classes:
+            raise ValueError(
+                "targets must be 0 ... num_classes - 1, of at least two classes, got "
+                f"{targets.min()} ... {targets.max()} with num_classes={num_classes}."
+            )
+        self.register_buffer("mean", found.mean(0))
+        # clamp: a feature that never changes must not be divided by 0
+        self.register_buffer("deviation", found.std(0).clamp(min=1e-6))
+        weight, bias = logistic_regression(self._scaled(found), targets, classes, inverse_penalty)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1]."""
+        found = self._scaled(self.features(images).to(self.mean))
+        return (found @ self.weight.T + self.bias).to(images.device, torch.float32)
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return F.normalize((features - self.mean) / self.deviation, dim=1)
+
+
+def logistic_regression(
+    features: Tensor, targets: Tensor, num_classes: int, inverse_penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Weights (classes, D) and biases (classes,) that minimise C · Σ cross-entropy + |W|²/2.
+
+    Args:
+        features: (N, D), float64.
+        targets: (N,) int64.
+        num_classes: how many.
+        inverse_penalty: C; biases are not penalised.
+    """
+    weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
+    bias = features.new_zeros(num_classes).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        fit = F.cross_entropy(features @ weight.T + bias, targets, reduction="sum")
+        value = inverse_penalty * fit + weight.square().sum() / 2
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return weight.detach(), bias.detach()
+
+
+@dataclass(frozen=True, eq=False)
+class _BackboneFeatures:
+    backbone: Backbone
+    strengths: tuple[float, ...]
+    grid: int
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        backbone = self.backbone
+        x_0 = backbone.encode(images)
+        # the same noise for every image, so that features do not depend on batch mates
+        seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
+        noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
+        condition = backbone.embed([None] * len(x_0))
+        found = []
+        for strength in self.strengths:
+            schedule = backbone.schedule(_STEPS, strength)
+            x_t = schedule.add_noise(x_0, noise, 0)
+            maps = backbone.features(x_t, schedule.timesteps[0], condition)
+            found.append(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
+        return torch.cat(found, 1)
+
+    def __repr__(self) -> str:
+        return (f"backbone_features({self.backbone.name!r}, strengths={self.strengths}, "
+                f"grid={self.grid})")  # fmt: skip

@@ -1,0 +1,60 @@
+"""From seed images to the trajectories that lead back to them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dreamda_aug.backbones import Backbone, Condition
+from dreamda_aug.method.inversion import Trajectory, record
+from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.method.settings import Settings
+
+
+def record_trajectories(
+    backbone: Backbone,
+    settings: Settings,
+    schedule: NoiseSchedule,
+    images: Tensor,
+    conditions: Sequence[Condition],
+    path_seeds: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Trajectory]:
+    """Encode one batch of seed images and invert them.
+
+    Args:
+        backbone: the diffusion model.
+        settings: with numbers for what was calibrated.
+        schedule: the backbone's, for these settings.
+        images: (B, C, H, W) in [0, 1].
+        conditions: what the inversion of each image is conditioned on.
+        path_seeds: one per image, >= 0: the noise of its source path.
+        dtype: what trajectories are rounded to.
+
+    Returns:
+        One trajectory per image, on the CPU; with adherence 0, the encoded image alone.
+    """
+    x_0 = backbone.encode(images)
+    if settings.adherence == 0:
+        return [Trajectory(None, None, latent) for latent in x_0.to(dtype).cpu()]
+    condition = backbone.embed(conditions)
+    backbone.tap.clear()
+
+    def predict(x: Tensor, level: int) -> Tensor:
+        return backbone.predict(schedule.model_input(x, level), schedule.timesteps[level],
+                                condition)
+
+    seeds = torch.tensor(path_seeds, device=backbone.device)
+    inversion, eta = settings.inversion, settings.eta
+    path = inversion.source_path(x_0, predict, schedule, eta, seeds)
+    if not inversion.records_residuals:
+        return [Trajectory(x_T) for x_T in path[0].to(dtype).cpu()]
+    x_T, residuals = record(path, predict, schedule, eta, dtype, settings.solver)
+    return [Trajectory(*pair) for pair in zip(x_T.cpu(), residuals.cpu(), strict=True)]
+
+
+def source_condition(backbone: Backbone, settings: Settings, condition: Condition) -> Condition:
+    """What an inversion is conditioned on: nothing, where the backbone has such a branch."""
+    if backbone.condition_kind == "class" and not backbone.guidable:
+        return condition
+    return settings.source_prompt if backbone.condition_kind == "text" else None

@@ -1,0 +1,1 @@
+"""What users hand over: images, labels, captions, prompts, datasets and lists of files."""

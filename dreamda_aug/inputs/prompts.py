@@ -1,0 +1,151 @@
+"""From a label or an image's name to what the backbone is conditioned on."""
+
+from collections.abc import Callable, Sequence
+from string import Formatter
+from typing import Any, Literal, Protocol
+
+from dreamda_aug.inputs.captions import Captions
+from dreamda_aug.inputs.labels import plain_label
+
+# The authors' template, with "a" or "an" as the class name needs it.
+DEFAULT_PROMPT = "A photo of {article} {class_name}."
+
+
+def class_prompt(template: str, class_name: str) -> str:
+    """A prompt for a class.
+
+    Args:
+        template: text in which ``{class_name}`` and ``{article}`` ("a" or "an") are filled in.
+        class_name: underscores become spaces.
+    """
+    name = class_name.replace("_", " ").strip()
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return template.format(class_name=name, article=article)
+
+
+def template_fields(template: str) -> set[str]:
+    """The names in braces; raises ValueError where one is none that `class_prompt` fills in."""
+    found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    unknown = found - {"class_name", "article"}
+    if unknown:
+        raise ValueError(
+            f"prompt may use {{class_name}} and {{article}}, got {template!r} with "
+            f"{', '.join(sorted(unknown))}."
+        )
+    return found
+
+
+class Conditioned(Protocol):
+    """A model that is conditioned on a text, on a class, or on nothing."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def condition_kind(self) -> Literal["text", "class", "none"]: ...
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+
+
+class Conditioner:
+    """Turns labels, or the names of images, into conditions.
+
+    Args:
+        class_names: the name of each class, in label order; None: labels are names already, or
+            are not needed.
+        prompt: a template, see `class_prompt`, or a function from a label to a prompt.
+        captions: one prompt for each image, instead of ``prompt``.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str] | None,
+        prompt: str | Callable[[Any], str],
+        captions: Captions | None = None,
+    ):
+        if captions is not None and prompt != DEFAULT_PROMPT:
+            raise ValueError(f"captions take the place of the prompt, got prompt={prompt!r} too.")
+        if isinstance(class_names, str):
+            raise TypeError(f"class_names must be a list of names, got the string {class_names!r}.")
+        self.class_names = list(class_names) if class_names is not None else None
+        self.prompt, self.captions = prompt, captions
+        self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
+
+    def needs_label(self, backbone: Conditioned) -> bool:
+        """Whether images can be made only with their labels."""
+        return self.captions is None and (backbone.condition_kind == "class" or (
+            backbone.condition_kind == "text" and bool(self.fields)
+        ))
+
+    def condition(
+        self, label: Any, backbone: Conditioned, image: str | int | None = None
+    ) -> str | int | None:
+        """What the backbone is conditioned on: a prompt, a class, or None.
+
+        Args:
+            label: the image's label.
+            backbone: the diffusion model.
+            image: the image's file name or index; only captions ask for it.
+
+        Raises:
+            ValueError: the label is unknown, or cannot be put into words; or there is no caption.
+        """
+        label = plain_label(label)
+        if self.captions is not None:
+            if backbone.condition_kind != "text":
+                kind = {"class": "class-conditional"}.get(backbone.condition_kind, "unconditional")
+                raise ValueError(
+                    f"captions are for text-to-image backbones; {backbone.name} is {kind}."
+                )
+            if image is None:
+                raise ValueError(
+                    "captions go by file name, and the image has none: use AugmentedDataset or "
+                    "expand, or a labels_getter that returns the file name."
+                )
+            return self.captions.text(image)
+        if backbone.condition_kind == "text":
+            return self._prompt_for(label)
+        if backbone.condition_kind == "class":
+            name = self._class_name(label)
+            return name if name is not None and backbone.class_names else int(label)
+        return None
+
+    def known_prompts(self) -> list[str] | None:
+        """Every prompt that `condition` can give; None where that is not known ahead."""
+        if self.captions is not None:
+            return self.captions.texts
+        if not isinstance(self.prompt, str):
+            return None
+        if not self.fields:
+            return [self.prompt]
+        if self.class_names is None:
+            return None
+        return [class_prompt(self.prompt, name) for name in self.class_names]
+
+    def _prompt_for(self, label: Any) -> str:
+        if not isinstance(self.prompt, str):
+            return self.prompt(label)
+        if not self.fields:
+            return self.prompt
+        name = self._class_name(label)
+        if name is None:
+            raise ValueError(
+                f"class_names must be given to put label {label!r} into a prompt, or a prompt "
+                "without {class_name}."
+            )
+        return class_prompt(self.prompt, name)
+
+    def _class_name(self, label: Any) -> str | None:
+        if isinstance(label, str):
+            if self.class_names is not None and label not in self.class_names:
+                raise ValueError(f"label {label!r} is not one of class_names {self.class_names}.")
+            return label
+        if self.class_names is None:
+            return None
+        index = int(label)
+        if not 0 <= index < len(self.class_names):
+            raise ValueError(
+                f"label {index} is outside class_names, which has {len(self.class_names)} names."
+            )
+        return self.class_names[index]

@@ -1,0 +1,1 @@
+"""The method: pure torch, no files. The paper, readable in one sitting."""

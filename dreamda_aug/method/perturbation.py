@@ -1,0 +1,60 @@
+"""What is added to the bottleneck of a diffusion model."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dreamda_aug.method.seeding import BOTTLENECK, seeded_normal
+
+
+class Perturbation(Protocol):
+    """Anything that changes bottleneck features; see `BottleneckNoise` for ours."""
+
+    def __call__(
+        self, h: Tensor, seeds: Tensor, step: Tensor, unconditional: Tensor, scale: Tensor
+    ) -> Tensor:
+        """h' of every row; arguments as in `BottleneckNoise.__call__`."""
+        ...
+
+
+@dataclass(frozen=True)
+class BottleneckNoise:
+    """Gaussian noise on the bottleneck: h' = h + scale · n, fresh at every step.
+
+    Attributes:
+        relative: the scale counts in RMS(h) of each row, so that it means about the same for every
+            backbone [ours]; False: absolute, as in the authors' code.
+        shared: one noise for the conditional and unconditional row of a sample [ours]. False draws
+            them independently, as the authors' code does; guidance then amplifies the difference
+            by sqrt((w - 1)² + w²), about 9.9 at w = 7.5.
+
+    Source: DreamDA, arXiv:2403.12803, method figure.
+    """
+
+    relative: bool = True
+    shared: bool = True
+
+    def __call__(
+        self, h: Tensor, seeds: Tensor, step: Tensor, unconditional: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Perturb every row.
+
+        Args:
+            h: bottleneck features, (R, C, H, W).
+            seeds: the sample seed of each row, (R,) int64.
+            step: number of the reverse step, 0-d int64.
+            unconditional: which rows are the unconditional branch of guidance, (R,) bool.
+            scale: noise scale of each row, (R,) float32; 0 leaves a row as it is.
+
+        Returns:
+            h', (R, C, H, W), in the dtype of ``h``.
+        """
+        if not self.shared:
+            # another key for the unconditional rows is another, independent noise
+            seeds = seeds ^ (unconditional * (1 << 61))
+        noise = seeded_normal(seeds, step, BOTTLENECK, tuple(h.shape[1:]))
+        factor = scale[:, None, None, None]
+        if self.relative:
+            factor = factor * h.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return h + (factor * noise).to(h.dtype)

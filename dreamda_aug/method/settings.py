@@ -1,0 +1,174 @@
+"""All dials of generation in one value, and the presets."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from dreamda_aug.arguments import real, whole
+from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
+from dreamda_aug.method.perturbation import BottleneckNoise, Perturbation
+from dreamda_aug.method.solvers import SOLVERS, SolverName
+
+# More steps than any model has noise levels are a slip of the hand.
+_MAX_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are inverted and generated.
+
+    Attributes:
+        steps: reverse steps from pure noise to the image; ``strength`` of them are run.
+        strength: share of the steps that is run, in (0, 1]; higher moves images further.
+        eta: 0 is deterministic DDIM, 1 is DDPM.
+        inversion: how the source path is made.
+        adherence: share of the recorded residual that is replayed, in [0, 1]:
+            step = mean + adherence·residual + sqrt(1 - adherence²)·std·fresh noise. 1 is DreamDA.
+            0 replays nothing, x_T is drawn afresh too, no inversion is made: that is img2img
+            (SDEdit, arXiv:2108.01073) [ours]. None: what `calibrate` found.
+        noise_scale: how much noise is added to the bottleneck, >= 0. None: what `calibrate` found
+            for this backbone.
+        perturbation: what is added to the bottleneck; `BottleneckNoise`.
+        solver: how steps are taken: ``"ddim"``, ``"dpmsolver++"`` (2M; as good with a quarter of
+            the steps) or ``"heun"`` (two denoiser calls a step); see `Solver`.
+        timestep_spacing: ``"uniform"``: evenly spaced timesteps, beginning at the noise level that
+            ``strength`` stands for, however many steps there are; ``"scheduler"``: the steps of
+            the model's own scheduler, of which the last share is run, as published code does it
+            (with few steps, it begins at less noise than ``strength`` says).
+        update_rule: ``"asymmetric"`` (the perturbed prediction gives x_0, the clean one the
+            direction; DreamDA's figure, and Asyrp, arXiv:2210.10960) or ``"symmetric"`` (the
+            perturbed one gives both; the authors' code). At the same noise scale the asymmetric
+            rule moves a sample further, the more so the finer the steps.
+        guidance_scale: classifier-free guidance; 1 or less: none. Backbones without an
+            unconditional branch ignore it.
+        guidance_interval: from where to where in the run guidance is applied, as shares of its
+            steps, (0, 1) is all of it; outside, one U-Net row per sample is enough
+            (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        source_prompt: the condition of the inversion; "" is the unconditional branch, one U-Net row
+            per step.
+        paths: independent inversions per image; replica k uses path k modulo ``paths``.
+    """
+
+    steps: int = 100
+    strength: float = 0.8
+    eta: float = 1.0
+    solver: SolverName = "ddim"
+    timestep_spacing: Literal["uniform", "scheduler"] = "uniform"
+    inversion: CycleDiffusion | DDIMInversion = field(default_factory=CycleDiffusion)
+    adherence: float | None = 1.0
+    noise_scale: float | None = 1.0
+    perturbation: Perturbation = field(default_factory=BottleneckNoise)
+    update_rule: Literal["asymmetric", "symmetric"] = "asymmetric"
+    guidance_scale: float = 7.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    source_prompt: str = ""
+    paths: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("adherence", "noise_scale"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value == "auto":
+                warnings.warn(f'{name}="auto" is deprecated; write {name}=None.',
+                              DeprecationWarning, stacklevel=3)
+                object.__setattr__(self, name, None)
+
+        def check(name: str, rule: str, holds: Callable[[Any], bool]) -> None:
+            value = getattr(self, name)
+            if not holds(value):
+                raise ValueError(f"{name} must {rule}, got {value!r}.")
+
+        def unit(name: str, rule: str = "lie in [0, 1]", low: float = 0.0) -> None:
+            object.__setattr__(self, name, real(name, getattr(self, name), rule, low, 1.0))
+
+        for name in ("steps", "paths"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1, _MAX_STEPS))
+        unit("strength", "lie in (0, 1]", math.ulp(0.0))
+        unit("eta")
+        if self.adherence is not None:
+            unit("adherence", "lie in [0, 1] or be None (calibrated)")
+        if self.noise_scale is not None:
+            object.__setattr__(self, "noise_scale", real(
+                "noise_scale", self.noise_scale, "be a number >= 0 or None (calibrated)", 0.0))
+        object.__setattr__(self, "guidance_scale", real(
+            "guidance_scale", self.guidance_scale, "be >= 0", 0.0))
+        check("solver", f"be one of {', '.join(SOLVERS)}",
+              lambda v: isinstance(v, str) and v in SOLVERS)
+        check("timestep_spacing", "be 'uniform' or 'scheduler'",
+              lambda v: isinstance(v, str) and v in ("uniform", "scheduler"))
+        check("update_rule", "be 'asymmetric' or 'symmetric'",
+              lambda v: isinstance(v, str) and v in ("asymmetric", "symmetric"))
+        check("source_prompt", "be text", lambda v: isinstance(v, str))
+        check("inversion", "be CycleDiffusion() or DDIMInversion()",
+              lambda v: isinstance(v, CycleDiffusion | DDIMInversion))
+        check("perturbation", "be callable, such as BottleneckNoise()", callable)
+        check("guidance_interval", "rise within [0, 1]", _is_interval)
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        if self.eta > 0 and not self.inversion.records_residuals and self.adherence != 0:
+            raise ValueError(
+                f"DDIMInversion(exact=False) keeps x_T alone, which leads back to the image only "
+                f"with eta=0, got eta={self.eta}. Set eta=0, or exact=True."
+            )
+
+    def summary(self) -> str:
+        """The settings that differ from the paper's, as one line."""
+        default = PRESETS["paper"]
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)
+                   if getattr(self, f.name) != getattr(default, f.name)]
+        return ", ".join(changed) or "paper"
+
+
+def _is_interval(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    if any(isinstance(v, bool) or not isinstance(v, numbers.Real) for v in value):
+        return False
+    return bool(0 <= value[0] <= value[1] <= 1)
+
+
+# Sources: [fig] DreamDA's method figure, [code] the authors' released generator, [ours].
+PRESETS: dict[str, Settings] = {
+    # The figure's rule with the released run's numbers: 100 steps, strength 0.8, eta 1, guidance
+    # 7.5, empty source prompt [code]; asymmetric rule [fig]. The paper's noise scale for this rule
+    # is not known; 1 × RMS(h), shared by both guidance branches, is ours.
+    "paper": Settings(timestep_spacing="scheduler"),
+    # What the released code runs [code]: symmetric rule, absolute scale 3, drawn independently for
+    # the two guidance rows. The scale belongs to SD 1.5 at guidance 7.5 and to nothing else.
+    "official": Settings(
+        noise_scale=3.0,
+        perturbation=BottleneckNoise(relative=False, shared=False),
+        update_rule="symmetric",
+        timestep_spacing="scheduler",
+    ),
+    # A quarter of the steps at the same strength, one decoder pass instead of two, and guidance in
+    # the middle of the run only, where arXiv:2404.07724 found it to matter [ours].
+    "fast": Settings(steps=25, update_rule="symmetric", noise_scale=4.0,
+                     guidance_interval=(0.2, 0.8), timestep_spacing="scheduler"),
+    # Exact replay ties a sample to its seed image so tightly that noise alone hardly moves it;
+    # less adherence frees it. How much of both a backbone bears is measured on the user's own
+    # images [ours].
+    "recommended": Settings(steps=50, strength=0.5, adherence=None,
+                            noise_scale=None, guidance_scale=2.0, timestep_spacing="scheduler"),
+}
+
+
+def resolve_settings(settings: Settings | str, **overrides: Any) -> Settings:
+    """A preset's name or a value, with some dials changed.
+
+    Raises:
+        ValueError: there is no such preset.
+        TypeError: there is no such dial, or ``settings`` is of another type.
+    """
+    if isinstance(settings, str):
+        if settings not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {settings!r}.")
+        settings = PRESETS[settings]
+    if not isinstance(settings, Settings):
+        raise TypeError(f"preset must be a name or Settings, got {type(settings).__name__}.")
+    known = {f.name for f in fields(Settings)}
+    for name in overrides:
+        if name not in known:
+            raise TypeError(f"{name!r} is no setting; the settings are {', '.join(sorted(known))}.")
+    return replace(settings, **overrides)

@@ -1,0 +1,128 @@
+"""Solvers of the reverse process: how a step's predictions are sharpened by further ones.
+
+A step of any solver here is `NoiseSchedule.posterior` with sharpened predictions. So one loop
+serves all of them, with either update rule and any eta, and a recorded residual, which is what
+the solver's deterministic part missed, replays exactly with any of them.
+"""
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dreamda_aug.method.schedule import NoiseSchedule
+
+SolverName = Literal["ddim", "dpmsolver++", "heun"]
+SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++", "heun")
+
+
+class Prediction(NamedTuple):
+    """What the denoiser says at one noise level.
+
+    Attributes:
+        x_0: the clean latents, (B, C, H, W).
+        eps: the noise, (B, C, H, W).
+    """
+
+    x_0: Tensor
+    eps: Tensor
+
+
+class Predictions(NamedTuple):
+    """The predictions of one step: with the perturbation, and without it.
+
+    Attributes:
+        perturbed: gives x_0.
+        clean: gives the direction to x_t in the asymmetric rule; the same object as ``perturbed``
+            in the symmetric rule and where nothing is perturbed.
+    """
+
+    perturbed: Prediction
+    clean: Prediction
+
+
+class Evaluate(Protocol):
+    """Calls the denoiser.
+
+    ``call`` numbers the calls of a run; each draws its own perturbation.
+    """
+
+    def __call__(self, x: Tensor, level: int, call: int) -> Predictions:
+        """Predictions for x, (B, C, H, W), at a noise level."""
+        ...
+
+
+class Solver:
+    """One run of a solver; it may remember predictions of earlier steps.
+
+    Args:
+        name: ``"ddim"``: first order, any eta. ``"dpmsolver++"``: second-order multistep (2M), as
+            many denoiser calls as ``"ddim"``; with eta 1 it is the SDE variant. ``"heun"``: second
+            order, two calls a step.
+        schedule: the steps of the run.
+        eta: 0 is deterministic, 1 adds as much fresh noise as DDPM.
+
+    Source: Song et al. 2021, arXiv:2010.02502; Lu et al. 2022, arXiv:2211.01095, algorithm 2, with
+        `x_0` extrapolated in log-SNR and the first and last step of first order, as in diffusers;
+        Karras et al. 2022, arXiv:2206.00364, algorithm 1 without churn.
+    """
+
+    def __init__(self, name: SolverName, schedule: NoiseSchedule, eta: float):
+        self.name, self.schedule, self.eta = name, schedule, eta
+        self._last: Predictions | None = None
+        # log-SNR of every level; infinite at the last one, where the step is of first order
+        self._log_snr = schedule.signal.log() - schedule.noise.log()
+
+    @property
+    def calls_per_step(self) -> int:
+        """The largest number of denoiser calls in a step."""
+        return 2 if self.name == "heun" else 1
+
+    def step(self, x_t: Tensor, step: int, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+        """Mean, (B, C, H, W), and std of the next latents.
+
+        Args:
+            x_t: noisy latents, (B, C, H, W).
+            step: number of the step, 0 is the first; steps must be taken in order.
+            evaluate: calls the denoiser.
+        """
+        now = evaluate(x_t, step, self.calls_per_step * step)
+        is_last = step == len(self.schedule) - 1
+        used = now
+        if self.name == "dpmsolver++" and self._last is not None and not is_last:
+            used = _each(self._extrapolate, now, self._last, x_t, step)
+        elif self.name == "heun" and not is_last:
+            end, _ = self.schedule.posterior(now.perturbed.x_0, now.clean.eps, step, 0.0)
+            later = evaluate(end, step + 1, self.calls_per_step * step + 1)
+            used = _each(self._average, now, later, x_t, step)
+        self._last = now
+        return self.schedule.posterior(used.perturbed.x_0, used.clean.eps, step, self.eta)
+
+    def _extrapolate(
+        self, now: Prediction, before: Prediction, x_t: Tensor, step: int
+    ) -> Prediction:
+        """x_0 halfway to the next level, along the line through the last two."""
+        log_snr = self._log_snr
+        share = (log_snr[step + 1] - log_snr[step]) / (log_snr[step] - log_snr[step - 1])
+        # where no signal was left (zero terminal SNR) there is nothing to extrapolate from
+        share = torch.where(share.isfinite(), share, torch.zeros_like(share))
+        x_0 = now.x_0 + share / 2 * (now.x_0 - before.x_0)
+        return Prediction(x_0, self.schedule.noise_of(x_0, x_t, step))
+
+    def _average(self, now: Prediction, later: Prediction, x_t: Tensor, step: int) -> Prediction:
+        """The mean of the slopes at both ends of the step."""
+        schedule = self.schedule
+        if schedule.prediction_type == "flow":
+            velocity = (now.eps - now.x_0 + later.eps - later.x_0) / 2
+            return Prediction(x_t - schedule.noise[step] * velocity,
+                              x_t + schedule.signal[step] * velocity)
+        eps = (now.eps + later.eps) / 2
+        return Prediction(schedule.clean_of(eps, x_t, step), eps)
+
+
+def _each(combine, now: Predictions, other: Predictions, x_t: Tensor, step: int) -> Predictions:
+    """Combine perturbed with perturbed predictions, and clean with clean ones."""
+    perturbed = combine(now.perturbed, other.perturbed, x_t, step)
+    if now.clean is now.perturbed:
+        return Predictions(perturbed, perturbed)
+    return Predictions(perturbed, combine(now.clean, other.clean, x_t, step))

@@ -1,0 +1,242 @@
+"""Two folders of images compared by every measure."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from dreamda_aug.metrics.distances import check_integers, nearest
+from dreamda_aug.metrics.distributions import (
+    kernel_distance,
+    mean_discrepancy,
+    small_sample_note,
+    squared_frechet,
+)
+from dreamda_aug.metrics.features import (
+    FeatureFunction,
+    FolderImages,
+    extract_features,
+    pixel_features,
+)
+from dreamda_aug.metrics.manifolds import density_coverage, precision_recall
+from dreamda_aug.metrics.neighbours import NearestClassMean, nearest_other, replica_diversity
+
+
+@dataclass(frozen=True)
+class LabelAgreement:
+    """Share of samples whose predicted label equals the given one.
+
+    Attributes:
+        overall: over all samples, in [0, 1].
+        per_class: given label -> share within it, in [0, 1].
+        counts: given label -> number of samples.
+    """
+
+    overall: float
+    per_class: dict[int, float]
+    counts: dict[int, int]
+
+
+@dataclass(frozen=True)
+class MetricsReport:
+    """What :func:`compare_folders` found.
+
+    Attributes:
+        real_count: images in the real folder.
+        synthetic_count: images in the synthetic folder.
+        features: the feature function's repr.
+        feature_count: D.
+        fid: Fréchet distance; called FID by convention only with Inception features.
+        kid: mean kernel distance.
+        kid_std: its standard deviation over subsets.
+        mmd: squared MMD of all samples, RBF kernel with the median bandwidth.
+        precision: Kynkäänniemi's, k = 3.
+        recall: Kynkäänniemi's, k = 3.
+        density: Naeem's, k = 5.
+        coverage: Naeem's, k = 5.
+        nearest_real: median distance of a synthetic image to the nearest real one.
+        real_spacing: median distance of a real image to the nearest other real one.
+        exact_copies: synthetic images whose features equal a real image's.
+        diversity: mean distance between two replicas of one seed image; this and the next three
+            are None unless `expand` made the synthetic folder from images of the real one.
+        seed_distance: median distance of a synthetic image to its own seed image.
+        nearest_other: median distance of a synthetic image to the nearest real image that is not
+            its seed image.
+        closer_to_other: share of synthetic images that are nearer to that one than to their seed
+            image: memorised, or the seed image has a twin.
+        label_agreement: share of synthetic images that a nearest-class-mean classifier fitted on
+            the real folder puts into the class of their folder; None without shared class folders.
+        real_label_agreement: the same of the real images it was fitted on, an optimistic yardstick.
+        notes: what a reader of the figures should know.
+    """
+
+    real_count: int
+    synthetic_count: int
+    features: str
+    feature_count: int
+    fid: float
+    kid: float
+    kid_std: float
+    mmd: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    nearest_real: float
+    real_spacing: float
+    exact_copies: int
+    diversity: float | None
+    seed_distance: float | None
+    nearest_other: float | None
+    closer_to_other: float | None
+    label_agreement: float | None
+    real_label_agreement: float | None
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain numbers, strings and lists, ready for JSON."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+
+def label_agreement(predictions: Tensor, labels: Tensor) -> LabelAgreement:
+    """Share of samples on which a classifier and the given labels agree, overall and per class.
+
+    Args:
+        predictions: labels that a classifier gave, (N,) integers.
+        labels: labels the samples carry, (N,) integers, N >= 1.
+    """
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels must have shape (N,), N >= 1, got {tuple(labels.shape)}.")
+    labels = check_integers("labels", labels, len(labels)).cpu()
+    equal = check_integers("predictions", predictions, len(labels)).cpu() == labels
+    of_class = {label: equal[labels == label] for label in labels.unique().tolist()}
+    return LabelAgreement(
+        overall=equal.double().mean().item(),
+        per_class={label: same.double().mean().item() for label, same in of_class.items()},
+        counts={label: len(same) for label, same in of_class.items()},
+    )
+
+
+def compare_folders(
+    real_dir: str | os.PathLike[str],
+    synthetic_dir: str | os.PathLike[str],
+    *,
+    features: FeatureFunction | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    rng_seed: int = 0,
+) -> MetricsReport:
+    """Compare two folders of images, each one flat or with one sub-folder per class.
+
+    Images are read as RGB, one batch at a time; only their features stay in memory.
+
+    Args:
+        real_dir: the real images, at least 6.
+        synthetic_dir: the synthetic images, at least 4.
+        features: images (B, 3, H, W) in [0, 1] -> (B, D). None is ``pixel_features(size=32)``,
+            which needs no weights but sees colours and layout rather than content.
+        batch_size: images per call of ``features``.
+        device: where the images are put before that call.
+        rng_seed: of KID's subsets.
+    """
+    folders = FolderImages(real_dir), FolderImages(synthetic_dir)
+    # k = 5 of density, k = 3 of recall: each needs k others.
+    for name, folder, least in zip(("real_dir", "synthetic_dir"), folders, (6, 4), strict=True):
+        if len(folder) < least:
+            raise ValueError(
+                f"{name} must hold at least {least} images, got {len(folder)} in {folder.root}."
+            )
+    notes = []
+    if features is None:
+        features = pixel_features(size=32)
+        notes.append("Pixel features see colours and layout, not content: compare runs only.")
+    real, synthetic = (
+        extract_features(folder, features, batch_size=batch_size, device=device).double()
+        for folder in folders
+    )
+    small = small_sample_note(real, synthetic)
+    if small:
+        notes.append(small)
+    kid = kernel_distance(real, synthetic, rng_seed=rng_seed)
+    pr = precision_recall(real, synthetic)
+    dc = density_coverage(real, synthetic)
+    to_real = nearest(synthetic, real)[0]
+    spacing = nearest(real, real, exclude=torch.arange(len(real)))[0]
+    seeds = _seed_rows(*folders)
+    if isinstance(seeds, str):
+        notes.append(seeds)
+        of_seeds = dict.fromkeys(("diversity", "seed_distance", "nearest_other", "closer_to_other"))
+    else:
+        of_seeds = _seed_figures(real, synthetic, seeds)
+    agreement = real_agreement = None
+    labels = _shared_labels(*folders)
+    if isinstance(labels, str):
+        notes.append(labels)
+    else:
+        classifier = NearestClassMean.fit(real, labels[0])
+        real_agreement = label_agreement(classifier.predict(real), labels[0]).overall
+        agreement = label_agreement(classifier.predict(synthetic), labels[1]).overall
+    return MetricsReport(
+        real_count=len(real),
+        synthetic_count=len(synthetic),
+        features=repr(features),
+        feature_count=real.shape[1],
+        fid=squared_frechet(real, synthetic),
+        kid=kid.mean,
+        kid_std=kid.std,
+        mmd=mean_discrepancy(real, synthetic, kernel="rbf"),
+        precision=pr.precision,
+        recall=pr.recall,
+        density=dc.density,
+        coverage=dc.coverage,
+        nearest_real=to_real.median().item(),
+        real_spacing=spacing.median().item(),
+        exact_copies=int((to_real == 0).sum()),
+        **of_seeds,
+        label_agreement=agreement,
+        real_label_agreement=real_agreement,
+        notes=tuple(notes),
+    )
+
+
+def _shared_labels(real: FolderImages, synthetic: FolderImages) -> tuple[Tensor, Tensor] | str:
+    """Labels of both folders in the real one's numbering, or the reason why there are none."""
+    if real.labels is None or synthetic.labels is None:
+        return "No label agreement: it needs class sub-folders on both sides."
+    unknown = sorted(set(synthetic.class_names) - set(real.class_names))
+    if unknown:
+        return f"No label agreement: the real folder lacks the class {unknown[0]!r}."
+    number = torch.tensor([real.class_names.index(name) for name in synthetic.class_names])
+    return torch.tensor(real.labels), number[torch.tensor(synthetic.labels)]
+
+
+def _seed_rows(real: FolderImages, synthetic: FolderImages) -> Tensor | str:
+    """Each synthetic image's seed image as a row of the real folder, or why that is not known."""
+    manifest = synthetic.root / "manifest.jsonl"
+    if not manifest.is_file():
+        return "No distances to seed images: they need the manifest.jsonl that expand writes."
+    rows = {path.relative_to(real.root).as_posix(): row for row, path in enumerate(real.paths)}
+    lines = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    seed_of = {line["file"]: rows.get(line["seed_path"]) for line in lines}
+    found = [seed_of.get(path.relative_to(synthetic.root).as_posix()) for path in synthetic.paths]
+    if None in found:
+        missing = synthetic.paths[found.index(None)].name
+        return f"No distances to seed images: that of {missing} is not in the real folder."
+    return torch.tensor(found)
+
+
+def _seed_figures(real: Tensor, synthetic: Tensor, seeds: Tensor) -> dict[str, float | None]:
+    """The report's figures that rest on knowing each synthetic image's seed image."""
+    others = nearest_other(synthetic, real, seeds)
+    repeated = seeds.unique(return_counts=True)[1].max() > 1
+    return {
+        "diversity": replica_diversity(synthetic, seeds).mean if repeated else None,
+        "seed_distance": others.seed_distance.median().item(),
+        "nearest_other": others.distance.median().item(),
+        "closer_to_other": others.closer_than_seed.double().mean().item(),
+    }

@@ -1,0 +1,316 @@
+"""From images to features: what the metrics compare.
+
+A feature function takes images (B, C, H, W), float in [0, 1], and returns (B, D). Any callable
+will do; three are here: pixels, a classifier's penultimate layer, and Inception from a local file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from dreamda_aug.metrics.image_folder import FolderImages, as_colour, in_range, pil_to_tensor
+
+__all__ = [
+    "FeatureFunction",
+    "FolderImages",
+    "classifier_features",
+    "extract_features",
+    "inception_features",
+    "pixel_features",
+]
+
+
+class FeatureFunction(Protocol):
+    """Images (B, C, H, W), float in [0, 1] -> features (B, D)."""
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """Items by index, and how many there are: a tensor, a list, a map-style dataset."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+def pixel_features(size: int | None = None) -> FeatureFunction:
+    """The pixels themselves, flattened: D = C * H * W.
+
+    Args:
+        size: images are first resized to ``size`` x ``size``; None keeps them as they are.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}; None keeps the image's own size.")
+    return _Pixels(size)
+
+
+def classifier_features(
+    model: nn.Module,
+    *,
+    layer: str | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> FeatureFunction:
+    """What a classifier feeds into its final linear layer (torchvision, timm or your own).
+
+    The model is used as it is at the time of each call, in evaluation mode, on its own device; its
+    modes and hooks are restored. Grey images are repeated to 3 channels if its first convolution
+    wants 3.
+
+    Args:
+        model: any module that classifies images.
+        layer: dotted name of the final layer; None takes the last ``nn.Linear``. Inputs
+            (B, D, H, W) of a convolution used as the final layer are averaged over H and W.
+        size: images are resized to ``size`` x ``size``; None keeps them as they are.
+        mean: per channel, subtracted after resizing; give it together with ``std``.
+        std: per channel, > 0, divided by.
+    """
+    if layer is None:
+        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise ValueError(
+                f"model must hold an nn.Linear, got a {type(model).__name__} without one; "
+                'name its final layer, as in classifier_features(model, layer="classifier").'
+            )
+        layer = linear[-1]
+    elif layer not in dict(model.named_modules()):
+        names = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"layer must name a part of model, got {layer!r}; at its top: {names}.")
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}.")
+    if mean is not None and std is not None and (len(mean) != len(std) or min(std) <= 0):
+        raise ValueError(
+            f"mean and std must be equally long, std above 0, got mean={mean} and std={std}."
+        )
+    return _Classifier(
+        model,
+        layer,
+        size,
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+    )
+
+
+def inception_features(
+    path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> FeatureFunction:
+    """Inception's 2,048 pooled features, the ones that FID and KID are defined on.
+
+    Images are resized to 299 x 299 (bicubic, antialiased: arXiv:2104.11222 shows why that matters),
+    repeated to 3 channels if grey, and scaled as (x - 128) / 128 with x in [0, 255].
+
+    Args:
+        path: a TorchScript file of that network that takes such a tensor and returns (B, 2048).
+            Running a TorchScript file runs its author's code: use one you trust.
+        device: where the network runs.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected a TorchScript file of the FID Inception network, found "
+            f"{'a folder' if path.is_dir() else 'nothing'}; use pixel_features() or "
+            "classifier_features(model) if you have none."
+        )
+    try:
+        with warnings.catch_warnings():
+            # The published file is TorchScript, so its deprecation is nothing a caller can act on.
+            warnings.filterwarnings("ignore", message=".*torch.jit.load", append=False)
+            network = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a TorchScript file, found something torch.jit.load cannot read "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return _Inception(network, torch.device(device), str(path))
+
+
+def extract_features(
+    images: Indexed | Iterable[Any],
+    feature_fn: FeatureFunction,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Features of many images, one batch at a time, (N, D) on the CPU, in the images' order.
+
+    Args:
+        images: a tensor (N, C, H, W), a dataset, a DataLoader or any iterable. Items are PIL
+            images, tensors (C, H, W) or batches (B, C, H, W), uint8 or float in [0, 1], or tuples
+            that begin with one. Sizes may differ if ``feature_fn`` resizes.
+        feature_fn: images (B, C, H, W), float in [0, 1] -> (B, D).
+        batch_size: images per call of it, at least 1.
+        device: where the images are put before the call.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    found, batch = [], []
+    for image in _images(images):
+        batch.append(image)
+        if len(batch) == batch_size:
+            found.append(_batch_features(batch, feature_fn, device))
+            batch = []
+    if batch:
+        found.append(_batch_features(batch, feature_fn, device))
+    if not found:
+        raise ValueError("images must hold at least one image, got none.")
+    _check_equal_width([part.shape[1] for part in found])
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    size: int | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _resize(images, self.size, "bilinear").flatten(1)
+
+    def __repr__(self) -> str:
+        return f"pixel_features(size={self.size})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Classifier:
+    model: nn.Module
+    layer: str
+    size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        weight = next(self.model.parameters())
+        images = _resize(images, self.size, "bilinear").to(weight)
+        convolutions = (part for part in self.model.modules() if isinstance(part, nn.Conv2d))
+        first = next(convolutions, None)
+        if first is not None and first.in_channels == 3:
+            images = as_colour(images)
+        if self.mean is not None and self.std is not None:
+            images = (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
+        seen: list[Tensor] = []
+        hook = self.model.get_submodule(self.layer).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0])
+        )
+        try:
+            with _evaluating(self.model):
+                self.model(images)
+        finally:
+            hook.remove()
+        if not seen:
+            raise RuntimeError(
+                f"layer {self.layer!r} took no part in model's forward pass (or the model was "
+                "compiled before); name the layer that does, or pass the uncompiled model."
+            )
+        features = seen[-1]
+        features = features.mean((2, 3)) if features.ndim == 4 else features
+        if features.ndim != 2 or len(features) != len(images):
+            raise ValueError(
+                f"layer {self.layer!r} must take (B, D), got {tuple(features.shape)} for "
+                f"{len(images)} images; name the layer after pooling."
+            )
+        return features
+
+    def __repr__(self) -> str:
+        return (
+            f"classifier_features({type(self.model).__name__}, layer={self.layer!r}, "
+            f"size={self.size})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Inception:
+    network: torch.jit.ScriptModule
+    device: torch.device
+    path: str
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        images = as_colour(images.to(self.device, torch.float32))
+        # clamp: bicubic overshoots at edges, and the network was fed bytes.
+        pixels = _resize(images, 299, "bicubic").clamp(0, 1) * 255
+        features: Tensor = self.network((pixels - 128) / 128)
+        return features
+
+    def __repr__(self) -> str:
+        return f"inception_features({Path(self.path).name!r})"
+
+
+def _images(images: Indexed | Iterable[Any]) -> Iterator[Tensor]:
+    """Single images, (C, H, W) float in [0, 1]."""
+    if isinstance(images, Indexed):
+        # By index: many datasets never raise the IndexError that would end a plain for loop.
+        images = map(images.__getitem__, range(len(images)))
+    for item in images:
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        if not isinstance(image, Tensor):
+            image = pil_to_tensor(image)
+        if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
+            raise ValueError(
+                "images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, "
+                f"got shape {tuple(image.shape)}."
+            )
+        yield from in_range(image) if image.ndim == 4 else [in_range(image)]
+
+
+def _batch_features(
+    batch: list[Tensor], feature_fn: FeatureFunction, device: str | torch.device
+) -> Tensor:
+    """Features of images that may differ in shape: one call per shape, back in order, (B, D)."""
+    of_shape: dict[torch.Size, list[int]] = {}
+    for position, image in enumerate(batch):
+        of_shape.setdefault(image.shape, []).append(position)
+    found, order = [], []
+    for positions in of_shape.values():
+        features = feature_fn(torch.stack([batch[position] for position in positions]).to(device))
+        if features.ndim != 2 or len(features) != len(positions):
+            raise ValueError(
+                f"feature_fn must return (B, D), got {tuple(features.shape)} for "
+                f"{len(positions)} images; flatten or pool what it returns."
+            )
+        found.append(features.detach().cpu())
+        order += positions
+    _check_equal_width([part.shape[1] for part in found])
+    return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def _check_equal_width(widths: list[int]) -> None:
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"feature_fn must return equally many features for every image, got {widths[0]} and "
+            f"{next(width for width in widths if width != widths[0])}: the images differ in shape; "
+            "give a size, as in pixel_features(size=32), and one number of channels."
+        )
+
+
+def _resize(images: Tensor, size: int | None, mode: str) -> Tensor:
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    return interpolate(images, (size, size), mode=mode, align_corners=False, antialias=True)
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each part's own mode again (some may have been frozen)."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

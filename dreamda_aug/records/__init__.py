@@ -1,0 +1,1 @@
+"""How a synthetic dataset lies on disk: manifest, facts, images, counts."""

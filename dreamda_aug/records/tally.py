@@ -1,0 +1,88 @@
+"""Counts of a finished synthetic dataset."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dreamda_aug.records.facts import read_skipped
+from dreamda_aug.records.manifest import read_manifest
+
+# Prefix of a skipped entry whose image was made, and left out because a filter objected.
+FLAGGED = "flagged: "
+
+
+@dataclass
+class Tally:
+    """Counts of a finished dataset.
+
+    Attributes:
+        images: synthetic images by class name.
+        flags: images in the dataset by filter's name.
+        dropped: images that were made and not kept, by filter's name.
+        unreadable: images that could not be made, by reason.
+        events: images for which one of the generator's guards had to act.
+        repeated: seed images whose pixels equal those of another one; so do their replicas.
+    """
+
+    images: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+    repeated: int = 0
+
+    @property
+    def made(self) -> int:
+        """Images in the dataset."""
+        return sum(self.images.values())
+
+    def warnings(self) -> list[str]:
+        """What a user should look into, in words."""
+        found = []
+        every = self.made + sum(self.dropped.values())
+        close = self.flags["seed-copy"] + self.dropped["seed-copy"]
+        if every and close > 0.2 * every:
+            found.append(
+                f"{close} of {every} images hardly differ from their seed image: the perturbation "
+                "is too weak. Measure a stronger one with `dreamda calibrate`."
+            )
+        copies = self.flags["copy"] + self.dropped["copy"]
+        if copies:
+            found.append(
+                f"{copies} images look like a training image other than their seed: the backbone "
+                "may have memorised it. Look at them before you publish the dataset."
+            )
+        if self.repeated:
+            found.append(
+                f"{self.repeated} seed images are pixel for pixel equal to another one; their "
+                "replicas are equal too."
+            )
+        if self.unreadable:
+            found.append(f"{sum(self.unreadable.values())} images were not made, because their "
+                         "seed image is unreadable; see skipped.jsonl.")
+        if self.events:
+            found.append(f"a guard stepped in for {self.events} images; see events in the "
+                         "manifest.")
+        return found
+
+
+def tally_of(root: str | Path) -> Tally:
+    """Count a finished dataset; reads its manifest line by line."""
+    tally = Tally()
+    seen: dict[bytes, int] = {}
+    repeated = set()
+    for line in read_manifest(root):
+        tally.images[line.class_name] += 1
+        tally.flags.update(line.flags)
+        tally.events += bool(line.events)
+        first = seen.setdefault(bytes.fromhex(line.seed_digest), line.seed_index)
+        if first != line.seed_index:
+            repeated.add(line.seed_index)
+    tally.repeated = len(repeated)
+    for _, entry in read_skipped(Path(root)):
+        reason = entry["skipped"]
+        if reason.startswith(FLAGGED):
+            tally.dropped.update(reason.removeprefix(FLAGGED).split(", "))
+        else:
+            tally.unreadable[reason] += 1
+    return tally

@@ -1,0 +1,1 @@
+"""What is shown to people: the dataset card, the HTML page, pictures."""

@@ -1,0 +1,110 @@
+"""The card of a synthetic dataset: what it holds, what it was made with, and its licence."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dreamda_aug.backbones import BUNDLED
+from dreamda_aug.records.facts import WHERE
+from dreamda_aug.records.tally import Tally
+from dreamda_aug.report.places import place_name, without_places
+from dreamda_aug.report.rendering import render_markdown
+
+_NOT_STATED = "not stated where the model lies on this machine; look it up before publishing"
+
+
+def dataset_card(facts: Mapping[str, Any], tally: Tally) -> str:
+    """The card as Markdown. Names and texts from outside are shown as they are, never as markup.
+
+    Args:
+        facts: what `read_plan` returns.
+        tally: what `tally_of` returns.
+    """
+    source, where = facts["source"], facts[WHERE]
+    known = places_of(facts)
+    return render_markdown(
+        "dataset_card.md.jinja",
+        made=tally.made,
+        seed_images=source["images"],
+        backbone=place_name(where["backbone"]),
+        license=without_places(str(where["license"]), known),
+        classes=[(name, count, tally.images[name]) for name, count in source["classes"].items()],
+        flagged=[(title, sorted(counts.items())) for title, counts in (
+            ("Flagged and kept", tally.flags), ("Flagged and left out", tally.dropped),
+            ("Not made", tally.unreadable))],
+        warnings=[without_places(str(note), known)
+                  for note in (*source["problems"], *tally.warnings())],
+        conditions=[(name, value) for name, value in facts.get("conditions", {}).items()
+                    if isinstance(value, str) and name in source["classes"]],
+        settings=[(name, without_places(_plain(value), known)) for name, value in _settings(facts)],
+    )
+
+
+def license_of(backbone: str) -> str:
+    """The licence that a model card states, as far as it lies on this machine; asks no network.
+
+    Args:
+        backbone: ``"bundled"``, a model's folder, or the hub id of a model in the hub's cache.
+    """
+    if backbone == BUNDLED:
+        return "Apache-2.0, trained on Fashion-MNIST (MIT licence)"
+    card = _model_card(backbone)
+    if card is None:
+        return _NOT_STATED
+    # imported here: a second that the bundled backbone needs not
+    import yaml
+    from huggingface_hub import ModelCard, ModelCardData
+
+    try:
+        text = card.read_text("utf-8-sig", errors="replace")
+        stated = ModelCard(text, ignore_metadata_errors=True).data
+    except (ValueError, TypeError, yaml.YAMLError):
+        return _NOT_STATED  # its front matter is none
+    assert isinstance(stated, ModelCardData)
+    name, link = stated.license, stated.license_link
+    if name == "other" and stated.license_name:
+        name = stated.license_name
+    if not name:
+        return _NOT_STATED
+    name = ", ".join(map(str, name)) if isinstance(name, list) else str(name)
+    return f"{name} ({link})" if link else name
+
+
+def places_of(facts: Mapping[str, Any]) -> list[str]:
+    """The paths of this or another machine that a dataset's facts name."""
+    where = facts[WHERE]
+    source = where.get("source") or {}
+    named = (where["backbone"], source.get("spec"), source.get("data_root"))
+    return [str(place) for place in named if place]
+
+
+def _model_card(backbone: str) -> Path | None:
+    card = Path(backbone) / "README.md"
+    if card.is_file():
+        return card
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(backbone, "README.md")
+    except HFValidationError:
+        return None  # a path or a pipeline's class, no hub id
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    yield from facts["settings"].items()
+    for name in ("rng_seed", "unit_size", "image_format", "device", "threads", "backbone"):
+        yield name, facts[name]
+    yield from facts["expansion"].items()
+    for described in facts["filters"]:
+        yield f"filter {described['name']}", described
+    yield from facts["versions"].items()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,174 @@
+"""One HTML page on a synthetic dataset: pictures, distributions, settings, warnings."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.files import parse_json, write_atomically
+from dreamda_aug.inputs.file_lists import FileSource
+from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.records.facts import WHERE, read_plan, read_skipped
+from dreamda_aug.records.layouts import StoredImages
+from dreamda_aug.records.manifest import MANIFEST, read_manifest
+from dreamda_aug.records.tally import Tally, tally_of
+from dreamda_aug.report.card import places_of
+from dreamda_aug.report.figures import Histogram, histogram
+from dreamda_aug.report.orderings import Worst, measured, scores_of
+from dreamda_aug.report.overview import Overview, class_table, figures, near_copy_threshold
+from dreamda_aug.report.page import Page, render
+from dreamda_aug.report.places import without_places
+from dreamda_aug.report.selection import Selection
+from dreamda_aug.report.sheets import PictureMaker
+
+METRICS = "metrics.json"
+_MEANINGS = {
+    "distance": "Distance from the seed image (root mean square over pixels)",
+    "label": "Probability of the seed image's class, by the given classifier",
+    "copy": "Distance to the nearest other training image (1: as real neighbours)",
+}
+
+
+def write_report(
+    root: str | Path,
+    out: str | Path | None = None,
+    *,
+    source: str | Path | Source | None = None,
+    metrics: bool = False,
+) -> Path:
+    """Write the report of a finished dataset.
+
+    The page holds everything that it shows, at most 2,000 synthetic images of 256 pixels; it asks
+    nothing of a network and names no path of this machine.
+
+    Args:
+        root: the dataset's folder.
+        out: the page; None: ``report.html`` in the folder.
+        source: the seed images, where they have moved; None: where the record says. Without them
+            the page shows the synthetic images alone, and says so.
+        metrics: compute `compare_folders` first and keep it in ``metrics.json``; for class folders.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished dataset.
+        ExpansionError: the record is damaged.
+        ValueError: ``metrics`` for a dataset that is not in folders.
+    """
+    root = Path(root)
+    facts = read_plan(root)
+    tally = tally_of(root)
+    found = tally.made + sum((tally.dropped + tally.unreadable).values())
+    if tally.made == 0 and found < facts["samples"]:
+        raise ExpansionError(
+            f"{root / MANIFEST}: expected the lines of {facts['samples']} images, found none."
+        )
+    seed_images, notes = _open_seed_images(facts, source)
+    if metrics:
+        _compute_metrics(root, facts, seed_images)
+    known = [*places_of(facts), str(root), str(root.resolve())]
+    page = _page(root, facts, tally, seed_images, notes, known)
+    out = root / "report.html" if out is None else Path(out)
+    write_atomically(out, render(page).encode())
+    return out
+
+
+def _page(
+    root: Path, facts: Mapping[str, Any], tally: Tally, seed_images: Source | None,
+    notes: list[str], known: list[str],
+) -> Page:
+    overview = Overview(near_copy_threshold(facts))
+    sizes = {name: tally.images[name] for name in facts["source"]["classes"]} | tally.images
+    selection, worst = Selection(sizes), Worst()
+    for line in read_manifest(root):
+        scores = scores_of(line)
+        overview.add(line, scores)
+        selection.add(line)
+        worst.add(line, scores)
+    for _, entry in read_skipped(root):
+        overview.add_skipped(entry["skipped"])
+    families = selection.families()
+    orderings = measured(overview.values)
+    worst_lines = [(ordering, worst.lines(ordering)) for ordering in orderings]
+    shown = [line for of_class in families.values() for family in of_class
+             for line in family.lines]
+    files = [line.file for line in shown]
+    files += [line.file for _, lines in worst_lines for line in lines]
+    maker = PictureMaker(StoredImages(root, files), seed_images, len(shown))
+    sheets = maker.sheets(families, tally.images)
+    warnings = [without_places(str(note), known)
+                for note in (*facts["source"].get("problems", ()), *tally.warnings(), *notes)]
+    columns, classes = class_table(facts, tally, overview)
+    return Page(
+        title=f"Synthetic images: {root.resolve().name}",
+        total=tally.made,
+        figures=figures(facts, tally, overview, maker.diversity, len(warnings)),
+        warnings=warnings,
+        worst=[(ordering, maker.pairs(lines)) for ordering, lines in worst_lines if lines],
+        sheets=sheets,
+        histograms=_histograms(overview),
+        scatter=maker.scatter(),
+        columns=columns,
+        classes=classes,
+        metrics=[(name, without_places(value, known)) for name, value in _read_metrics(root)],
+        settings=[(name, without_places(value, known)) for name, value in _settings(facts)],
+    )
+
+
+def _open_seed_images(
+    facts: Mapping[str, Any], source: str | Path | Source | None
+) -> tuple[Source | None, list[str]]:
+    if source is not None:
+        return (source if isinstance(source, Source) else open_source(source)), []
+    where = facts[WHERE].get("source")
+    if not isinstance(where, dict) or not isinstance(where.get("spec"), str):
+        return None, ["The dataset was made from a dataset object: seed images are not shown."]
+    try:
+        return open_source(where["spec"], split=where.get("split"),
+                           data_root=where.get("data_root")), []
+    except (OSError, ValueError, ImportError, ExpansionError) as error:
+        return None, [f"The seed images could not be opened, and are not shown: {error}"]
+
+
+def _histograms(overview: Overview) -> list[Histogram]:
+    # the score of seed-copy is the distance once more
+    return [
+        histogram(_MEANINGS.get(name, name), values,
+                  overview.near_copy if name == "distance" else None)
+        for name, values in overview.values.items() if values and name != "seed-copy"
+    ]
+
+
+def _compute_metrics(root: Path, facts: Mapping[str, Any], source: Source | None) -> None:
+    from dreamda_aug.metrics import compare_folders
+
+    if facts.get("image_format") != "folder" or not isinstance(source, FileSource):
+        raise ValueError("metrics need seed images and synthetic images in class folders.")
+    found = asdict(compare_folders(source.root, root))
+    write_atomically(root / METRICS, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def _read_metrics(root: Path) -> Iterator[tuple[str, str]]:
+    path = root / METRICS
+    if path.is_file():
+        for name, value in parse_json(path.read_bytes(), str(path)).items():
+            if isinstance(value, list):
+                value = " ".join(map(str, value))
+            if value not in (None, ""):
+                yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Everything that the dataset was begun with, flat."""
+    def flat(value: object, name: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from flat(item, f"{name}.{key}" if name else key)
+        else:
+            yield name, str(value)
+
+    shown = {name: value for name, value in facts.items() if name not in ("conditions", "source")}
+    return flat(shown, "")

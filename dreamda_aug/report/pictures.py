@@ -1,0 +1,85 @@
+"""Grids and plots as image files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from dreamda_aug.generation.calibration import Calibration
+
+_GAP, _FONT_SIZE = 2, 13
+
+
+def labelled_grid(
+    images: Sequence[Sequence[Tensor]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    min_side: int = 56,
+) -> PIL.Image.Image:
+    """A picture of rows of images with names at the left and on top.
+
+    Args:
+        images: rows of images (C, H, W) in [0, 1], all of one size.
+        row_names: one per row.
+        column_names: one per column; a name that repeats is written once, over all its columns.
+        min_side: small images are enlarged, by a whole factor, to at least so many pixels.
+    """
+    font = PIL.ImageFont.load_default(_FONT_SIZE)
+    height, width = images[0][0].shape[1:]
+    factor = max(1, -(-min_side // min(height, width)))
+    height, width = height * factor + _GAP, width * factor + _GAP
+    left = int(max(font.getlength(name) for name in row_names)) + 12
+    top = _FONT_SIZE + 10
+    canvas = PIL.Image.new("RGB", (left + width * len(column_names), top + height * len(images)),
+                           "white")
+    draw = PIL.ImageDraw.Draw(canvas)
+    start = 0
+    for column in range(1, len(column_names) + 1):
+        if column == len(column_names) or column_names[column] != column_names[start]:
+            middle = left + width * (start + column) / 2
+            draw.text((middle, top / 2), column_names[start], "black", font, "mm")
+            if start:
+                draw.line((left + width * start - 1, 4, left + width * start - 1, canvas.height),
+                          "#999999")
+            start = column
+    for row, (name, cells) in enumerate(zip(row_names, images, strict=True)):
+        draw.text((left - 6, top + height * (row + 0.5)), name, "black", font, "rm")
+        for column, image in enumerate(cells):
+            picture = F.to_pil_image((image.cpu() * 255).round().to(torch.uint8)).convert("RGB")
+            picture = picture.resize((width - _GAP, height - _GAP), PIL.Image.Resampling.NEAREST)
+            canvas.paste(picture, (left + width * column, top + height * row))
+    return canvas
+
+
+def plot_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Fidelity against diversity of everything that `calibrate` tried, as an image file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for adherence in dict.fromkeys(point.adherence for point in calibration.points):
+        line = [p for p in calibration.points if p.adherence == adherence]
+        axes.plot([p.diversity for p in line], [p.agreement for p in line], "o-",
+                  label=f"adherence {adherence:g}")
+        for point in line:
+            axes.annotate(f"{point.noise_scale:g}", (point.diversity, point.agreement),
+                          xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for point in calibration.points:
+        if (point.noise_scale, point.adherence) == (calibration.noise_scale,
+                                                    calibration.adherence):
+            axes.plot(point.diversity, point.agreement, "o", markersize=15, fillstyle="none",
+                      color="black", label="chosen")
+    axes.set(xlabel="diversity: RMS pixel distance between replicas of one image",
+             ylabel="fidelity: share of replicas that keep their label",
+             title=f"Numbers are noise scales; target: {calibration.target}")
+    axes.legend()
+    figure.savefig(path, dpi=120)

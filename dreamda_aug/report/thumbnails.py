@@ -1,0 +1,85 @@
+"""Images as a page and its figures need them: small, eight bits, and as text."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+# At this side or below an image stays pixel for pixel what it is.
+SMALL_SIDE = 64
+# Side of the grey image whose pixels are an image's features.
+FEATURE_SIDE = 16
+# Longer side at which replicas are compared.
+_COMPARED_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image on a page.
+
+    Attributes:
+        data: a data URI.
+        side: its longer side, in pixels.
+        features: grey pixels of the image at 16 × 16, (256,) in [0, 1].
+    """
+
+    data: str
+    side: int
+    features: Tensor
+
+
+def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image in mode L or RGB; what is deeper fills the range with what it holds."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = values.min(), values.max()
+        values = (values - low) * (255 / max(high - low, 1e-12))
+        return PIL.Image.fromarray(values.round().astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def make_thumbnail(image: PIL.Image.Image, max_side: int) -> Thumbnail:
+    """Scale an image of any mode down, never up."""
+    image = eight_bits(image)
+    grey = image.convert("L").resize((FEATURE_SIDE, FEATURE_SIDE), PIL.Image.Resampling.BOX)
+    features = _pixels(grey).flatten().float() / 255
+    # pixel for pixel where single pixels are seen
+    kind = "png" if max(image.size) <= SMALL_SIDE else "jpeg"
+    image.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=75, optimize=True)
+    data = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Thumbnail(data, max(image.size), features)
+
+
+def side_for(count: int) -> int:
+    """The longer side of thumbnails where so many stand on a page: about 12 MB at most."""
+    return 256 if count <= 500 else 128
+
+
+def pair_distances(images: Sequence[PIL.Image.Image]) -> tuple[float, int]:
+    """Sum of the root mean square pixel distances between all pairs, and how many pairs there are.
+
+    Args:
+        images: at most 256 pixels of each side are compared; images of another shape than the
+            first are left out.
+    """
+    flat = []
+    for image in images:
+        small = eight_bits(image)
+        small.thumbnail((_COMPARED_SIDE, _COMPARED_SIDE))
+        flat.append(_pixels(small))
+    flat = [pixels.flatten().float() / 255 for pixels in flat if pixels.shape == flat[0].shape]
+    if len(flat) < 2:
+        return 0.0, 0
+    distances = torch.pdist(torch.stack(flat)) / len(flat[0]) ** 0.5
+    return distances.sum().item(), len(distances)
+
+
+def _pixels(image: PIL.Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image))

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch import nn
+
+from dreamda_aug.amst import (
+    AMSTWrapper,
+    LabellingRule,
+    MixedBatch,
+    SeedLabeler,
+    align_distribution,
+)
+from dreamda_aug.amst.labelling import PoolLabelling
+
+CPU = torch.device("cpu")
+CLASSES = 3
+SHARES = torch.tensor([0.5, 0.3, 0.2])
+
+
+def batches(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        images = torch.rand(size, 1, 4, 4, generator=generator)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        yield MixedBatch(images[:0], nothing, images, torch.arange(size), torch.arange(size) % 3)
+
+
+def labelling(aligned, labeler=None, shares=SHARES):
+    torch.manual_seed(0)
+    wrapper = AMSTWrapper(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)))
+    rule = LabellingRule(distribution_alignment=aligned, expected_shares=shares)
+    return PoolLabelling(wrapper, labeler, rule)
+
+
+def test_a_pool_is_aligned_by_its_own_average_whatever_the_batches():
+    one, other = labelling(True), labelling(True)
+    labels, seed_labels = one.label_pool(batches(8), CPU)
+    images = next(batches(8)).synthetic
+    probabilities = one.wrapper.head_probabilities(images)
+    average = probabilities.mean((0, 1))
+    expected = one.wrapper.vote(align_distribution(probabilities, average, SHARES))
+    torch.testing.assert_close(vars(labels), vars(expected))
+    torch.testing.assert_close(one.average, average)
+    assert seed_labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    in_parts, _ = other.label_pool(batches(5, 3), CPU)
+    torch.testing.assert_close(vars(in_parts), vars(labels))
+
+
+def test_a_batch_is_aligned_by_a_running_average():
+    aligned = labelling(True)
+    batch = next(batches(6))
+    labels = aligned.label(batch.synthetic, batch.seed_labels)
+    probabilities = aligned.wrapper.head_probabilities(batch.synthetic)
+    average = 0.99 * SHARES + 0.01 * probabilities.mean((0, 1))
+    expected = aligned.wrapper.vote(align_distribution(probabilities, average, SHARES))
+    torch.testing.assert_close(vars(labels), vars(expected))
+    torch.testing.assert_close(aligned.average, average)
+
+
+def test_without_alignment_the_heads_vote_as_they_are():
+    plain = labelling(False)
+    labels, _ = plain.label_pool(batches(6), CPU)
+    expected = plain.wrapper.label(next(batches(6)).synthetic)
+    torch.testing.assert_close(vars(labels), vars(expected))
+    torch.testing.assert_close(plain.average, SHARES)
+
+
+def test_shares_are_equal_unless_they_are_stated():
+    assert LabellingRule().shares_of(4).tolist() == [0.25] * 4
+    assert LabellingRule(expected_shares=SHARES).shares_of(3).tolist() == SHARES.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"expected_shares": [1, 1, 1]}, r"numbers ≥ 0 with sum 1, one per class, got \[1.0, 1"),
+        ({"expected_shares": [1.5, -0.5]}, r"numbers ≥ 0 with sum 1.*got \[1.5, -0.5\]"),
+        ({"expected_shares": [float("nan"), 1]}, r"numbers ≥ 0 with sum 1.*got \[nan, 1.0\]"),
+        ({"expected_shares": []}, r"numbers ≥ 0 with sum 1.*got \[\]"),
+        ({"collapse_factor": 0}, "collapse_factor must be > 0, got 0"),
+        ({"collapse_factor": float("nan")}, "collapse_factor must be > 0, got nan"),
+    ],
+)
+def test_labelling_rules_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabellingRule(**options)
+
+
+def test_a_rule_that_does_not_fit_the_wrapper_is_refused():
+    with pytest.raises(ValueError, match="must have 3 numbers, one per class .*, got 2"):
+        labelling(False, shares=(0.5, 0.5))
+    with pytest.raises(ValueError, match="works on the wrapper's heads; leave labeler out"):
+        labelling(True, labeler=SeedLabeler())

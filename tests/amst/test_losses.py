@@ -1,0 +1,170 @@
+"""Every rule and loss term against values worked out by hand, or against torch itself."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dreamda_aug.amst import (
+    PseudoLabels,
+    VotingRule,
+    agree_and_confident,
+    align_distribution,
+    consistency_terms,
+    orthogonality_loss,
+)
+
+# Four heads, four images, three classes:
+# 0: all say class 0, sure; 1: all say class 1, two of them hardly; 2: three say 2, one says 0;
+# 3: two say 0, two say 1.
+PROBABILITIES = torch.tensor(
+    [
+        [[0.96, 0.02, 0.02], [0.10, 0.90, 0.00], [0.0, 0.1, 0.9], [0.9, 0.1, 0.0]],
+        [[0.98, 0.01, 0.01], [0.30, 0.50, 0.20], [0.0, 0.2, 0.8], [0.8, 0.2, 0.0]],
+        [[0.94, 0.03, 0.03], [0.20, 0.80, 0.00], [0.1, 0.0, 0.9], [0.4, 0.6, 0.0]],
+        [[0.92, 0.04, 0.04], [0.30, 0.60, 0.10], [0.6, 0.0, 0.4], [0.4, 0.6, 0.0]],
+    ]
+)
+
+
+def test_all_heads_must_agree_and_their_mean_must_be_sure():
+    result = agree_and_confident(PROBABILITIES, VotingRule(confidence_threshold=0.9))
+    assert result.labels.tolist() == [0, 1, 2, 0]
+    assert result.agreement.tolist() == [1.0, 1.0, 0.75, 0.5]
+    torch.testing.assert_close(result.confidence, torch.tensor([0.95, 0.7, 0.75, 0.625]))
+    assert result.mask.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("mean", [0.95, 0.7, 0.75]), ("min", [0.92, 0.5, 0.4]), ("max", [0.98, 0.9, 0.9])],
+)
+def test_confidence_is_mean_min_or_max_over_the_heads(rule, expected):
+    result = agree_and_confident(PROBABILITIES, VotingRule(confidence=rule))
+    torch.testing.assert_close(result.confidence[:3], torch.tensor(expected))
+
+
+def test_majority_accepts_three_of_four_but_not_a_tie():
+    rule = VotingRule(agreement="majority", confidence_threshold=0.0)
+    result = agree_and_confident(PROBABILITIES, rule)
+    assert result.mask.tolist() == [True, True, True, False]
+
+
+def test_a_confidence_exactly_at_the_threshold_is_accepted():
+    probabilities = torch.tensor([[[0.75, 0.25]]])
+    at, above = VotingRule(confidence_threshold=0.75), VotingRule(confidence_threshold=0.7501)
+    assert agree_and_confident(probabilities, at).mask.all()
+    assert not agree_and_confident(probabilities, above).mask.any()
+
+
+def test_the_seed_label_is_a_fifth_vote_that_can_block_or_break_a_tie():
+    seed_labels = torch.tensor([0, 2, 2, 1])
+    everyone = agree_and_confident(
+        PROBABILITIES, VotingRule(confidence_threshold=0.0), seed_labels=seed_labels
+    )
+    assert everyone.mask.tolist() == [True, False, False, False]
+    torch.testing.assert_close(everyone.agreement, torch.tensor([1.0, 0.8, 0.8, 0.6]))
+    majority = VotingRule(agreement="majority", confidence_threshold=0.0)
+    most = agree_and_confident(PROBABILITIES, majority, seed_labels=seed_labels)
+    assert most.labels.tolist() == [0, 1, 2, 1]
+    assert most.mask.all()
+
+
+def test_an_unknown_seed_label_is_no_vote():
+    unknown = torch.full((4,), -1)
+    with_vote = agree_and_confident(PROBABILITIES, seed_labels=unknown)
+    without = agree_and_confident(PROBABILITIES)
+    for name in ("labels", "confidence", "agreement", "mask"):
+        assert torch.equal(getattr(with_vote, name), getattr(without, name))
+
+
+def test_an_empty_batch_gives_empty_labels():
+    assert len(agree_and_confident(torch.zeros(4, 0, 3))) == 0
+
+
+@pytest.mark.parametrize(
+    ("seed_labels", "message"),
+    [
+        (torch.tensor([0, 1, 2, 3]), r"seed_labels must lie in \[-1, 2\]"),
+        (torch.tensor([0]), r"seed_labels must be integer .* shape \(4,\)"),
+    ],
+)
+def test_seed_labels_that_do_not_fit_are_refused(seed_labels, message):
+    with pytest.raises(ValueError, match=message):
+        agree_and_confident(PROBABILITIES, seed_labels=seed_labels)
+
+
+def test_the_keywords_of_version_0_1_still_make_the_rule():
+    with pytest.warns(DeprecationWarning, match=r"rule=VotingRule\(confidence=…\)\)"):
+        old = agree_and_confident(PROBABILITIES, confidence="min")
+    new = agree_and_confident(PROBABILITIES, VotingRule(confidence="min"))
+    assert torch.equal(old.confidence, new.confidence)
+
+
+def test_probabilities_of_another_shape_or_with_nan_are_refused():
+    with pytest.raises(ValueError, match=r"\(heads, N, C\), got shape \(4, 3\)"):
+        agree_and_confident(PROBABILITIES[0])
+    with pytest.raises(ValueError, match="finite"):
+        agree_and_confident(PROBABILITIES * float("nan"))
+
+
+def test_consistency_counts_only_sure_images_and_leaves_the_weak_view_alone():
+    # softmax([ln 3, 0]) = [3/4, 1/4];  softmax([0, ln 9]) = [1/10, 9/10]
+    weak = torch.tensor([[math.log(3), 0.0], [0.0, math.log(9)]], requires_grad=True)
+    strong = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], requires_grad=True)
+    terms = consistency_terms(weak, strong, 0.8)
+    # the first image is not sure enough; the second is sure of class 1, where strong has 1/4.
+    torch.testing.assert_close(terms, torch.tensor([0.0, math.log(4)]))
+    torch.testing.assert_close(
+        consistency_terms(weak, strong, 0.7), torch.tensor([math.log(2), math.log(4)])
+    )
+    terms.sum().backward()
+    assert weak.grad is None
+    torch.testing.assert_close(strong.grad, torch.tensor([[0.0, 0.0], [0.75, -0.75]]))
+
+
+def test_orthogonality_is_the_mean_absolute_product_within_a_view():
+    first = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    second = torch.tensor([[1.0, -1.0], [3.0, 0.0]])
+    # first · secondᵀ = [[1, 3], [-2, 0]], mean of absolutes 6/4.
+    assert orthogonality_loss([first, second], ["weak", "weak"]).item() == 1.5
+    assert orthogonality_loss([first, second], ["weak", "strong"]).item() == 0.0
+    # pairs (0, 1) and (2, 3): (1.5 + mean|first·firstᵀ| = (1 + 4)/4) / 2
+    four = orthogonality_loss([first, second, first, first], ["weak"] * 2 + ["strong"] * 2)
+    assert four.item() == (1.5 + 1.25) / 2
+
+
+def test_orthogonal_weights_cost_nothing():
+    first, second = torch.eye(4)[:2], torch.eye(4)[2:]
+    assert orthogonality_loss([first, second], ["strong", "strong"]).item() == 0
+
+
+def test_alignment_brings_the_average_to_the_target():
+    probabilities = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
+    # p·target/average = [.8·.5/.7, .2·.5/.3], [.6·.5/.7, .4·.5/.3], then normalised
+    aligned = align_distribution(probabilities, torch.tensor([0.7, 0.3]), torch.tensor([0.5, 0.5]))
+    first, second = 0.8 / 0.7 / (0.8 / 0.7 + 0.2 / 0.3), 0.6 / 0.7 / (0.6 / 0.7 + 0.4 / 0.3)
+    torch.testing.assert_close(
+        aligned, torch.tensor([[first, 1 - first], [second, 1 - second]])
+    )
+    same = align_distribution(probabilities, torch.tensor([0.7, 0.3]), torch.tensor([0.7, 0.3]))
+    torch.testing.assert_close(same, probabilities)
+
+
+def test_alignment_survives_a_class_that_is_never_predicted():
+    probabilities = torch.tensor([[1.0, 0.0]])
+    aligned = align_distribution(probabilities, probabilities[0], torch.tensor([0.5, 0.5]))
+    assert aligned.isfinite().all()
+
+
+def test_pseudo_labels_can_be_picked_and_joined():
+    labels = agree_and_confident(PROBABILITIES)
+    joined = PseudoLabels.concatenate([labels[:2], labels[labels.agreement < 1]])
+    assert joined.labels.tolist() == [0, 1, 2, 0]
+    assert len(labels[torch.tensor([3, 0])]) == 2
+
+
+def test_soft_labels_are_read_as_classes():
+    soft = PseudoLabels(F.one_hot(torch.tensor([2, 0]), 3).float(), *torch.ones(2, 2), None)
+    assert soft.hard_labels.tolist() == [2, 0]

@@ -1,0 +1,457 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dreamda_aug.amst import (
+    AMSTWrapper,
+    ConsistencyRule,
+    FeatureLayer,
+    HeadViews,
+    LossWeights,
+    PseudoLabels,
+    StrongView,
+    WeakView,
+)
+
+CLASSES = 3
+EVERYWHERE = ConsistencyRule(confidence_threshold=0.0)
+
+
+def classifier(norm=nn.BatchNorm2d):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), norm(6) if norm else nn.Identity(), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, CLASSES),
+    )  # fmt: skip
+
+
+def same(images):
+    return images
+
+
+def darker(images):
+    return images * 0.5
+
+
+def plain_wrapper(model=None, **options):
+    """Views without randomness, so that every term can be worked out beside it."""
+    options = {"weak": same, "strong": darker} | options
+    return AMSTWrapper(classifier(None) if model is None else model, **options)
+
+
+def batch(count=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 1, 8, 8, generator=generator)
+    return images, torch.arange(count) % CLASSES
+
+
+def touched(wrapper):
+    """Which parts have a gradient: features, main head, auxiliary heads."""
+    main = list(wrapper.model[-1].parameters())
+    known = {id(p) for p in main}
+    features = [p for p in wrapper.model.parameters() if id(p) not in known]
+    parts = {"features": features, "main": main, "auxiliary": wrapper.auxiliary_heads.parameters()}
+    names = set()
+    for name, parameters in parts.items():
+        moved = {p.grad is not None and bool(p.grad.any()) for p in parameters}
+        assert len(moved) == 1, f"only some of {name} have a gradient"
+        names |= {name} if moved == {True} else set()
+    return names
+
+
+def labels(values, mask):
+    ones = torch.ones(len(values))
+    return PseudoLabels(torch.tensor(values), ones, ones, torch.tensor(mask))
+
+
+# --- loss terms against the same thing written out -------------------------------------------
+
+
+def test_pretraining_loss_is_the_mean_over_heads_each_on_its_own_view():
+    wrapper = plain_wrapper(weights=LossWeights(orthogonality=0.5))
+    images, targets = batch()
+    loss = wrapper.pretraining_loss(images, targets)
+    trunk, heads = wrapper.model[:-1], wrapper.auxiliary_heads
+    weak, strong = trunk(images), trunk(images * 0.5)
+    terms = [F.cross_entropy(head(weak), targets) for head in heads[:2]]
+    terms += [F.cross_entropy(head(strong), targets) for head in heads[2:]]
+    pairs = [heads[0].weight @ heads[1].weight.T, heads[2].weight @ heads[3].weight.T]
+    orthogonality = sum(pair.abs().mean() for pair in pairs) / 2
+    torch.testing.assert_close(loss, sum(terms) / 4 + 0.5 * orthogonality)
+
+
+@pytest.mark.parametrize("compared, rows", [("all", range(5)), ("unlabelled", [1, 3, 4])])
+def test_losses_are_each_term_written_out(compared, rows):
+    wrapper = plain_wrapper(
+        consistency=ConsistencyRule(confidence_threshold=0.0, images=compared),
+        weights=LossWeights(pseudo=0.7, consistency=0.3, auxiliary=0.2, orthogonality=0.1),
+    )
+    real, targets = batch(4)
+    synthetic, _ = batch(5, seed=1)
+    pseudo = labels([0, 1, 2, 0, 1], [True, False, True, False, False])
+    losses = wrapper.losses(real, targets, synthetic, pseudo_labels=pseudo)
+    model = wrapper.model
+    torch.testing.assert_close(losses.supervised, F.cross_entropy(model(real), targets))
+    accepted = F.cross_entropy(model(synthetic[[0, 2]]), torch.tensor([0, 2]), reduction="sum")
+    torch.testing.assert_close(losses.pseudo, accepted / 5)
+    left = synthetic[list(rows)]
+    consistency = F.cross_entropy(model(left * 0.5), model(left).argmax(1), reduction="sum")
+    torch.testing.assert_close(losses.consistency, consistency / 5)
+    assert losses.accepted_share.item() == pytest.approx(0.4)
+    # the auxiliary heads learn from all that is labelled by now, each from its own view
+    trunk, heads = model[:-1], wrapper.auxiliary_heads
+    known = torch.cat([real, synthetic[[0, 2]]])
+    answers = torch.cat([targets, pseudo.labels[[0, 2]]])
+    terms = [F.cross_entropy(head(trunk(known * factor)), answers)
+             for head, factor in zip(heads, (1, 1, 0.5, 0.5))]  # fmt: skip
+    torch.testing.assert_close(losses.auxiliary, sum(terms) / 4)
+    total = (
+        losses.supervised + 0.7 * losses.pseudo + 0.3 * losses.consistency
+        + 0.2 * losses.auxiliary + 0.1 * losses.orthogonality
+    )  # fmt: skip
+    torch.testing.assert_close(losses.total, total)
+    assert losses.as_dict()["total"] == pytest.approx(losses.total.item())
+
+
+def test_labelled_view_strong_shows_the_main_head_the_strong_view():
+    wrapper = plain_wrapper(views=HeadViews(main="strong"))
+    real, targets = batch()
+    losses = wrapper.losses(real, targets, real, pseudo_labels=labels([0] * 6, [True] * 6))
+    model = wrapper.model
+    torch.testing.assert_close(losses.supervised, F.cross_entropy(model(real * 0.5), targets))
+    expected = F.cross_entropy(model(real * 0.5), torch.zeros(6, dtype=torch.int64))
+    torch.testing.assert_close(losses.pseudo, expected)
+
+
+def test_soft_labels_count_as_much_as_their_hard_form():
+    wrapper = plain_wrapper()
+    images, targets = batch()
+    soft = F.one_hot(targets, CLASSES).float()
+    hard_loss = wrapper.pretraining_loss(images, targets)
+    torch.testing.assert_close(wrapper.pretraining_loss(images, soft), hard_loss)
+    pseudo = PseudoLabels(soft, *torch.ones(2, 6), torch.ones(6, dtype=torch.bool))
+    losses = wrapper.losses(images, soft, images, pseudo_labels=pseudo)
+    torch.testing.assert_close(losses.pseudo, losses.supervised)
+
+
+# --- gradients ---------------------------------------------------------------------------------
+
+
+def test_pretraining_reaches_features_and_auxiliary_heads_only():
+    wrapper = plain_wrapper()
+    wrapper.pretraining_loss(*batch()).backward()
+    assert touched(wrapper) == {"features", "auxiliary"}
+    assert wrapper.model[-1].weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        ("supervised", {"features", "main"}),
+        ("pseudo", {"features", "main"}),
+        ("consistency", {"features", "main"}),
+        ("auxiliary", {"auxiliary"}),
+        ("total", {"features", "main", "auxiliary"}),
+    ],
+)
+def test_each_training_term_reaches_exactly_its_part(term, expected):
+    wrapper = plain_wrapper(consistency=EVERYWHERE)
+    real, targets = batch()
+    pseudo = labels([0, 1, 2, 0, 1, 2], [True, False] * 3)
+    losses = wrapper.losses(real, targets, batch(seed=1)[0], pseudo_labels=pseudo)
+    getattr(losses, term).backward()
+    assert touched(wrapper) == expected
+
+
+def test_orthogonality_reaches_the_weights_of_the_auxiliary_heads_only():
+    wrapper = plain_wrapper()
+    wrapper.losses(*batch()).orthogonality.backward()
+    assert all(head.weight.grad.any() for head in wrapper.auxiliary_heads)
+    assert all(p.grad is None for p in wrapper.model.parameters())
+
+
+def test_without_auxiliary_weight_training_leaves_the_auxiliary_heads_alone():
+    wrapper = plain_wrapper(weights=LossWeights(auxiliary=0.0))
+    losses = wrapper.losses(*batch())
+    losses.total.backward()
+    assert touched(wrapper) == {"features", "main"}
+    torch.testing.assert_close(losses.total, losses.supervised)
+
+
+def test_labelling_leaves_no_gradient_and_no_trace_in_batch_norm():
+    wrapper = AMSTWrapper(classifier()).train()
+    before = copy.deepcopy(wrapper.state_dict())
+    result = wrapper.label(batch()[0])
+    assert not result.confidence.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in wrapper.state_dict().items())
+
+
+def test_labelling_puts_every_module_back_into_its_mode():
+    wrapper = AMSTWrapper(classifier()).train()
+    wrapper.model[1].eval()
+    wrapper.label(batch()[0])
+    assert wrapper.training and wrapper.model.training and not wrapper.model[1].training
+
+
+# --- labelling ---------------------------------------------------------------------------------
+
+
+def force_heads(wrapper, rows):
+    """Every auxiliary head answers softmax of its row, whatever it sees."""
+    for head, row in zip(wrapper.auxiliary_heads, rows, strict=True):
+        nn.init.zeros_(head.weight)
+        head.bias.data = torch.tensor(row)
+
+
+def test_label_follows_the_auxiliary_heads():
+    wrapper = plain_wrapper()
+    force_heads(wrapper, [[0.0, 9.0, 0.0]] * 4)
+    result = wrapper.label(batch()[0])
+    assert result.labels.tolist() == [1] * 6 and result.mask.all()
+    force_heads(wrapper, [[0.0, 9.0, 0.0]] * 3 + [[9.0, 0.0, 0.0]])
+    result = wrapper.label(batch()[0])
+    assert not result.mask.any() and result.agreement.tolist() == [0.75] * 6
+
+
+def test_losses_label_the_batch_by_themselves_and_use_the_seed_vote():
+    wrapper = plain_wrapper()
+    force_heads(wrapper, [[0.0, 9.0, 0.0]] * 4)
+    real, targets = batch()
+    assert wrapper.losses(real, targets, real).accepted_share == 1
+    losses = wrapper.losses(real, targets, real, seed_labels=targets)
+    assert losses.pseudo_labels.mask.tolist() == [False, True, False] * 2
+
+
+def test_heads_that_always_disagree_leave_the_real_images_and_consistency():
+    wrapper = plain_wrapper(consistency=EVERYWHERE)
+    force_heads(wrapper, [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]] * 2)
+    losses = wrapper.losses(*batch(), batch(seed=1)[0])
+    assert losses.pseudo == 0 and losses.accepted_share == 0
+    assert losses.consistency > 0 and losses.total.isfinite()
+    losses.total.backward()
+
+
+@pytest.mark.parametrize("synthetic", [None, torch.zeros(0, 1, 8, 8)])
+def test_without_synthetic_images_the_rest_of_the_loss_remains(synthetic):
+    wrapper = plain_wrapper()
+    losses = wrapper.losses(*batch(), synthetic)
+    assert losses.pseudo == 0 and losses.consistency == 0 and losses.pseudo_labels is None
+    assert losses.accepted_share.isnan()
+    losses.total.backward()
+
+
+def test_labelling_nothing_gives_nothing():
+    assert len(plain_wrapper().label(torch.zeros(0, 1, 8, 8))) == 0
+
+
+@pytest.mark.parametrize("views", [("weak",), ("weak", "strong"), ("strong",) * 3])
+def test_any_number_of_heads_works(views):
+    wrapper = plain_wrapper(views=HeadViews(views))
+    images, targets = batch()
+    wrapper.pretraining_loss(images, targets).backward()
+    wrapper.losses(images, targets, images).total.backward()
+    assert wrapper.head_probabilities(images).shape == (len(views), 6, CLASSES)
+
+
+# --- drop-in -----------------------------------------------------------------------------------
+
+
+def test_the_plain_classifier_comes_back_trained_and_without_our_hook():
+    model = classifier()
+    keys = list(model.state_dict())
+    wrapper = AMSTWrapper(model)
+    optimizer = torch.optim.SGD(wrapper.parameter_groups(0.1))
+    before = model[-1].weight.clone()
+    wrapper.losses(*batch()).total.backward()
+    optimizer.step()
+    plain = wrapper.to_classifier()
+    assert plain is model and list(plain.state_dict()) == keys
+    assert not torch.equal(before, plain[-1].weight)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in plain.modules())
+    wrapper.losses(*batch()).total.backward()
+
+
+def test_parameter_groups_cover_every_parameter_once():
+    wrapper = AMSTWrapper(classifier())
+    features, heads = wrapper.parameter_groups(0.1, backbone_lr=0.01)
+    assert (features["lr"], heads["lr"]) == (0.01, 0.1)
+    everything = [id(p) for p in (*features["params"], *heads["params"])]
+    assert sorted(everything) == sorted(id(p) for p in wrapper.parameters())
+    assert id(wrapper.model[-1].weight) in map(id, heads["params"])
+    assert wrapper.parameter_groups(0.1)[0]["lr"] == 0.1
+
+
+def test_frozen_parameters_are_left_out_of_the_groups():
+    model = classifier()
+    model[0].requires_grad_(False)
+    features, _ = AMSTWrapper(model).parameter_groups(0.1)
+    assert len(features["params"]) == 2
+    AMSTWrapper(model).pretraining_loss(*batch()).backward()
+    assert model[0].weight.grad is None
+
+
+def test_state_dict_holds_the_classifier_once_and_round_trips():
+    wrapper, other = AMSTWrapper(classifier()), AMSTWrapper(classifier())
+    names = list(wrapper.state_dict())
+    assert len(names) == len(set(names)) == len(wrapper.model.state_dict()) + 8
+    other.load_state_dict(wrapper.state_dict())
+    images, _ = batch()
+    assert torch.equal(other.head_probabilities(images), wrapper.head_probabilities(images))
+
+
+def test_copies_and_pickles_are_independent_and_trainable():
+    wrapper = AMSTWrapper(classifier())
+    images, targets = batch()
+    saved = io.BytesIO()
+    torch.save(wrapper, saved)
+    saved.seek(0)
+    for twin in (
+        copy.deepcopy(wrapper),
+        pickle.loads(pickle.dumps(wrapper)),
+        torch.load(saved, weights_only=False),
+    ):
+        assert torch.equal(twin.label(images).confidence, wrapper.label(images).confidence)
+        twin.losses(images, targets, images).total.backward()
+        assert all(p.grad is None for p in wrapper.parameters())
+        assert not twin.to_classifier()[-1]._forward_pre_hooks
+    wrapper.losses(images, targets, images).total.backward()
+
+
+def test_features_given_by_name_take_the_place_of_a_final_layer():
+    class Prototypes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = classifier(None)[:3]
+            self.prototypes = nn.Parameter(torch.rand(CLASSES, 6))
+
+        def forward(self, images):
+            return -torch.cdist(self.trunk(images).mean((2, 3)), self.prototypes)
+
+    with pytest.raises(ValueError, match="was not found.*It has no Linear"):
+        AMSTWrapper(Prototypes())
+    model = Prototypes()
+    wrapper = AMSTWrapper(model, CLASSES, head=FeatureLayer("trunk", feature_dim=6))
+    images, targets = batch()
+    wrapper.losses(images, targets, images).total.backward()
+    assert model.prototypes.grad.any() and wrapper.label(images).labels.shape == (6,)
+    assert len(wrapper.parameter_groups(0.1)[0]["params"]) == 3
+    with pytest.raises(ValueError, match="feature_dim is 5, but .trunk. gives 6"):
+        AMSTWrapper(model, CLASSES, head=FeatureLayer("trunk", feature_dim=5)).label(images)
+    with pytest.raises(ValueError, match=r"num_classes must be known with a FeatureLayer: .*None"):
+        AMSTWrapper(model, head=FeatureLayer("trunk", feature_dim=6))
+    with pytest.raises(ValueError, match='FeatureLayer.layer must be a submodule .*got "nowhere"'):
+        AMSTWrapper(model, CLASSES, head=FeatureLayer("nowhere", feature_dim=6))
+    with pytest.raises(ValueError, match="FeatureLayer.feature_dim must be at least 1, got 0"):
+        FeatureLayer("trunk", feature_dim=0)
+
+
+def test_views_that_are_modules_stay_out_of_the_state_dict():
+    view = nn.Linear(8, 8)
+    wrapper = AMSTWrapper(classifier(), weak=view, strong=same)
+    assert len(wrapper.state_dict()) == len(wrapper.model.state_dict()) + 8
+
+
+def test_one_weak_view_serves_both_unless_a_strong_one_is_given():
+    wrapper = AMSTWrapper(classifier(), weak=WeakView(flip=0.0))
+    assert wrapper._view_functions["strong"].weak.flip == 0
+    given = StrongView(operations=1)
+    assert AMSTWrapper(classifier(), strong=given)._view_functions["strong"] is given
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 7}, r'num_classes is 7, but the final layer "5" has 3 outputs'),
+        ({"head": "nowhere"}, r'head must be a layer of the model.*got "nowhere".*Candidates'),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AMSTWrapper(classifier(), **options)
+
+
+def test_what_cannot_be_wrapped_is_refused():
+    with pytest.raises(TypeError, match="must be a torch.nn.Module, got function"):
+        AMSTWrapper(same)
+    with pytest.raises(TypeError, match="wrapped already"):
+        AMSTWrapper(AMSTWrapper(classifier()))
+    with pytest.raises(TypeError, match=r"torch.compile\(AMSTWrapper\(model\)\)"):
+        AMSTWrapper(torch.compile(classifier()))
+    with pytest.raises(ValueError, match="must have parameters"):
+        AMSTWrapper(nn.Flatten())
+    with pytest.raises(TypeError, match='must be a Linear or 1×1 Conv2d layer, "0" is a Conv2d'):
+        AMSTWrapper(classifier(), head="0")
+
+
+@pytest.mark.parametrize("call", ["pretraining_loss", "losses"])
+def test_bad_batches_are_refused(call):
+    wrapper = plain_wrapper()
+    images, targets = batch()
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 2\]"):
+        getattr(wrapper, call)(images, targets + 1)
+    with pytest.raises(ValueError, match="at least one labelled image, got none"):
+        getattr(wrapper, call)(images[:0], targets[:0])
+    with pytest.raises(ValueError, match="nan or infinite for 1 of"):
+        images[2, 0, 0, 0] = float("nan")
+        wrapper.label(images)
+    with pytest.raises(ValueError, match="nan or infinite"):
+        getattr(wrapper, call)(images, targets)
+    assert all(p.grad is None for p in wrapper.parameters())
+
+
+def test_a_batch_of_one_in_front_of_batch_norm_is_refused():
+    images, targets = batch(1)
+    wrapper = AMSTWrapper(classifier(), weights=LossWeights(auxiliary=0.0))
+    with pytest.raises(ValueError, match="batch of one image cannot train BatchNorm"):
+        wrapper.losses(images, targets)
+    wrapper.pretraining_loss(images, targets)  # two views are two images
+    wrapper.eval().losses(images, targets)
+    AMSTWrapper(classifier(None), weights=LossWeights(auxiliary=0.0)).losses(images, targets)
+
+
+def test_labels_and_views_of_the_wrong_size_are_refused():
+    images, targets = batch()
+    with pytest.raises(ValueError, match="got 2 for 6"):
+        plain_wrapper().losses(images, targets, images, pseudo_labels=labels([0, 1], [True] * 2))
+    with pytest.raises(ValueError, match="seed_labels must be integer"):
+        plain_wrapper().label(images, targets[:2])
+    with pytest.raises(ValueError, match="the weak view must return a batch like the one it got"):
+        plain_wrapper(weak=lambda images: images[:1]).pretraining_loss(images, targets)
+
+
+def test_a_stage_that_is_unknown_or_has_no_targets_is_refused():
+    images, targets = batch()
+    with pytest.raises(ValueError, match="stage must be None.*got 'later'"):
+        plain_wrapper()(images, targets, stage="later")
+    with pytest.raises(ValueError, match='stage="training" needs targets'):
+        plain_wrapper()(images, stage="training")
+
+
+def test_a_layer_that_is_not_the_final_one_is_noticed_at_the_first_step():
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = classifier(None)
+            self.unused = nn.Linear(24, 5)
+
+        def forward(self, images):
+            return self.trunk(images)
+
+    assert AMSTWrapper(Projected()).num_classes == CLASSES
+    wrapper = AMSTWrapper(Projected(), head="unused")
+    with pytest.raises(RuntimeError, match='"unused" did not run'):
+        wrapper.label(batch()[0])
+
+
+def test_a_hidden_layer_named_as_head_is_noticed_at_the_first_step():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    with pytest.raises(ValueError, match='logits of 3 classes, but "1" has 16: .*Candidates'):
+        AMSTWrapper(model, head="1").label(batch()[0])

@@ -1,0 +1,120 @@
+"""How the images of a run are read and split."""
+
+import gzip
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.accuracy.arms import arms_of
+from benchmarks.accuracy.classifiers import CLASSIFIERS
+from benchmarks.accuracy.tasks import (
+    TASKS,
+    Images,
+    ReadClassFolders,
+    read_atlases,
+    read_idx,
+    split,
+    stratified,
+)
+
+
+def number_of(images: Images) -> set[int]:
+    return set((images.pixels[:, 0, 0, 0].int() + 256 * images.pixels[:, 0, 0, 1].int()).tolist())
+
+
+def test_tasks_are_consistent():
+    for task in TASKS.values():
+        assert task.steps % 8 == 0 and task.classifier in CLASSIFIERS
+        assert len({arm.name for arm in arms_of(task)}) == len(arms_of(task))
+
+
+# --- splits
+
+
+def test_shots_are_equally_many_per_class_and_disjoint_from_validation(tiny):
+    data = tiny.read(Path())
+    for rng_seed in range(3):
+        images = split(tiny, data, 5, rng_seed)
+        assert images.shots.labels.bincount().tolist() == [5, 5, 5]
+        assert images.validation.labels.bincount().tolist() == [10, 10, 10]
+        assert not number_of(images.shots) & number_of(images.validation)
+        assert number_of(images.test) == set(range(60))
+
+
+def test_validation_is_fixed_while_shots_follow_the_rng_seed(tiny):
+    first, second = (split(tiny, tiny.read(Path()), 5, rng_seed) for rng_seed in (0, 1))
+    assert torch.equal(first.validation.pixels, second.validation.pixels)
+    assert number_of(first.shots) != number_of(second.shots)
+
+
+def test_unlabelled_images_are_neither_shots_nor_validation(tiny):
+    task = replace(tiny, unlabelled=40)
+    images = split(task, task.read(Path()), 5, 0)
+    assert len(number_of(images.unlabelled)) == 40
+    assert not number_of(images.unlabelled) & number_of(images.shots)
+    assert not number_of(images.unlabelled) & number_of(images.validation)
+
+
+def test_validation_that_comes_from_the_test_files_leaves_the_test_set(tiny):
+    task = replace(tiny, validation_from="test")
+    images = split(task, task.read(Path()), 100, 0)
+    assert len(images.shots) == 300 and len(images.validation) == 30 and len(images.test) == 30
+    assert not number_of(images.validation) & number_of(images.test)
+
+
+def test_a_class_with_fewer_images_gives_all_it_has():
+    labels = torch.tensor([0, 1, 1, 1, 0, 1])
+    assert sorted(stratified(labels, 3, 0)[:2].tolist()) == [0, 4]
+    assert len(stratified(labels, 3, 0)) == 5
+
+
+# --- readers
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_files_are_read(tmp_path, packed, numbered):
+    images = {"train": numbered(7, 5), "t10k": numbered(4, 5)}
+    for part, content in images.items():
+        for kind, values in (("images-idx3", content.pixels[:, 0]),
+                             ("labels-idx1", content.labels)):  # fmt: skip
+            sizes = np.array(values.shape, ">i4").tobytes()
+            raw = bytes([0, 0, 8, values.ndim]) + sizes + values.numpy().astype(np.uint8).tobytes()
+            path = tmp_path / f"{part}-{kind}-ubyte{'.gz' * packed}"
+            path.write_bytes(gzip.compress(raw) if packed else raw)
+    for found, expected in zip(read_idx(tmp_path), images.values(), strict=True):
+        assert torch.equal(found.pixels, expected.pixels)
+        assert torch.equal(found.labels, expected.labels)
+
+
+def test_atlases_are_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for name, rows in (("data_batch_1", pixels[:2]), ("data_batch_2", pixels[2:4]),
+                       ("test_batch", pixels[4:])):  # fmt: skip
+        Image.fromarray(rows.reshape(-1, 1024, 3)).save(tmp_path / f"{name}.png")
+    (tmp_path / "train_lables.json").write_text("[3, 1, 4, 1]")
+    (tmp_path / "test_lables.json").write_text("[5, 9]")
+    train, test = read_atlases(tmp_path)
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    assert torch.equal(torch.cat([train.pixels, test.pixels]), expected)
+    assert train.labels.tolist() == [3, 1, 4, 1] and test.labels.tolist() == [5, 9]
+
+
+def test_class_folders_are_read_alike_from_a_folder_and_from_inside_a_zip(tmp_path):
+    for name in ("train/b/1.png", "train/a/2.png", "test/b/3.jpg"):
+        path = tmp_path / "data" / "deep" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (200, 10, 30)).save(path)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in (tmp_path / "data").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "data"))
+    for place in (tmp_path / "data", tmp_path / "data.zip"):
+        train, test = ReadClassFolders(4)(place)
+        assert train.pixels.shape == (2, 3, 4, 4) and train.labels.tolist() == [0, 1]
+        assert test.labels.tolist() == [1]
+        assert train.pixels[0, :, 0, 0].tolist() == [200, 10, 30]
+        assert ReadClassFolders(4, "L")(place)[0].pixels.shape == (2, 1, 4, 4)

@@ -1,0 +1,83 @@
+"""How arms are trained: equal steps, equal starts, and the labels that each arm is meant to use."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.accuracy import training as training_module
+from benchmarks.accuracy.arms import ARMS, UNLABELLED_ARMS, Arm
+from benchmarks.accuracy.pools import PoolSpec
+from benchmarks.accuracy.runs import Run, labeler_of, probe_of, result
+from benchmarks.accuracy.tasks import split
+from benchmarks.accuracy.training import ROUNDS, STAGES, Training
+
+TRAINED = [arm for arm in ARMS + UNLABELLED_ARMS if arm.pool or arm.labels != "probe"]
+
+
+@pytest.mark.parametrize("arm", TRAINED, ids=lambda arm: arm.name)
+def test_every_arm_takes_the_tasks_steps(arm, setup_with_backbone, tiny, noise_pool):
+    task = replace(tiny, unlabelled=10)
+    pool = noise_pool(18 if arm.pool else 0)
+    images = split(task, task.read(Path()), 2, 0)
+    training = Training(task, arm, images, pool, pool.seed_labels.clone(), 0,
+                        labeler=labeler_of(setup_with_backbone, arm, images))
+    before = [p.clone() for p in training.model.parameters()]
+    outcome = training.run()
+    assert outcome.steps == task.steps
+    after = list(outcome.classifier.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert outcome.classifier(torch.rand(2, 1, 16, 16)).shape == (2, 3)
+
+
+def test_a_pool_labelled_by_the_probe_is_accepted_whole(
+    setup_with_backbone, tiny, images, noise_pool
+):
+    pool = noise_pool(18)
+    arm = next(arm for arm in ARMS if arm.name == "DreamDA, probe labels")
+    probe = probe_of(setup_with_backbone, images)
+    expected = probe(pool.pixels.float() / 255).argmax(1)
+    labeler = labeler_of(setup_with_backbone, arm, images)
+    outcome = Training(tiny, arm, images, pool, expected, 0, labeler=labeler).run()
+    assert outcome.accepted == outcome.labels_right == 1
+
+
+def test_the_probe_alone_is_an_arm_that_trains_nothing(setup_with_backbone):
+    arm = next(arm for arm in ARMS if arm.labels == "probe" and not arm.pool)
+    found = result(setup_with_backbone, Run(arm, PoolSpec("none"), 2, 0))
+    assert found["steps"] == 0 and 0 <= found["test"] <= 1
+
+
+def test_all_arms_start_from_the_same_weights(tiny, images, noise_pool):
+    first, second = (Training(tiny, arm, images, noise_pool(18), torch.arange(18), 0).model
+                     for arm in ARMS[:2])  # fmt: skip
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_third_of_each_batch_are_real_images(monkeypatch, tiny, images, noise_pool):
+    seen = []
+    monkeypatch.setattr(Training, "_view", lambda self, pixels: seen.append(pixels) or
+                        pixels.float() / 255)  # fmt: skip
+    pool = noise_pool(18)
+    Training(tiny, Arm("seed labels", "dreamda"), images, pool, pool.seed_labels, 0).run()
+    made = {tuple(image.flatten().tolist()) for image in pool.pixels}
+    assert len(seen) == tiny.steps
+    for batch in seen:
+        assert sum(tuple(image.flatten().tolist()) in made for image in batch) == 4
+
+
+def test_soft_labels_are_the_single_heads_probabilities(monkeypatch, tiny, images, noise_pool):
+    targets = []
+    plain = training_module.F.cross_entropy
+    monkeypatch.setattr(training_module.F, "cross_entropy",
+                        lambda x, y: targets.append(y) or plain(x, y))  # fmt: skip
+    unknown = torch.full((18,), -1)
+    Training(tiny, Arm("soft", "noise", "soft"), images, noise_pool(18), unknown, 0).run()
+    first = tiny.steps * (STAGES - ROUNDS) // STAGES
+    assert all(hard.dtype == torch.int64 for hard in targets[:first])
+    assert len(targets) == tiny.steps
+    for soft in targets[first:]:
+        torch.testing.assert_close(soft.sum(1), torch.ones(6))
+        assert 0 < ((soft > 0) & (soft < 1)).any(1).sum() <= 4

@@ -1,0 +1,28 @@
+"""Time, memory, and the count of floating-point operations."""
+
+import torch
+from pipelines import pixel_pipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common.measurement import count_flops, measure
+from dreamda_aug.backbones.unet import PixelBackbone
+
+
+def test_flops_of_encoder_and_decoder_add_up_to_a_whole_call():
+    backbone = PixelBackbone(pixel_pipeline())
+    encoder, decoder = count_flops(backbone)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.unet(torch.zeros(3, 1, 16, 16), 0)
+    assert 3 * (encoder + decoder) == counter.get_total_flops()
+    assert 0 < encoder < decoder
+
+
+def test_the_peak_of_a_call_holds_what_it_allocated():
+    def allocate() -> int:
+        return len(torch.ones(64 * 2**20, dtype=torch.uint8))
+
+    small = measure(lambda: None, torch.device("cpu"))
+    large = measure(allocate, torch.device("cpu"))
+    assert large.result == 64 * 2**20 and large.seconds > 0
+    assert large.peak_bytes > small.peak_bytes + 50 * 2**20

@@ -1,0 +1,64 @@
+"""AMST on digits: what its runs have in common, and what each arm learns from."""
+
+import pytest
+import torch
+
+from benchmarks.common.amst_parts import AMST_PARTS
+from benchmarks.digits import arms, data
+from benchmarks.digits.arms import ARMS, TrueLabeler, run_arm
+from benchmarks.digits.data import PER_CLASS, REPLICAS, RunData, train_backbone
+from benchmarks.digits.runs import Job, perform, table
+
+# two steps are too few for heads that agree
+pytestmark = pytest.mark.filterwarnings("ignore::dreamda_aug.amst.CollapseWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a backbone that was hardly trained."""
+    folder = tmp_path_factory.mktemp("digits")
+    train_backbone(folder, steps=2)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(arms, "STEPS", 2)
+    monkeypatch.setitem(data.GENERATION, "steps", 5)
+
+
+def test_validation_looks_at_no_test_digit(folder):
+    test, validation = (RunData(0, folder, which) for which in (False, True))
+    assert test.targets.bincount().tolist() == [PER_CLASS] * 10
+    assert torch.equal(test.real, validation.real)
+    assert len(test.held_out) == 797 and len(validation.held_out) == 1000 - 10 * PER_CLASS
+    held = {tuple(image.flatten().tolist()) for image in validation.held_out}
+    assert not held & {tuple(image.flatten().tolist()) for image in validation.real}
+
+
+def test_synthetic_digits_are_made_once(folder, monkeypatch):
+    first = RunData(0, folder, False)
+    assert first.synthetic.shape == (10 * PER_CLASS * REPLICAS, 1, 8, 8)
+    monkeypatch.setattr(data, "TensorSynthesizer", None)  # would fail if it were called
+    assert torch.equal(RunData(0, folder, False).synthetic, first.synthetic)
+
+
+def test_the_true_labeler_knows_every_synthetic_digit(folder):
+    run = RunData(0, folder, False)
+    order = torch.randperm(len(run.synthetic), generator=torch.Generator().manual_seed(0))
+    found = TrueLabeler(run).label(run.synthetic[order])
+    assert torch.equal(found.labels, run.truth[order])
+
+
+@pytest.mark.parametrize("arm", [*ARMS, *list(AMST_PARTS)[1:]])
+def test_every_arm_takes_the_same_number_of_steps(arm, folder):
+    training = run_arm(RunData(0, folder, False), arm)
+    assert training.scheduler.last_epoch == arms.STEPS * (1 + arms.ROUNDS)
+
+
+def test_a_table_has_a_row_for_each_arm(folder):
+    jobs = [Job(rng_seed, folder, False, ("real only", "AMST")) for rng_seed in (0, 1)]
+    found = [perform(job) for job in jobs]
+    lines = table(found, ["real only", "AMST"]).splitlines()
+    assert lines[2].startswith("| real only | 0.") and "| – | – |" in lines[2]
+    assert lines[3].startswith("| AMST | 0.") and " ± " in lines[3]

@@ -1,0 +1,32 @@
+"""Both questions about scale, asked of a few images."""
+
+import json
+
+import pytest
+
+from benchmarks.scale.__main__ import main
+
+
+@pytest.mark.parametrize("image_format", ["folder", "webdataset"])
+def test_an_expansion_is_stopped_half_way_and_goes_on(tmp_path, image_format):
+    main(["expansion", "--images", "12", "--classes", "2", "--ratio", "2", "--batch-size", "4",
+          "--format", image_format, "--out", str(tmp_path)])
+    record = json.loads((tmp_path / f"expand_scale_{image_format}.json").read_text())
+    assert (record["images"], record["ratio"], record["format"]) == (12, 2, image_format)
+    assert list(record["seconds"]) == [
+        "plan", "first half", "plan and resume half-way, to the first batch",
+        "second half, and merging", "the same command on the finished dataset", "report",
+        "from_folder"]
+    assert list(record["peak_mb"]) == ["model", *record["seconds"]]
+    assert record["peak_over_model_mb"] >= 0
+
+
+def test_memory_is_noted_on_the_way_for_each_batch_size(tmp_path):
+    main(["memory", "--images", "4", "--ratio", "2", "--steps", "2", "--batch-sizes", "2", "4",
+          "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "memory.json").read_text())
+    small, large = record["results"]
+    assert (small["batch_size"], large["batch_size"]) == (2, 4)
+    assert small["inversions"] == large["inversions"] == 4  # each image once, for both replicas
+    assert len(small["peak_mb_on_the_way"]) == 5  # four batches, and the end
+    assert small["peak_mb_on_the_way"] == sorted(small["peak_mb_on_the_way"])

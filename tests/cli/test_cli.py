@@ -1,0 +1,104 @@
+import json
+
+import PIL.Image
+import pytest
+from pipelines import pixel_pipeline
+
+from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
+from dreamda_aug.cli.main import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    sample = FashionMNISTSample("test")
+    for i in (0, 1, 2, 30, 31, 32):
+        image, label = sample[i]
+        target = tmp_path / "images" / sample.classes[label].replace("/", "-")
+        target.mkdir(parents=True, exist_ok=True)
+        image.resize((16, 16)).save(target / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def model(tmp_path):
+    pixel_pipeline().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_the_demo_does_the_whole_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dreamda_aug.cli.demo.SEEDS_PER_CLASS", 1)
+    monkeypatch.setattr("dreamda_aug.cli.demo.EXPANSION_RATIO", 1)
+    monkeypatch.setattr("dreamda_aug.cli.demo.NOISE_SCALES", (0.0, 4.0))
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert "label agreement" in capsys.readouterr().out
+    assert PIL.Image.open(tmp_path / "grid.png").width > 5 * 56
+    lines = [json.loads(line) for line in
+             (tmp_path / "dataset" / "manifest.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and len({line["label"] for line in lines}) == 10
+    for line in lines:
+        image = PIL.Image.open(tmp_path / "dataset" / line["file"])
+        assert (image.mode, image.size, image.info["synthetic"]) == ("L", (28, 28), "true")
+    mild, strong = json.loads((tmp_path / "table.json").read_text())
+    assert mild["agreement"] >= 0.7 and mild["distance"] < strong["distance"]
+
+
+def test_preview_writes_a_grid(folder, model, tmp_path, capsys):
+    out = tmp_path / "preview.png"
+    assert main(["preview", str(folder), "--backbone", model, "--out", str(out), "--images", "3",
+                 "--noise-scales", "1", "4", "--preset", "fast", "--batch-size", "1",
+                 "--low-memory", "--device", "cpu"]) == 0
+    assert PIL.Image.open(out).height > 3 * 56
+
+
+def test_calibrate_writes_a_plot_and_the_next_run_finds_it(folder, model, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    cache = str(tmp_path / "cache")
+    arguments = [str(folder), "--backbone", model, "--cache", cache, "--images", "4"]
+    assert main(["calibrate", *arguments, "--replicas", "2",
+                 "--out", str(tmp_path / "plot.png")]) == 0
+    assert "chosen: noise_scale=" in capsys.readouterr().out
+    assert PIL.Image.open(tmp_path / "plot.png").width > 300
+    assert main(["preview", *arguments, "--out", str(tmp_path / "p.png")]) == 0
+    assert "not calibrated" not in capsys.readouterr().err
+
+
+def test_metrics_prints_json(folder, capsys):
+    assert main(["metrics", str(folder), str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["exact_copies"] == 6
+
+
+def test_info_names_versions_cache_and_backbone(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "torch " in text and "28×28" in text and "empty" in text
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["preview"], "the following arguments are required: folder"),
+    (["preview", "/nowhere/at/all"], "/nowhere/at/all"),
+    (["preview", ".", "--images", "0"], "must be at least 1"),
+    (["preview", "tests", "--device", "abacus"], "expected cpu, cuda, cuda:1"),
+    (["calibrate", "tests", "--preset", "best"], "best"),
+    (["fly"], "invalid choice: 'fly'"),
+])
+def test_bad_arguments_exit_2_with_one_line(arguments, message, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2 and message in error and error.count("\n") == 1
+
+
+def test_the_judge_is_right_on_most_images_it_never_saw():
+    sample = FashionMNISTSample("test")
+    answers = fashion_mnist_judge()(sample.data[:, None].float() / 255).argmax(1)
+    assert (answers.numpy() == sample.targets).mean() > 0.85
+
+
+def test_the_sample_is_balanced_and_refuses_other_splits():
+    for split, per_class in (("train", 20), ("test", 30)):
+        sample = FashionMNISTSample(split)
+        assert [sample.targets.count(c) for c in range(10)] == [per_class] * 10
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
+        FashionMNISTSample("val")

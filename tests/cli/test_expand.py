@@ -1,0 +1,232 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dreamda_aug import Settings
+from dreamda_aug.cli.main import main
+from dreamda_aug.expansion import read_manifest
+
+# Small enough for a test, and the same for every process.
+QUICK = ["--preset", "fast", "--set", "steps=2", "--set", "strength=0.5", "--batch-size", "4",
+         "--device", "cpu"]
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "train"
+    generator = torch.Generator().manual_seed(0)
+    for name, count in (("cat", 3), ("dog", 2)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(256, (28, 28), generator=generator, dtype=torch.uint8)
+            PIL.Image.fromarray(pixels.numpy()).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(train, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "out"
+    assert main(["expand", str(train), "--out", str(out), "--ratio", "3", *QUICK]) == 0
+    return out
+
+
+def test_metrics_of_what_expand_wrote_know_the_seed_images(train, made, capsys):
+    extra = train / "cat" / "9.png"  # six real images are what the metrics want
+    extra.write_bytes((train / "dog" / "0.png").read_bytes())
+    try:
+        assert main(["metrics", str(train), str(made), "--classifier", "bundled"]) == 0
+    finally:
+        extra.unlink()
+    found = json.loads(capsys.readouterr().out)
+    assert found["seed_distance"] >= 0 and found["diversity"] >= 0
+    assert "Sequential" in found["features"] and found["feature_count"] == 576
+
+
+def test_expand_report_and_regenerate_work_from_the_shell(train, made, tmp_path, capsys):
+    assert main(["expand", str(train), "--out", str(made), "--ratio", "3", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == f"{made}: 15 synthetic images" and "\r" not in err
+    assert main(["report", str(made), "--out", str(tmp_path / "r.html")]) == 0
+    assert "all synthetic" in (tmp_path / "r.html").read_text()
+    assert main(["regenerate", str(made), "00000001_0001", "--out", str(tmp_path / "i.png"),
+                 "--device", "cpu"]) == 0
+    assert "equal to the stored image" in capsys.readouterr().out
+    line = next(line for line in read_manifest(made) if line.id == "00000001_0001")
+    assert (tmp_path / "i.png").read_bytes() == (made / line.file).read_bytes()
+    assert main(["expand", str(train), "--out", str(made), "--ratio", "2", *QUICK]) == 2
+    assert "expansion.expansion_ratio: 3 -> 2" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_cost_and_makes_nothing(train, tmp_path, capsys):
+    arguments = ["expand", str(train), "--out", str(tmp_path / "out"), "--class-ratio", "dog=7",
+                 "--dry-run", *QUICK]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "29 images from 5 seed images" in out and "hours" in out and "disk" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_names_come_from_a_file(train, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("tabby\n")
+    arguments = ["expand", str(train), "--out", str(tmp_path / "out"), *QUICK,
+                 "--classes", str(tmp_path / "names.txt")]
+    assert main(arguments) == 2
+    assert "must name the source's 2 classes, got 1" in capsys.readouterr().err
+
+
+def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
+    from dreamda_aug.cli.expand import _overrides
+
+    given = ["steps=25", "noise_scale=auto", "adherence=0.5", "update_rule=symmetric",
+             "solver=heun", "timestep_spacing=scheduler", "source_prompt=a photo"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Settings(**_overrides(given))
+    assert found == Settings(steps=25, noise_scale=None, adherence=0.5, update_rule="symmetric",
+                             solver="heun", timestep_spacing="scheduler", source_prompt="a photo")
+    for wrong in ("steps=auto", "steps", "pace=1", "eta=true", "noise_scale=null"):
+        with pytest.raises(ValueError, match=f"--set {wrong}: "):
+            _overrides([wrong])
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12)
+BAD_OPTIONS = st.one_of(
+    st.tuples(st.just("--ratio"), WORDS.filter(lambda w: not w.strip().isdecimal())),
+    st.tuples(st.just("--ratio"), st.sampled_from(["-1", "0", "1.5", "1e3", "nan"])),
+    st.tuples(st.just("--limit"), st.sampled_from(["0", "-3", "x", ""])),
+    st.tuples(st.just("--batch-size"), st.sampled_from(["0", "-3", "x", ""])),
+    st.tuples(st.just("--class-ratio"), WORDS),
+    st.tuples(st.just("--only-class"), WORDS.filter(lambda w: w not in ("cat", "dog"))),
+    st.tuples(st.just("--set"), WORDS),
+    st.builds(lambda name, value: ("--set", f"{name}={value}"),
+              st.sampled_from(["steps", "strength", "eta", "adherence", "noise_scale", "paths",
+                               "update_rule", "guidance_scale", "solver", "timestep_spacing"]),
+              st.sampled_from(["-1", "nan", "Infinity", "[]", "{}", "null", "x", "", "true"])),
+    st.tuples(st.just("--filter"), WORDS),
+    st.tuples(st.just("--preset"), WORDS),
+    st.tuples(st.just("--format"), WORDS),
+    st.tuples(st.just("--device"), WORDS.filter(lambda w: w not in ("cpu", "meta"))),
+    st.tuples(st.just("--shard"), st.sampled_from(["2/2", "1", "/", "-1/2", "a/b", "1/0"])),
+    st.tuples(st.just("--prompt"), st.sampled_from(["{", "{x}", "{0}", "}", "{class_name!z}{y}"])),
+    st.tuples(st.just("--classes"), WORDS),
+    st.tuples(WORDS.map(lambda w: f"--{w}x"), WORDS),
+)
+CASES = st.one_of(
+    st.tuples(st.just("option"), BAD_OPTIONS),
+    st.tuples(st.just("source"), WORDS),
+    st.tuples(st.just("csv"), st.binary(max_size=60)),
+    st.tuples(st.just("jsonl"), st.binary(max_size=60)),
+    st.tuples(st.just("names"), st.binary(max_size=15)),
+    st.tuples(st.just("plan"), st.binary(max_size=60)),
+    st.tuples(st.just("plan"), st.recursive(
+        st.none() | st.integers() | st.text(max_size=3),
+        lambda inner: st.dictionaries(st.sampled_from(["format", "where", "source", "settings"]),
+                                      inner), max_leaves=6).map(lambda v: json.dumps(v).encode())),
+    st.tuples(st.just("manifest"), st.binary(min_size=1, max_size=60)),
+    st.tuples(st.just("id"), WORDS),
+    st.tuples(st.just("foreign"), WORDS),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(case=("csv", b"path,label\na.png,\xff\n"))
+@example(case=("plan", b"{}"))
+@example(case=("manifest", b" \n"))
+@given(case=CASES)
+def test_every_bad_input_ends_in_one_clear_line(case, train, made, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dreamda_aug.backbones.BackboneSpec.load", refuse_to_load)
+    capsys.readouterr()
+    arguments = command_for(*case, train, made, tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert status == 2, arguments
+    lines = [line for line in err.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1 and lines[0].startswith("dreamda") and len(lines[0]) > 20, err
+    assert "Traceback" not in err and not out
+
+
+def refuse_to_load(*args, **kwargs):
+    pytest.fail("a bad input got as far as the model")
+
+
+def command_for(kind, value, train, made, tmp_path) -> list[str]:
+    expand = ["expand", str(train), "--out", str(tmp_path / "new")]
+    broken = tmp_path / "broken"
+    broken.mkdir(exist_ok=True)
+    if kind == "option":
+        return [*expand, f"{value[0]}={value[1]}"]
+    if kind == "source":
+        return ["expand", f"./{value}", "--out", str(tmp_path / "new")]
+    if kind in ("csv", "jsonl", "names"):
+        path = tmp_path / f"list.{kind}"
+        path.write_bytes(value)
+        if kind == "names":
+            return ["expand", "bundled", "--out", str(tmp_path / "new"), "--classes", str(path)]
+        return ["expand", str(path), "--out", str(tmp_path / "new")]
+    if kind == "id":
+        return ["regenerate", str(made), f"./{value}"]
+    if kind == "foreign":
+        (broken / "file").write_text(value)
+        (broken / "plan.json").unlink(missing_ok=True)
+        return ["expand", str(train), "--out", str(broken)]
+    plan, manifest = ((made / name).read_bytes() for name in ("plan.json", "manifest.jsonl"))
+    (broken / "plan.json").write_bytes(value if kind == "plan" else plan)
+    (broken / "manifest.jsonl").write_bytes(value if kind == "manifest" else manifest)
+    return ["report", str(broken)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_accelerate_launch_gives_the_files_of_a_single_process(train, made, tmp_path, count):
+    pytest.importorskip("accelerate")
+    out = tmp_path / "out"
+    # --multi_gpu is accelerate's word for several processes; with --cpu it starts one, or needs MPI
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes",
+               str(count), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
+               "no", "--main_process_port", "0", "-m", "dreamda_aug", "expand", str(train),
+               "--out", str(out), "--ratio", "3", *QUICK]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                   "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # 4 batches of 4, 4, 4 and 3 images
+    shares = {2: {8, 7}, 3: {7, 4}}[count]
+    for number in range(count):
+        assert f"process {number} of {count}: " in done.stdout
+    assert {int(n) for n in re.findall(r": (\d+) images made", done.stdout)} == shares
+    assert content(out) == content(made)
+
+
+def test_progress_shows_rate_and_remaining_time_on_a_terminal(capsys, monkeypatch):
+    from dreamda_aug.cli.expand import _Bar
+    from dreamda_aug.expansion import Progress
+
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((60, 20)))
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    bar = _Bar()
+    bar(Progress(done=100, total=1000, made=0, seconds=0.0))
+    bar(Progress(done=300, total=1000, made=200, seconds=20.0))
+    bar.close()
+    lines = capsys.readouterr().err.split("\r")
+    assert lines[1].rstrip() == "100/1000 images"
+    assert lines[2].rstrip() == "300/1000 images, 10/s, 0:01:10 left"
+    assert all(len(line.rstrip("\n")) <= 60 for line in lines)

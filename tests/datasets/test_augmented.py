@@ -1,0 +1,189 @@
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    random_split,
+)
+from torchvision.datasets import FakeData, ImageFolder
+from torchvision.transforms import v2
+
+from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+
+TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+K = 3
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return PixelBackbone(pixel_pipeline())
+
+
+@pytest.fixture
+def augment(backbone, tmp_path):
+    return DreamDAugment(backbone, "paper", steps=3, noise_scale=8.0, cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            torch.manual_seed(len(name) * i + ord(name[0]))
+            v2.functional.to_pil_image(torch.rand(1, 16, 16)).save(root / name / f"{i}.png")
+    return ImageFolder(root, transform=v2.Compose([v2.Grayscale(1), TO_FLOAT]))
+
+
+@pytest.fixture
+def both(folder, augment):
+    return AugmentedDataset(folder, augment, K, with_origin=True)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
+
+
+def test_real_samples_come_first_then_the_replicas_of_each_image(both, folder):
+    assert len(both) == 4 * (K + 1) and len(both.real) == 4 and len(both.synthetic) == 4 * K
+    for i in range(4):
+        image, label, origin = both[i]
+        assert torch.equal(image, folder[i][0]) and label == folder[i][1]
+        assert origin == (False, i, -1, -1)
+    image, label, origin = both[4 + 2 * K + 1]
+    assert origin == (True, 2, 1, 0) and label == folder[2][1]
+    assert image.shape == folder[2][0].shape and not torch.equal(image, folder[2][0])
+
+
+def test_a_sample_is_the_same_alone_in_a_batch_in_workers_and_in_another_process(both):
+    wanted = list(both.synthetic.indices)
+    together = [sample[0] for sample in both.__getitems__(wanted)]
+    alone = [both[i][0] for i in wanted]
+    loaders = [DataLoader(both.synthetic, 5, num_workers=n) for n in (0, 2)]
+    for other in (alone, *(torch.cat([b[0] for b in loader]) for loader in loaders)):
+        # PIL images have 256 levels: where batches differ in the last bit, a pixel may round up
+        levels = ((torch.stack(together) - torch.stack(list(other))) * 255).abs()
+        assert levels.max() < 1.01 and (levels > 0.01).float().mean() < 0.01
+
+
+def test_float_samples_are_the_same_alone_in_a_batch_and_in_workers(augment):
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    made = AugmentedDataset(TensorDataset(images, torch.tensor([0, 0, 1, 1])), augment, K).synthetic
+    alone = torch.stack([made[i][0] for i in range(len(made))])
+    for batch, workers in ((len(made), 0), (5, 2)):
+        other = torch.cat([b[0] for b in DataLoader(made, batch, num_workers=workers)])
+        torch.testing.assert_close(alone, other, atol=1e-5, rtol=0)
+
+
+def test_a_new_epoch_gives_fresh_images_and_makes_no_inversion(both):
+    first = both[5][0]
+    inversions = both.synthesizer.core.inversions
+    both.set_epoch(1)
+    second = both[5]
+    assert second[2].epoch == 1 and not torch.equal(first, second[0])
+    assert both.synthesizer.core.inversions == inversions == 1
+    both.set_epoch(0)
+    assert torch.equal(both[5][0], first)
+
+
+def test_persistent_workers_see_a_new_epoch(both):
+    loader = DataLoader(both.synthetic, 12, num_workers=2, persistent_workers=True)
+    seen = []
+    for epoch in (0, 1):
+        both.set_epoch(epoch)
+        images, _, origin = next(iter(loader))
+        assert origin.epoch.tolist() == [epoch] * 12
+        seen.append(images)
+    assert not torch.allclose(*seen)
+
+
+def test_a_synthesizer_and_a_transform_around_it_give_the_same_images(folder, backbone):
+    options = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
+    alone = AugmentedDataset(folder, Synthesizer(backbone, **options), K)
+    # p and the labels_getter belong to the transform and play no role here
+    transform = DreamDAugment(backbone, p=0.0, labels_getter=None, **options)
+    handed_over = AugmentedDataset(folder, transform, K)
+    assert handed_over.synthesizer is transform.synthesizer
+    wanted = list(alone.synthetic.indices)
+    for one, other in zip(alone.__getitems__(wanted), handed_over.__getitems__(wanted)):
+        assert torch.equal(one[0], other[0]) and one[1] == other[1]
+    assert not torch.equal(alone[4][0], alone[0][0])
+
+
+def test_batches_reach_the_unet_as_batches(both, backbone):
+    calls = []
+    hook = backbone.unet.conv_in.register_forward_hook(lambda m, i, o: calls.append(len(o)))
+    next(iter(DataLoader(both.synthetic, 12)))
+    hook.remove()
+    assert max(calls) == 12
+
+
+def test_labels_and_classes_pass_through(both, folder):
+    assert both.classes == ["cat", "dog"] and both.class_to_idx == {"cat": 0, "dog": 1}
+    assert both.targets == [both[i][1] for i in range(len(both))]
+
+
+def test_subsets_splits_and_weighted_samplers_work(both):
+    part, rest = random_split(both, [6, len(both) - 6], torch.Generator().manual_seed(0))
+    assert len(next(iter(DataLoader(part, 6)))[0]) == 6
+    sampler = WeightedRandomSampler([1.0] * len(both), 5)
+    assert len(next(iter(DataLoader(both, 5, sampler=sampler)))[0]) == 5
+    assert len(next(iter(DataLoader(Subset(both, [0, 7]), 2)))[0]) == 2
+    assert len(ConcatDataset([both, both])[len(both) + 7]) == 3
+
+
+def test_subsets_and_concatenations_can_be_wrapped(folder, augment):
+    small = v2.Compose([v2.Grayscale(1), TO_FLOAT, v2.Resize(8)])
+    plain = ImageFolder(folder.root, transform=small)
+    mixed = AugmentedDataset(ConcatDataset([Subset(folder, [3, 0]), plain]), augment, 1)
+    assert mixed.targets[:6] == [1, 0, 0, 0, 1, 1]
+    assert mixed.classes == ["cat", "dog"]
+    sizes = [mixed[i][0].shape[-1] for i in range(len(mixed))]
+    assert sizes == [16, 16, 8, 8, 8, 8] * 2
+    assert torch.equal(mixed[0][0], folder[3][0])
+
+
+def test_the_untransformed_image_is_inverted_and_the_transform_runs_after(folder, augment):
+    seen = []
+    flipped = ImageFolder(folder.root, transform=v2.Compose([
+        v2.Lambda(lambda image: seen.append(image.size) or image), v2.Resize(8), v2.Grayscale(1),
+        TO_FLOAT, v2.Normalize([0.5], [0.5])]))
+    image, _ = AugmentedDataset(flipped, augment, 1)[4]
+    assert image.shape == (1, 8, 8) and image.min() < 0  # normalised after generation
+    assert seen == [(16, 16)]
+    assert flipped.transform is not None  # the user's dataset is untouched
+
+
+def test_target_transforms_and_joint_transforms_are_kept(augment):
+    data = FakeData(3, (1, 16, 16), 2, transform=TO_FLOAT, target_transform=lambda y: y + 10)
+    assert AugmentedDataset(data, augment, 1)[3][1] >= 10
+    joint = FakeData(3, (1, 16, 16), 2)
+    joint.transforms = lambda image, label: (TO_FLOAT(image), label + 20)
+    image, label = AugmentedDataset(joint, augment, 1)[3]
+    assert torch.is_tensor(image) and 20 <= label < 40
+
+
+def test_plain_datasets_take_a_transform_of_their_own(augment):
+    data = TensorDataset(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
+    both = AugmentedDataset(data, augment, 1, transform=lambda image: image + 5)
+    assert both[0][0].min() >= 5 and both[2][0].min() >= 5
+
+
+@pytest.mark.parametrize("make, error, message", [
+    (lambda f, a: AugmentedDataset(f, a, 0), ValueError, "expansion_ratio must be .* got 0"),
+    (lambda f, a: AugmentedDataset(f, "paper"), TypeError, "a Synthesizer or a DreamDAugment was"),
+    (lambda f, a: AugmentedDataset(iter([]), a), TypeError, "dataset must be map-style"),
+    (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2, 1, 4, 4)), a)[0], ValueError,
+     r"must give \(image, label\), sample 0 is a tuple of length 1"),
+    (lambda f, a: AugmentedDataset(f, a)[999], IndexError, "index 999 is outside a dataset of 24"),
+    (lambda f, a: AugmentedDataset(f, a).set_epoch(-1), ValueError, "epoch must be a .* >= 0, got -1"),
+    (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2), torch.rand(2)), a).classes,
+     AttributeError, "TensorDataset has no classes"),
+])
+def test_wrong_use_is_refused(folder, augment, make, error, message):
+    with pytest.raises(error, match=message):
+        make(folder, augment)

@@ -1,0 +1,80 @@
+"""Fresh images every epoch, and a warning where an epoch is served twice."""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dreamda_aug import AugmentedDataset, Synthesizer
+
+
+class Squares(Dataset):
+    def __init__(self, count=3):
+        generator = torch.Generator().manual_seed(0)
+        self.images = (torch.rand(count, 1, 28, 28, generator=generator) * 255).to(torch.uint8)
+        self.targets = list(range(count))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.targets[index]
+
+
+@pytest.fixture
+def data(bundled):
+    synthesizer = Synthesizer(bundled, "fast", steps=2, strength=1.0, cache=None, noise_scale=2.0)
+    return AugmentedDataset(Squares(), synthesizer, 2)
+
+
+def test_a_part_passes_a_new_epoch_on(data):
+    before = torch.stack([image for image, _ in data.synthetic])
+    data.synthetic.set_epoch(3)
+    assert data.epoch == data.synthetic.epoch == data.real.epoch == 3
+    after = torch.stack([image for image, _ in data.synthetic])
+    assert (before != after).any()
+    assert len(data.synthetic) == 6 and len(data.real) == 3
+
+
+def test_an_epoch_that_is_served_twice_is_a_warning(data):
+    loader = DataLoader(data.synthetic, batch_size=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(loader)
+        data.set_epoch(1)
+        list(loader)
+    with pytest.warns(UserWarning, match="epoch 1 are being served a second time; call set_epoch"):
+        list(loader)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, True, "2"])
+def test_an_epoch_that_is_none_is_refused(data, epoch):
+    with pytest.raises(ValueError, match="epoch must be an integer >= 0"):
+        data.set_epoch(epoch)
+
+
+def test_the_lightning_callback_gives_every_epoch_fresh_images(data):
+    lightning = pytest.importorskip("lightning.pytorch")
+    from dreamda_aug.datasets.lightning import SetEpoch
+
+    seen = []
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch):
+            seen.append(batch[0])
+            return self.layer(torch.ones(1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", callbacks=[SetEpoch()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(Model(), DataLoader(data.synthetic, batch_size=6))
+    assert data.epoch == 1
+    assert (seen[0] != seen[1]).any()

@@ -1,0 +1,491 @@
+import copy
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from pipelines import pixel_pipeline
+from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
+
+from dreamda_aug import DreamDAugment, Synthesizer, files, load_backbone
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion import GuardEvents
+from dreamda_aug.expansion.estimate import estimate
+from dreamda_aug.expansion.expansion import Expansion, expand
+from dreamda_aug.expansion.plan import Plan, count_replicas, differences
+from dreamda_aug.expansion.regeneration import regenerate
+from dreamda_aug.generation.tensors import Synthesized
+from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.records.manifest import ManifestLine, read_manifest
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return PixelBackbone(pixel_pipeline())
+
+
+@pytest.fixture(scope="module")
+def augment(backbone):
+    return DreamDAugment(backbone, "paper", steps=3, noise_scale=8.0, cache=None, batch_size=4)
+
+
+def write_images(root: Path, counts: dict[str, int], size: int = 16) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(256, (size, size), generator=generator, dtype=torch.uint8)
+            PIL.Image.fromarray(pixels.numpy()).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*") if path.is_file()}
+
+
+def in_child(function) -> FORK.Process:
+    process = FORK.Process(target=function)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module", params=["folder", "webdataset"])
+def expansion(request, train, augment):
+    return Expansion(train, augment, 3, image_format=request.param, shard_samples=8)
+
+
+@pytest.fixture(scope="module")
+def reference(expansion, tmp_path_factory):
+    root = tmp_path_factory.mktemp("reference") / "out"
+    assert expansion.run(root).whole
+    return content(root)
+
+
+def test_a_folder_is_what_torchvision_reads_and_every_image_says_that_it_is_synthetic(
+    train, augment, tmp_path
+):
+    summary = expand(train, tmp_path / "out", augment, 3)
+    assert summary.whole and summary.made == summary.tally.made == 15
+    dataset = ImageFolder(tmp_path / "out")
+    assert dataset.classes == ["cat", "dog"] and dataset.targets == [0] * 9 + [1] * 6
+    lines = list(read_manifest(tmp_path / "out"))
+    assert [line.id for line in lines] == sorted(line.id for line in lines) and len(lines) == 15
+    for line in lines:
+        with PIL.Image.open(tmp_path / "out" / line.file) as image:
+            assert image.mode == "L" and image.size == (16, 16)
+            assert image.text["synthetic"] == "true"
+            assert ManifestLine.from_json(image.text["dreamda"]) == line
+            assert image.tobytes() != PIL.Image.open(train / line.seed_path).tobytes()
+    card = (tmp_path / "out" / "dataset_card.md").read_text()
+    assert "Every image in this dataset is synthetic" in card and "| cat | 3 | 9 |" in card
+
+
+def test_a_synthesizer_and_a_transform_around_it_give_the_same_files(train, augment, tmp_path):
+    """What belongs to the transform alone, such as ``p``, plays no role."""
+    synthesizer = Synthesizer(augment.synthesizer.backbone, "paper", steps=3, noise_scale=8.0,
+                              cache=None, batch_size=4)
+    transform = DreamDAugment(synthesizer, p=0.0, labels_getter=None)
+    for name, given in (("alone", synthesizer), ("held", transform), ("augment", augment)):
+        assert expand(train, tmp_path / name, given, 2).made == 10
+    assert content(tmp_path / "alone") == content(tmp_path / "held")
+    assert content(tmp_path / "alone") == content(tmp_path / "augment")
+    line = next(iter(read_manifest(tmp_path / "alone")))
+    for given in (synthesizer, transform):
+        assert regenerate(tmp_path / "alone", line.id, synthesizer=given).equal
+    with pytest.raises(TypeError, match="a Synthesizer or a DreamDAugment was expected, got dict"):
+        expand(train, tmp_path / "wrong", {}, 2)
+
+
+def test_shards_are_what_webdataset_reads(train, augment, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    expand(train, tmp_path / "out", augment, 3, image_format="webdataset", shard_samples=8)
+    shards = sorted(map(str, (tmp_path / "out").glob("*.tar")))
+    assert len(shards) == 2
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
+    lines = list(read_manifest(tmp_path / "out"))
+    assert [s["__key__"] for s in samples] == [line.id for line in lines]
+    assert [s["cls"] for s in samples] == [line.label for line in lines]
+    assert all(s["json"]["id"] == s["__key__"] and s["png"].size == (16, 16) for s in samples)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_files_are_the_same_for_any_number_of_processes(expansion, reference, tmp_path, count):
+    children = [in_child(lambda i=i: expansion.run(tmp_path / "out", shard=(i, count)))
+                for i in range(count)]
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert content(tmp_path / "out") == reference
+
+
+def test_files_do_not_follow_the_number_of_threads_of_the_caller(expansion, reference, tmp_path):
+    def with_threads():
+        torch.set_num_threads(2)
+        expansion.run(tmp_path / "out")
+        assert torch.get_num_threads() == 2
+
+    child = in_child(with_threads)
+    child.join()
+    assert child.exitcode == 0 and content(tmp_path / "out") == reference
+    assert json.loads(reference["plan.json"])["threads"] == 1
+
+
+def test_a_run_that_is_killed_at_20_random_moments_ends_with_the_same_bytes(
+    train, augment, tmp_path
+):
+    expansion = Expansion(train, augment, 12)
+    started = time.perf_counter()
+    expansion.run(tmp_path / "whole")
+    length = time.perf_counter() - started
+    expected, out = content(tmp_path / "whole"), tmp_path / "out"
+    rng, kills, finished = random.Random(0), 0, 0
+    while kills < 20:
+        child = in_child(lambda: expansion.run(out))
+        child.join(rng.uniform(0, length / 3))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            kills += child.exitcode == -signal.SIGKILL
+        if child.exitcode == 0:
+            assert content(out) == expected
+            shutil.rmtree(out)
+            finished += 1
+    assert expansion.run(out).whole
+    assert content(out) == expected
+
+
+def test_a_run_that_dies_at_any_single_write_ends_with_the_same_bytes(
+    expansion, reference, tmp_path, monkeypatch
+):
+    """For every n: a run dies at its n-th step, where a file is about to change; one goes on."""
+    # the images are made once; what is tested is how they are put down
+    monkeypatch.setattr(expansion.maker, "make", once_per_unit(expansion.maker.make))
+    expansion.run(tmp_path / "warm")
+    for n in range(1, 100):
+        out = tmp_path / f"out{n}"
+        child = in_child(lambda out=out, n=n: die_at(n, lambda: expansion.run(out)))
+        child.join()
+        survived = child.exitcode == 0
+        assert survived or child.exitcode == 9
+        assert expansion.run(out).whole
+        assert content(out) == reference, f"died at step {n}"
+        if survived:
+            break
+    assert n > 15
+
+
+def once_per_unit(make):
+    made = {}
+
+    def call(unit, planned, layout):
+        if unit not in made:
+            made[unit] = make(unit, planned, layout)
+        return made[unit]
+
+    return call
+
+
+def die_at(number: int, function) -> None:
+    left = number
+
+    def dying(real):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os._exit(9)
+            return real(*args, **kwargs)
+        return call
+
+    os.replace, os.link, os.mkdir = dying(os.replace), dying(os.link), dying(os.mkdir)
+    os.unlink, os.rmdir = dying(os.unlink), dying(os.rmdir)
+    function()
+
+
+def test_files_that_were_deleted_are_made_again(expansion, reference, tmp_path):
+    out = tmp_path / "out"
+    expansion.run(out)
+    deleted = sorted(p for p in out.rglob("*") if p.suffix in (".png", ".tar"))[1]
+    deleted.unlink()
+    summary = expansion.run(out)
+    assert summary.whole and 0 < summary.made < 15
+    assert content(out) == reference
+
+
+def test_other_settings_are_refused_with_the_difference_unless_new(
+    train, augment, backbone, tmp_path
+):
+    out = tmp_path / "out"
+    expand(train, out, augment, 3)
+    before = content(out)
+    other = DreamDAugment(backbone, "paper", steps=4, noise_scale=8.0, cache=None, batch_size=4)
+    with pytest.raises(ExpansionError, match=r"expansion_ratio: 3 -> 2.*settings.steps: 3 -> 4"):
+        expand(train, out, other, 2)
+    assert content(out) == before
+    assert expand(train, out, other, 2, new=True).tally.made == 10
+    assert content(tmp_path / "out.old1") == before
+    with pytest.raises(ValueError, match="with one process"):
+        expand(train, out, other, 2, new=True, shard=(0, 2))
+
+
+def test_a_seed_image_that_came_or_went_is_noticed(train, augment, tmp_path):
+    mine = shutil.copytree(train, tmp_path / "train")
+    expand(mine, tmp_path / "out", augment, 1)
+    (mine / "cat" / "0.png").unlink()
+    with pytest.raises(ExpansionError, match=r"source.classes.cat: 3 -> 2"):
+        expand(mine, tmp_path / "out", augment, 1)
+
+
+def test_foreign_files_are_refused_and_left_alone(train, augment, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ExpansionError, match=r"found 1 other files \(mine.txt\)"):
+        expand(train, tmp_path, augment, 1)
+    assert content(tmp_path) == {"mine.txt": b"precious"}
+    with pytest.raises(ExpansionError, match="expected a folder, found a file"):
+        expand(train, tmp_path / "mine.txt", augment, 1)
+
+
+def test_broken_seed_images_are_counted_and_strict_refuses_them(train, augment, tmp_path):
+    mine = shutil.copytree(train, tmp_path / "train")
+    png = (mine / "dog" / "0.png").read_bytes()
+    (mine / "cat" / "1.png").write_bytes(b"not an image")
+    (mine / "dog" / "0.png").write_bytes(png[: len(png) // 2])
+    (mine / "bird").mkdir()
+    summary = expand(mine, tmp_path / "out", augment, 2)
+    assert summary.tally.made == 6 and sum(summary.tally.unreadable.values()) == 4
+    assert summary.warnings[0] == "class 'bird' has no images"
+    assert "4 images were not made" in summary.warnings[-1]
+    skipped = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed_path"] for line in skipped] == [
+        "cat/1.png", "cat/1.png", "dog/0.png", "dog/0.png"]
+    assert not any(str(tmp_path) in line for line in skipped)
+    with pytest.raises(ValueError, match="strict: class 'bird' has no images"):
+        expand(mine, tmp_path / "strict", augment, 2, strict=True)
+    (mine / "bird").rmdir()
+    with pytest.raises(ExpansionError, match="strict: cat/1.png: unreadable"):
+        expand(mine, tmp_path / "strict", augment, 2, strict=True)
+    with pytest.raises(ExpansionError, match="left out by an earlier run"):
+        expand(mine, tmp_path / "again", augment, 2)
+        expand(mine, tmp_path / "again", augment, 2, strict=True)
+
+
+def test_a_full_disk_is_said_plainly_and_nothing_is_lost(
+    train, augment, tmp_path, monkeypatch
+):
+    out, real, calls = tmp_path / "out", os.replace, 0
+
+    def full(source, target):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(ExpansionError, match="No space left on device.*run the same command again"):
+        expand(train, out, augment, 3)
+    written = {name: data for name, data in content(out).items() if name.endswith(".png")}
+    assert len(written) >= 4 and not list(out.rglob(f"*{files.TEMPORARY}"))
+    summary = expand(train, out, augment, 3)
+    assert summary.whole and summary.made < 15
+    assert written.items() <= content(out).items()
+
+
+@pytest.mark.parametrize("name", ["00000001_0002", "dog/00000003_0000.png"])
+def test_an_image_is_made_again_from_its_record_bit_for_bit(train, augment, tmp_path, name):
+    expand(train, tmp_path / "out", augment, 3)
+    again = regenerate(tmp_path / "out", name, synthesizer=augment)
+    assert again.equal and name in (again.line.id, again.line.file)
+    stored = PIL.Image.open(tmp_path / "out" / again.line.file)
+    assert again.image.tobytes() == stored.tobytes() and again.image.mode == stored.mode
+
+
+def test_an_image_of_the_bundled_backbone_is_made_again_from_the_record_alone(tmp_path):
+    augment = DreamDAugment("bundled", "fast", steps=4, cache=None, batch_size=8, device="cpu")
+    expand("bundled", tmp_path / "out", augment, 3, limit=7)
+    lines = list(read_manifest(tmp_path / "out"))
+    for line in (lines[0], lines[7], lines[20]):
+        assert regenerate(tmp_path / "out", line.id, device="cpu").equal
+
+
+def test_regenerate_refuses_another_backbone_seed_image_or_id(train, augment, tmp_path):
+    mine = shutil.copytree(train, tmp_path / "train")
+    out = tmp_path / "out"
+    expand(mine, out, augment, 1)
+    with pytest.raises(ExpansionError, match="has no image 'nothing'"):
+        regenerate(out, "nothing", synthesizer=augment)
+    other = DreamDAugment(PixelBackbone(pixel_pipeline(channels=3)), "paper", cache=None)
+    with pytest.raises(ExpansionError, match="expected the backbone"):
+        regenerate(out, "00000000_0000", synthesizer=other)
+    shutil.copy(mine / "dog" / "0.png", mine / "cat" / "0.png")
+    with pytest.raises(ExpansionError, match="the image was changed"):
+        regenerate(out, "00000000_0000", synthesizer=augment)
+    (mine / "cat" / "0.png").unlink()
+    with pytest.raises(ExpansionError, match="not in the source any more"):
+        regenerate(out, "00000000_0000", synthesizer=augment)
+    with pytest.raises(FileNotFoundError, match="expected an expanded dataset, found none"):
+        regenerate(tmp_path, "00000000_0000")
+
+
+def test_low_memory_is_on_record_since_it_changes_how_images_are_decoded(
+    train, sd_pipeline, tmp_path
+):
+    """64 pixels are more than this VAE's own 32, so it decodes in tiles."""
+    unet = copy.deepcopy(sd_pipeline.unet)
+    unet.register_to_config(sample_size=32)
+    pipeline = StableDiffusionPipeline(**{**sd_pipeline.components, "unet": unet},
+                                       requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "model")
+
+    def run(low_memory):
+        augment = DreamDAugment(tmp_path / "model", "paper", steps=2, cache=None, batch_size=4,
+                                device="cpu", low_memory=low_memory)
+        return expand(train, tmp_path / "out", augment, 1)
+
+    run(low_memory=True)
+    assert regenerate(tmp_path / "out", "00000000_0000", device="cpu").equal
+    with pytest.raises(ExpansionError, match="other settings: low_memory: True -> None"):
+        run(low_memory=False)
+
+
+def test_prompts_are_put_on_record_and_class_names_come_from_the_folders(
+    train, sd_pipeline, tmp_path
+):
+    backbone = load_backbone(sd_pipeline)
+    augment = DreamDAugment(backbone, "paper", steps=2, cache=None, batch_size=4)
+    expand(train, tmp_path / "out", augment, 1)
+    lines = list(read_manifest(tmp_path / "out"))
+    assert {(line.class_name, line.condition) for line in lines} == {
+        ("cat", "A photo of a cat."), ("dog", "A photo of a dog.")}
+    assert regenerate(tmp_path / "out", lines[3].id, synthesizer=augment).equal
+    other = DreamDAugment(backbone, "paper", steps=2, cache=None, batch_size=4,
+                          class_names=["cat", "poodle"])
+    with pytest.raises(ExpansionError, match="conditions.dog: .*dog.* -> .*poodle"):
+        expand(train, tmp_path / "out", other, 1)
+
+
+def test_what_a_guard_did_is_on_record(train, augment, tmp_path, monkeypatch):
+    expansion = Expansion(train, augment, 1, filters=[GuardEvents()])
+    real = expansion.core.synthesize
+
+    def guarded(values, requests, digests):
+        made, _ = real(values, requests, digests)
+        return Synthesized(made, ["replaced", "", "retried", ""][: len(requests)])
+
+    monkeypatch.setattr(expansion.core, "synthesize", guarded)
+    summary = expansion.run(tmp_path / "out")
+    events = {line.id: line.events for line in read_manifest(tmp_path / "out")}
+    assert events == {"00000001_0000": [], "00000002_0000": ["retried"], "00000003_0000": []}
+    assert summary.tally.dropped == {"guard": 2} and summary.tally.events == 1
+    assert any("a guard stepped in for 1 images" in warning for warning in summary.warnings)
+
+
+def test_a_dataset_object_can_be_expanded_and_equal_images_are_reported(augment, tmp_path):
+    images = torch.rand(3, 1, 16, 16)
+    images[2] = images[0]
+    summary = expand(TensorDataset(images, torch.tensor([0, 1, 0])), tmp_path / "out", augment, 1)
+    assert summary.tally.images == {"0": 2, "1": 1} and summary.tally.repeated == 1
+    assert any("equal to another one" in warning for warning in summary.warnings)
+    with pytest.raises(ExpansionError, match="made from a dataset object; pass source"):
+        regenerate(tmp_path / "out", "00000000_0000", synthesizer=augment)
+
+
+def test_the_source_may_hold_images_of_many_modes(augment, tmp_path):
+    grey = PIL.Image.fromarray(torch.randint(256, (20, 24), dtype=torch.uint8).numpy())
+    root = tmp_path / "train" / "a"
+    root.mkdir(parents=True)
+    deep = torch.randint(60000, (20, 24)).to(torch.uint16)
+    grey.convert("1").save(root / "1.png")
+    grey.convert("RGB").convert("P").save(root / "p.png")
+    grey.convert("RGB").convert("CMYK").save(root / "cmyk.jpg")
+    grey.convert("RGBA").save(root / "rgba.png")
+    PIL.Image.fromarray(deep.numpy()).save(root / "deep.png")
+    PIL.Image.fromarray(deep.numpy().astype("float32")).save(root / "float.tif")
+    summary = expand(tmp_path / "train", tmp_path / "out", augment, 1)
+    assert summary.tally.made == 5 and summary.tally.unreadable == {"unreadable (ValueError)": 1}
+    modes = {}
+    for line in read_manifest(tmp_path / "out"):
+        with PIL.Image.open(tmp_path / "out" / line.file) as image:
+            assert image.size == (24, 20)
+            modes[line.seed_path] = image.mode
+        assert regenerate(tmp_path / "out", line.id, synthesizer=augment).equal
+    assert modes == {"a/1.png": "L", "a/cmyk.jpg": "RGB", "a/deep.png": "I;16",
+                     "a/p.png": "RGB", "a/rgba.png": "RGBA"}
+
+
+def test_a_dry_run_counts_and_writes_nothing(train, augment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = estimate(Expansion(train, augment, 3))
+    assert (result.samples, result.seed_images, result.units, result.steps) == (15, 5, 4, 2)
+    # units of 4 hold 2, 2, 2 and 1 seed images
+    assert result.unet_rows == 15 * 2 + 7 * 2
+    assert result.seconds > 0 and result.disk_bytes > 15 * 500
+    assert "15 images from 5 seed images, in 4 batches" in "\n".join(result.lines())
+    assert not list(tmp_path.iterdir())
+
+
+def test_ratios_balance_limit_and_classes_choose_what_is_made(train):
+    source = open_source(train)
+    assert count_replicas(source, 2) == dict.fromkeys(range(5), 2)
+    assert count_replicas(source, {"dog": 4}) == {0: 0, 1: 0, 2: 0, 3: 4, 4: 4}
+    # cat: 3 + 3·1 = 6; dog: 2 + 4
+    assert count_replicas(source, 1, balance=True) == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
+    assert count_replicas(source, 1, balance=True, only_classes=["dog"]) == {3: 2, 4: 2}
+    assert count_replicas(source, 1, balance=True, limit=3) == {0: 1, 1: 1, 3: 2}
+    for arguments, message in (
+        ({"expansion_ratio": -1}, "must be an integer >= 0, got -1"),
+        ({"expansion_ratio": 0}, "nothing to make"),
+        ({"expansion_ratio": {"fox": 1}}, "no class 'fox'"),
+        ({"expansion_ratio": 1, "only_classes": ["fox"]}, "no class 'fox'"),
+        ({"expansion_ratio": 1, "limit": 0}, "limit must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            count_replicas(source, **arguments)
+
+
+def test_units_hold_every_sample_once():
+    plan = Plan({0: 3, 1: 0, 4: 5, 7: 1}, 4)
+    samples = [sample for unit in range(plan.units) for sample in plan.unit(unit)]
+    assert samples == [(0, 0), (0, 1), (0, 2), *((4, k) for k in range(5)), (7, 0)]
+    assert len(plan) == 9 and plan.units == 3 and plan.seed_images == 3
+    assert samples[4].id == "00000004_0001"
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Plan({0: 1}, 0)
+
+
+def test_differences_are_named_by_their_path():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
+        "a.c: 2 -> 3", "d: None -> 4"]
+
+
+def test_the_expansion_refuses_bad_arguments(train, augment):
+    with pytest.raises(ValueError, match="image_format must be one of"):
+        Expansion(train, augment, 1, image_format="zip")
+    with pytest.raises(ValueError, match="shard_samples must be at least 1"):
+        Expansion(train, augment, 1, shard_samples=0)
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        Expansion(train, augment, 1, threads=0)
+    with pytest.raises(ValueError, match="shard must be"):
+        expand(train, "nowhere", augment, 1, shard=(2, 2))
+    named = DreamDAugment(augment.synthesizer.backbone, "paper", class_names=["a"], cache=None)
+    with pytest.raises(ValueError, match="class_names must name the source's 2 classes, got 1"):
+        Expansion(train, named, 1)

@@ -1,0 +1,72 @@
+"""Calibrations on disk, and the numbers that take the place of None in the settings."""
+
+import dataclasses
+import json
+import warnings
+
+import pytest
+from pipelines import pixel_pipeline
+
+from dreamda_aug import PRESETS, LatentCache, Settings
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.generation.calibration import (
+    Calibration,
+    CalibrationPoint,
+    calibration_key,
+    resolve_calibrated,
+)
+
+RECOMMENDED = PRESETS["recommended"]
+
+
+@pytest.fixture
+def backbone():
+    return PixelBackbone(pixel_pipeline(), "tiny")
+
+
+def test_a_calibration_survives_its_file(tmp_path):
+    point = CalibrationPoint(1.0, 0.9, 0.95, 0.1, 0.05)
+    calibration = Calibration(1.0, 0.9, "agreement >= 0.9", True, [point])
+    calibration.save(tmp_path / "deep" / "c.json")
+    assert Calibration.load(tmp_path / "deep" / "c.json") == calibration
+    assert json.loads((tmp_path / "deep" / "c.json").read_text())["points"][0]["agreement"] == 0.95
+
+
+def save(calibration, settings, backbone, cache):
+    calibration.save(cache.root / "calibration" / f"{calibration_key(settings, backbone)}.json")
+
+
+def test_numbers_are_read_from_the_cache_for_this_backbone_and_these_settings(backbone, tmp_path):
+    cache = LatentCache(tmp_path)
+    save(Calibration(3.0, 0.7, "agreement >= 0.9", True), RECOMMENDED, backbone, cache)
+    settings = resolve_calibrated(RECOMMENDED, backbone, cache)
+    assert settings == dataclasses.replace(RECOMMENDED, noise_scale=3.0, adherence=0.7)
+    other = pixel_pipeline()
+    other.unet.conv_out.bias.data += 1e-3
+    for unknown in ((dataclasses.replace(RECOMMENDED, steps=7), backbone, cache),
+                    (RECOMMENDED, PixelBackbone(other, "tiny"), cache),
+                    (RECOMMENDED, backbone, None)):
+        with pytest.warns(UserWarning, match="tiny was not calibrated for these settings yet: taki"
+                                             r"ng noise_scale=1\.0, adherence=0\.9"):
+            resolve_calibrated(*unknown)
+
+
+@pytest.mark.parametrize("given", [dict(noise_scale=5.0), dict(adherence=0.3)])
+def test_a_number_in_the_settings_stays(backbone, tmp_path, given):
+    settings, cache = dataclasses.replace(RECOMMENDED, **given), LatentCache(tmp_path)
+    save(Calibration(3.0, 0.7, "agreement >= 0.9", True), settings, backbone, cache)
+    found = resolve_calibrated(settings, backbone, cache)
+    assert found == dataclasses.replace(settings, **{"noise_scale": 3.0, "adherence": 0.7, **given})
+
+
+def test_settings_without_none_need_no_calibration(backbone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_calibrated(Settings(), backbone, None) == Settings()
+
+
+def test_the_bundled_backbone_comes_calibrated(bundled):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = resolve_calibrated(RECOMMENDED, bundled, None)
+    assert settings.noise_scale is not None and settings.adherence is not None

@@ -1,0 +1,124 @@
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from sklearn.linear_model import LogisticRegression
+
+from dreamda_aug.amst import SingleHeadLabeler
+from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
+from dreamda_aug.generation.probe import LinearProbe, backbone_features, logistic_regression
+from dreamda_aug.metrics.features import pixel_features
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return PixelBackbone(pixel_pipeline())
+
+
+def images(count: int, size: int = 16) -> torch.Tensor:
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize("penalty", [0.1, 30.0])
+def test_the_regression_is_scikit_learns(penalty):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    targets = (features[:, :3] + torch.randn(40, 3, generator=generator)).argmax(1)
+    weight, bias = logistic_regression(features, targets, 3, penalty)
+    fit = LogisticRegression(C=penalty, tol=1e-9, max_iter=1000).fit(features, targets)
+    torch.testing.assert_close((features @ weight.T + bias).softmax(1),
+                               torch.from_numpy(fit.predict_proba(features)),
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_features_are_what_the_first_up_block_gives_for_the_noised_image(backbone):
+    found = backbone_features(backbone, strengths=(0.3,), grid=1)(images(3))
+    seen = []
+    hook = backbone.unet.up_blocks[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    inputs = []
+    catch = backbone.unet.register_forward_pre_hook(lambda _, args: inputs.append(args))
+    backbone_features(backbone, strengths=(0.3,), grid=1)(images(3))
+    hook.remove(), catch.remove()
+    x_t, t = inputs[0][:2]
+    alpha_bar = backbone.pipeline.scheduler.alphas_cumprod[int(t)]
+    noise = (x_t - alpha_bar.sqrt() * (images(3) * 2 - 1)) / (1 - alpha_bar).sqrt()
+    assert 280 < int(t) < 320
+    torch.testing.assert_close(noise[0], noise[2], msg="the same noise for every image")
+    assert 0.8 < noise.std() < 1.2
+    torch.testing.assert_close(found, seen[0].mean((2, 3)))
+
+
+def test_an_image_has_the_same_features_in_any_batch(backbone):
+    features, batch = backbone_features(backbone), images(4)
+    whole = features(batch)
+    channels = backbone.unet.config.block_out_channels[-1]
+    assert whole.shape == (4, 2 * channels * 4)
+    torch.testing.assert_close(features(batch[2:3]), whole[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_latent_models_are_asked_without_a_prompt(sd_pipeline):
+    backbone = LatentBackbone(sd_pipeline)
+    colour = torch.rand(2, 3, *backbone.image_size)
+    assert backbone_features(backbone)(colour).isfinite().all()
+
+
+def test_the_bundled_models_features_tell_classes_apart(bundled):
+    from dreamda_aug.bundled import FashionMNISTSample
+
+    few, many = FashionMNISTSample("train"), FashionMNISTSample("test")
+    rows = torch.cat([(torch.tensor(few.targets) == c).nonzero()[:5, 0] for c in range(10)])
+    shots, targets = few.data[rows, None] / 255, torch.tensor(few.targets)[rows]
+    held, truth = many.data[:, None] / 255, torch.tensor(many.targets)
+    right = {}
+    for name, features in (("pixels", pixel_features()), ("model", backbone_features(bundled))):
+        probe = LinearProbe(features, shots, targets)
+        right[name] = (probe(held).argmax(1) == truth).float().mean().item()
+    assert right["model"] > right["pixels"] + 0.03 and right["model"] > 0.65
+
+
+def test_a_backbone_that_was_compiled_before_gives_the_same_features():
+    compiled = PixelBackbone(pixel_pipeline()).compiled(backend="eager")
+    compiled.predict(torch.zeros(2, 1, 16, 16), torch.tensor(5), compiled.embed([None] * 2))
+    torch.testing.assert_close(backbone_features(compiled)(images(2)),
+                               backbone_features(PixelBackbone(pixel_pipeline()))(images(2)))
+
+
+def test_a_probe_labels_images_as_any_classifier():
+    shots, targets = images(20), torch.arange(20) % 2
+    shots[targets == 1] /= 2
+    probe = LinearProbe(pixel_features(), shots, targets)
+    assert (probe(shots).argmax(1) == targets).all()
+    labels = SingleHeadLabeler(probe, confidence_threshold=0.0).label(shots)
+    assert labels.mask.all() and torch.equal(labels.labels, targets)
+    restored = LinearProbe(pixel_features(), shots.flip(0), targets)
+    restored.load_state_dict(probe.state_dict())
+    assert torch.equal(restored(shots), probe(shots))
+
+
+def test_classes_without_an_image_are_improbable():
+    shots, targets = images(12), torch.arange(12) % 2
+    probe = LinearProbe(pixel_features(), shots, targets, num_classes=4)
+    assert probe(shots).shape == (12, 4) and probe(shots).softmax(1)[:, 2:].max() < 0.25
+
+
+def test_a_feature_that_never_changes_does_no_harm():
+    shots = images(6)
+    shots[:, :, 0] = 0.5
+    assert LinearProbe(pixel_features(), shots, torch.arange(6) % 3)(shots).isfinite().all()
+
+
+def test_arguments_out_of_range_are_refused(backbone):
+    shots = images(4)
+    with pytest.raises(ValueError, match=r"targets must have shape \(4,\), got \(3,\)"):
+        LinearProbe(pixel_features(), shots, torch.arange(3))
+    with pytest.raises(ValueError, match=r"got 0 \.\.\. 3 with num_classes=3"):
+        LinearProbe(pixel_features(), shots, torch.arange(4), num_classes=3)
+    with pytest.raises(ValueError, match="at least two classes"):
+        LinearProbe(pixel_features(), shots, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"inverse_penalty must be above 0, got 0"):
+        LinearProbe(pixel_features(), shots, torch.arange(4) % 2, inverse_penalty=0)
+    with pytest.raises(ValueError, match=r"strengths must lie in \[0\.01, 1\].* got \(\)"):
+        backbone_features(backbone, strengths=())
+    with pytest.raises(ValueError, match=r"got \(0\.001,\)"):
+        backbone_features(backbone, strengths=(0.001,))
+    with pytest.raises(ValueError, match="grid must be at least 1, got 0"):
+        backbone_features(backbone, grid=0)

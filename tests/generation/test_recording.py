@@ -1,0 +1,83 @@
+"""From seed images to what leads back to them, for every kind of condition and inversion."""
+
+import copy
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug import CycleDiffusion, DDIMInversion, Settings, load_backbone
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.generation.recording import record_trajectories, source_condition
+
+STEPS = 4
+
+
+def settings(**changes):
+    return Settings(**{"steps": STEPS, "strength": 1.0, **changes})
+
+
+def run(backbone, settings, dtype=torch.float32, conditions=(None, None), seeds=(3, 4)):
+    schedule = backbone.schedule(settings.steps, settings.strength)
+    images = torch.rand(2, backbone.channels, *backbone.image_size,
+                        generator=torch.Generator().manual_seed(0))
+    return record_trajectories(backbone, settings, schedule, images, conditions, seeds, dtype)
+
+
+@pytest.fixture
+def backbone():
+    return PixelBackbone(pixel_pipeline())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("inversion", [CycleDiffusion(), DDIMInversion()])
+def test_a_start_and_one_residual_more_than_steps_are_kept_in_the_dtype_of_the_cache(
+    backbone, inversion, dtype
+):
+    for trajectory in run(backbone, settings(inversion=inversion), dtype):
+        assert trajectory.x_T.shape == (1, 16, 16)
+        assert trajectory.residuals.shape == (STEPS + 1, 1, 16, 16)
+        assert trajectory.x_T.dtype == trajectory.residuals.dtype == dtype
+        assert trajectory.x_0 is None
+        assert set(trajectory.tensors()) == {"x_T", "residuals"}
+
+
+def test_without_residuals_the_start_alone_is_kept(backbone):
+    inexact, exact = (run(backbone, settings(eta=0.0, inversion=DDIMInversion(exact=exact)))
+                      for exact in (False, True))
+    for one, other in zip(inexact, exact, strict=True):
+        assert one.residuals is one.x_0 is None and torch.equal(one.x_T, other.x_T)
+
+
+def test_without_replay_the_encoded_image_alone_is_kept_and_no_unet_row_is_spent(backbone):
+    made = run(backbone, settings(adherence=0.0), torch.float16)
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for trajectory, image in zip(made, images, strict=True):
+        assert trajectory.x_T is trajectory.residuals is None
+        assert torch.equal(trajectory.x_0, (image * 2 - 1).half())
+    assert backbone.tap.encoder_rows == 0
+
+
+def test_the_noise_of_a_path_follows_its_seed_and_not_its_batch_mates(backbone):
+    first, second = run(backbone, settings(), seeds=(3, 4))
+    again, other = run(backbone, settings(), seeds=(3, 5))
+    assert torch.equal(first.x_T, again.x_T) and not torch.equal(second.x_T, other.x_T)
+
+
+def test_the_recording_runs_on_the_plain_unet(backbone):
+    """What an earlier call left in the tap must not perturb it."""
+    expected = run(backbone, settings())
+    backbone.tap.set(lambda h, **arguments: h + 1, None, 0, 2)
+    for one, other in zip(run(backbone, settings()), expected, strict=True):
+        assert torch.equal(one.residuals, other.residuals)
+
+
+def test_an_inversion_is_conditioned_on_the_source_prompt_or_on_nothing(sd_pipeline):
+    text = load_backbone(copy.deepcopy(sd_pipeline))
+    assert source_condition(text, settings(source_prompt="a photo"), "a cat") == "a photo"
+    assert source_condition(text, settings(), "a cat") == ""
+    with_null = PixelBackbone(pixel_pipeline(num_classes=4), null_class=3)
+    assert source_condition(with_null, settings(), 2) is None
+    without_null = PixelBackbone(pixel_pipeline(num_classes=4))
+    assert source_condition(without_null, settings(), 2) == 2
+    assert source_condition(PixelBackbone(pixel_pipeline()), settings(), None) is None

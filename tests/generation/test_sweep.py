@@ -1,0 +1,99 @@
+"""`calibrate`: what it measures, what it chooses, and where its result is found again."""
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug import DreamDAugment, Synthesizer, calibrate
+from dreamda_aug.backbones.unet import PixelBackbone
+
+pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")
+SCALES = (0.0, 1.0, 4.0)
+
+
+@pytest.fixture
+def synthesizer(tmp_path):
+    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, cache=tmp_path)
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return torch.rand(6, 1, 16, 16)
+
+
+LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
+
+
+def run(synthesizer, images, **settings):
+    return calibrate(images, LABELS, synthesizer=synthesizer, noise_scales=SCALES,
+                     adherences=(1.0, 0.8), replicas=2, **settings)
+
+
+def test_noise_and_freedom_raise_distance_and_diversity(synthesizer, images):
+    points = {(p.adherence, p.noise_scale): p for p in run(synthesizer, images).points}
+    assert len(points) == 6
+    still = points[1.0, 0.0]
+    assert still.distance < 1e-4 and still.diversity < 1e-4 and still.agreement == 1
+    rising = [(1.0, 0.0), (1.0, 1.0), (1.0, 4.0)]
+    for one, other in [*zip(rising, rising[1:]), ((1.0, 0.0), (0.8, 0.0))]:
+        assert points[one].distance < points[other].distance
+        assert points[one].diversity < points[other].diversity
+
+
+def test_the_point_that_moves_images_most_and_keeps_the_target_is_chosen(synthesizer, images):
+    result = run(synthesizer, images, max_distance=0.1)
+    good = [p for p in result.points if p.distance <= 0.1]
+    best = max(good, key=lambda p: p.diversity)
+    assert result.met
+    assert (result.noise_scale, result.adherence) == (best.noise_scale, best.adherence)
+    assert 0 < len(good) < 6  # otherwise the target decided nothing
+
+
+def test_a_given_classifier_is_the_judge(synthesizer, images):
+    """A judge that calls everything class 0 is right on class 0 alone, and always agrees there."""
+    seen = []
+
+    def classifier(batch):
+        seen.append(len(batch))
+        return torch.nn.functional.one_hot(torch.zeros(len(batch), dtype=torch.long), 2).float()
+
+    result = run(synthesizer, images, classifier=classifier)
+    assert seen and all(p.agreement == 1 for p in result.points)
+
+
+def test_a_target_that_nothing_keeps_is_said_and_the_closest_is_taken(synthesizer, images):
+    with pytest.warns(UserWarning, match="no setting kept distance <= -1"):
+        result = run(synthesizer, images, max_distance=-1.0)
+    assert not result.met and (result.noise_scale, result.adherence) == (0.0, 1.0)
+
+
+def test_it_is_found_again_beside_the_cache(synthesizer, images):
+    result = run(synthesizer, images, max_distance=0.1)
+    again = Synthesizer(synthesizer.backbone, steps=4, cache=synthesizer.cache)
+    assert again.settings.noise_scale == result.noise_scale
+    assert again.settings.adherence == result.adherence
+    with pytest.warns(UserWarning, match="not calibrated"):  # other settings, other calibration
+        _ = Synthesizer(synthesizer.backbone, steps=5, cache=synthesizer.cache).core
+
+
+def test_a_transform_is_calibrated_for_its_synthesizer(synthesizer, images):
+    expected = run(synthesizer, images, max_distance=0.1)
+    assert run(DreamDAugment(synthesizer), images, max_distance=0.1) == expected
+
+
+def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
+    backbone = PixelBackbone(pixel_pipeline(), "tiny")
+    fixed = Synthesizer(backbone, steps=4, adherence=0.7, cache=None)
+    points = run(fixed, images).points
+    assert {p.adherence for p in points} == {0.7} and len(points) == 3
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(min_agreement=90), r"min_agreement must lie in \[0, 1\], got 90"),
+    (dict(replicas=1), "replicas must be at least 2"),
+    (dict(labels=None), "labels must be given for the agreement target"),
+])
+def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(images, **{"labels": LABELS, "synthesizer": synthesizer, **wrong})

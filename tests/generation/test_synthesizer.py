@@ -1,0 +1,207 @@
+"""`Synthesizer`: images of any kind in, images of that kind out, with one model."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture
+from pipelines import pixel_pipeline
+
+from dreamda_aug import BackboneSpec, DreamDAugment, LatentCache, Synthesizer, load_backbone
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.errors import GenerationError
+from dreamda_aug.generation.synthesizer import as_synthesizer
+
+FAST = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
+
+
+@pytest.fixture(scope="module")
+def colour():
+    return PixelBackbone(pixel_pipeline(channels=3), "tiny colour")
+
+
+@pytest.fixture
+def synthesizer(colour):
+    return Synthesizer(colour, **FAST)
+
+
+def test_every_image_comes_back_in_its_own_kind_whatever_its_batch_mates(synthesizer):
+    images = [picture("L"), torch.rand(3, 16, 16), picture("I;16", (16, 8)),
+              (torch.rand(1, 9, 7) * 255).to(torch.uint8), picture("RGB")]
+    made = synthesizer.synthesize(images)
+    assert [type(each) for each in made] == [type(each) for each in images]
+    assert [each.mode for each in (made[0], made[2], made[4])] == ["L", "I;16", "RGB"]
+    assert [each.size for each in (made[0], made[2], made[4])] == [(20, 24), (16, 8), (20, 24)]
+    for i in (1, 3):
+        assert (made[i].dtype, made[i].shape) == (images[i].dtype, images[i].shape)
+    for image, new in zip(images, made, strict=True):
+        assert (np.asarray(new) != np.asarray(image)).any()
+
+
+def test_replicas_and_epochs_differ_and_repeat(synthesizer):
+    image = picture("RGB")
+    made = synthesizer.synthesize([image] * 3, replicas=[0, 1, 0])
+    later, = synthesizer.synthesize([image], epoch=1)
+    assert made[0].tobytes() == made[2].tobytes()
+    assert len({made[0].tobytes(), made[1].tobytes(), later.tobytes()}) == 3
+    other, = Synthesizer(synthesizer.backbone, rng_seed=1, **FAST).synthesize([image])
+    assert other.tobytes() != made[0].tobytes()
+
+
+def test_an_image_that_is_asked_for_several_times_is_read_and_inverted_once(
+    synthesizer, monkeypatch
+):
+    from dreamda_aug.generation import synthesizer as module
+
+    read, real = [], module.read_pixels
+    monkeypatch.setattr(module, "read_pixels", lambda image: read.append(image) or real(image))
+    image, other = picture("RGB"), picture("RGB", rng_seed=1)
+    synthesizer.synthesize([image, other, image], replicas=[0, 0, 1])
+    assert read == [image, other] and synthesizer.core.inversions == 2
+
+
+def test_a_batch_is_taken_as_the_images_that_it_holds(synthesizer):
+    """Each look at a batch makes new tensors, which may get the ids of old ones."""
+    batch = torch.rand(4, 3, 16, 16)
+    together = synthesizer.synthesize(batch, replicas=torch.arange(4))
+    for i, image in enumerate(batch):
+        alone, = synthesizer.synthesize([image], replicas=[i])
+        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
+    assert synthesizer.synthesize([]) == []
+    with pytest.raises(ValueError, match=r"must be single ones, \(C, H, W\), got a batch of 4"):
+        synthesizer.synthesize([batch])
+    with pytest.raises(ValueError, match="got a batch of 4"):
+        synthesizer.invert([batch])
+
+
+def test_labels_replicas_and_names_are_one_per_image(synthesizer):
+    for wrong in (dict(labels=[0]), dict(labels=[]), dict(replicas=[0]), dict(names=["a"])):
+        with pytest.raises(ValueError, match="zip"):
+            synthesizer.synthesize([picture("RGB"), picture("L")], **wrong)
+
+
+def test_labels_may_be_a_tensor(sd_pipeline):
+    synthesizer = Synthesizer(load_backbone(copy.deepcopy(sd_pipeline)), class_names=["a", "b"],
+                              **FAST)
+    images = [torch.rand(3, 16, 16), torch.rand(3, 16, 16)]
+    expected = synthesizer.synthesize(images, [1, 0])
+    made = synthesizer.synthesize(images, torch.tensor([1, 0]))
+    assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
+    assert not torch.equal(made[0], synthesizer.synthesize(images, [0, 0])[0])
+
+
+def test_inverting_and_generating_are_the_same_work_in_two_steps(colour):
+    """With the sample seeds that `synthesize` derives."""
+    from dreamda_aug.inputs.images import image_digest
+    from dreamda_aug.method.seeding import derive_seed
+
+    synthesizer = Synthesizer(colour, **FAST)
+    images = [torch.rand(3, 16, 16), torch.rand(3, 16, 16)]
+    trajectories = synthesizer.invert(images)
+    assert len(trajectories) == 2 and trajectories[0].x_T.device.type == "cpu"
+    seeds = [derive_seed(0, image_digest(image), "sample", 0, 0) for image in images]
+    made = synthesizer.generate(trajectories, sample_seeds=seeds)
+    torch.testing.assert_close(made, torch.stack(synthesizer.synthesize(images)), atol=1e-5, rtol=0)
+    assert synthesizer.generate(trajectories[:1] * 3).shape == (3, 3, 16, 16)
+    assert synthesizer.invert([]) == []
+
+
+def test_the_label_reaches_an_inversion_that_cannot_do_without():
+    backbone = PixelBackbone(pixel_pipeline(num_classes=3))
+    synthesizer = Synthesizer(backbone, **{**FAST, "noise_scale": 0.0})
+    image = torch.rand(1, 16, 16)
+    trajectories = synthesizer.invert([image], [2])
+    assert (synthesizer.generate(trajectories, [2])[0] - image).abs().max() < 1e-4
+    assert (synthesizer.generate(trajectories, [1])[0] - image).abs().max() > 1e-4
+
+
+def test_no_model_is_loaded_before_the_first_image():
+    synthesizer = Synthesizer("nobody/never-loaded", cache=None)
+    assert synthesizer.requested_settings.noise_scale is None
+    assert repr(synthesizer).startswith("Synthesizer('nobody/never-loaded', steps=50")
+    assert pickle.loads(pickle.dumps(synthesizer)).batch_size == 32
+
+
+def test_settings_are_numbers_once_the_model_is_there(synthesizer, bundled):
+    recommended = Synthesizer(bundled, cache=None)
+    assert recommended.requested_settings.adherence is None
+    assert 0 < recommended.settings.adherence <= 1 and recommended.settings.noise_scale > 0
+    assert synthesizer.settings == synthesizer.requested_settings
+
+
+def test_copies_drop_the_loaded_model_and_make_the_same_images(tmp_path):
+    pixel_pipeline(channels=3).save_pretrained(tmp_path)
+    synthesizer, image = Synthesizer(str(tmp_path), **FAST), picture("RGB")
+    expected, = synthesizer.synthesize([image])
+    for clone in (pickle.loads(pickle.dumps(synthesizer)), copy.deepcopy(synthesizer)):
+        assert clone._core is None and synthesizer._core is not None
+        assert clone.synthesize([image])[0].tobytes() == expected.tobytes()
+        assert clone.backbone is not synthesizer.backbone
+
+
+def test_a_lent_backbone_survives_pickling_and_is_shared_by_deep_copies(synthesizer):
+    image = picture("RGB")
+    assert copy.deepcopy(synthesizer).backbone is synthesizer.backbone
+    expected, = synthesizer.synthesize([image])
+    clone = pickle.loads(pickle.dumps(synthesizer))
+    assert clone.synthesize([image])[0].tobytes() == expected.tobytes()
+
+
+def test_a_specification_is_loaded_as_it_says(tmp_path):
+    pixel_pipeline(channels=3).save_pretrained(tmp_path)
+    spec = BackboneSpec(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert Synthesizer(spec, **FAST).backbone.dtype == torch.bfloat16
+    with_options = Synthesizer(tmp_path, device="cpu", dtype=torch.bfloat16, **FAST)
+    assert with_options.backbone.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("loading", [{"device": "cpu"}, {"dtype": torch.float16},
+                                     {"low_memory": True}])
+def test_arguments_of_loading_are_refused_for_a_loaded_backbone(colour, loading):
+    for backbone in (colour, BackboneSpec()):
+        with pytest.raises(ValueError, match="loaded or specified already.*; give them to Back"):
+            Synthesizer(backbone, **loading)
+    with pytest.raises(ValueError, match="loaded or specified already.*; give them to Backbone"):
+        DreamDAugment(colour, **loading)
+
+
+def test_cuda_in_a_forked_worker_is_refused_with_the_way_out(monkeypatch):
+    module = "dreamda_aug.generation.synthesizer"
+    monkeypatch.setattr(f"{module}.get_worker_info", lambda: object())
+    monkeypatch.setattr("torch.multiprocessing.get_start_method", lambda: "fork")
+    with pytest.raises(GenerationError, match="multiprocessing_context='spawn'"):
+        Synthesizer(device="cuda").synthesize([picture("L")])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(GenerationError, match="multiprocessing_context='spawn'"):
+        Synthesizer().synthesize([picture("L")])
+    # a pipeline object runs where it is, whatever else is there
+    pipeline = pixel_pipeline(channels=3)
+    assert Synthesizer(pipeline, **FAST).synthesize([picture("RGB")])[0].mode == "RGB"
+    assert Synthesizer(load_backbone(pipeline), **FAST).core is not None
+
+
+def test_the_cache_is_a_folder_an_object_the_default_or_none(colour, tmp_path):
+    cache = LatentCache(tmp_path / "one", max_bytes=10**6)
+    assert Synthesizer(colour, cache=cache).cache is cache
+    assert Synthesizer(colour, cache=tmp_path / "two").cache.root == tmp_path / "two"
+    assert Synthesizer(colour, cache=None).cache is None
+    assert Synthesizer(colour).cache.root == tmp_path / "default_cache"  # as conftest.py sets it
+
+
+def test_inversions_are_cached_across_calls_and_synthesizers(colour, tmp_path):
+    image = picture("RGB")
+    first = Synthesizer(colour, **{**FAST, "cache": tmp_path})
+    made = first.synthesize([image]), first.synthesize([image], replicas=[1])
+    assert first.core.inversions == 1
+    second = Synthesizer(colour, **{**FAST, "cache": tmp_path})
+    assert second.synthesize([image])[0].tobytes() == made[0][0].tobytes()
+    assert second.core.inversions == 0
+
+
+def test_a_transform_hands_over_its_synthesizer_and_others_are_refused(synthesizer):
+    assert as_synthesizer(synthesizer) is synthesizer
+    assert as_synthesizer(DreamDAugment(synthesizer)) is synthesizer
+    with pytest.raises(TypeError, match="a Synthesizer or a DreamDAugment was expected, got str"):
+        as_synthesizer("bundled")

@@ -1,0 +1,219 @@
+"""Tensors in, tensors out: batches, seeds, cache keys and memory."""
+
+import copy
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug import PRESETS, DDIMInversion, LatentCache
+from dreamda_aug.backbones import load_backbone
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.errors import GenerationError
+from dreamda_aug.generation.tensors import Request, Synthesized, TensorSynthesizer
+
+STEPS = 5
+
+
+@pytest.fixture
+def pixel():
+    return PixelBackbone(pixel_pipeline())
+
+
+@pytest.fixture
+def text(sd_pipeline):
+    return load_backbone(sd_pipeline)
+
+
+def images(backbone, count=2):
+    torch.manual_seed(0)
+    return torch.rand(count, backbone.channels, *backbone.image_size)
+
+
+def make(backbone, preset="paper", **overrides):
+    return TensorSynthesizer(backbone, preset, **{"steps": STEPS, **overrides})
+
+
+@pytest.mark.parametrize("adherence", [1.0, 0.9, 0.0])
+def test_a_sample_is_the_same_alone_and_in_any_batch(bundled, adherence):
+    x = images(bundled, 3)
+    settings = dict(preset="recommended", steps=STEPS, noise_scale=2.0, adherence=adherence)
+    wanted = [Request(i, None, r, epoch=1) for i in range(3) for r in range(2)]
+
+    def run(images, requests, **options):
+        return TensorSynthesizer(bundled, **settings, **options).synthesize(images, requests).images
+
+    all_together = run(x, wanted)
+    small_batches = run(x, wanted[::-1], batch_size=4)
+    alone = run(x[2:], [Request(0, None, 1, epoch=1)])
+    torch.testing.assert_close(all_together, small_batches.flip(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(all_together[5:], alone, atol=1e-5, rtol=0)
+
+
+def test_replicas_epochs_and_seeds_differ(bundled):
+    x = images(bundled, 1)
+    generator = make(bundled, noise_scale=2.0)
+    other = make(bundled, noise_scale=2.0, rng_seed=1)
+    made = [*generator.synthesize(x, [Request(0), Request(0, None, 1), Request(0, epoch=1)]).images,
+            *other.synthesize(x, [Request(0)]).images]
+    for i, a in enumerate(made):
+        assert all((a - b).abs().max() > 1e-2 for b in made[i + 1 :])
+
+
+def test_paths_give_replicas_different_starts(pixel):
+    generator = make(pixel, paths=2, noise_scale=0.0)
+    generator.synthesize(images(pixel, 1), [Request(0, None, r) for r in range(4)])
+    assert generator.inversions == 2
+
+
+def test_cached_and_uncached_generation_are_equal(pixel, tmp_path):
+    x, wanted = images(pixel), [Request(0), Request(1, None, 1)]
+    plain = make(pixel).synthesize(x, wanted).images
+    first, second = (make(pixel, cache=LatentCache(tmp_path)) for _ in range(2))
+    assert torch.equal(first.synthesize(x, wanted).images, plain)
+    assert torch.equal(second.synthesize(x, wanted).images, plain)
+    assert (first.inversions, second.inversions) == (2, 0)
+
+
+def key(backbone, digest="d", path=0, source=None, **settings):
+    only, = make(backbone, **settings).inversion_keys([digest], [path], [source])
+    return only
+
+
+@pytest.mark.parametrize("change", [
+    dict(eta=0.5), dict(steps=20), dict(strength=0.5), dict(inversion=DDIMInversion()),
+    dict(rng_seed=1), dict(adherence=0.0), dict(solver="heun"), dict(timestep_spacing="uniform"),
+    dict(digest="e"), dict(path=1),
+])
+def test_whatever_changes_the_inversion_changes_its_key(pixel, change):
+    assert key(pixel) != key(pixel, **change)
+
+
+@pytest.mark.parametrize("change", [
+    dict(batch_size=3), dict(noise_scale=9.0), dict(guidance_scale=2.0), dict(adherence=0.5),
+    dict(update_rule="symmetric"),
+])
+def test_whatever_does_not_touch_the_inversion_keeps_its_key(pixel, change):
+    assert key(pixel) == key(pixel, **change)
+
+
+def test_the_source_prompt_and_the_weights_are_part_of_the_key(text):
+    assert len({key(text, source=""), key(text, source="a photo"), key(text, source="a cat")}) == 3
+    others = [PixelBackbone(pixel_pipeline()) for _ in range(2)]
+    others[1].unet.conv_out.bias.data += 1e-3
+    assert key(others[0]) != key(others[1])
+
+
+def test_memory_that_runs_out_halves_the_batch_and_goes_on(pixel, monkeypatch, caplog):
+    predict = pixel.predict
+
+    def limited(x_t, t, condition):
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return predict(x_t, t, condition)
+
+    generator = make(pixel, batch_size=8, noise_scale=0.0)
+    x, wanted = images(pixel, 5), [Request(i) for i in range(5)]
+    monkeypatch.setattr(pixel, "predict", limited)
+    torch.testing.assert_close(generator.synthesize(x, wanted).images, x, atol=1e-4, rtol=0)
+    assert generator.batch_size == 2 and "batch_size=2" in caplog.text
+
+
+def test_memory_that_is_never_enough_is_an_error(pixel, monkeypatch):
+    def never(*args):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(pixel, "predict", never)
+    with pytest.raises(GenerationError, match="memory ran out at batch_size 1"):
+        make(pixel).invert(images(pixel))
+
+
+def test_nan_from_the_unet_is_an_error(pixel):
+    generator = make(pixel)
+    trajectories = generator.invert(images(pixel))
+    pixel.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(GenerationError, match=r"NaN or infinite pixels in 2 of 2 images"):
+        generator.generate(trajectories)
+
+
+def test_when_most_images_come_out_broken_it_is_an_error(pixel):
+    core = make(pixel)
+    pixel.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(GenerationError, match="8 of 8 images of pixel pipeline came out broken or"):
+        core.synthesize(images(pixel, 8), [Request(i) for i in range(8)])
+
+
+def test_when_some_images_come_out_broken_it_warns_once(pixel, monkeypatch):
+    monkeypatch.setattr("dreamda_aug.generation.tensors.guard",
+                        lambda made, *rest: ["replaced", *[""] * (len(made) - 1)])
+    core, x, requests = make(pixel), images(pixel), [Request(0)] * 10
+    with pytest.warns(UserWarning, match="1 of 10 images of pixel pipeline came out broken"):
+        core.synthesize(x, requests)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        core.synthesize(x, requests)
+    assert core.guard_events == {"replaced": 2}
+
+
+def test_images_of_another_size_are_refused(pixel):
+    with pytest.raises(ValueError, match=r"images must have shape \(B, 1, 16, 16\)"):
+        make(pixel).synthesize(torch.rand(1, 3, 16, 16), [Request(0)])
+
+
+def test_without_a_calibration_it_warns_and_says_what_it_takes(pixel):
+    with pytest.warns(UserWarning, match=r"not calibrated .* noise_scale=1\.0"):
+        generator = TensorSynthesizer(pixel, "recommended")
+    assert generator.settings.noise_scale == 1.0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_on_every_kind_of_backbone(preset, pixel, text):
+    for backbone, condition in ((pixel, None), (text, "a cat")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            generator = TensorSynthesizer(backbone, preset, steps=4)
+        requests = [Request(0, condition), Request(1, condition)]
+        made = generator.synthesize(images(backbone), requests).images
+        assert made.shape == images(backbone).shape and 0 <= made.min() and made.max() <= 1
+
+
+def test_batch_size_must_be_positive(pixel):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        TensorSynthesizer(pixel, "paper", batch_size=0)
+
+
+def test_what_was_made_comes_with_what_the_guards_did(pixel):
+    made = make(pixel).synthesize(images(pixel), [Request(1), Request(0), Request(1, None, 1)])
+    assert isinstance(made, Synthesized) and made.images is made[0] and made.events is made[1]
+    assert made.images.shape == (3, 1, 16, 16) and made.events == ["", "", ""]
+    nothing = make(pixel).synthesize(images(pixel), [])
+    assert nothing.images.shape == (0, 1, 16, 16) and nothing.events == []
+
+
+def test_with_settings_keeps_backbone_cache_and_seeds(pixel, tmp_path):
+    core = make(pixel, cache=LatentCache(tmp_path), batch_size=3, rng_seed=4)
+    core.static_shapes = True
+    other = core.with_settings(dataclasses.replace(core.settings, noise_scale=2.0))
+    assert (other.backbone, other.cache) == (core.backbone, core.cache)
+    assert (other.batch_size, other.rng_seed, other.static_shapes) == (3, 4, True)
+    assert other.settings.noise_scale == 2.0 != core.settings.noise_scale
+
+
+def test_the_compiled_unet_keeps_its_tap_and_compiles_once_per_shape(sd_pipeline):
+    def run_text(backbone, **settings):
+        torch.manual_seed(0)
+        core = TensorSynthesizer(backbone, "paper", steps=4, noise_scale=1.0, **settings)
+        requests = [Request(i, "a cat", r) for i in range(3) for r in range(2)]
+        return core.synthesize(torch.rand(3, 3, 16, 16), requests).images, core
+
+    plain, _ = run_text(load_backbone(copy.deepcopy(sd_pipeline)))
+    backbone = load_backbone(copy.deepcopy(sd_pipeline))
+    torch._dynamo.reset()
+    # inductor's C++ compiler takes minutes here; what it would compile is captured all the same
+    made, generator = run_text(backbone, compile={"backend": "eager"}, batch_size=4)
+    torch.testing.assert_close(made, plain, atol=2e-4, rtol=0)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

@@ -1,0 +1,157 @@
+"""Damaged and foreign files: an error of ours with the file's path, and nothing of others lost."""
+
+import json
+import os
+import stat
+import warnings
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug import LatentCache, load_backbone
+from dreamda_aug.errors import BackboneError, CacheError, StorageError
+from dreamda_aug.generation.cache import cache_key, default_cache_root
+from dreamda_aug.generation.calibration import Calibration
+
+DAMAGE = {
+    "empty": b"", "half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]",
+    "number": b"3", "null": b"null", "deep": b"[" * 100_000, "latin": b'{"a": "\xff"}',
+    "other": b'{"something": "else"}',
+}
+KEY = cache_key(image="a")
+TENSORS = {"x_T": torch.ones(1, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("model")
+    pixel_pipeline().save_pretrained(root)
+    return root
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=str)
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json",
+                                  "scheduler/scheduler_config.json",
+                                  "unet/diffusion_pytorch_model.safetensors"])
+def test_a_damaged_model_is_named(folder, name, damage):
+    if name == "scheduler/scheduler_config.json" and damage == "other":
+        pytest.skip("diffusers takes an object without known fields for its defaults")
+    path = folder / name
+    before = path.read_bytes()
+    path.write_bytes(DAMAGE[damage])
+    try:
+        with pytest.raises(BackboneError, match=str(folder)):
+            load_backbone(folder, device="cpu")
+    finally:
+        path.write_bytes(before)
+    assert load_backbone(folder, device="cpu").channels == 1
+
+
+@pytest.mark.parametrize("text", [*DAMAGE.values(), b'{"class_names": "cat"}',
+                                  b'{"class_names": [1, 2]}'], ids=repr)
+def test_damaged_training_facts_are_named(folder, text):
+    path = folder / "training.json"
+    path.write_bytes(text)
+    try:
+        if text == DAMAGE["other"]:
+            assert load_backbone(folder, device="cpu").class_names is None
+        else:
+            with pytest.raises(BackboneError, match="training.json"):
+                load_backbone(folder, device="cpu")
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("text", [*DAMAGE.values(), b'{"points": []}', json.dumps({
+    "noise_scale": "much", "adherence": 0.5, "target": "", "met": True, "points": []}).encode()],
+    ids=repr)
+def test_a_damaged_calibration_is_named(tmp_path, text):
+    path = tmp_path / "calibration.json"
+    path.write_bytes(text)
+    with pytest.raises(StorageError, match=str(path)):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=str)
+@pytest.mark.parametrize("policy", ["error", "rebuild"])
+def test_a_damaged_cache_entry_is_named_or_made_anew(tmp_path, damage, policy):
+    cache = LatentCache(tmp_path, on_damage=policy)
+    cache.put(KEY, TENSORS)
+    cache.path(KEY).write_bytes(DAMAGE[damage])
+    if policy == "error":
+        with pytest.raises(CacheError, match=str(cache.path(KEY))):
+            cache.get(KEY)
+    else:
+        assert cache.get(KEY) is None and KEY not in cache
+
+
+def test_eviction_touches_no_foreign_file(tmp_path):
+    cache = LatentCache(tmp_path, max_bytes=1500)
+    foreign = [tmp_path / "ab" / name for name in ("notes.txt", "ab.safetensors", "A" * 64)]
+    foreign += [tmp_path / "photos" / "a.png", tmp_path / "zz" / "b.png"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"mine")
+    (tmp_path / "ab" / ("0" * 64 + ".safetensors")).mkdir()
+    for i in range(30):
+        cache.put(cache_key(image=str(i)), TENSORS)
+    assert cache.info().files < 30
+    assert all(path.read_bytes() == b"mine" for path in foreign)
+
+
+@pytest.mark.parametrize("key", ["", "..", "../../" + "a" * 58, "/etc/passwd", "A" * 64, "a" * 63,
+                                 "a" * 63 + "\n", "a" * 65])
+def test_a_key_never_leaves_the_cache(tmp_path, key):
+    cache = LatentCache(tmp_path / "cache")
+    for use in (cache.path, cache.get, lambda key: cache.put(key, TENSORS)):
+        with pytest.raises(ValueError, match="key must be 64 hexadecimal digits"):
+            use(key)
+    assert os.listdir(tmp_path) == ["cache"] and os.listdir(tmp_path / "cache") == []
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o002)
+    try:
+        cache = LatentCache(tmp_path / "shared")
+        cache.put(KEY, TENSORS)
+        assert stat.S_IMODE(cache.path(KEY).stat().st_mode) == 0o664
+        assert stat.S_IMODE(cache.path(KEY).parent.stat().st_mode) == 0o775
+    finally:
+        os.umask(before)
+
+
+def test_a_cache_that_cannot_be_used_is_a_warning_and_no_more(tmp_path, monkeypatch):
+    cache = LatentCache(tmp_path)
+    cache.put(KEY, TENSORS)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dreamda_aug.files.os.replace", refuse)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.warns(UserWarning, match="cannot be used .Permission denied"):
+        assert cache.get(KEY) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        cache.put(cache_key(image="b"), TENSORS)
+        assert cache.get(KEY) is None
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
+    cache = LatentCache(tmp_path)
+    cache.path(KEY).parent.mkdir()
+    os.mkfifo(cache.path(KEY))
+    with pytest.raises(CacheError, match="expected a file, found something else"):
+        cache.get(KEY)
+
+
+def test_an_empty_variable_is_no_folder_and_a_tilde_is_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("DREAMDA_CACHE", "")
+    assert default_cache_root() == tmp_path / ".cache" / "dreamda_aug"
+    monkeypatch.setenv("DREAMDA_CACHE", "~/elsewhere")
+    assert default_cache_root() == tmp_path / "elsewhere"
+    with pytest.raises(ValueError, match="root must name a folder"):
+        LatentCache("")

@@ -1,0 +1,215 @@
+"""A prompt of its own for each image: files, mappings, sequences, functions; from every door."""
+
+import copy
+import json
+import shutil
+
+import PIL.Image
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from dreamda_aug import AugmentedDataset, DreamDAugment, load_backbone
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.cli.main import main
+from dreamda_aug.expansion import ExpansionError, expand, read_manifest
+from dreamda_aug.inputs.captions import Captions
+from dreamda_aug.inputs.dataset_fields import find_names
+
+TEXTS = {"cat/0.png": "a tabby, asleep", "cat/1.png": "a cat on a wall", "dog/0.png": "a pug"}
+FAST = dict(preset="paper", steps=2, strength=0.5, noise_scale=2.0, cache=None)
+
+
+def write_jsonl(path, texts):
+    path.write_text("".join(json.dumps({"file_name": name, "text": text}) + "\n"
+                            for name, text in texts.items()))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "train"
+    for i, name in enumerate(TEXTS):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(i)
+        v2.functional.to_pil_image(torch.rand(3, 16, 16)).save(root / name)
+    return root
+
+
+@pytest.fixture
+def backbone(sd_pipeline):
+    return load_backbone(copy.deepcopy(sd_pipeline))
+
+
+@pytest.fixture
+def told(backbone, monkeypatch):
+    """Every prompt that the backbone was told in generation, in order."""
+    prompts, embed = [], backbone.embed
+    monkeypatch.setattr(backbone, "embed",
+                        lambda given: prompts.extend(filter(None, given)) or embed(given))
+    return prompts
+
+
+def test_jsonl_csv_and_mapping_say_the_same(tmp_path):
+    csv = tmp_path / "captions.csv"
+    csv.write_text("file_name,text,more\n" + "".join(f'{name},"{text}",x\n'
+                                                     for name, text in TEXTS.items()))
+    for source in (write_jsonl(tmp_path / "c.jsonl", TEXTS), str(csv), TEXTS):
+        captions = Captions(source)
+        assert [captions.text(name) for name in TEXTS] == list(TEXTS.values()) == captions.texts
+
+
+def test_a_file_name_fits_the_end_of_a_path_by_whole_parts(tmp_path):
+    captions = Captions({"./cat/0.png": "a", "cat\\1.png": "b"})
+    assert captions.text("/data/train/cat/0.png") == "a"
+    assert captions.text("C:\\train\\cat\\1.png") == "b"
+    with pytest.raises(ValueError, match=r"expected a caption for 'tomcat/0.png', found .* 2 o"):
+        captions.text("tomcat/0.png")
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("c.jsonl", '{"file_name": "a", "text": "x"}\n\n{"file_name": "./a", "text": "x"}',
+     r"c\.jsonl, line 3: expected each file once, found 'a' again"),
+    ("c.csv", "file_name,text\na,x\na,y\n", r"c\.csv, line 3: expected each file once"),
+    ("c.jsonl", '{"file_name": "a", "caption": "x"}',
+     r"line 1: not a file of captions: expected 'file_name' and 'text', found .*'caption'"),
+    ("c.csv", "file,text\na,x\n", r"line 2: .* expected 'file_name' and 'text', found 'file'"),
+    ("c.jsonl", '{"file_name": "a", "text": "x"}\nnonsense', r"line 2: not a file of captions"),
+    ("c.jsonl", "[1]", r"line 1: .* found \[1\]"),
+    ("c.jsonl", '{"file_name": "a", "text": " "}', r"line 1: expected a text, found ' '"),
+    ("c.csv", "file_name,text\na\n", r"line 2: expected a text, found None"),
+    ("c.jsonl", '{"file_name": 7, "text": "x"}', r"file_name must be text, got 7"),
+    ("c.txt", "", r"c\.txt: expected a \.csv or a \.jsonl file of captions"),
+])
+def test_damaged_files_are_refused_with_place_expected_and_found(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Captions(tmp_path / name)
+
+
+def test_a_missing_file_and_other_objects_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a file of captions, found none"):
+        Captions(tmp_path / "c.jsonl")
+    with pytest.raises(TypeError, match="a mapping, a sequence or a function, got int"):
+        Captions(3)
+    with pytest.raises(ValueError, match=r"captions\('x'\): expected a text, found None"):
+        Captions(lambda name: None).text("x")
+
+
+def test_names_are_found_through_subsets_and_concatenations(folder):
+    data = ImageFolder(folder)
+    assert find_names(data) == list(TEXTS)
+    assert find_names(Subset(data, [2, 0])) == ["dog/0.png", "cat/0.png"]
+    assert find_names(ConcatDataset([data, Subset(data, [1])])) == [*TEXTS, "cat/1.png"]
+    plain = TensorDataset(torch.rand(2, 3, 16, 16), torch.zeros(2))
+    assert find_names(plain) is find_names(ConcatDataset([data, plain])) is None
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(folder, backbone, told, tmp_path):
+    both = ConcatDataset([ImageFolder(folder),
+                          ImageFolder(shutil.copytree(folder, tmp_path / "more"))])
+    with pytest.raises(ValueError, match=r"'cat/0\.png' fits '.*train/cat/0\.png' and '.*more/cat"):
+        AugmentedDataset(both, DreamDAugment(backbone, captions=TEXTS, **FAST))
+    texts = {f"{root}/{name}": f"{text}, {root}"
+             for root in ("train", "more") for name, text in TEXTS.items()}
+    data = AugmentedDataset(both, DreamDAugment(backbone, captions=texts, **FAST), 1)
+    data.__getitems__([6, 9])
+    assert told == ["a tabby, asleep, train", "a tabby, asleep, more"]
+
+
+def test_each_image_of_a_dataset_is_generated_with_its_own_caption(folder, backbone, told):
+    captions = write_jsonl(folder / "metadata.jsonl", TEXTS)
+    augment = DreamDAugment(backbone, captions=captions, **FAST)
+    data = AugmentedDataset(Subset(ImageFolder(folder), [2, 1]), augment, 2)
+    made = data.__getitems__([2, 3, 4, 5])
+    assert told == ["a pug"] * 2 + ["a cat on a wall"] * 2
+    other = DreamDAugment(backbone, captions={**TEXTS, "dog/0.png": "a cup"}, **FAST)
+    again = AugmentedDataset(Subset(ImageFolder(folder), [2, 1]), other, 2)
+    assert again[2][0].tobytes() != made[0][0].tobytes()
+    assert again[4][0].tobytes() == made[2][0].tobytes()
+
+
+def test_a_dataset_without_file_names_takes_a_sequence_or_a_function(backbone, told):
+    plain = TensorDataset(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
+    for captions in (["one", "two"], lambda index: ["one", "two"][index]):
+        told.clear()
+        data = AugmentedDataset(plain, DreamDAugment(backbone, captions=captions, **FAST), 1)
+        data.__getitems__([2, 3])
+        assert told == ["one", "two"]
+    with pytest.raises(ValueError, match="keeps no file names .* pass a list with one text per"):
+        AugmentedDataset(plain, DreamDAugment(backbone, captions=TEXTS, **FAST))
+    with pytest.raises(ValueError, match="one text for each of the 2 images, got 1"):
+        AugmentedDataset(plain, DreamDAugment(backbone, captions=["one"], **FAST))
+
+
+def test_missing_and_ambiguous_captions_are_refused_before_anything_is_made(folder, backbone):
+    data = ImageFolder(folder)
+    path = write_jsonl(folder / "c.jsonl", {"cat/0.png": "a"})
+    with pytest.raises(ValueError, match=r"c\.jsonl: expected a caption for each of the 3 images, "
+                                         r"found none for 2 of them, such as 'cat/1\.png'"):
+        AugmentedDataset(data, DreamDAugment(backbone, captions=path, **FAST))
+    bare = {"0.png": "a", "1.png": "b"}
+    with pytest.raises(ValueError, match=r"'0\.png' fits 'cat/0\.png' and 'dog/0\.png'"):
+        AugmentedDataset(data, DreamDAugment(backbone, captions=bare, **FAST))
+
+
+def test_as_a_transform_it_finds_the_file_name_in_the_sample(folder, backbone, told):
+    image = PIL.Image.open(folder / "dog" / "0.png")
+    augment = DreamDAugment(backbone, p=1.0, captions=TEXTS, **FAST)
+    augment(image, 1)
+    augment({"image": image.copy(), "label": 1, "file_name": "cat/0.png"})
+    augment({"image": torch.rand(2, 3, 16, 16), "file_name": ["cat/1.png", "dog/0.png"]})
+    by_hand = DreamDAugment(backbone, p=1.0, captions=TEXTS, labels_getter=lambda s: s[1], **FAST)
+    by_hand(torch.rand(3, 16, 16), "cat/1.png")
+    assert told == ["a pug", "a tabby, asleep", "a cat on a wall", "a pug", "a cat on a wall"]
+    with pytest.raises(ValueError, match="the image has none: use AugmentedDataset or expand"):
+        augment(torch.rand(3, 16, 16), 1)
+    with pytest.raises(ValueError, match="goes by index, and the image is known as .*0.png"):
+        DreamDAugment(backbone, p=1.0, captions=["a", "b", "c"], **FAST)(image)
+
+
+def test_captions_beside_a_prompt_or_a_backbone_without_text_are_refused():
+    with pytest.raises(ValueError, match="captions take the place of the prompt, got prompt='x'"):
+        DreamDAugment(captions=TEXTS, prompt="x")
+    augment = DreamDAugment(PixelBackbone(pixel_pipeline()), p=1.0, captions=TEXTS, **FAST)
+    with pytest.raises(ValueError, match="for text-to-image backbones; .* is unconditional"):
+        augment({"image": torch.rand(1, 16, 16), "file_name": "cat/0.png"})
+
+
+def test_expand_records_each_caption_and_refuses_to_go_on_with_others(
+    folder, backbone, tmp_path
+):
+    path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
+
+    def run(source, captions, out="out"):
+        augment = DreamDAugment(backbone, captions=captions, batch_size=4, **FAST)
+        return expand(source, tmp_path / out, augment, 2)
+
+    assert run(folder, path).whole and run(folder, path).made == 0
+    lines = list(read_manifest(tmp_path / "out"))
+    assert [line.condition for line in lines] == [t for t in TEXTS.values() for _ in range(2)]
+    with pytest.raises(ExpansionError, match="other settings: conditions.captions"):
+        run(folder, {**TEXTS, "dog/0.png": "a cup"})
+    run(ImageFolder(folder), path, "dataset")  # a dataset's own file names
+    found = {line.condition: line.pixels for line in read_manifest(tmp_path / "dataset")}
+    assert found == {line.condition: line.pixels for line in lines}
+    with pytest.raises(ValueError, match="expected a caption for each of the 3 images"):
+        run(folder, {"cat/0.png": "a"}, "third")
+
+
+def test_the_command_line_takes_a_file_of_captions(folder, sd_pipeline, tmp_path, capsys):
+    sd_pipeline.save_pretrained(tmp_path / "model")
+    path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    quick = ["--backbone", str(tmp_path / "model"), "--preset", "fast", "--cache",
+             str(tmp_path / "cache"), "--captions", str(path)]
+    small = ["--set", "steps=2", "--ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["expand", str(folder), *quick, *small]) == 0
+    assert {line.condition for line in read_manifest(tmp_path / "out")} == set(TEXTS.values())
+    assert main(["preview", str(folder), *quick, "--images", "1", "--replicas", "1",
+                 "--out", str(tmp_path / "p.png")]) == 0
+    path.write_text("")
+    assert main(["expand", str(folder), *quick, *small, "--new"]) == 2
+    assert "expected a caption for each of the 3 images" in capsys.readouterr().err

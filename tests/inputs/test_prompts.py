@@ -1,0 +1,135 @@
+"""From labels to prompts, to classes, or to nothing, as the backbone asks."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pictures import picture
+
+from dreamda_aug import DreamDAugment, load_backbone
+from dreamda_aug.inputs.captions import Captions
+from dreamda_aug.inputs.prompts import (
+    DEFAULT_PROMPT,
+    Conditioner,
+    class_prompt,
+    template_fields,
+)
+
+FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
+
+
+def model(kind, class_names=None):
+    return SimpleNamespace(name="tiny", condition_kind=kind, class_names=class_names)
+
+
+TEXT, CLASS, PLAIN = model("text"), model("class"), model("none")
+
+
+@pytest.mark.parametrize("name, prompt", [
+    ("hot_dog", "A photo of a hot dog."), ("apple", "A photo of an apple."),
+    ("Ankle boot", "A photo of an Ankle boot."), (" cat_", "A photo of a cat."),
+])
+def test_a_class_name_is_put_into_the_authors_template(name, prompt):
+    assert class_prompt(DEFAULT_PROMPT, name) == prompt
+
+
+def test_a_template_of_ones_own_may_use_the_name_the_article_or_neither():
+    assert class_prompt("{class_name}, {article} drawing", "owl") == "owl, an drawing"
+    assert template_fields("{class_name} {article}") == {"class_name", "article"}
+    assert template_fields("an X-ray") == template_fields("{{braces}}") == set()
+    for template in ("a {thing}", "{}", "{0}"):
+        with pytest.raises(ValueError, match=r"prompt may use \{class_name\} and \{article\}, got"):
+            template_fields(template)
+
+
+def test_text_backbones_are_conditioned_on_the_prompt_of_the_label():
+    named = Conditioner(["hot_dog", "apple"], DEFAULT_PROMPT)
+    assert named.condition(1, TEXT) == named.condition("apple", TEXT) == "A photo of an apple."
+    assert Conditioner(None, DEFAULT_PROMPT).condition("emu", TEXT) == "A photo of an emu."
+    by_function = Conditioner(None, lambda label: f"number {label}")
+    assert by_function.condition(7, TEXT) == "number 7"
+    assert Conditioner(None, "an X-ray").condition(None, TEXT) == "an X-ray"
+
+
+def test_class_backbones_are_conditioned_on_a_name_where_they_know_names_else_on_a_number():
+    named = Conditioner(["cat", "dog"], DEFAULT_PROMPT)
+    assert named.condition(1, model("class", ["dog", "cat"])) == "dog"
+    assert named.condition(1, CLASS) == 1
+    assert Conditioner(None, DEFAULT_PROMPT).condition(torch.tensor(1), CLASS) == 1
+
+
+def test_other_backbones_are_conditioned_on_nothing():
+    for conditioner in (Conditioner(["cat"], DEFAULT_PROMPT), Conditioner(None, "an X-ray")):
+        assert conditioner.condition(5, PLAIN) is None and not conditioner.needs_label(PLAIN)
+
+
+@pytest.mark.parametrize("conditioner, text, of_class", [
+    (Conditioner(["a"], DEFAULT_PROMPT), True, True),
+    (Conditioner(None, lambda label: "x"), True, True),
+    (Conditioner(None, "an X-ray"), False, True),
+    (Conditioner(None, DEFAULT_PROMPT, Captions(["x"])), False, False),
+])
+def test_labels_are_needed_only_where_the_condition_says_them(conditioner, text, of_class):
+    assert conditioner.needs_label(TEXT) == text and conditioner.needs_label(CLASS) == of_class
+
+
+@pytest.mark.parametrize("conditioner, expected", [
+    (Conditioner(["cat", "emu"], DEFAULT_PROMPT), ["A photo of a cat.", "A photo of an emu."]),
+    (Conditioner(None, "an X-ray"), ["an X-ray"]), (Conditioner(["cat"], "an X-ray"), ["an X-ray"]),
+    (Conditioner(None, DEFAULT_PROMPT, Captions({"a": "x", "b": "y"})), ["x", "y"]),
+    (Conditioner(None, DEFAULT_PROMPT), None), (Conditioner(["cat"], lambda label: "x"), None),
+    (Conditioner(None, DEFAULT_PROMPT, Captions(lambda name: "x")), None),
+])
+def test_all_prompts_are_known_ahead_unless_a_function_or_an_open_label_makes_them(
+    conditioner, expected
+):
+    assert conditioner.known_prompts() == expected
+
+
+@pytest.mark.parametrize("class_names, label, backbone, message", [
+    (["a", "b"], 2, TEXT, "label 2 is outside class_names, which has 2 names"),
+    (["a", "b"], -1, TEXT, "label -1 is outside class_names"),
+    (["a", "b"], "z", TEXT, r"label 'z' is not one of class_names \['a', 'b'\]"),
+    (["a", "b"], 2, CLASS, "label 2 is outside class_names"),
+    (None, 0, TEXT, "class_names must be given to put label 0 into a prompt, or a prompt without"),
+])
+def test_labels_that_cannot_be_put_into_words_are_refused(class_names, label, backbone, message):
+    with pytest.raises(ValueError, match=message):
+        Conditioner(class_names, DEFAULT_PROMPT).condition(label, backbone)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(TypeError, match="class_names must be a list of names, got the string 'ca"):
+        Conditioner("cat", DEFAULT_PROMPT)
+    with pytest.raises(ValueError, match="captions take the place of the prompt, got prompt='x'"):
+        Conditioner(None, "x", Captions(["y"]))
+    with pytest.raises(ValueError, match=r"prompt may use .* with thing"):
+        Conditioner(None, "a {thing}")
+
+
+@pytest.fixture
+def told(sd_pipeline, monkeypatch):
+    """A backbone, and every prompt that it is conditioned on, in order."""
+    backbone, prompts = load_backbone(copy.deepcopy(sd_pipeline)), []
+    embed = backbone.embed
+    monkeypatch.setattr(backbone, "embed",
+                        lambda given: prompts.extend(filter(None, given)) or embed(given))
+    return backbone, prompts
+
+
+def test_the_backbone_gets_the_prompts_of_the_class_names(told):
+    backbone, prompts = told
+    augment = DreamDAugment(backbone, class_names=["hot_dog", "apple"], **FAST)
+    augment((picture("RGB"), 0))
+    augment({"image": picture("RGB"), "label": torch.tensor(1)})
+    augment(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
+    assert prompts == ["A photo of a hot dog.", "A photo of an apple.", "A photo of a hot dog.",
+                       "A photo of an apple."]
+
+
+def test_the_prompt_may_be_a_function_or_a_plain_sentence(told):
+    backbone, prompts = told
+    DreamDAugment(backbone, prompt=lambda label: f"number {label}", **FAST)((picture("RGB"), 7))
+    DreamDAugment(backbone, prompt="an X-ray", **FAST)(picture("RGB"))
+    assert prompts == ["number 7", "an X-ray"]

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+from dreamda_aug.backbones.schedules import build_schedule as build
+from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion, record
+
+
+def build_schedule(scheduler, steps, strength):
+    return build(scheduler, steps, strength, "scheduler", is_pixel_model=False)
+
+
+@pytest.fixture
+def schedule():
+    return build_schedule(DDIMScheduler(clip_sample=False, set_alpha_to_one=False), 8, 1.0)
+
+
+def predict(x_t, step):
+    """Stands for a U-Net: smooth, and different at every step."""
+    return torch.tanh(x_t * (1 + step)) + 0.1 * step
+
+
+def replay(x_T, residuals, schedule, eta):
+    x_t = x_T.float()
+    for step in range(len(schedule)):
+        x_0, eps = schedule.predictions(predict(x_t, step), x_t, step)
+        mean, _ = schedule.posterior(x_0, eps, step, eta)
+        x_t = mean + residuals[:, step].float()
+    return x_t + residuals[:, len(schedule)].float()
+
+
+@pytest.mark.parametrize("inversion", [CycleDiffusion(), DDIMInversion()])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_replaying_the_record_leads_back_to_the_image(schedule, inversion, eta, dtype):
+    x_0 = torch.rand(2, 1, 6, 6) * 2 - 1
+    path = inversion.source_path(x_0, predict, schedule, eta, torch.tensor([1, 2]))
+    x_T, residuals = record(path, predict, schedule, eta, dtype)
+    assert x_T.dtype == residuals.dtype == dtype
+    error = (replay(x_T, residuals, schedule, eta) - x_0).abs().max()
+    assert error < 1e-5
+
+
+def test_rounding_does_not_add_up(schedule):
+    """Rounding each residual without feedback would be far off at the end."""
+    x_0 = torch.rand(4, 1, 6, 6) * 2 - 1
+    path = CycleDiffusion().source_path(x_0, predict, schedule, 1.0, torch.arange(4))
+    exact = record(path, predict, schedule, 1.0, torch.float32)
+    fed_back = record(path, predict, schedule, 1.0, torch.float16)
+    naive = [tensor.half() for tensor in exact]
+    error = [(replay(*each, schedule, 1.0) - x_0).abs().max() for each in (fed_back, naive)]
+    assert error[0] < error[1] / 100
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_cyclediffusion_path_has_the_true_posterior_at_every_level(eta):
+    """Marginals of the source path are q(x_t | x_0), whatever eta is."""
+    schedule = build_schedule(DDIMScheduler(clip_sample=False), 5, 1.0)
+    x_0 = torch.full((2000, 1, 2, 2), 0.7)
+    path = CycleDiffusion().source_path(x_0, None, schedule, eta, torch.arange(2000))
+    for x_t, signal, noise in zip(path[:-1], schedule.signal, schedule.noise):
+        assert abs(x_t.mean() - 0.7 * signal) < 0.05
+        assert abs(x_t.std() - noise) < 0.05
+
+
+def test_the_ddim_path_equals_diffusers_inverse_scheduler():
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    inverse = DDIMInverseScheduler.from_config(scheduler.config)
+    schedule = build_schedule(scheduler, 8, 1.0)
+    x_0 = torch.rand(2, 1, 6, 6)
+    path = DDIMInversion().source_path(x_0, predict, schedule, 0.0, torch.zeros(2))
+    inverse.set_timesteps(8)
+    x = x_0
+    for step, t in zip(reversed(range(8)), schedule.timesteps.flip(0)):
+        x = inverse.step(predict(x, step), t, x).prev_sample
+        torch.testing.assert_close(path[step], x, atol=1e-5, rtol=1e-4)
+
+
+def test_x_T_alone_leads_back_only_roughly(schedule):
+    x_0 = torch.rand(2, 1, 6, 6)
+    path = DDIMInversion(exact=False).source_path(x_0, predict, schedule, 0.0, torch.zeros(2))
+    zeros = torch.zeros(2, len(schedule) + 1, 1, 6, 6)
+    error = (replay(path[0], zeros, schedule, 0.0) - x_0).abs().max()
+    assert 1e-4 < error

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from dreamda_aug.method.perturbation import BottleneckNoise
+
+
+def arguments(rows):
+    return dict(seeds=torch.arange(rows), step=torch.tensor(0),
+                unconditional=torch.arange(rows) < rows // 2, scale=torch.ones(rows))
+
+
+def test_relative_noise_has_the_stated_share_of_the_rms():
+    h = torch.randn(4, 32, 16, 16) * torch.tensor([1.0, 2.0, 5.0, 10.0])[:, None, None, None]
+    moved = BottleneckNoise()(h, **{**arguments(4), "scale": torch.full((4,), 0.5)}) - h
+    ratio = moved.square().mean((1, 2, 3)).sqrt() / h.square().mean((1, 2, 3)).sqrt()
+    assert torch.allclose(ratio, torch.full((4,), 0.5), atol=0.02)
+
+
+def test_absolute_noise_ignores_the_rms():
+    h = 100 * torch.randn(2, 32, 16, 16)
+    moved = BottleneckNoise(relative=False)(h, **{**arguments(2), "scale": 3 * torch.ones(2)}) - h
+    assert torch.allclose(moved.std((1, 2, 3)), torch.full((2,), 3.0), atol=0.1)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_guidance_branches_share_their_noise_or_do_not(shared):
+    h = torch.ones(4, 8, 8, 8)
+    call = {**arguments(4), "seeds": torch.tensor([7, 8, 7, 8])}
+    moved = BottleneckNoise(shared=shared)(h, **call)
+    assert torch.equal(moved[:2], moved[2:]) == shared
+
+
+def test_zero_scale_leaves_h_as_it_is():
+    h = torch.randn(2, 8, 4, 4)
+    assert torch.equal(BottleneckNoise()(h, **{**arguments(2), "scale": torch.zeros(2)}), h)
+
+
+def test_noise_is_fresh_at_every_step():
+    h = torch.ones(1, 8, 4, 4)
+    first, second = (BottleneckNoise()(h, **{**arguments(1), "step": torch.tensor(s)})
+                     for s in (0, 1))
+    assert not torch.allclose(first, second)
+
+

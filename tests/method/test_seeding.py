@@ -1,0 +1,61 @@
+import pytest
+import scipy.stats
+import torch
+
+from dreamda_aug.method.seeding import BOTTLENECK, STEP, derive_seed, philox, seeded_normal
+
+
+@pytest.mark.parametrize(
+    "counter, key, expected",
+    [  # known answers published with Random123, the generator's reference implementation
+        ("00000000 00000000 00000000 00000000", "00000000 00000000",
+         "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
+         "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_the_published_known_answers(counter, key, expected):
+    words = [torch.tensor([int(w, 16)]) for w in counter.split()]
+    keys = [torch.tensor([int(w, 16)]) for w in key.split()]
+    assert [f"{int(w):08x}" for w in philox(words, keys)] == expected.split()
+
+
+def test_noise_is_standard_normal_and_uncorrelated_between_steps_and_seeds():
+    a = seeded_normal(torch.tensor([1, 2]), 0, STEP, (40_000,))
+    b = seeded_normal(torch.tensor([1]), 1, STEP, (40_000,))
+    assert scipy.stats.kstest(a[0].numpy(), "norm").pvalue > 1e-3
+    assert scipy.stats.kstest(a[1].numpy(), "norm").pvalue > 1e-3
+    for x, y in ((a[0], a[1]), (a[0], b[0])):
+        assert abs(torch.corrcoef(torch.stack([x, y]))[0, 1]) < 0.02
+
+
+def test_a_row_does_not_depend_on_its_batch_mates():
+    together = seeded_normal(torch.tensor([5, 6, 7]), 3, STEP, (2, 5, 3))
+    alone = seeded_normal(torch.tensor([6]), 3, STEP, (2, 5, 3))
+    assert torch.equal(together[1], alone[0])
+
+
+def test_roles_do_not_share_noise():
+    seeds = torch.tensor([9])
+    assert not torch.equal(seeded_normal(seeds, 0, STEP, (8,)),
+                           seeded_normal(seeds, 0, BOTTLENECK, (8,)))
+
+
+def test_the_step_may_be_a_tensor():
+    seeds = torch.tensor([9])
+    assert torch.equal(seeded_normal(seeds, 4, STEP, (8,)),
+                       seeded_normal(seeds, torch.tensor(4), STEP, (8,)))
+
+
+def test_derived_seeds_tell_order_type_and_borders_of_their_parts_apart():
+    variants = [(1, "12"), ("1", 12), (11, 2), (1, 12), (12, 1), ("112",), (b"112",)]
+    seeds = {derive_seed(*parts) for parts in variants}
+    assert len(seeds) == len(variants)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_other_types_are_no_part_of_a_seed():
+    with pytest.raises(TypeError, match=r"parts must be int, str or bytes, got 0\.5"):
+        derive_seed(0.5)

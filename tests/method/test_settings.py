@@ -1,0 +1,51 @@
+"""Every dial's range, the presets, and what was once written as "auto"."""
+
+import pytest
+
+from dreamda_aug import PRESETS, DDIMInversion, Settings
+from dreamda_aug.method.settings import resolve_settings
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(steps=0), "steps must be an integer >= 1 and <= 10000, got 0"),
+    (dict(strength=0), r"strength must lie in \(0, 1\], got 0"),
+    (dict(eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
+    (dict(adherence=-0.1), r"adherence must lie in \[0, 1\] or be None \(calibrated\), got -0.1"),
+    (dict(adherence="more"), r"adherence must .* or be None \(calibrated\), got 'more'"),
+    (dict(noise_scale=-1), r"noise_scale must be a number >= 0 or None \(calibrated\), got -1"),
+    (dict(solver="euler"), "solver must be one of ddim, dpmsolver.*, got 'euler'"),
+    (dict(timestep_spacing="even"),
+     "timestep_spacing must be 'uniform' or 'scheduler', got 'even'"),
+    (dict(guidance_interval=(0.5, 0.2)), r"guidance_interval must rise within \[0, 1\], got"),
+    (dict(update_rule="both"), "update_rule must be 'asymmetric' or 'symmetric', got 'both'"),
+    (dict(guidance_scale=-1), "guidance_scale must be >= 0, got -1"),
+    (dict(paths=0), "paths must be an integer >= 1 and <= 10000, got 0"),
+    (dict(inversion=DDIMInversion(exact=False)), "only with eta=0, got eta=1.0"),
+])
+def test_settings_outside_their_range_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**wrong)
+
+
+def test_unknown_presets_and_settings_are_refused_with_a_list():
+    with pytest.raises(ValueError, match="preset must be one of paper, official, fast"):
+        resolve_settings("papre")
+    with pytest.raises(TypeError, match="'noise' is no setting; the settings are adherence"):
+        resolve_settings("paper", noise=1)
+    with pytest.raises(TypeError, match="preset must be a name or Settings, got int"):
+        resolve_settings(3)
+
+
+@pytest.mark.parametrize("name", ["noise_scale", "adherence"])
+def test_auto_is_deprecated_and_means_none(name):
+    with pytest.warns(DeprecationWarning, match=f'{name}="auto" is deprecated; write {name}=None'
+                      ) as caught:
+        settings = Settings(**{name: "auto"})
+    assert getattr(settings, name) is None and settings == Settings(**{name: None})
+    assert [warning.filename for warning in caught] == [__file__]  # who wrote it
+
+
+def test_the_summary_names_what_differs_from_the_paper():
+    assert PRESETS["paper"].summary() == "paper"
+    changed = resolve_settings("paper", steps=7, noise_scale=None)
+    assert changed.summary() == "steps=7, noise_scale=None"

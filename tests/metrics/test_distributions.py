@@ -1,0 +1,198 @@
+"""Distances between distributions against torchmetrics, scipy and scikit-learn."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from clouds import quiet_frechet, sets
+
+from dreamda_aug.metrics import (
+    SmallSampleWarning,
+    distributions,
+    frechet_distance,
+    kernel_distance,
+    mean_discrepancy,
+)
+
+# --- Fréchet distance
+
+
+def scipy_frechet(real, synthetic):
+    linalg = pytest.importorskip("scipy.linalg")
+    cov_1, cov_2 = np.cov(real.numpy().T), np.cov(synthetic.numpy().T)
+    shift = real.numpy().mean(0) - synthetic.numpy().mean(0)
+    return shift @ shift + np.trace(cov_1 + cov_2 - 2 * linalg.sqrtm(cov_1 @ cov_2).real)
+
+
+def test_frechet_distance_matches_scipys_matrix_root():
+    real, synthetic = sets()
+    assert quiet_frechet(real, synthetic) == pytest.approx(scipy_frechet(real, synthetic), rel=1e-9)
+
+
+def test_frechet_distance_matches_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    real, synthetic = sets()
+    expected = fid._compute_fid(real.mean(0), real.T.cov(), synthetic.mean(0), synthetic.T.cov())
+    assert quiet_frechet(real, synthetic) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_samples_than_dimensions_matches_scipy():
+    real, synthetic = sets(n=9, m=6, d=20)
+    # A singular root costs scipy digits, not ours: hence the loose tolerance.
+    assert quiet_frechet(real, synthetic) == pytest.approx(scipy_frechet(real, synthetic), rel=1e-5)
+
+
+def test_frechet_distance_of_shifted_copies_is_the_squared_shift():
+    real, _ = sets()
+    assert quiet_frechet(real, real + 2) == pytest.approx(7 * 4, rel=1e-9)
+
+
+def test_frechet_distance_of_copies_is_zero_and_never_below():
+    rng = np.random.default_rng(0)
+    for n in range(5, 35):  # rounding alone falls on both sides of 0
+        real = torch.from_numpy(rng.normal(size=(n, 10)))
+        assert 0 <= quiet_frechet(real, real) < 1e-9
+
+
+def test_frechet_distance_warns_of_few_samples_and_names_the_alternative():
+    with pytest.warns(SmallSampleWarning, match=r"120 and 90 samples in 7 .* kernel_distance"):
+        frechet_distance(*sets())
+
+
+def test_frechet_distance_warns_of_fewer_samples_than_dimensions(monkeypatch):
+    monkeypatch.setattr(distributions, "FRECHET_MIN_SAMPLES", 10)
+    with pytest.warns(SmallSampleWarning, match=r"in 30 dimensions .* wants 30 of each"):
+        frechet_distance(*sets(n=29, m=31, d=30))
+
+
+def test_frechet_distance_of_enough_samples_is_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frechet_distance(*sets(n=2048, m=2048))
+
+
+def test_frechet_distance_of_one_sample_is_refused():
+    real, synthetic = sets()
+    with pytest.raises(ValueError, match=r"real must hold at least 2 samples, got 1"):
+        frechet_distance(real[:1], synthetic)
+    with pytest.raises(ValueError, match=r"synthetic must hold at least 2 samples, got 1"):
+        frechet_distance(real, synthetic[:1])
+
+
+# --- kernel distances
+
+
+def test_mean_discrepancy_matches_torchmetrics_polynomial_mmd(tile):
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    real, synthetic = sets(n=90, m=90)  # theirs wants equal sizes
+    expected = kid.poly_mmd(real, synthetic).item()
+    assert mean_discrepancy(real, synthetic) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kernel", ["polynomial", "rbf"])
+def test_mean_discrepancy_matches_scikit_learns_kernels(kernel, tile):
+    pairwise = pytest.importorskip("sklearn.metrics.pairwise")
+    real, synthetic = (part.numpy() for part in sets())
+    if kernel == "rbf":
+        function, options = pairwise.rbf_kernel, {"gamma": 0.03}
+    else:
+        function, options = pairwise.polynomial_kernel, {"gamma": 0.03, "degree": 2, "coef0": 1}
+    within = []
+    for rows in (real, synthetic):
+        matrix = function(rows, rows, **options)
+        within.append(matrix[~np.eye(len(rows), dtype=bool)].mean())
+    expected = sum(within) - 2 * function(real, synthetic, **options).mean()
+    options.pop("coef0", None)
+    assert mean_discrepancy(
+        torch.from_numpy(real), torch.from_numpy(synthetic), kernel=kernel, **options
+    ) == pytest.approx(expected, rel=1e-9)
+
+
+def test_default_rbf_bandwidth_is_the_median_distance():
+    distance = pytest.importorskip("scipy.spatial.distance")
+    real, synthetic = sets(n=31, m=31)  # an odd number of pairs: the median is unambiguous
+    median = np.median(distance.pdist(torch.cat([real, synthetic]).numpy()))
+    assert mean_discrepancy(real, synthetic, kernel="rbf") == pytest.approx(
+        mean_discrepancy(real, synthetic, kernel="rbf", gamma=1 / (2 * median**2)), rel=1e-9
+    )
+
+
+def test_kernel_distance_is_unbiased_while_frechet_distance_is_not():
+    rng = np.random.default_rng(0)
+    few = [torch.from_numpy(rng.normal(size=(2, 30, 16))) for _ in range(60)]
+    unbiased = np.array([mean_discrepancy(a, b) for a, b in few])
+    assert abs(unbiased.mean()) < 3 * unbiased.std() / 60**0.5
+    assert min(quiet_frechet(a, b) for a, b in few) > 1
+
+
+def test_kernel_distance_over_subsets_agrees_with_torchmetrics():
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    real, synthetic = sets(n=400, m=300)
+    ours = kernel_distance(real, synthetic, subsets=200, subset_size=50, rng_seed=1)
+    drawn = torch.Generator().manual_seed(5)
+    theirs = torch.stack(
+        [
+            kid.poly_mmd(
+                real[torch.randperm(400, generator=drawn)[:50]],
+                synthetic[torch.randperm(300, generator=drawn)[:50]],
+            )
+            for _ in range(200)
+        ]
+    )
+    assert abs(ours.mean - theirs.mean().item()) < 4 * theirs.std().item() / 100**0.5
+    assert ours.std == pytest.approx(theirs.std().item(), rel=0.25)
+    assert (ours.subsets, ours.subset_size) == (200, 50)
+
+
+def test_kernel_distance_of_all_samples_is_the_mean_discrepancy():
+    real, synthetic = sets(n=90, m=90)
+    result = kernel_distance(real, synthetic, subsets=2, subset_size=90)
+    assert result.mean == pytest.approx(mean_discrepancy(real, synthetic), rel=1e-9)
+    assert result.std < 1e-9
+
+
+def test_default_subsets_hold_half_of_a_small_set_so_that_their_spread_says_something():
+    real, synthetic = sets()
+    result = kernel_distance(real, synthetic)
+    assert (result.subsets, result.subset_size) == (100, 45)
+    assert result.std > 0.1 * result.mean
+    assert kernel_distance(real, synthetic, subsets=1).std == 0
+    assert kernel_distance(real[:3], synthetic[:2]).subset_size == 2
+    many = torch.rand(2, 2500, 2)
+    assert kernel_distance(*many, subsets=1).subset_size == 1000
+
+
+def test_kernel_distance_depends_on_its_own_seed_only():
+    real, synthetic = sets()
+    options = {"subsets": 3, "subset_size": 20}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = kernel_distance(real, synthetic, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert kernel_distance(real, synthetic, **options) == first
+    assert kernel_distance(real, synthetic, **options, rng_seed=1) != first
+
+
+def test_bad_kernel_arguments_are_refused():
+    real, synthetic = sets()
+    with pytest.raises(ValueError, match=r"subset_size must lie in \[2, 90\].* got 91; None"):
+        kernel_distance(real, synthetic, subset_size=91)
+    with pytest.raises(ValueError, match=r"subset_size .* got 1"):
+        kernel_distance(real, synthetic, subset_size=1)
+    with pytest.raises(ValueError, match=r"subsets must be at least 1, got 0"):
+        kernel_distance(real, synthetic, subsets=0)
+    with pytest.raises(ValueError, match=r'kernel must be "polynomial" or "rbf", got \'cosine\''):
+        mean_discrepancy(real, synthetic, kernel="cosine")
+    with pytest.raises(ValueError, match=r"degree must be at least 1, got 0"):
+        mean_discrepancy(real, synthetic, degree=0)
+    with pytest.raises(ValueError, match=r"gamma must be greater than 0, got -1"):
+        mean_discrepancy(real, synthetic, gamma=-1)
+    with pytest.raises(ValueError, match=r"gamma must be given: the median distance .* is 0"):
+        mean_discrepancy(torch.ones(5, 2), torch.ones(5, 2), kernel="rbf")
+    for function in (kernel_distance, mean_discrepancy):
+        with pytest.raises(ValueError, match=r"synthetic must hold at least 2 samples, got 1"):
+            function(real, synthetic[:1])
+        with pytest.raises(ValueError, match=r"real must hold at least 2 samples, got 1"):
+            function(real[:1], synthetic)

@@ -1,0 +1,293 @@
+"""Feature functions against torchvision and timm models, and the reading of folders."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms.v2 import functional as v2
+
+from dreamda_aug.metrics.features import (
+    classifier_features,
+    extract_features,
+    inception_features,
+    pixel_features,
+)
+
+
+def images(count=5, channels=3, size=8):
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+class SmallNet(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.hidden = nn.Linear(6, 4)
+        self.head = nn.Linear(4, 3)
+        self.unused = nn.Identity()
+
+    def trunk(self, x):
+        return self.hidden(self.norm(self.conv(x)).mean((2, 3)))
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+# --- pixels
+
+
+def test_pixel_features_are_the_flattened_images():
+    x = images()
+    assert torch.equal(pixel_features()(x), x.reshape(5, 192))
+
+
+def test_resized_pixel_features_match_torchvisions_antialiased_resize():
+    x = images(size=20)
+    expected = v2.resize(x, [8, 8], antialias=True).flatten(1)
+    torch.testing.assert_close(pixel_features(size=8)(x), expected)
+
+
+def test_pixel_size_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"size must be at least 1, got 0; None keeps"):
+        pixel_features(size=0)
+
+
+# --- classifiers
+
+
+def test_classifier_features_are_the_input_of_the_final_linear_layer():
+    model = SmallNet().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(classifier_features(model)(images()), model.trunk(images()))
+
+
+def test_classifier_features_of_torchvisions_resnet_match_its_own_trunk():
+    models = pytest.importorskip("torchvision.models")
+    model = models.resnet18(weights=None).eval()
+    trunk = nn.Sequential(*list(model.children())[:-1], nn.Flatten())
+    mean, std = (0.48, 0.45, 0.4), (0.2, 0.22, 0.25)
+    x = images(2, size=40)
+    features = classifier_features(model, size=32, mean=mean, std=std)(x)
+    with torch.no_grad():
+        expected = trunk(v2.normalize(v2.resize(x, [32, 32], antialias=True), mean, std))
+    torch.testing.assert_close(features, expected)
+    assert features.shape == (2, 512)
+
+
+def test_classifier_features_of_timms_model_match_its_own_pre_logits():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, pretrained=False).eval()
+    x = images(2, size=32)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(classifier_features(model)(x), expected)
+
+
+def test_a_convolution_as_final_layer_is_pooled():
+    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 1)).eval()
+    features = classifier_features(model, layer="2")(images())
+    torch.testing.assert_close(features, model[1](model[0](images())).mean((2, 3)).detach())
+
+
+def test_the_model_keeps_its_modes_statistics_and_hooks():
+    model = SmallNet().train()
+    model.head.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    features = classifier_features(model)
+    torch.testing.assert_close(features(images()), features(images()[:, :])[:5])
+    assert model.training and model.norm.training and not model.head.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.head._forward_pre_hooks
+
+
+def test_grey_images_are_repeated_only_for_networks_that_want_colour():
+    grey = images(channels=1)
+    colour_net, grey_net = SmallNet(3).eval(), SmallNet(1).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            classifier_features(colour_net)(grey), colour_net.trunk(grey.repeat(1, 3, 1, 1))
+        )
+        torch.testing.assert_close(classifier_features(grey_net)(grey), grey_net.trunk(grey))
+
+
+def test_bad_classifier_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"model must hold an nn.Linear, got a Conv2d .*layer="):
+        classifier_features(nn.Conv2d(3, 2, 1))
+    with pytest.raises(ValueError, match=r"layer must name .* got 'fc'; at its top: conv, norm, "):
+        classifier_features(SmallNet(), layer="fc")
+    with pytest.raises(ValueError, match=r"mean and std must be given together, got mean=\(0.5,\)"):
+        classifier_features(SmallNet(), mean=(0.5,))
+    with pytest.raises(ValueError, match=r"equally long, std above 0, got .* std=\(0,\)"):
+        classifier_features(SmallNet(), mean=(0.5,), std=(0,))
+    with pytest.raises(RuntimeError, match=r"layer 'unused' took no part in model's forward pass"):
+        classifier_features(SmallNet(), layer="unused")(images())
+    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(64, 2))
+    with pytest.raises(ValueError, match=r"layer '1' must take \(B, D\), got \(5, 3, 64\)"):
+        classifier_features(tokens)(images())
+
+
+# --- Inception
+
+
+class RecordsItsInput(nn.Module):
+    """Stands in for Inception: answers with each image's mean, least and greatest value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:] != (3, 299, 299):
+            raise ValueError("not what Inception takes")
+        return torch.stack([x.mean((1, 2, 3)), x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / "stand-in.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # writing such files is deprecated; reading is what counts
+        torch.jit.script(RecordsItsInput()).save(str(path))
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+def test_inception_features_scale_and_expand_as_the_network_expects(stand_in):
+    levels = torch.tensor([0.0, 128 / 255, 1.0])[:, None, None, None].expand(3, 1, 40, 30)
+    features = inception_features(stand_in)(levels)
+    expected = torch.tensor([-1.0, 0.0, 127 / 128])[:, None].expand(3, 3)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+
+
+def test_inception_features_resize_as_torchvision_does_and_stay_in_range(stand_in):
+    x = (images(2, size=40) > 0.5).float()
+    features = inception_features(stand_in)(x)
+    resized = v2.resize(x, [299, 299], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert resized.min() < -0.01  # the case overshoots
+    expected = ((resized.clamp(0, 1) * 255 - 128) / 128).mean((1, 2, 3))
+    torch.testing.assert_close(features[:, 0], expected)
+    assert features[:, 1].min() >= -1 and features[:, 2].max() <= 127 / 128
+
+
+def test_a_missing_or_foreign_inception_file_is_refused(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"none.pt: expected a TorchScript .* found nothing"
+    ):
+        inception_features(tmp_path / "none.pt")
+    with pytest.raises(FileNotFoundError, match=r"found a folder; use pixel_features\(\)"):
+        inception_features(tmp_path)
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.pt: expected a TorchScript file, found something"):
+        inception_features(tmp_path / "text.pt")
+
+
+@pytest.mark.skipif(
+    not os.environ.get("DREAMDA_INCEPTION"),
+    reason="DREAMDA_INCEPTION does not name the TorchScript file of FID's Inception",
+)
+def test_the_real_inception_file_tells_texture_from_noise():
+    extract = inception_features(os.environ["DREAMDA_INCEPTION"])
+    ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
+    noise = images(1, size=64)[0]
+    found = extract(torch.stack([ramp, ramp * 0.95, noise]))
+    assert found.shape == (3, 2048)
+    assert found.min() >= 0  # pooled after a ReLU
+    assert (found[0] - found[1]).norm() < 0.5 * (found[0] - found[2]).norm()
+
+
+# --- extraction
+
+
+def test_extraction_is_the_same_for_every_kind_of_source_and_batch_size():
+    x = (images(7) * 255).round().to(torch.uint8)
+    expected = x.flatten(1) / 255
+    labelled = TensorDataset(x, torch.arange(7))
+    sources = [
+        x,
+        x.float() / 255,
+        labelled,
+        DataLoader(labelled, batch_size=3),
+        [v2.to_pil_image(image) for image in x],
+        iter(x),
+        [(image, 0) for image in x],
+    ]
+    for source in sources:
+        torch.testing.assert_close(extract_features(source, pixel_features()), expected)
+    for batch_size in (1, 3, 7):
+        found = extract_features(x, pixel_features(), batch_size=batch_size)
+        torch.testing.assert_close(found, expected)
+
+
+def test_extraction_is_lazy_and_calls_in_batches():
+    read, called = [], []
+
+    class Endless(Dataset):  # like many datasets, it never raises IndexError
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            read.append(index)
+            return torch.full((1, 2, 2), index / 10), "label"
+
+    def feature_fn(batch):
+        called.append((len(batch), len(read)))
+        return batch.flatten(1)
+
+    found = extract_features(Endless(), feature_fn, batch_size=2)
+    assert called == [(2, 2), (2, 4), (1, 5)]
+    torch.testing.assert_close(found[:, 0], torch.arange(5) / 10)
+
+
+def test_images_of_mixed_size_keep_their_order():
+    values = [0.1, 0.2, 0.3, 0.4, 0.5]
+    mixed = [torch.full((3, 4 + i % 3, 6), v) for i, v in enumerate(values)]
+    found = extract_features(mixed, pixel_features(size=4), batch_size=5)
+    torch.testing.assert_close(found[:, 0], torch.tensor(values))
+    for batch_size in (1, 5):  # across batches and within one
+        with pytest.raises(ValueError, match=r"equally many features .* got 72 and 90: .*size=32"):
+            extract_features(mixed, pixel_features(), batch_size=batch_size)
+
+
+def test_pil_modes_become_what_they_show():
+    grey16 = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
+    assert grey16.mode.startswith("I")
+    red = Image.new("RGB", (2, 2), (255, 0, 0))
+    palette = red.quantize(2)
+    cases = [
+        (grey16, [0.5] * 4),
+        (Image.new("L", (2, 2), 51), [0.2] * 4),
+        (Image.new("1", (2, 2), 1), [1.0] * 4),
+        (red, [1.0] * 4 + [0.0] * 8),
+        (palette, [1.0] * 4 + [0.0] * 8),
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), [1.0] * 4 + [0.0] * 8),
+    ]
+    for image, expected in cases:
+        found = extract_features([image], pixel_features())[0]
+        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.rand(2, 3, 4, 4) * 9, r"images must lie in \[0, 1\], got .* undo any"),
+        (torch.full((2, 3, 4, 4), torch.nan), r"images must lie in \[0, 1\], got nan"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int32), r"must be uint8 or float .* got torch.int32"),
+        (torch.zeros(2, 4, 4, 4), r"with 1 or 3 channels, got shape \(4, 4, 4\)"),
+        (torch.zeros(2, 4), r"with 1 or 3 channels, got shape \(4,\)"),
+        ([Image.new("F", (2, 2))], r"16-bit grey, got a float PIL image"),
+        ([np.zeros((2, 2))], r"must be tensors or PIL images .* got ndarray"),
+        ([], r"images must hold at least one image, got none"),
+    ],
+)
+def test_bad_images_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        extract_features(bad, pixel_features())
+
+
+def test_bad_extraction_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
+        extract_features(images(), pixel_features(), batch_size=0)
+    with pytest.raises(ValueError, match=r"feature_fn must return \(B, D\), got \(5, 3, 8, 8\)"):
+        extract_features(images(), lambda batch: batch)

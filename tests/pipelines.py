@@ -1,0 +1,51 @@
+"""Tiny random pipelines in diffusers' own classes."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+
+
+def tiny_unet(channels: int = 1, num_classes: int | None = None) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=16, in_channels=channels, out_channels=channels, layers_per_block=1,
+        block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=num_classes,
+    ).eval()
+
+
+def pixel_pipeline(
+    prediction_type: str = "epsilon", num_classes: int | None = None, channels: int = 1
+) -> DDPMPipeline:
+    scheduler = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
+    return DDPMPipeline(tiny_unet(channels, num_classes), scheduler)
+
+
+def text_encoder_and_tokenizer(folder, width: int = 16):
+    transformers = pytest.importorskip("transformers")
+    characters = [chr(c) for c in range(33, 127)]
+    words = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder), model_max_length=32)
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=32, bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1, pad_token_id=len(words) - 1,
+    )
+    return transformers.CLIPTextModel(config).eval(), tokenizer
+
+
+def tiny_text_unet(width: int = 16, in_channels: int = 4) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=in_channels, out_channels=4, layers_per_block=1,
+        norm_num_groups=4,
+        block_out_channels=(8, 16), cross_attention_dim=width, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dreamda_aug import DDIMInversion, Settings
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.records.manifest import (
+    ManifestLine,
+    read_manifest,
+    settings_from_json,
+    settings_to_json,
+)
+
+LINE = ManifestLine(
+    id="00000001_0002", file="cat/00000001_0002.png", class_name="cät", label=0, seed_index=1,
+    seed_path="cat/b.png", seed_digest="ab" * 32, replica=2, epoch=0, rng_seed=0, condition=None,
+    unit=0, row=2, layout=[[0, 2], [2, 1]], settings=settings_to_json(Settings()),
+    backbone="cd" * 32, versions={"torch": "2"}, pixels="ef" * 32, distance=0.25,
+    scores={"copy": 1.5}, flags=["copy"], events=[],
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
+                                                                max_size=3),
+    max_leaves=5,
+)
+
+
+def test_a_line_comes_back_as_it_was():
+    assert ManifestLine.from_json(LINE.to_json()) == LINE
+    assert "\n" not in LINE.to_json() and LINE.to_json().isascii()
+
+
+@pytest.mark.parametrize("value", [
+    Settings(), Settings(eta=0.0, inversion=DDIMInversion(exact=False), noise_scale=None),
+])
+def test_settings_come_back_as_they_were(value):
+    assert settings_from_json(json.loads(json.dumps(settings_to_json(value)))) == value
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"inversion": {"type": "Popen"}}, "inversion is a 'Popen', which cannot be made"),
+    ({"inversion": {"type": "CycleDiffusion", "x": 1}}, "cannot make CycleDiffusion"),
+    ({"steps": -1}, "cannot make Settings from it: steps must be a positive integer"),
+    ({"temperature": 1}, "cannot make Settings"),
+])
+def test_settings_that_are_not_ours_are_refused(change, message):
+    with pytest.raises(ExpansionError, match=message):
+        settings_from_json({**settings_to_json(Settings()), **change})
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"label": "0"}, r"label must be int, got '0'"),
+    ({"label": True}, r"label must be int, got True"),
+    ({"replica": -1}, r"replica must be >= 0, got -1"),
+    ({"file": "../../etc/passwd"}, r"file must lie in the dataset's folder"),
+    ({"file": "/etc/passwd"}, r"file must lie in the dataset's folder"),
+    ({"file": "c:\\x.png"}, r"file must lie in the dataset's folder"),
+    ({"row": 3}, r"layout must list .* and reach row 3"),
+    ({"layout": [[0]]}, r"layout must list"),
+    ({"flags": [1]}, r"flags and events must be lists of text"),
+    ({"scores": {"copy": "x"}}, r"scores must be numbers"),
+    ({"seed_digest": "xy"}, r"seed_digest must be 64 hexadecimal digits"),
+    ({"extra": 1}, r"unknown: \['extra'\]"),
+])
+def test_a_damaged_line_is_named_with_what_is_wrong(tmp_path, change, message):
+    data = {**json.loads(LINE.to_json()), **change}
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(f"{LINE.to_json()}\n{json.dumps(data)}\n")
+    with pytest.raises(ExpansionError, match=rf"manifest.jsonl, line 2: .*{message}"):
+        list(read_manifest(tmp_path))
+
+
+def test_a_folder_without_manifest_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="when the same command is run again"):
+        list(read_manifest(tmp_path))
+
+
+@st.composite
+def damaged_manifests(draw) -> bytes:
+    """A good line and a damaged one, or bytes that never were a manifest."""
+    kind = draw(st.sampled_from(["bytes", "json", "field", "missing", "cut"]))
+    if kind == "bytes":
+        return draw(st.binary(min_size=1, max_size=60))
+    if kind == "json":
+        return json.dumps(draw(JSON)).encode()
+    data = json.loads(LINE.to_json())
+    name = draw(st.sampled_from(sorted(data)))
+    if kind == "field":
+        data[name] = draw(JSON)
+    elif kind == "missing":
+        del data[name]
+    text = json.dumps(data)
+    if kind == "cut":
+        text = text[: draw(st.integers(1, len(text) - 1))]
+    return f"{LINE.to_json()}\n{text}".encode()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=damaged_manifests())
+def test_whatever_the_file_holds_it_is_read_or_refused_with_file_and_line(tmp_path, data):
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(data)
+    try:
+        lines = list(read_manifest(path))
+    except ExpansionError as error:
+        assert str(error).startswith(f"{path}, line ") and len(str(error)) < 1000
+    else:
+        # a changed field may still be a good one; whatever was read can be written again
+        assert all(ManifestLine.from_json(line.to_json()) is not None for line in lines)

@@ -1,0 +1,44 @@
+"""Manifest lines, and whole datasets, without a diffusion model."""
+
+import hashlib
+import json
+
+import PIL.Image
+
+from dreamda_aug.records.manifest import ManifestLine
+
+
+def line(seed_index=0, replica=0, class_name="cat", distance=0.1, **changes):
+    """One line; what is not given is plain."""
+    name = f"{seed_index:08d}_{replica:04d}"
+    digest = hashlib.sha256(str(seed_index).encode()).hexdigest()
+    values = {
+        "id": name, "file": f"cat/{name}.png", "class_name": class_name, "label": 0,
+        "seed_index": seed_index, "seed_path": f"cat/{seed_index}.png", "seed_digest": digest,
+        "replica": replica, "epoch": 0, "rng_seed": 0, "condition": None, "unit": 0, "row": 0,
+        "layout": [[0, 1]], "settings": {}, "backbone": "x", "versions": {}, "pixels": digest,
+        "distance": distance, "scores": {}, "flags": [], "events": [],
+    }
+    return ManifestLine(**values | changes)
+
+
+def write_dataset(root, lines, *, classes=None, filters=(), where=None, skipped=(), **facts):
+    """A dataset of these lines, with grey images; the replica decides the grey level."""
+    root.mkdir(parents=True)
+    for each in lines:
+        path = root / each.file
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.new("L", (8, 8), 40 + 10 * each.replica).save(path)
+    (root / "manifest.jsonl").write_text("".join(each.to_json() + "\n" for each in lines))
+    (root / "skipped.jsonl").write_text("".join(
+        json.dumps({"unit": 0, "id": "x", "seed_path": "y", "skipped": reason}) + "\n"
+        for reason in skipped))
+    classes = classes or dict.fromkeys((each.class_name for each in lines), 1)
+    values = {
+        "format": "dreamda-expansion", "samples": len(lines) + len(skipped), "settings": {},
+        "expansion": {}, "filters": list(filters), "image_format": "folder",
+        "source": {"images": sum(classes.values()), "classes": classes, "problems": []},
+        "where": {"source": None, "backbone": "bundled", "license": "mit"} | (where or {}),
+    }
+    (root / "plan.json").write_text(json.dumps(values | facts))
+    return root

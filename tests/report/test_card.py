@@ -1,0 +1,119 @@
+import socket
+from collections import Counter
+
+import pytest
+from report.hostile import HOSTILE
+
+from dreamda_aug.backbones import BUNDLED
+from dreamda_aug.records.tally import Tally
+from dreamda_aug.report.card import dataset_card, license_of
+
+NOT_STATED = "not stated where the model lies"
+
+
+def facts(**changes):
+    where = {"source": {"spec": "/home/ann/my data/train", "data_root": "/mnt/disk/torch"},
+             "backbone": "org/model", "license": "mit"}
+    found = {
+        "source": {"images": 3, "classes": {"cat": 3}, "problems": []},
+        "settings": {"steps": 50, "guidance_interval": [0.0, 1.0], "source_prompt": ""},
+        "expansion": {"expansion_ratio": 2}, "filters": [{"name": "copy", "threshold": 0.3}],
+        "rng_seed": 0, "unit_size": 32, "image_format": "folder", "device": "cpu", "threads": 1,
+        "backbone": "abc", "versions": {"torch": "2"}, "conditions": {"cat": None}, "where": where,
+    }
+    where |= {name: changes.pop(name) for name in ("backbone", "license") if name in changes}
+    return found | changes
+
+
+def hostile_facts(text):
+    found = facts(backbone=text, license=text, conditions={text: text})
+    found["source"] = {"images": 3, "classes": {text: 1, "cat": 2}, "problems": [text]}
+    found["settings"] |= {"source_prompt": text, "inversion": {"type": text}}
+    found["expansion"] |= {"only_classes": [text]}
+    found["filters"] = [{"name": text, "classifier": text}]
+    return found
+
+
+def kinds(card):
+    markdown_it = pytest.importorskip("markdown_it")
+    reader = markdown_it.MarkdownIt("commonmark").enable("table")
+    body = card.split("---\n", 2)[2]
+    return [kind for token in reader.parse(body)
+            for kind in (token.type, *(child.type for child in token.children or ()))
+            if kind not in ("text", "text_special")]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_names_and_texts_hold_the_card_has_the_same_shape(text):
+    def tally(name):
+        return Tally(Counter({name: 2, "cat": 4}), Counter({name: 1}), Counter({name: 1}),
+                     Counter({name: 1}))
+
+    hostile = dataset_card(hostile_facts(text), tally(text))
+    tame = dataset_card(hostile_facts("dog"), tally("dog"))
+    assert hostile.count("\n") == tame.count("\n")
+    assert kinds(hostile) == kinds(tame)
+    assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds(hostile))
+    hostile.encode()
+
+
+def test_the_card_counts_and_says_what_was_done():
+    card = dataset_card(facts(conditions={"cat": "a photo of a cat"}),
+                        Tally(Counter(cat=6), Counter(copy=1), Counter(label=2)))
+    assert card.startswith("---\ntags:\n- synthetic\n---\n\n# Synthetic images")
+    for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
+                 "| cat | a photo of a cat |", "| steps | 50 |",
+                 "| filter copy | name=copy, threshold=0.3 |",
+                 "Backbone org/model: mit. The seed images' licence applies as well."):
+        assert line in card.splitlines()
+    assert "\n\n\n" not in card and "## Warnings" in card
+    quiet = dataset_card(facts(), Tally(Counter(cat=6)))
+    assert "Conditions" not in quiet and "Warnings" not in quiet and "\n\n\n" not in quiet
+
+
+def test_the_card_names_no_path_of_the_machine():
+    found = facts(backbone="/home/ann/models/sd", license="see /home/ann/models/sd/LICENSE")
+    found["source"]["problems"] = ["/home/ann/my data/train/list.csv: 2 images are missing"]
+    found["settings"]["inversion"] = "Custom(path='/srv/x/y.pt')"
+    card = dataset_card(found, Tally(Counter(cat=6)))
+    assert "/home" not in card and "/srv" not in card and "ann" not in card.split("## Licence")[1]
+    assert "Backbone sd: see sd/LICENSE." in card and "- train/list.csv: 2 images" in card
+
+
+@pytest.mark.parametrize("card, stated", [
+    ("---\nlicense: mit\n---\n# x\n", "mit"),
+    ("---\r\nlicense: 'apache-2.0'  # a comment\r\n---\r\n", "apache-2.0"),
+    ("\ufeff---\ntags:\n- a\nlicense: openrail++\n---\n", "openrail++"),
+    ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+    ("---\nlicense: other\nlicense_name: stabilityai-community\nlicense_link: LICENSE.md\n---\n",
+     "stabilityai-community (LICENSE.md)"),
+    ("---\nlicense: other\n---\n", "other"),
+    ("---\nlanguage: en\n---\n", NOT_STATED),
+    ("# no front matter\nlicense: mit\n", NOT_STATED),
+    ("---\n- a list\n---\n", NOT_STATED),
+    ("---\n1: a number\n---\n", NOT_STATED),
+    ("---\nlicense: [mit\n---\n", NOT_STATED),
+    ("---\nmodel-index: nonsense\nlicense: mit\n---\n", "mit"),
+])
+def test_the_licence_is_what_the_model_card_states(card, stated, tmp_path):
+    (tmp_path / "README.md").write_text(card, newline="")
+    assert license_of(str(tmp_path)).startswith(stated)
+
+
+def test_the_licence_is_looked_up_without_a_network(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert license_of("org/model").startswith(NOT_STATED)
+    assert license_of("StableDiffusionPipeline").startswith(NOT_STATED)
+    assert license_of("no valid: id/at/all").startswith(NOT_STATED)
+    assert license_of(BUNDLED).startswith("Apache-2.0")
+    snapshot = tmp_path / "models--org--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    assert license_of("org/model") == "mit"
