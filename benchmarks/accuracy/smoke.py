@@ -1,26 +1,27 @@
 """A task made so small that it runs in a minute, to try its reader, arms and settings."""
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accuracy_tasks import Images, Task, stratified
 from safetensors.torch import save_file
 from torchvision import models
+
+from benchmarks.accuracy.runs import Setup
+from benchmarks.accuracy.tasks import Images, Task, stratified
 
 CLASSES = 2
 
 
 @dataclass(frozen=True)
 class FewImages:
-    """The first classes of a task, and at most so many images of each.
+    """Reads the first classes of a task, and a few images of each.
 
     Attributes:
         read: the task's own reader.
-        per_class: images.
+        per_class: the largest number of images of a class, in either part.
     """
 
     read: Callable[[Path], tuple[Images, Images]]
@@ -34,15 +35,15 @@ class FewImages:
         return tuple(parts)
 
 
-def smoke(task: Task, args: argparse.Namespace) -> tuple[Task, str | None, Path | None]:
-    """The shrunken task, a backbone and pretrained weights; random ones where none are given."""
-    backbone, weights = args.backbone, args.weights
+def smoke(setup: Setup) -> Setup:
+    """The shrunken task, with a random backbone and random weights where none are given."""
+    task, backbone, weights = setup.task, setup.backbone, setup.weights
     if backbone is None and not task.backbone:
-        backbone = str(tiny_backbone(task, args.state / "tiny_backbone"))
+        backbone = str(tiny_backbone(task, setup.state / "tiny_backbone"))
     if weights is None and task.classifier.endswith("_pretrained"):
         torch.manual_seed(0)
-        args.state.mkdir(parents=True, exist_ok=True)
-        weights = args.state / "random.safetensors"
+        setup.state.mkdir(parents=True, exist_ok=True)
+        weights = setup.state / "random.safetensors"
         save_file(models.resnet18().state_dict(), weights)
     smaller = replace(
         task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=8, batch_size=6,
@@ -50,7 +51,7 @@ def smoke(task: Task, args: argparse.Namespace) -> tuple[Task, str | None, Path 
         weak_views=task.weak_views[:1],
         unlabelled=min(task.unlabelled, 10), judge=task.judge and "trained",
     )  # fmt: skip
-    return smaller, backbone, weights
+    return replace(setup, task=smaller, backbone=backbone, weights=weights)
 
 
 def tiny_backbone(task: Task, folder: Path) -> Path:

@@ -1,13 +1,14 @@
-"""What synthetic images are like, beside the accuracy that they bring: for the ablations."""
+"""What the synthetic images of an ablation look like, beside the accuracy that they bring."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accuracy_report import interval
-from accuracy_runs import Run, Setup, images_of, judge_of, pool_of, predictions
 
+from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
+from benchmarks.accuracy.training import predictions
+from benchmarks.common.statistics import interval
 from dreamda_aug.metrics import (
     SmallSampleWarning,
     classifier_features,

@@ -1,16 +1,15 @@
 """Time, memory, and what the machine could do at best."""
 
-import os
-import platform
-import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common.memory import reset_resident_peak, resident_peak
+from dreamda_aug.backbones import Backbone
 
 
 class Measured(NamedTuple):
@@ -27,11 +26,12 @@ class Measured(NamedTuple):
 
 
 def measure(function: Callable[[], Any], device: torch.device) -> Measured:
+    """Call a function once."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     else:
-        _reset_resident_peak()
+        reset_resident_peak()
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     start = clock()
@@ -39,7 +39,7 @@ def measure(function: Callable[[], Any], device: torch.device) -> Measured:
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = clock() - start
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_peak()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak()
     return Measured(result, seconds, peak)
 
 
@@ -60,7 +60,8 @@ class UnetFlops(NamedTuple):
 
 
 @torch.no_grad()
-def count_flops(backbone) -> UnetFlops:
+def count_flops(backbone: Backbone) -> UnetFlops:
+    """Count one call with one decoder row, and one with two."""
     latents = backbone.encode(torch.zeros(1, backbone.channels, *backbone.image_size))
     condition = backbone.embed([0 if backbone.condition_kind == "class" else None])
     t = backbone.schedule(1, 1.0).timesteps[0]
@@ -78,29 +79,3 @@ def count_flops(backbone) -> UnetFlops:
 
     one, two = count(1), count(2)
     return UnetFlops(encoder=2 * one - two, decoder=two - one)
-
-
-def machine(device: torch.device) -> str:
-    """What it was measured on, for people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
-    return f"{os.cpu_count()} CPU cores ({model}), {torch.get_num_threads()} thread(s)"
-
-
-def _reset_resident_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then it is the peak since the process began
-
-
-def _resident_peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

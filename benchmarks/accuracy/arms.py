@@ -1,8 +1,10 @@
-"""The arms of the accuracy study; accuracy_training.py says how one is trained."""
+"""The arms of the accuracy study; `training` says how one is trained."""
 
 from dataclasses import dataclass, field
 
-from accuracy_tasks import Task
+from benchmarks.accuracy.tasks import Task
+from benchmarks.common.amst_parts import AMSTOptions
+from dreamda_aug.amst import HeadViews
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,7 @@ class Arm:
         unlabelled: real images without labels join the pool.
         weak: of the weak view, probability of a mirrored image and largest shift, as a share of
             the image's side.
-        wrapper: arguments of `AMSTWrapper` that differ from its defaults.
-        training: arguments of `SelfTraining` that differ from `AMST_TRAINING`.
+        amst: what differs of AMST, where it labels the pool or trains on it.
     """
 
     name: str
@@ -34,8 +35,7 @@ class Arm:
     tuned_for: str = "amst"
     unlabelled: bool = False
     weak: tuple[float, float] = (0.5, 0.125)
-    wrapper: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
+    amst: AMSTOptions = field(default_factory=AMSTOptions)
 
     @property
     def is_classical(self) -> bool:
@@ -44,7 +44,7 @@ class Arm:
 
 
 # The main head, too, learns labelled images in their strong view, which is close to RandAugment.
-STRONG = {"labelled_view": "strong"}
+STRONG = AMSTOptions(HeadViews(main="strong"))
 
 ARMS = (
     Arm("real only", view="none"),
@@ -63,38 +63,21 @@ ARMS = (
     Arm("DreamDA, seed labels", "dreamda", tuned_for="seed"),
     Arm("DreamDA, soft pseudo-labels", "dreamda", "soft"),
     Arm("DreamDA + AMST", "dreamda", "amst"),
-    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", wrapper=STRONG),
+    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", amst=STRONG),
     Arm("linear probe of the backbone", labels="probe"),
-    Arm("img2img, probe labels", "img2img", "probe", tuned_for="probe", wrapper=STRONG),
-    Arm("samples from noise, probe labels", "noise", "probe", wrapper=STRONG),
-    Arm("DreamDA, probe labels", "dreamda", "probe", tuned_for="probe", wrapper=STRONG),
+    Arm("img2img, probe labels", "img2img", "probe", tuned_for="probe", amst=STRONG),
+    Arm("samples from noise, probe labels", "noise", "probe", amst=STRONG),
+    Arm("DreamDA, probe labels", "dreamda", "probe", tuned_for="probe", amst=STRONG),
     Arm("DreamDA, oracle labels", "dreamda", "oracle"),
-    # what the images of the probe's arm would be worth, were they labelled right
+    # the ceiling of the probe's arm: the same images, labelled right
     Arm("DreamDA, oracle labels on RandAugment", "dreamda", "oracle", view="RandAugment",
         tuned_for="probe"),
 )
-# Beside the AMST arms, where real images without labels are at hand.
+# Further arms of tasks that have real images without labels.
 UNLABELLED_ARMS = (
     Arm("AMST, unlabelled images", labels="amst", unlabelled=True),
     Arm("DreamDA + AMST, unlabelled images", "dreamda", "amst", unlabelled=True),
 )
-# What ablations of AMST change: arguments of AMSTWrapper and of SelfTraining.
-AMST_PARTS: dict[str, tuple[dict, dict]] = {
-    "AMST": ({}, {}),
-    "1 head": ({"head_views": ("weak",)}, {}),
-    "2 heads": ({"head_views": ("weak", "strong")}, {}),
-    "4 heads, same view": ({"head_views": ("weak",) * 4}, {}),
-    "no orthogonality": ({"orthogonality_weight": 0.0}, {}),
-    "no consistency": ({"consistency_weight": 0.0}, {}),
-    "consistency on unlabelled only": ({"consistency_on": "unlabelled"}, {}),
-    "consistency threshold 0.8": ({"consistency_threshold": 0.8}, {}),
-    "auxiliary heads frozen, no restart": ({"auxiliary_weight": 0.0}, {"restart": False}),
-    "confidence threshold 0.5": ({"confidence_threshold": 0.5}, {}),
-    "confidence threshold 0.8": ({"confidence_threshold": 0.8}, {}),
-    "confidence threshold 0.95": ({"confidence_threshold": 0.95}, {}),
-    "no restart": ({}, {"restart": False}),
-    "seed label votes": ({}, {"seed_vote": True}),
-}
 
 
 def arms_of(task: Task) -> tuple[Arm, ...]:

@@ -40,7 +40,7 @@ class Task:
         channels: 1 or 3.
         classes: how many.
         shots: pairs of labelled images per class and synthetic images per labelled one (K).
-        classifier: a key of ``accuracy_arms.CLASSIFIERS``.
+        classifier: a key of `CLASSIFIERS`.
         steps: optimizer steps of every arm, a multiple of four, AMST's stages.
         batch_size: images per step of every arm.
         learning_rate: AdamW's at its peak; cosine decay.

@@ -3,28 +3,28 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accuracy_tasks import Images, Task
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import dreamda_aug
-from dreamda_aug import Generator, Settings, load_backbone
-from dreamda_aug.generator import Request
+from benchmarks.accuracy import places
+from benchmarks.accuracy.places import Make, make_at
+from benchmarks.accuracy.tasks import Images, Task
+from dreamda_aug import Settings, load_backbone, method
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.generation import recording, sampling, tensors
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
-LIBRARY = Path(dreamda_aug.__file__).parent
 # What decides the pixels of synthetic images; a changed line means that they are made anew.
-GENERATION_CODE = [LIBRARY / f"{name}.py" for name in
-                   ("generator", "inversion", "perturbation", "sampling", "schedule",
-                    "seeding")]  # fmt: skip
+GENERATION_CODE = [
+    *sorted(Path(method.__file__).parent.glob("*.py")),
+    *(Path(module.__file__) for module in (recording, sampling, tensors, places)),
+]
 SLICE = 128  # images per file
-
-# Seed images (N, C, H, W) in [0, 1] and requests -> synthetic images.
-Make = Callable[[Tensor, Sequence[Request]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class PoolSpec:
         kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``, or
             ``"none"``.
         replicas: images per seed image; samples from noise are as many in all.
-        settings: of the generator; None for copies.
-        place: where noise enters; ``"bottleneck"``, or what `accuracy_ablations.make_at` knows.
+        settings: what images are made with; None for copies.
+        place: where noise enters; ``"bottleneck"``, or what `make_at` takes.
     """
 
     kind: str
@@ -46,6 +46,7 @@ class PoolSpec:
 
     @property
     def is_made(self) -> bool:
+        """Whether a diffusion model makes the images."""
         return self.kind in ("replicas", "noise")
 
 
@@ -55,7 +56,7 @@ class Pool:
 
     Attributes:
         pixels: (N, C, H, W) uint8, the replicas of a seed image side by side.
-        seed_labels: what the generator was told, (N,) int64; −1: nothing.
+        seed_labels: the labels that the images were made for, (N,) int64; −1: none.
         seconds: processor time that generation took.
     """
 
@@ -69,18 +70,19 @@ class Stopped(Exception):
 
 
 def code_digest(paths: Sequence[Path]) -> str:
-    """SHA-256 over the lines of some modules."""
+    """SHA-256 over some source files, shortened."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def settings_of(task: Task, strength: float, adherence: float, noise_scale: float) -> Settings:
-    """The generator's settings with a task's number of steps."""
-    return Settings(steps=task.reverse_steps, strength=strength, adherence=adherence,
-                    noise_scale=noise_scale, guidance_scale=task.guidance_scale)
+    """Settings with a task's number of steps, spaced as in the recorded results."""
+    return Settings(steps=task.reverse_steps, strength=strength, timestep_spacing="scheduler",
+                    adherence=adherence, noise_scale=noise_scale,
+                    guidance_scale=task.guidance_scale)
 
 
 def noise_settings(task: Task) -> Settings:
-    """Sampling from pure noise: all steps, deterministic, as few steps want it."""
+    """Sampling from pure noise: all steps, and deterministic, which is better with few of them."""
     return replace(settings_of(task, 1.0, 0.0, 0.0), eta=0.0)
 
 
@@ -88,19 +90,19 @@ def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[
     """Seed images in [0, 1], one request per synthetic image, and the seed labels."""
     labels = shots.labels.repeat_interleave(spec.replicas)
     images = shots.pixels.float() / 255
-    told = labels.tolist() if conditional else [None] * len(labels)
+    conditions = labels.tolist() if conditional else [None] * len(labels)
     if spec.kind == "noise":
         # a grey image is 0 to the backbone: what little of it survives in x_T changes nothing
         grey = torch.full_like(images[:1], 0.5)
-        requests = [Request(0, condition, i) for i, condition in enumerate(told)]
+        requests = [Request(0, condition, i) for i, condition in enumerate(conditions)]
         return grey, requests, labels if conditional else torch.full_like(labels, -1)
     requests = [Request(i // spec.replicas, condition, i % spec.replicas)
-                for i, condition in enumerate(told)]  # fmt: skip
+                for i, condition in enumerate(conditions)]  # fmt: skip
     return images, requests, labels
 
 
 def pool_folder(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
-                backbone) -> Path:  # fmt: skip
+                backbone: Backbone) -> Path:  # fmt: skip
     """Where the images of a pool lie: named after everything that they depend on."""
     parts = [spec, rng_seed, backbone.fingerprint, code_digest(GENERATION_CODE),
              hashlib.sha256(shots.pixels.numpy().tobytes()).hexdigest()]  # fmt: skip
@@ -108,7 +110,7 @@ def pool_folder(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed
     return state / "pools" / f"{task.name}-{spec.kind}-{rng_seed}-{key}"
 
 
-def open_backbone(task: Task, folder: str | None, device: str):
+def open_backbone(task: Task, folder: str | None, device: str) -> Backbone:
     """The task's diffusion model."""
     if not task.backbone and folder is None:
         raise SystemExit(
@@ -118,8 +120,8 @@ def open_backbone(task: Task, folder: str | None, device: str):
     return load_backbone(folder or task.backbone, device=device)
 
 
-def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int, backbone,
-              deadline: float = float("inf"), make_at=None) -> Pool:  # fmt: skip
+def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
+              backbone: Backbone | None, deadline: float = float("inf")) -> Pool:  # fmt: skip
     """Read a pool, making first what is missing of it.
 
     Raises:
@@ -142,9 +144,7 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
             if time.time() > deadline:
                 raise Stopped
             if make is None:
-                generator = Generator(backbone, spec.settings, rng_seed=rng_seed)
-                plain = spec.place == "bottleneck"
-                make = generator.augment if plain else make_at(spec.place, generator)
+                make = _make(spec, TensorSynthesizer(backbone, spec.settings, rng_seed=rng_seed))
             began = time.process_time()
             made = make(images, requests[start : start + length]).cpu()
             part = {"pixels": (made * 255).round().to(torch.uint8),
@@ -155,3 +155,10 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
         parts.append(load_file(path))
     return Pool(torch.cat([part["pixels"] for part in parts]), labels,
                 sum(part["seconds"].item() for part in parts))  # fmt: skip
+
+
+def _make(spec: PoolSpec, synthesizer: TensorSynthesizer) -> Make:
+    """What makes the images of a pool."""
+    if spec.place != "bottleneck":
+        return make_at(spec.place, synthesizer)
+    return lambda images, requests: synthesizer.synthesize(images, requests).images

@@ -1,63 +1,21 @@
 """Each switch that makes generation cheaper, on and off in one run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-from architectures import sample_images
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from measurement import measure
-from plain import PlainRows
 from torch import Tensor
 
-from dreamda_aug import Generator, Settings
-from dreamda_aug.cache import image_digest
-from dreamda_aug.generator import Request
-from dreamda_aug.seeding import derive_seed
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every run has in common.
-
-    Attributes:
-        backbone: the diffusion model.
-        settings: of exact mode.
-        batch_size: synthetic images per U-Net call.
-        replicas: K, synthetic images per seed image.
-        repeats: how often each side is timed; the median counts.
-        compiled: the same diffusion model on the same weights, compiled; None: left out.
-    """
-
-    backbone: object
-    settings: Settings
-    batch_size: int
-    replicas: int
-    repeats: int
-    compiled: object = None
-
-    def generator(self, backbone=None, batch_size: int = 0, **changes) -> Generator:
-        """A generator without a cache on disk."""
-        generator = Generator(backbone or self.backbone, replace(self.settings, **changes),
-                              batch_size=batch_size or self.batch_size)
-        # what Generator(compile=...) does too, which would compile anew for each generator
-        generator.static_shapes = backbone is not None and backbone is self.compiled
-        return generator
-
-    def work(self, samples: int) -> tuple[Tensor, list[Request]]:
-        """Seed images, and requests for their replicas."""
-        condition = {"text": "a photo", "class": 0, "none": None}[self.backbone.condition_kind]
-        requests = [Request(i // self.replicas, condition, i % self.replicas)
-                    for i in range(samples)]
-        return sample_images(self.backbone, requests[-1].image + 1), requests
-
-    def run(self, generator: Generator, samples: int = 0) -> Tensor:
-        """Inversions and all: synthetic images, (samples, C, H, W); None: one batch."""
-        return generator.augment(*self.work(samples or self.batch_size))
-
+from benchmarks.common.architectures import sample_images
+from benchmarks.common.measurement import measure
+from benchmarks.common.plain import plain_rows
+from benchmarks.speed.bench import Bench
+from dreamda_aug.backbones.unet import LatentBackbone
+from dreamda_aug.inputs.images import image_digest
+from dreamda_aug.method.seeding import derive_seed
 
 Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
@@ -68,8 +26,8 @@ class Switch(NamedTuple):
     Attributes:
         name: what is on.
         instead: what runs when it is off.
-        sides: the two runs, on and off; None where the backbone has no such switch.
-        gpu_only: means nothing on a CPU.
+        sides: gives the two runs, on and off; or None where the backbone has no such switch.
+        gpu_only: whether it changes nothing on a CPU.
     """
 
     name: str
@@ -105,39 +63,41 @@ def compare(bench: Bench, switch: Switch) -> dict:
 
 
 def cached_inversion(bench: Bench) -> Sides:
-    generator = bench.generator()
+    synthesizer = bench.synthesizer()
     images, requests = bench.work(bench.batch_size)
     digests = [image_digest(image) for image in images]
     rows = [request.image for request in requests]
-    seeds = [derive_seed(generator.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
-             for r in requests]
+    sample_seeds = [
+        derive_seed(synthesizer.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
+        for r in requests
+    ]
 
     def off() -> Tensor:
-        trajectories = generator.invert(images[rows], [digests[row] for row in rows])
-        return generator.generate(trajectories, [r.condition for r in requests], seeds)
+        trajectories = synthesizer.invert(images[rows], [digests[row] for row in rows])
+        return synthesizer.generate(trajectories, [r.condition for r in requests], sample_seeds)
 
-    return lambda: bench.run(generator), off
+    return lambda: bench.run(synthesizer), off
 
 
 def branching(bench: Bench) -> Sides:
-    on = bench.generator(update_rule="asymmetric")
-    off = bench.generator(PlainRows(bench.backbone), update_rule="asymmetric")
+    on = bench.synthesizer(update_rule="asymmetric")
+    off = bench.synthesizer(plain_rows(bench.backbone), update_rule="asymmetric")
     return lambda: bench.run(on), lambda: bench.run(off)
 
 
 def batches(bench: Bench) -> Sides:
-    on, off = bench.generator(), bench.generator(batch_size=1)
+    on, off = bench.synthesizer(), bench.synthesizer(batch_size=1)
     return lambda: bench.run(on), lambda: bench.run(off, bench.batch_size)
 
 
 def channels_last(bench: Bench) -> Sides:
-    generator, unet = bench.generator(), bench.backbone.unet
+    synthesizer, unet = bench.synthesizer(), bench.backbone.unet
     before = _memory_format(unet)
 
     def run(memory_format: torch.memory_format) -> Tensor:
         unet.to(memory_format=memory_format)
         try:
-            return bench.run(generator)
+            return bench.run(synthesizer)
         finally:
             unet.to(memory_format=before)
 
@@ -145,7 +105,7 @@ def channels_last(bench: Bench) -> Sides:
 
 
 def fused_attention(bench: Bench) -> Sides:
-    generator = bench.generator()
+    synthesizer = bench.synthesizer()
     attentions = [m for m in bench.backbone.unet.modules() if isinstance(m, Attention)]
 
     def run(processor) -> Tensor:
@@ -153,7 +113,7 @@ def fused_attention(bench: Bench) -> Sides:
         for attention in attentions:
             attention.set_processor(processor)
         try:
-            return bench.run(generator)
+            return bench.run(synthesizer)
         finally:
             for attention, old in zip(attentions, before, strict=True):
                 attention.set_processor(old)
@@ -163,7 +123,7 @@ def fused_attention(bench: Bench) -> Sides:
 
 def chunked_decode(bench: Bench) -> Sides | None:
     backbone = bench.backbone
-    if not hasattr(backbone, "decode_batch"):
+    if not isinstance(backbone, LatentBackbone):
         return None
     with torch.no_grad():
         latents = backbone.encode(sample_images(backbone, 1)).repeat(bench.batch_size, 1, 1, 1)
@@ -177,7 +137,7 @@ def chunked_decode(bench: Bench) -> Sides | None:
 
 
 def no_host_sync(bench: Bench) -> Sides:
-    generator, backbone = bench.generator(), bench.backbone
+    synthesizer, backbone = bench.synthesizer(), bench.backbone
     predict = backbone.predict
 
     def waiting(*args) -> Tensor:
@@ -187,47 +147,47 @@ def no_host_sync(bench: Bench) -> Sides:
 
     def off() -> Tensor:
         with patch.object(backbone, "predict", waiting):
-            return bench.run(generator)
+            return bench.run(synthesizer)
 
-    return lambda: bench.run(generator), off
+    return lambda: bench.run(synthesizer), off
 
 
 def pinned_copies(bench: Bench) -> Sides:
-    generator = bench.generator()
+    synthesizer = bench.synthesizer()
 
     def plainly(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
         return torch.stack(list(tensors)).to(device)
 
     def off() -> Tensor:
-        with patch("dreamda_aug.sampling._to_device", plainly):
-            return bench.run(generator)
+        with patch("dreamda_aug.generation.sampling._to_device", plainly):
+            return bench.run(synthesizer)
 
-    return lambda: bench.run(generator), off
+    return lambda: bench.run(synthesizer), off
 
 
 def partial_guidance(bench: Bench) -> Sides | None:
     if not bench.backbone.guidable:
         return None
-    on, off = bench.generator(guidance_interval=(0.2, 0.8)), bench.generator()
+    on, off = bench.synthesizer(guidance_interval=(0.2, 0.8)), bench.synthesizer()
     return lambda: bench.run(on), lambda: bench.run(off)
 
 
 def fewer_steps(bench: Bench) -> Sides:
-    on, off = bench.generator(steps=max(2, bench.settings.steps // 4)), bench.generator()
+    on, off = bench.synthesizer(steps=max(2, bench.settings.steps // 4)), bench.synthesizer()
     return lambda: bench.run(on), lambda: bench.run(off)
 
 
 def compiled(bench: Bench) -> Sides | None:
     if bench.compiled is None:
         return None
-    on, off = bench.generator(bench.compiled), bench.generator()
+    on, off = bench.synthesizer(bench.compiled), bench.synthesizer()
     return lambda: bench.run(on), lambda: bench.run(off)
 
 
 def halved_batch(bench: Bench) -> Sides | None:
     if bench.batch_size == 1:
         return None
-    on, off = bench.generator(batch_size=bench.batch_size // 2), bench.generator()
+    on, off = bench.synthesizer(batch_size=bench.batch_size // 2), bench.synthesizer()
     return lambda: bench.run(on, bench.batch_size), lambda: bench.run(off)
 
 

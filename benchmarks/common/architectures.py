@@ -1,4 +1,4 @@
-"""Backbones with random weights: speed and memory do not depend on what they have learnt."""
+"""Backbones with random weights: their speed and memory are those of trained ones."""
 
 import hashlib
 
@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DCon
 from torch import Tensor, nn
 
 from dreamda_aug import load_backbone
+from dreamda_aug.backbones import Backbone
 
 # Widths, latent side, embedding, attention heads and group norm of Stable Diffusion 1.5, from its
 # published configuration; and the same four levels about twenty times narrower.
@@ -18,7 +19,7 @@ ARCHITECTURES = {
 }
 
 
-def build(arch: str, device: str, low_memory: bool = False):
+def build(arch: str, device: str, low_memory: bool = False) -> Backbone:
     """A backbone: one of `ARCHITECTURES`, or whatever `load_backbone` takes.
 
     On CUDA it is float16 and channels_last, as one would run it there.
@@ -47,9 +48,9 @@ class RandomText(DiffusionPipeline):
         self.text_encoder = nn.Identity()
 
     def encode_prompt(self, prompt: str, device, num_images_per_prompt: int, **options):
-        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
+        rng_seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
         shape = (1, 77, self.unet.config.cross_attention_dim)
-        embedding = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        embedding = torch.randn(shape, generator=torch.Generator().manual_seed(rng_seed))
         return embedding.to(device, self.unet.dtype), None
 
 
@@ -87,7 +88,7 @@ def random_pipeline(unet, vae, side, text, heads, groups, device="cpu") -> Rando
         )
 
 
-def sample_images(backbone, count: int) -> Tensor:
+def sample_images(backbone: Backbone, count: int) -> Tensor:
     """Random seed images, (count, C, H, W) in [0, 1]."""
     shape = (count, backbone.channels, *backbone.image_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -1,100 +1,57 @@
 """How one arm of the accuracy study is trained.
 
 Every arm takes the same number of optimizer steps with the same batch size, starts from the same
-weights and sees the same labelled images. Every arm but the first two uses the weak view, mirrored
-and shifted, beneath what gives it its name: the diffusion arms so that comparing them with "flip +
-crop" shows the synthetic images alone, the classical ones because that is how they are used. How
-much of both is chosen on validation, with "flip + crop", since centred images bear little. In arms
-with a pool a third of each batch are real images, whatever the pool.
+weights and sees the same labelled images. All arms but the first two also mirror and shift images
+at random (the weak view): so the diffusion arms differ from "flip + crop" in their images alone,
+and the classical ones are used as is usual. How much an image is mirrored and shifted is chosen on
+validation, with "flip + crop": centred images lose by much of it. In arms with a pool, a third of
+each batch are real images.
 """
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accuracy_arms import Arm
-from accuracy_pools import LIBRARY, Pool
-from accuracy_tasks import Images, Split, Task
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchvision import models
 from torchvision.transforms import v2
 
+from benchmarks.accuracy import classifiers
+from benchmarks.accuracy.arms import Arm
+from benchmarks.accuracy.classifiers import CLASSIFIERS
+from benchmarks.accuracy.pools import Pool
+from benchmarks.accuracy.tasks import Images, Split, Task
+from dreamda_aug import amst
 from dreamda_aug.amst import (
-    AMSTWrapper,
     CollapseWarning,
+    Labeler,
     MixedBatchSampler,
+    RunPlan,
     SelfTraining,
     SingleHeadLabeler,
     StrongView,
     WeakView,
 )
-from dreamda_aug.seeding import derive_seed
+from dreamda_aug.method.seeding import derive_seed
 
-# The learning rate comes down so many times; the pool is labelled before the last ones.
+# The learning rate comes down this many times; the pool is labelled before the last ROUNDS of them.
 STAGES, ROUNDS = 4, 3
 POOL_SHARE = 2  # images of the pool per real one in a batch
-# What `SelfTraining` is told beside the wrapper's defaults. One labelling round: with few steps in
-# all, a restart before each would leave the last quarter of them alone to train the classifier,
-# which cost 2 to 5 points on validation.
-AMST_TRAINING = {"ratio": (1, 1.75, 0.25), "pretraining_epochs": STAGES - ROUNDS,
-                 "epochs": ROUNDS, "relabel_every": ROUNDS}  # fmt: skip
+# One labelling round: with several, and a restart before each, the
+# classifier had only the last quarter of the steps to learn, and lost 2 to 5 points on validation.
+AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=STAGES - ROUNDS, epochs=ROUNDS,
+                    relabel_every=ROUNDS)  # fmt: skip
+# A probe needs no pretraining, and its labels never change.
+PROBE_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=STAGES, relabel_every=STAGES)
 
 # What decides a classifier's weights; a changed line means that runs are made anew.
-TRAINING_CODE = [Path(__file__), LIBRARY / "amst" / "views.py", LIBRARY / "amst" / "pool.py"]
-LABELLING_CODE = sorted((LIBRARY / "amst").glob("*.py"))
-
-
-# --- classifiers
-
-
-def small_cnn(task: Task, weights: Path | None) -> nn.Module:
-    """GroupNorm: batch statistics of mixed weak, strong and synthetic images mislead."""
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.ReLU(),
-                nn.MaxPool2d(2)]  # fmt: skip
-
-    side = task.image_size // 8
-    return nn.Sequential(*block(task.channels, 16), *block(16, 32), *block(32, 64), nn.Flatten(),
-                         nn.Dropout(0.2), nn.Linear(64 * side * side, task.classes))  # fmt: skip
-
-
-def resnet18(task: Task, weights: Path | None) -> nn.Module:
-    """From scratch, for small images: a 3×3 stem, no first pooling, GroupNorm."""
-    net = models.resnet18(num_classes=task.classes, norm_layer=lambda c: nn.GroupNorm(8, c))
-    stride = 1 if task.image_size <= 32 else 2
-    net.conv1 = nn.Conv2d(task.channels, 64, 3, stride, 1, bias=False)
-    net.maxpool = nn.Identity()
-    return net
-
-
-def resnet18_pretrained(task: Task, weights: Path | None) -> nn.Module:
-    """ImageNet's weights from a local file with torchvision's names, images enlarged twice."""
-    if weights is None:
-        raise SystemExit(f"{task.name} needs --weights FILE: torchvision's resnet18 of ImageNet.")
-    net = models.resnet18()
-    if weights.suffix == ".safetensors":
-        net.load_state_dict(load_file(weights))
-    else:
-        net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    net.fc = nn.Linear(net.fc.in_features, task.classes)
-    norm = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    larger = nn.Upsample(scale_factor=2, mode="bilinear")
-    return nn.Sequential(norm, larger, net)
-
-
-CLASSIFIERS: dict[str, Callable[[Task, Path | None], nn.Module]] = {
-    builder.__name__: builder for builder in (small_cnn, resnet18, resnet18_pretrained)
-}
-
-
-# --- training
+AMST_FOLDER = Path(amst.__file__).parent
+TRAINING_CODE = [Path(__file__), Path(classifiers.__file__), AMST_FOLDER / "views.py",
+                 AMST_FOLDER / "pool.py"]  # fmt: skip
+LABELLING_CODE = sorted(AMST_FOLDER.glob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -128,12 +85,15 @@ class Training:
         rng_seed: the same for all arms of a split.
         weights: of a pretrained classifier.
         device: where it trains.
+        labeler: labels the pool of arms with ``"probe"`` labels.
     """
 
-    def __init__(self, task: Task, arm: Arm, images: Split, pool: Pool, truth: Tensor,
-                 rng_seed: int, weights: Path | None = None, device: str = "cpu"):  # fmt: skip
+    def __init__(
+        self, task: Task, arm: Arm, images: Split, pool: Pool, truth: Tensor, rng_seed: int,
+        weights: Path | None = None, device: str = "cpu", labeler: Labeler | None = None,
+    ):
         self.task, self.arm, self.images, self.truth = task, arm, images, truth
-        self.rng_seed, self.device = rng_seed, device
+        self.rng_seed, self.device, self.labeler = rng_seed, device, labeler
         torch.manual_seed(derive_seed(rng_seed, "classifier"))
         self.model = CLASSIFIERS[task.classifier](task, weights).to(device)
         self.weak = WeakView(*arm.weak)
@@ -150,7 +110,7 @@ class Training:
         began = time.process_time()
         torch.manual_seed(derive_seed(self.rng_seed, self.arm.name))
         accepted = right = None
-        if self.arm.labels == "amst":
+        if self.arm.labels in ("amst", "probe"):
             accepted, right = self._amst()
         elif self.arm.labels == "soft":
             right = self._soft()
@@ -226,17 +186,17 @@ class Training:
     def _amst(self) -> tuple[float, float | None]:
         """AMST over the pool; share accepted in the last round, and of these right."""
         period = self.task.steps // STAGES
-        strong = StrongView(weak=self.weak)
-        wrapper = AMSTWrapper(self.model, weak=self.weak, strong=strong, **self.arm.wrapper)
+        wrapper = self.arm.amst.wrap(self.model, self.weak, StrongView(weak=self.weak))
         optimizer, schedule = self._optimizer(
             wrapper.to(self.device).parameter_groups(self.task.learning_rate), period)
+        plan = PROBE_PLAN if self.arm.labels == "probe" else AMST_PLAN
+        plan = replace(plan, batch_size=self.task.batch_size, steps_per_epoch=period)
         training = SelfTraining(
             wrapper,
             TensorDataset(self.images.shots.pixels.float() / 255, self.images.shots.labels),
             TensorDataset(self.pixels.float() / 255, self.pool_labels),
-            optimizer, scheduler=schedule, batch_size=self.task.batch_size,
-            steps_per_epoch=period, truth=self.truth,
-            rng_seed=self.rng_seed, **AMST_TRAINING | self.arm.training,
+            optimizer, scheduler=schedule, plan=self.arm.amst.change(plan), labeler=self.labeler,
+            labelling=self.arm.amst.labelling, truth=self.truth, rng_seed=self.rng_seed,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)

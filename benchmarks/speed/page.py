@@ -1,30 +1,31 @@
-"""`throughput.md` from the records of `throughput.py`."""
+"""A page of Markdown from the records of ``python -m benchmarks.speed``."""
 
 import json
+import os
 from pathlib import Path
 
 FORMAT = 2
 
 
-def write_page(folder: Path) -> Path:
-    """Write ``throughput.md`` beside the folder of records.
+def write_page(folder: Path, page: Path) -> None:
+    """Write a page with a section for each record.
 
     Args:
         folder: with ``throughput_*.json``.
+        page: the Markdown file.
     """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("throughput_*.json"))]
     parts = [_section(record) for record in records if record.get("format") == FORMAT]
     head = (
-        "# Throughput\n\n*Written by `benchmarks/throughput.py` from its records in "
-        f"`{folder.name}/`; see there for what the paths are.*\n\n"
+        "# Throughput\n\n*Written by `python -m benchmarks.speed` from its records in "
+        f"`{os.path.relpath(folder, page.parent)}/`; `--help` says what the paths are.*\n\n"
         "Exact mode is the algorithm of the plain loop with its number of steps; from the same "
         "seeds the two give the same image, up to the float16 in which inversions are kept. Fast "
         "mode gives other images. Differences are of pixels in [0, 1]. With one thread on a CPU, "
         "times are processor time."
     )
-    page = folder.parent / "throughput.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join([head, *parts]) + "\n")
-    return page
 
 
 def _section(record: dict) -> str:

@@ -1,17 +1,12 @@
-"""Ablations of the accuracy study: which runs each compares, and noise in other places."""
+"""Ablations of the accuracy study: which runs each of them compares."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from accuracy_arms import AMST_PARTS, ARMS, Arm
-from accuracy_pools import Make, PoolSpec
-from torch import Tensor
-
-from dreamda_aug import DDIMInversion, Generator
-from dreamda_aug.generator import Request
-from dreamda_aug.inversion import Trajectory
-from dreamda_aug.seeding import BOTTLENECK, derive_seed, seeded_normal
+from benchmarks.accuracy.arms import ARMS, Arm
+from benchmarks.accuracy.pools import PoolSpec
+from benchmarks.common.amst_parts import AMST_PARTS, AMSTOptions
+from dreamda_aug import DDIMInversion
 
 SEED, AMST, PROBE, ORACLE = (
     next(arm for arm in ARMS if arm.name == name)
@@ -52,8 +47,10 @@ def dials(base: PoolSpec) -> list[Variant]:
 
 
 def strength(base: PoolSpec) -> list[Variant]:
-    """Images ever further from their seed image: what they are worth if their labels are right,
-    and how much of that each way to label brings."""
+    """Images ever further from their seed image, labelled in four ways.
+
+    Oracle labels show what the images are worth, the others how much of that they bring.
+    """
     return _grid(base, [(f"strength {s:g}", {"strength": s}) for s in (0.5, 0.7, 0.9)],
                  [SEED, AMST, PROBE, ORACLE])  # fmt: skip
 
@@ -81,10 +78,10 @@ def paths(base: PoolSpec) -> list[Variant]:
 
 def amst(base: PoolSpec) -> list[Variant]:
     """The parts of AMST, one at a time, on the same images."""
-    rounds = {"label every round": ({}, {"relabel_every": 1}),
-              "label every round, restart": ({}, {"relabel_every": 1, "restart": True})}
-    return [Variant(name, replace(AMST, wrapper=wrapper, training=AMST.training | training), base)
-            for name, (wrapper, training) in (AMST_PARTS | rounds).items()
+    rounds = {"label every round": AMSTOptions(relabel_every=1),
+              "label every round, restart": AMSTOptions(relabel_every=1, restart=True)}
+    return [Variant(name, replace(AMST, amst=options), base)
+            for name, options in (AMST_PARTS | rounds).items()
             if name != "no restart"]  # what these arms do anyway
 
 
@@ -109,60 +106,3 @@ ABLATIONS: dict[str, Callable[[PoolSpec], list[Variant]]] = {
     function.__name__: function
     for function in (dials, strength, place, inversion, rule, paths, amst)
 }
-
-
-def make_at(where: str, generator: Generator) -> Make:
-    """Something like `Generator.augment` whose noise enters elsewhere, from outside the library.
-
-    Args:
-        where: ``"x_T SCALE"`` mixes the noisy start with fresh noise, keeping its power:
-            sqrt(1 - scale²)·x_T + scale·noise; ``"up block SCALE"`` adds noise to the output of
-            the first up block, relative to its RMS.
-        generator: with adherence 1 and noise scale 0.
-    """
-    name, scale = where.rsplit(" ", 1)
-    inject = {"x_T": _in_start, "up block": _in_up_block}[name]
-
-    def make(images: Tensor, requests: Sequence[Request]) -> Tensor:
-        first = min(request.image for request in requests)
-        last = max(request.image for request in requests)
-        found = generator.invert(images[first : last + 1])
-        trajectories = [found[request.image - first] for request in requests]
-        seeds = [derive_seed(generator.rng_seed, request.image, request.replica)
-                 for request in requests]  # fmt: skip
-        return inject(generator, trajectories, seeds, float(scale))
-
-    return make
-
-
-def _in_start(generator: Generator, trajectories: list[Trajectory], seeds: list[int],
-              scale: float) -> Tensor:  # fmt: skip
-    shape = tuple(trajectories[0].x_T.shape)
-    noise = seeded_normal(torch.tensor(seeds), 0, BOTTLENECK, shape)
-    moved = [Trajectory(((1 - scale**2) ** 0.5 * t.x_T.float() + scale * n).to(t.x_T.dtype),
-                        t.residuals)
-             for t, n in zip(trajectories, noise, strict=True)]  # fmt: skip
-    return generator.generate(moved, seeds=seeds)
-
-
-def _in_up_block(generator: Generator, trajectories: list[Trajectory], seeds: list[int],
-                 scale: float) -> Tensor:  # fmt: skip
-    made = []
-    for start in range(0, len(seeds), generator.batch_size):
-        part = slice(start, start + generator.batch_size)
-        # a copy each: replicas that share a start would pass the first step as one row
-        starts = [replace(t) for t in trajectories[part]]
-        keys, calls = torch.tensor(seeds[part], device=generator.backbone.device), [0]
-
-        def perturb(module, inputs, h: Tensor, keys=keys, calls=calls) -> Tensor:
-            noise = seeded_normal(keys, calls[0], BOTTLENECK, tuple(h.shape[1:]))
-            calls[0] += 1
-            return h + scale * h.square().mean((1, 2, 3), keepdim=True).sqrt() * noise
-
-        hook = generator.backbone.unet.up_blocks[0].register_forward_hook(perturb)
-        try:
-            made.append(generator.generate(starts, seeds=seeds[part]))
-        finally:
-            hook.remove()
-    return torch.cat(made)
-

@@ -3,19 +3,19 @@
 import hashlib
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from accuracy_ablations import make_at
-from accuracy_arms import Arm
-from accuracy_pools import (
-    LIBRARY,
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from benchmarks.accuracy.arms import Arm
+from benchmarks.accuracy.classifiers import CLASSIFIERS
+from benchmarks.accuracy.pools import (
     Pool,
     PoolSpec,
     Stopped,
@@ -24,26 +24,25 @@ from accuracy_pools import (
     open_backbone,
     pool_folder,
 )
-from accuracy_tasks import Split, Task, split
-from accuracy_training import (
-    CLASSIFIERS,
+from benchmarks.accuracy.tasks import Images, Split, Task, split
+from benchmarks.accuracy.training import (
     LABELLING_CODE,
-    STAGES,
     TRAINING_CODE,
     Outcome,
     Training,
     accuracy,
     predictions,
 )
-from safetensors.torch import load_file, save_file
-
-from dreamda_aug.amst import SingleHeadLabeler
+from benchmarks.common.provenance import commit, machine_and_torch
+from dreamda_aug.amst import Labeler, SingleHeadLabeler
+from dreamda_aug.backbones import Backbone
 from dreamda_aug.bundled import fashion_mnist_judge
-from dreamda_aug.probe import LinearProbe, backbone_features
+from dreamda_aug.generation import probe
+from dreamda_aug.generation.probe import LinearProbe, backbone_features
 
-# Beside `TRAINING_CODE`, what decides the weights of arms whose labels are made here.
+# Where pseudo-labels are made, their code decides a classifier's weights too.
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
-                  "probe": [*LABELLING_CODE, LIBRARY / "probe.py"]}  # fmt: skip
+                  "probe": [*LABELLING_CODE, Path(probe.__file__)]}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Setup:
         backbone: folder of the diffusion model; None: the task's own.
         weights: of a pretrained classifier.
         device: where everything runs.
-        deadline: `time.time` after which nothing new is begun.
+        deadline: nothing new is begun once ``time.time()`` has passed it.
     """
 
     task: Task
@@ -89,7 +88,7 @@ class Run:
 
 
 @lru_cache(maxsize=1)
-def _data(setup: Setup):
+def _data(setup: Setup) -> tuple[Images, Images]:
     return setup.task.read(setup.data)
 
 
@@ -99,7 +98,7 @@ def _split(setup: Setup, shots: int, rng_seed: int) -> Split:
 
 
 @lru_cache(maxsize=1)
-def _backbone(setup: Setup):
+def _backbone(setup: Setup) -> Backbone:
     return open_backbone(setup.task, setup.backbone, setup.device)
 
 
@@ -113,11 +112,11 @@ def pool_of(setup: Setup, run: Run) -> Pool:
     images = images_of(setup, run)
     backbone = _backbone(setup) if run.spec.is_made else None
     return load_pool(setup.state, setup.task, run.spec, images.shots, run.rng_seed, backbone,
-                     setup.deadline, make_at)  # fmt: skip
+                     setup.deadline)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
-def judge_of(setup: Setup):
+def judge_of(setup: Setup) -> nn.Module | None:
     """The classifier that knows the true labels; None where the task has none."""
     task = setup.task
     if task.judge is None:
@@ -142,7 +141,7 @@ def judge_of(setup: Setup):
 def result_path(setup: Setup, run: Run) -> Path:
     """The file of a run's result: named after everything that it depends on."""
     task, images = setup.task, images_of(setup, run)
-    # what choices are made from does not change a run; pixels stand for the reader
+    # the candidates of choices do not change a run; pixels stand for the reader
     without = ("read", "dials", "img2img", "weak_views", "shots")
     if run.spec.is_made:
         pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
@@ -175,10 +174,9 @@ def result(setup: Setup, run: Run) -> dict:
         truth = predictions(judge, pool.pixels, setup.device)
     if time.time() > setup.deadline:
         raise Stopped
-    arm = with_labeler(setup, run.arm, images)
-    training = Training(setup.task, arm, images, pool, truth, run.rng_seed, setup.weights,
-                        setup.device)  # fmt: skip
-    outcome = training.run() if is_trained(arm) else probed(setup, images)
+    training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, setup.weights,
+                        setup.device, labeler_of(setup, run.arm, images))  # fmt: skip
+    outcome = training.run() if is_trained(run.arm) else probed(setup, images)
     found = {
         "task": setup.task.name, "arm": run.arm.name, "shots": run.shots,
         "rng_seed": run.rng_seed, "steps": outcome.steps, "pool": len(training.pixels),
@@ -187,7 +185,7 @@ def result(setup: Setup, run: Run) -> dict:
         "accepted": outcome.accepted, "labels_right": outcome.labels_right,
         "training_seconds": round(outcome.seconds, 1), "generation_seconds": round(pool.seconds, 1),
         "pool_settings": run.spec.settings and run.spec.settings.summary(),
-        "machine": machine(setup.device), "commit": commit(),
+        "machine": machine_and_torch(setup.device), "commit": commit(),
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -198,7 +196,7 @@ def result(setup: Setup, run: Run) -> dict:
 
 def is_trained(arm: Arm) -> bool:
     """Whether an arm trains the task's classifier; the probe alone does not."""
-    return arm.labels != "probe"
+    return arm.labels != "probe" or arm.pool != ""
 
 
 def probe_of(setup: Setup, images: Split) -> LinearProbe:
@@ -207,24 +205,18 @@ def probe_of(setup: Setup, images: Split) -> LinearProbe:
                        images.shots.labels, num_classes=setup.task.classes)  # fmt: skip
 
 
-def with_labeler(setup: Setup, arm: Arm, images: Split) -> Arm:
-    """The arm itself; one that a probe labels a pool for, as AMST with that labeler.
-
-    The probe's labels never change: one round, all accepted, then AMST's other terms.
-    """
+def labeler_of(setup: Setup, arm: Arm, images: Split) -> Labeler | None:
+    """The probe, for arms whose pool it labels; all its labels are accepted."""
     if arm.labels != "probe" or not arm.pool:
-        return arm
-    labeler = SingleHeadLabeler(probe_of(setup, images), soft=True)
-    once = {"labeler": labeler, "pretraining_epochs": 0, "epochs": STAGES,
-            "relabel_every": STAGES}  # fmt: skip
-    return replace(arm, labels="amst", training=arm.training | once)
+        return None
+    return SingleHeadLabeler(probe_of(setup, images), soft=True)
 
 
 def probed(setup: Setup, images: Split) -> Outcome:
     """The probe alone, in the place of a trained classifier."""
     began = time.process_time()
-    probe = probe_of(setup, images)
-    return Outcome(probe, time.process_time() - began, None, None, 0)
+    classifier = probe_of(setup, images)
+    return Outcome(classifier, time.process_time() - began, None, None, 0)
 
 
 def make_pool(setup: Setup, run: Run) -> float:
@@ -264,26 +256,12 @@ def _collect(answers: Iterable, runs: list[Run]) -> list:
     found = []
     for run, answer in zip(runs, answers, strict=True):
         found.append(answer)
-        told = run.arm.name if isinstance(answer, dict) else run.spec.kind
         if answer is None:
-            told = "not begun, the minutes are over"
+            outcome = "not begun, the minutes are over"
         elif isinstance(answer, dict):
-            told += f" {answer['validation' if run.tuning else 'test']:.3f}"
-        print(f"[{len(found)}/{len(runs)}] {run.shots} per class, rng seed {run.rng_seed}: {told}",
-              flush=True)  # fmt: skip
+            outcome = f"{run.arm.name} {answer['validation' if run.tuning else 'test']:.3f}"
+        else:
+            outcome = run.spec.kind
+        print(f"[{len(found)}/{len(runs)}] {run.shots} per class, rng seed {run.rng_seed}: "
+              f"{outcome}", flush=True)  # fmt: skip
     return found
-
-
-def machine(device: str) -> str:
-    """Processor, cores and, on CUDA, the name of the GPU."""
-    where = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    return f"{torch.cuda.get_device_name()}, {where}" if device == "cuda" else where
-
-
-@lru_cache(maxsize=1)
-def commit() -> str:
-    """The short hash of the checkout, ``+`` if tracked files are changed."""
-    answer = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-                            capture_output=True, text=True, check=False,
-                            cwd=Path(__file__).parent)  # fmt: skip
-    return answer.stdout.strip() or "unknown"

@@ -1,0 +1,1 @@
+"""Do synthetic images help a classifier, compared with what people use today?"""

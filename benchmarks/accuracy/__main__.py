@@ -1,0 +1,108 @@
+"""Does it help? Classifiers trained with synthetic images against what people use today.
+
+    python -m benchmarks.accuracy fashion_mnist --data FOLDER
+    python -m benchmarks.accuracy cifar10 --data FOLDER --export images/  # then train_backbone.py
+    python -m benchmarks.accuracy cifar10 --data FOLDER --backbone my_backbone --minutes 9
+    python -m benchmarks.accuracy fashion_mnist --data FOLDER --ablation dials
+
+Every choice (img2img's strength, DreamDA's dials) is made on labelled validation images, with an
+rng seed that is not among the reported ones; the test set is looked at once, with the final
+weights. Results, pools and choices are kept in --state: the same command goes on where the last
+one stopped, and trains again only what its code or settings have changed. Where the state is gone,
+--choices RESULT.json takes the choices from a result. Tasks and the layout of their files are in
+tasks.py, the arms in arms.py, how they are trained in training.py.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+
+from benchmarks import RESULTS
+from benchmarks.accuracy.ablations import ABLATIONS
+from benchmarks.accuracy.estimate import estimate
+from benchmarks.accuracy.pools import Stopped
+from benchmarks.accuracy.runs import Setup, judge_of
+from benchmarks.accuracy.smoke import smoke
+from benchmarks.accuracy.study import Selection, ablation, study
+from benchmarks.accuracy.tasks import TASKS, Task
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one study, one ablation, or what else is asked for."""
+    args = parse(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if args.export:
+        return export(TASKS[args.task], args.data, args.export)
+    setup = Setup(TASKS[args.task], args.data, args.state, args.backbone, args.weights,
+                  args.device, time.time() + 60 * args.minutes)  # fmt: skip
+    if args.smoke:
+        setup = smoke(setup)
+    selection = Selection(
+        args.out, tuple(args.rng_seeds),
+        tuple(args.shots or (count for count, _ in setup.task.shots)),
+        args.arms and tuple(args.arms), args.replicas, args.choices, args.processes,
+    )  # fmt: skip
+    if args.dry_run:
+        return print(estimate(setup, selection))
+    judge_of(setup)
+    try:
+        if args.ablation:
+            ablation(setup, selection, args.ablation)
+        else:
+            study(setup, selection)
+    except Stopped:
+        print(f"stopped after {args.minutes:g} minutes; the same command goes on")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.accuracy", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", type=Path, required=True, help="folder or file of the images")
+    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy",
+                        help="folder for tables, plots and JSON")
+    parser.add_argument("--state", type=Path, default=Path("build/accuracy"),
+                        help="folder for pools, runs and choices")
+    parser.add_argument("--backbone", help="folder of the diffusion model")
+    parser.add_argument("--weights", type=Path, help="of a pretrained classifier")
+    parser.add_argument("--arms", nargs="+", help="names, of an ablation's rows too; default: all")
+    parser.add_argument("--shots", nargs="+", type=int, help="all of the task by default")
+    parser.add_argument("--rng-seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"),
+                        help="begin nothing new after this time; the same command goes on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ablation", choices=ABLATIONS)
+    parser.add_argument("--choices", type=Path,
+                        help="JSON of an earlier result: take its choices, make none")
+    parser.add_argument("--replicas", type=int,
+                        help="images per labelled one in an ablation; default: the task's")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="measure unit costs, and print what all runs would take")
+    parser.add_argument("--smoke", action="store_true", help="two classes, a few steps, to try it")
+    parser.add_argument("--export", type=Path, help="write the training images here, and stop")
+    return parser.parse_args(arguments)
+
+
+def export(task: Task, data: Path, folder: Path) -> None:
+    """Write the training images as PNG, in class folders, for ``examples/train_backbone.py``.
+
+    Without labels (all in one folder) unless the backbone is to be class-conditional.
+    """
+    train, _ = task.read(data)
+    for number, (pixels, label) in enumerate(zip(train.pixels, train.labels.tolist())):
+        place = folder / (f"{label:03d}" if task.class_conditional else "images")
+        place.mkdir(parents=True, exist_ok=True)
+        to_pil_image(pixels).save(place / f"{number:06d}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The parts of AMST that ablations change, one at a time."""
+
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from dreamda_aug.amst import (
+    AMSTWrapper,
+    ConsistencyRule,
+    HeadViews,
+    LabellingRule,
+    LossWeights,
+    RunPlan,
+    VotingRule,
+)
+from dreamda_aug.amst.views import View
+
+
+@dataclass(frozen=True)
+class AMSTOptions:
+    """One way to run AMST.
+
+    Attributes:
+        views: as in `AMSTWrapper`.
+        voting: as in `AMSTWrapper`.
+        consistency: as in `AMSTWrapper`.
+        weights: as in `AMSTWrapper`.
+        labelling: as in `SelfTraining`.
+        relabel_every: as in `RunPlan`; None: as the benchmark's own plan has it.
+        restart: likewise.
+    """
+
+    views: HeadViews = field(default_factory=HeadViews)
+    voting: VotingRule = field(default_factory=VotingRule)
+    consistency: ConsistencyRule = field(default_factory=ConsistencyRule)
+    weights: LossWeights = field(default_factory=LossWeights)
+    labelling: LabellingRule = field(default_factory=LabellingRule)
+    relabel_every: int | None = None
+    restart: bool | None = None
+
+    def wrap(self, classifier: nn.Module, weak: View, strong: View) -> AMSTWrapper:
+        """A classifier with auxiliary heads."""
+        return AMSTWrapper(classifier, weak=weak, strong=strong, views=self.views,
+                           voting=self.voting, consistency=self.consistency, weights=self.weights)
+
+    def change(self, plan: RunPlan) -> RunPlan:
+        """A benchmark's own plan, with what these options change."""
+        changes = {"relabel_every": self.relabel_every, "restart": self.restart}
+        return replace(plan, **{name: value for name, value in changes.items()
+                                if value is not None})  # fmt: skip
+
+
+# Row of the table -> what differs.
+AMST_PARTS: dict[str, AMSTOptions] = {
+    "AMST": AMSTOptions(),
+    "1 head": AMSTOptions(HeadViews(("weak",))),
+    "2 heads": AMSTOptions(HeadViews(("weak", "strong"))),
+    "4 heads, same view": AMSTOptions(HeadViews(("weak",) * 4)),
+    "no orthogonality": AMSTOptions(weights=LossWeights(orthogonality=0.0)),
+    "no consistency": AMSTOptions(weights=LossWeights(consistency=0.0)),
+    "consistency on unlabelled only": AMSTOptions(
+        consistency=ConsistencyRule(images="unlabelled")),
+    "consistency threshold 0.8": AMSTOptions(consistency=ConsistencyRule(0.8)),
+    "auxiliary heads frozen, no restart": AMSTOptions(
+        weights=LossWeights(auxiliary=0.0), restart=False),
+    "confidence threshold 0.5": AMSTOptions(voting=VotingRule(confidence_threshold=0.5)),
+    "confidence threshold 0.8": AMSTOptions(voting=VotingRule(confidence_threshold=0.8)),
+    "confidence threshold 0.95": AMSTOptions(voting=VotingRule(confidence_threshold=0.95)),
+    "no restart": AMSTOptions(restart=False),
+    "seed label votes": AMSTOptions(labelling=LabellingRule(seed_vote=True)),
+}

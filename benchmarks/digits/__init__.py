@@ -1,0 +1,1 @@
+"""Does AMST learn from synthetic digits with wrong seed labels?"""

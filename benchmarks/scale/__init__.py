@@ -1,0 +1,1 @@
+"""Do planning, resuming and memory stay small when a dataset is large?"""

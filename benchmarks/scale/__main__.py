@@ -1,0 +1,64 @@
+"""Do planning, resuming and memory stay small when a dataset is large?
+
+    python -m benchmarks.scale expansion --out benchmarks/results
+    python -m benchmarks.scale memory --out benchmarks/results
+
+"expansion" expands a folder of 10,000 tiny images with a tiny model, stops half-way, and goes on.
+"memory" goes through an AugmentedDataset of 1,000 seed images and 5,000 synthetic ones, in small
+batches and in large ones.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.scale.expansion import measure_expansion
+from benchmarks.scale.memory import measure_memory
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write the record if a folder is given."""
+    args = parse(arguments)
+    torch.set_num_threads(1)
+    if args.question == "memory":
+        name = "memory"
+        record = measure_memory(args.images, args.ratio, args.steps, args.batch_sizes)
+    else:
+        name = f"expand_scale_{args.format}"
+        record = measure_expansion(args.images, args.classes, args.ratio, args.batch_size,
+                                   args.format)
+    text = json.dumps(record, indent=2)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / f"{name}.json").write_text(text + "\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.scale", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    questions = parser.add_subparsers(dest="question", required=True)
+    expansion = questions.add_parser("expansion", help="planning and resuming a large folder")
+    expansion.add_argument("--images", type=int, default=10_000)
+    expansion.add_argument("--classes", type=int, default=20)
+    expansion.add_argument("--ratio", type=int, default=2)
+    expansion.add_argument("--batch-size", type=int, default=32)
+    expansion.add_argument("--format", choices=("folder", "webdataset"), default="folder")
+    memory = questions.add_parser("memory", help="peak memory of a long run")
+    memory.add_argument("--images", type=int, default=1000)
+    memory.add_argument("--ratio", type=int, default=5)
+    memory.add_argument("--steps", type=int, default=4,
+                        help="few: memory hardly depends on them")
+    memory.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 64], help="rising")
+    for question in (expansion, memory):
+        question.add_argument("--out", type=Path, help="folder for a JSON file")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

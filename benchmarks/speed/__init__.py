@@ -1,0 +1,1 @@
+"""How fast each path and each switch is, against the released generator's cost structure."""

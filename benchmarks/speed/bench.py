@@ -1,0 +1,52 @@
+"""What all timed runs have in common."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from benchmarks.common.architectures import sample_images
+from dreamda_aug import Settings
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model, the settings, and how much is timed.
+
+    Attributes:
+        backbone: the diffusion model.
+        settings: of exact mode.
+        batch_size: synthetic images per U-Net call.
+        replicas: K, synthetic images per seed image.
+        repeats: how often each side is timed; the median counts.
+        compiled: the same diffusion model on the same weights, compiled; None: left out.
+    """
+
+    backbone: Backbone
+    settings: Settings
+    batch_size: int
+    replicas: int
+    repeats: int
+    compiled: Backbone | None = None
+
+    def synthesizer(
+        self, backbone: Backbone | None = None, batch_size: int = 0, **changes
+    ) -> TensorSynthesizer:
+        """One without a cache on disk."""
+        made = TensorSynthesizer(backbone or self.backbone, replace(self.settings, **changes),
+                                 batch_size=batch_size or self.batch_size)
+        # as TensorSynthesizer(compile=True) sets it, which would compile once more for each
+        made.static_shapes = backbone is not None and backbone is self.compiled
+        return made
+
+    def work(self, samples: int) -> tuple[Tensor, list[Request]]:
+        """Seed images, and requests for their replicas."""
+        condition = {"text": "a photo", "class": 0, "none": None}[self.backbone.condition_kind]
+        requests = [Request(i // self.replicas, condition, i % self.replicas)
+                    for i in range(samples)]
+        return sample_images(self.backbone, requests[-1].image + 1), requests
+
+    def run(self, synthesizer: TensorSynthesizer, samples: int = 0) -> Tensor:
+        """Invert and generate: synthetic images, (samples, C, H, W); 0: one batch of them."""
+        return synthesizer.synthesize(*self.work(samples or self.batch_size)).images
