@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 from torchvision.transforms import v2
 
-from dreamda_aug.amst import AMSTWrapper, StrongView
+from dreamda_aug.amst import AMSTWrapper, StrongView, VotingRule
 from dreamda_aug.bundled import CLASSES, FashionMNISTSample
 
 
@@ -32,7 +32,8 @@ class AMST(lightning.LightningModule):
     def __init__(self, classifier: nn.Module, pretraining_epochs: int, lr: float = 2e-3) -> None:
         super().__init__()
         strong = StrongView(magnitude=0.5, cutout=0.3)
-        self.wrapper = AMSTWrapper(classifier, strong=strong, confidence_threshold=0.8)
+        voting = VotingRule(confidence_threshold=0.8)
+        self.wrapper = AMSTWrapper(classifier, strong=strong, voting=voting)
         self.pretraining_epochs, self.lr = pretraining_epochs, lr
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
     python examples/amst_plain_loop.py
 
-Takes 5 labelled images per class of the bundled Fashion-MNIST sample. Its other images play the
-part of synthetic ones, of which AMST only ever sees the pixels. About a minute on two cores.
+Takes 5 labelled images per class of the bundled Fashion-MNIST sample. Its other images stand in
+for synthetic ones: AMST sees their pixels and never their labels. About a minute on two cores.
 """
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import v2
 
-from dreamda_aug.amst import AMSTWrapper, StrongView, WeakView
+from dreamda_aug.amst import AMSTWrapper, StrongView, VotingRule, WeakView
 from dreamda_aug.bundled import CLASSES, FashionMNISTSample
 
 
@@ -76,7 +76,8 @@ def main() -> None:
     print(f"labelled images alone: test accuracy {before:.3f}")
 
     # Stage 1: the auxiliary heads learn from the labelled images.
-    wrapper = AMSTWrapper(small_cnn(), weak=weak, strong=strong, confidence_threshold=0.8)
+    voting = VotingRule(confidence_threshold=0.8)
+    wrapper = AMSTWrapper(small_cnn(), weak=weak, strong=strong, voting=voting)
 
     def pretraining() -> torch.Tensor:
         i = some(len(real), 64)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
-from dreamda_aug.amst import AMSTWrapper, SelfTraining, StrongView
+from dreamda_aug.amst import AMSTWrapper, RunPlan, SelfTraining, StrongView, VotingRule
 from dreamda_aug.bundled import CLASSES, FashionMNISTSample
 
 
@@ -44,12 +44,12 @@ def main() -> None:
     pool = [i for places in by_class for i in places[5:]]
 
     strong = StrongView(magnitude=0.5, cutout=0.3)
-    wrapper = AMSTWrapper(model, strong=strong, confidence_threshold=0.8)
+    wrapper = AMSTWrapper(model, strong=strong, voting=VotingRule(confidence_threshold=0.8))
     backbone_lr = 2e-4 if args.pretrained else 2e-3
     optimizer = torch.optim.AdamW(
         wrapper.parameter_groups(lr=2e-3, backbone_lr=backbone_lr), weight_decay=1e-3
     )
-    # One restart per epoch: labels are made where the learning rate has come down.
+    # A new cosine cycle every epoch: labels are made when the learning rate is low.
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=80)
     training = SelfTraining(
         wrapper,
@@ -57,9 +57,7 @@ def main() -> None:
         Subset(train, pool),
         optimizer,
         scheduler=scheduler,
-        steps_per_epoch=80,
-        pretraining_epochs=2,
-        epochs=2,
+        plan=RunPlan(pretraining_epochs=2, epochs=2, steps_per_epoch=80),
         truth=[train.targets[i] for i in pool],
     )
     for report in training.run(checkpoint=args.checkpoint):

@@ -1,6 +1,8 @@
-"""Measure what "auto" means for the bundled backbone; writes ``weights/calibration``.
+"""Measure what the preset "recommended" means for the bundled backbone.
 
     python examples/calibrate_bundled.py --plot calibration.png
+
+Writes ``weights/calibration``.
 """
 
 import argparse
@@ -9,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dreamda_aug import Generator, calibrate
+from dreamda_aug import Synthesizer, calibrate
 from dreamda_aug.bundled import WEIGHTS, FashionMNISTSample, fashion_mnist_judge
-from dreamda_aug.calibration import calibration_key
-from dreamda_aug.pictures import plot_calibration
+from dreamda_aug.generation.calibration import calibration_key
+from dreamda_aug.report.pictures import plot_calibration
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--per-class", type=int, default=4)
@@ -24,14 +26,14 @@ torch.set_num_threads(1)
 sample = FashionMNISTSample("train")
 rows = [i for i in range(len(sample)) if i % 20 < args.per_class]
 warnings.filterwarnings("ignore", message=".*was not calibrated")
-generator = Generator("bundled", "recommended")
+synthesizer = Synthesizer("bundled", "recommended", cache=None)
 result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
-    generator=generator, classifier=fashion_mnist_judge(), replicas=args.replicas,
+    synthesizer=synthesizer, classifier=fashion_mnist_judge(), replicas=args.replicas,
     noise_scales=(0.0, 1.0, 2.0, 4.0), adherences=(1.0, 0.9, 0.8, 0.6),
     progress=lambda point: print(point, flush=True),
 )
-name = calibration_key(generator.requested_settings, generator.backbone) + ".json"
+name = calibration_key(synthesizer.requested_settings, synthesizer.backbone) + ".json"
 result.save(WEIGHTS / "calibration" / name)
 print(f"chosen: noise_scale={result.noise_scale}, adherence={result.adherence}")
 if args.plot:

@@ -20,8 +20,8 @@ from torchvision.utils import save_image
 
 from dreamda_aug import load_backbone
 from dreamda_aug.bundled import fashion_mnist_judge
-from dreamda_aug.features import classifier_features
-from dreamda_aug.metrics import frechet_distance, kernel_distance, precision_recall
+from dreamda_aug.metrics.comparison import frechet_distance, kernel_distance, precision_recall
+from dreamda_aug.metrics.features import classifier_features
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--root", type=Path, required=True, help="holds FashionMNIST/raw")

@@ -1,13 +1,14 @@
 """Train a small pixel diffusion model on your own images, as a diffusers pipeline folder.
 
     python examples/train_backbone.py --data path/to/images --image-size 64 --out my_backbone
-    python examples/train_backbone.py --dataset FashionMNIST --root data --image-size 28 --grey \\
-        --out my_backbone
+    python examples/train_backbone.py --dataset FashionMNIST --root data --first 30000 \\
+        --image-size 28 --grey --out my_backbone
 
 ``--data`` takes a folder of class folders; ``--dataset`` the name of a torchvision dataset. The
-result opens with ``dreamda_aug.load_backbone("my_backbone")`` and with
-``diffusers.DDPMPipeline.from_pretrained("my_backbone")``. Run the same command again to go on
-after an interruption: the checkpoint lies in ``OUT/checkpoint.pt``.
+model knows the classes, and a null class beside them, so that samples can be guided. The result
+opens with ``dreamda_aug.load_backbone("my_backbone")``. Run the same command again to go on after
+an interruption: the checkpoint lies in ``OUT/checkpoint.pt``. ``OUT/samples.png`` shows a row of
+guided samples for each class; ``OUT/training.json`` keeps the loss on images held out.
 """
 
 import argparse
@@ -15,15 +16,19 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
+from torchvision.utils import save_image
+from tqdm import tqdm
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,11 +37,14 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--data", type=Path, help="folder of class folders with images")
     source.add_argument("--dataset", help="name of a torchvision dataset, e.g. CIFAR10")
     parser.add_argument("--root", type=Path, default=Path("data"), help="where --dataset lies")
+    parser.add_argument("--first", type=int, help="use the first N images only, in file order")
+    parser.add_argument("--held-out", type=int, default=1000,
+                        help="the last N of them are never trained on; their loss is reported")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--image-size", type=int, default=32, help="pixels")
     parser.add_argument("--grey", action="store_true", help="one channel instead of three")
     parser.add_argument("--no-flip", action="store_true", help="train without mirrored images")
-    parser.add_argument("--class-conditional", action="store_true")
+    parser.add_argument("--unconditional", action="store_true", help="do not learn the classes")
     parser.add_argument("--label-dropout", type=float, default=0.1,
                         help="share of labels replaced by the null class (for guidance)")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128],
@@ -49,11 +57,14 @@ def parse_args() -> argparse.Namespace:
                         help="stop after this many minutes of training, if --steps is not reached")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--cooldown", type=float, default=0.3,
+                        help="share of the run, at its end, in which the learning rate falls to 0")
     parser.add_argument("--ema-decay", type=float, default=0.999)
-    parser.add_argument("--save-every", type=float, default=3.0, help="minutes")
+    parser.add_argument("--save-every", type=float, default=5.0, help="minutes")
+    parser.add_argument("--sheet-every", type=int, default=2000, help="steps")
     parser.add_argument("--threads", type=int, default=0, help="torch threads, 0: as torch likes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (GPUs)")
     parser.add_argument("--rng-seed", type=int, default=0)
     return parser.parse_args()
 
@@ -74,6 +85,14 @@ def open_dataset(args: argparse.Namespace) -> datasets.VisionDataset:
     return getattr(datasets, args.dataset)(args.root, train=True, transform=transform)
 
 
+def split(data: Dataset, first: int | None, held_out: int) -> tuple[Subset, Subset]:
+    """The images to train on and, behind them, those that are held out."""
+    count = len(data) if first is None else min(first, len(data))
+    if not 0 < held_out < count:
+        raise SystemExit(f"--held-out must lie between 1 and {count - 1}, got {held_out}")
+    return Subset(data, range(count - held_out)), Subset(data, range(count - held_out, count))
+
+
 def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
     levels = len(args.widths)
     return UNet2DModel(
@@ -87,18 +106,62 @@ def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
         attention_head_dim=32,
         norm_num_groups=8,
         # one class more than there are: the last one is the null class
-        num_class_embeds=num_classes + 1 if args.class_conditional else None,
+        num_class_embeds=None if args.unconditional else num_classes + 1,
     )
 
 
-def training_target(scheduler, x_0, eps, t):
+def denoising_loss(unet, scheduler, x_0: Tensor, eps: Tensor, t: Tensor,
+                   labels: Tensor | None) -> Tensor:
+    output = unet(scheduler.add_noise(x_0, eps, t), t, class_labels=labels).sample
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
-        return eps
-    return x_0 if kind == "sample" else scheduler.get_velocity(x_0, eps, t)
+        target = eps
+    else:
+        target = x_0 if kind == "sample" else scheduler.get_velocity(x_0, eps, t)
+    return F.mse_loss(output.float(), target)
 
 
-def endless(loader):
+def spread_timesteps(count: int, levels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random timesteps that cover all noise levels evenly, which makes the loss less noisy."""
+    places = (torch.arange(count) + torch.rand(1, generator=generator)) / count
+    return (places * levels).long()[torch.randperm(count, generator=generator)]
+
+
+@torch.no_grad()
+def held_out_loss(unet, scheduler, data: Subset, args, null_class: int | None) -> float:
+    """The loss on the held-out images, with the same noise whenever it is asked."""
+    generator, losses = torch.Generator().manual_seed(0), []
+    for images, labels in DataLoader(data, args.batch_size):
+        eps = torch.randn(images.shape, generator=generator)
+        t = spread_timesteps(len(images), scheduler.config.num_train_timesteps, generator)
+        x_0, eps, t, labels = (part.to(args.device) for part in (images, eps, t, labels))
+        labels = None if null_class is None else labels
+        losses.append(denoising_loss(unet, scheduler, x_0, eps, t, labels).item() * len(images))
+    return sum(losses) / len(data)
+
+
+@torch.no_grad()
+def draw_sheet(unet, scheduler, path: Path, null_class: int | None, rng_seed: int,
+               columns: int = 8, steps: int = 25, guidance_scale: float = 2.0) -> None:
+    """A row of guided samples for each class, by DDIM."""
+    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    ddim.set_timesteps(steps)
+    labels = torch.arange(min(null_class or 8, 10)).repeat_interleave(columns).to(unet.device)
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    generator = torch.Generator().manual_seed(rng_seed)
+    x = torch.randn(len(labels), channels, size, size, generator=generator).to(unet.device)
+    for t in ddim.timesteps:
+        if null_class is None:
+            output = unet(x, t).sample
+        else:
+            both = torch.cat([torch.full_like(labels, null_class), labels])
+            null, known = unet(torch.cat([x, x]), t, class_labels=both).sample.chunk(2)
+            output = null + guidance_scale * (known - null)
+        x = ddim.step(output, t, x).prev_sample
+    save_image((x / 2 + 0.5).clamp(0, 1), path, nrow=columns, padding=1)
+
+
+def endless(loader: DataLoader) -> Iterator:
     while True:
         yield from loader
 
@@ -109,9 +172,11 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     data = open_dataset(args)
-    class_names = list(getattr(data, "classes", []))
-    if args.class_conditional and not class_names:
-        raise SystemExit(f"--class-conditional needs a dataset with classes, {data} has none")
+    class_names = [] if args.unconditional else list(getattr(data, "classes", []))
+    if not args.unconditional and not class_names:
+        raise SystemExit(f"{data} has no classes; train with --unconditional")
+    null_class = len(class_names) or None
+    train, held_out = split(data, args.first, args.held_out)
     unet = build_unet(args, len(class_names)).to(args.device, memory_format=torch.channels_last)
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=args.prediction_type,
@@ -122,55 +187,62 @@ def main() -> None:
     ema.to(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
-    step, elapsed, loss_mean = 0, 0.0, None
+    step, elapsed, history = 0, 0.0, []
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
         unet.load_state_dict(state["unet"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
-        step, elapsed, loss_mean = state["step"], state["elapsed"], state["loss_mean"]
-        print(f"resumed at step {step}, after {elapsed / 60:.1f} min", flush=True)
+        step, elapsed, history = state["step"], state["elapsed"], state["history"]
+        torch.manual_seed(args.rng_seed + step)
 
-    def save() -> None:
-        state = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict(),
-                 "ema": ema.state_dict(), "step": step, "elapsed": elapsed,
-                 "loss_mean": loss_mean}
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+    def save(sheet: bool) -> float:
         ema.store(unet.parameters())
         ema.copy_to(unet.parameters())
+        unet.eval()
+        loss = held_out_loss(unet, scheduler, held_out, args, null_class)
+        history.append([step, round(loss, 5)])
+        if sheet:
+            draw_sheet(unet, scheduler, args.out / "samples.png", null_class, args.rng_seed)
         DDPMPipeline(unet, scheduler).save_pretrained(args.out)
+        unet.train()
         ema.restore(unet.parameters())
+        state = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict(),
+                 "ema": ema.state_dict(), "step": step, "elapsed": elapsed, "history": history}
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
         facts = {
-            "data": args.dataset or args.data.name, "images": len(data), "steps": step,
-            "minutes": round(elapsed / 60, 1), "loss": loss_mean,
+            "data": args.dataset or args.data.name, "images": len(train),
+            "held_out_images": len(held_out), "steps": step, "minutes": round(elapsed / 60, 1),
             "parameters": sum(p.numel() for p in unet.parameters()),
-            "class_names": class_names if args.class_conditional else None,
+            "class_names": class_names or None,
             "settings": {k: str(v) for k, v in vars(args).items() if k not in ("out", "root")},
+            "held_out_loss": history,
         }
         (args.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        return loss
 
-    loader = DataLoader(data, args.batch_size, shuffle=True, drop_last=True)
-    started = last_save = last_print = time.monotonic()
-    before = elapsed
+    loader = DataLoader(train, args.batch_size, shuffle=True, drop_last=True)
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=10)
+    started = last_save = time.monotonic()
+    before, first_step, loss_mean, on_held_out = elapsed, step, None, None
     for images, labels in endless(loader):
         progress = max(step / args.steps, elapsed / 60 / args.minutes)
         if progress >= 1:
             break
-        decay = 0.5 + 0.5 * math.cos(math.pi * progress)
-        rate = args.learning_rate * min(1, (step + 1) / 200) * decay
-        optimizer.param_groups[0]["lr"] = rate
+        rate = args.learning_rate * min(1, (step - first_step + 1) / 200)
+        optimizer.param_groups[0]["lr"] = rate * min(1, (1 - progress) / max(args.cooldown, 1e-9))
         x_0 = images.to(args.device).contiguous(memory_format=torch.channels_last)
         eps = torch.randn_like(x_0)
-        t = torch.randint(scheduler.config.num_train_timesteps, (len(x_0),), device=args.device)
-        if args.class_conditional:
+        t = spread_timesteps(len(x_0), scheduler.config.num_train_timesteps).to(args.device)
+        if null_class is None:
+            labels = None
+        else:
             labels = labels.to(args.device)
             dropped = torch.rand(len(labels), device=args.device) < args.label_dropout
-            labels = torch.where(dropped, len(class_names), labels)
+            labels = torch.where(dropped, null_class, labels)
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
-            x_t = scheduler.add_noise(x_0, eps, t)
-            out = unet(x_t, t, class_labels=labels if args.class_conditional else None).sample
-        loss = F.mse_loss(out.float(), training_target(scheduler, x_0, eps, t))
+            loss = denoising_loss(unet, scheduler, x_0, eps, t, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -180,15 +252,15 @@ def main() -> None:
         now = time.monotonic()
         elapsed = before + now - started
         loss_mean = loss.item() if loss_mean is None else 0.99 * loss_mean + 0.01 * loss.item()
-        if now - last_print > 20:
-            last_print = now
-            print(f"step {step}/{args.steps}  {elapsed / 60:.1f} min  loss {loss_mean:.4f}  "
-                  f"lr {rate:.1e}", flush=True)
-        if now - last_save > 60 * args.save_every:
+        bar.update()
+        bar.set_postfix(loss=f"{loss_mean:.4f}", held_out=on_held_out, refresh=False)
+        sheet = step % args.sheet_every == 0
+        if sheet or now - last_save > 60 * args.save_every:
             last_save = now
-            save()
-    save()
-    print(f"done: {step} steps, loss {loss_mean:.4f}, saved to {args.out}")
+            on_held_out = f"{save(sheet):.4f}"
+    on_held_out = save(sheet=True)
+    bar.close()
+    print(f"done: {step} steps, held-out loss {on_held_out:.4f}, saved to {args.out}")
 
 
 if __name__ == "__main__":
