@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamda_aug.backbones.schedules import Spacing
 from dreamda_aug.backbones.tap import BottleneckTap
@@ -38,8 +38,10 @@ class Backbone(Protocol):
     image_size: tuple[int, int]
     channels: int
     tap: BottleneckTap
-    in_tiles: bool
     low_memory: bool
+
+    @property
+    def in_tiles(self) -> bool: ...
 
     @property
     def fingerprint(self) -> str:
@@ -111,13 +113,14 @@ class Backbone(Protocol):
         ...
 
 
-def check_unet(unet: nn.Module) -> None:
+def check_unet(unet: Any) -> None:
     """Refuse a denoiser that has no bottleneck to perturb, with a reason."""
     kind = type(unet).__name__
-    if getattr(unet, "mid_block", None) is None or not hasattr(unet, "up_blocks"):
+    if not all(hasattr(unet, name) for name in ("down_blocks", "mid_block", "up_blocks")):
         raise BackboneError(
-            f"{kind} has no U-Net bottleneck (mid_block and up_blocks), which is where the "
-            "perturbation enters. Use a U-Net backbone such as Stable Diffusion 1.x, 2.x or XL."
+            f"{kind} has no U-Net bottleneck (down_blocks, mid_block and up_blocks), which is "
+            "where the perturbation enters. Use a U-Net backbone such as Stable Diffusion 1.x, 2.x "
+            "or XL."
         )
     channels, out = unet.config.in_channels, unet.config.out_channels
     if out not in (channels, 2 * channels):

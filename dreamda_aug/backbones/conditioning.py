@@ -72,7 +72,7 @@ class ClassConditioning:
                 )
             return self.null_class
         if isinstance(condition, str):
-            if condition not in (self.class_names or ()):
+            if self.class_names is None or condition not in self.class_names:
                 raise BackboneError(
                     f"{self.name} knows the classes {self.class_names}, got {condition!r}; "
                     "pass class_names that match, or integer labels."
@@ -133,13 +133,14 @@ class TextConditioning:
 
     def _embed_new(self, conditions: Sequence[Condition]) -> list[str]:
         """The conditions as prompts, all of them embedded."""
+        prompts = []
         for condition in conditions:
-            if not isinstance(condition, str | None):
+            if condition is not None and not isinstance(condition, str):
                 raise BackboneError(
                     f"{self.name} takes text prompts, got {condition!r}; pass class_names so that "
                     "labels can be put into words."
                 )
-        prompts = [condition or "" for condition in conditions]
+            prompts.append(condition or "")
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embedded:
                 self._embedded[prompt] = self._embed_prompt(prompt)
@@ -173,3 +174,6 @@ class TextConditioning:
             )
             condition["timestep_cond"] = embedding.to(unet.device, unet.dtype)
         return condition
+
+
+Conditioning = NoConditioning | ClassConditioning | TextConditioning

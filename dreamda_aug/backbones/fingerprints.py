@@ -76,7 +76,7 @@ def digest_of(values: dict[str, Tensor]) -> str:
     for name, value in sorted(values.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -99,7 +99,8 @@ class BackboneSpec:
                 class_names = _class_names(facts)
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             where = place if place.exists() else self.name
-            pipeline = _open_pipeline(where, self.dtype, self.variant, self.config, device)
+            pipeline = _open_pipeline(
+                where, _dtype(self.dtype), self.variant, self.config, device)
             pipeline = pipeline.to(device)
         if getattr(pipeline, "unet", None) is None:
             raise BackboneError(
@@ -155,14 +156,12 @@ def _device(device: torch.device | str | None) -> torch.device | None:
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is not None and found not in (torch.float16, torch.bfloat16, torch.float32):
-        found = dtype
-    if dtype is not None and not isinstance(found, torch.dtype):
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(
             f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype!r}.")
-    if isinstance(found, torch.dtype) and not found.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}.")
     return found
 
 
@@ -220,7 +219,7 @@ def _open_pipeline(
         if isinstance(source, Path) and source.is_file():
             if source.suffix != ".safetensors":
                 raise ValueError("only .safetensors files are opened: nothing is unpickled")
-            kind = diffusers.StableDiffusionPipeline
+            kind: Any = diffusers.StableDiffusionPipeline
             with safetensors.safe_open(source, "pt") as file:
                 if any(name.startswith("conditioner.embedders.1") for name in file.keys()):
                     kind = diffusers.StableDiffusionXLPipeline

@@ -1,5 +1,7 @@
 """The hooks that reach into a diffusion model: perturb its bottleneck, and branch there."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,9 @@ class BottleneckTap:
     perturbation, so the U-Net sees each such input once, and the tap hands the decoder several
     rows for it. Tried against the plain U-Net it gives the same output bit for bit.
 
+    The bottleneck is the mid block's output; in U-Nets without one (SSD-1B, BK-SDM Small and Tiny),
+    that of the deepest down block. Skip connections stay as they are.
+
     Args:
         unet: a diffusers ``UNet2DModel`` or ``UNet2DConditionModel``.
 
@@ -26,14 +31,15 @@ class BottleneckTap:
         fired: whether the bottleneck was reached since `set`.
     """
 
-    def __init__(self, unet: nn.Module):
+    def __init__(self, unet: Any):
         self.perturbation: Perturbation | None = None
         self.rows: Tensor | None = None
         self.arguments: dict[str, Tensor] = {}
         self.clean_rows = self.input_rows = 0
         self.encoder_rows = self.decoder_rows = 0
         self.fired = False
-        self._handles = [unet.mid_block.register_forward_hook(self._on_bottleneck)]
+        deepest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
+        self._handles = [deepest.register_forward_hook(self._on_bottleneck)]
         for block in unet.up_blocks:
             self._handles.append(
                 block.register_forward_pre_hook(self._on_decoder, with_kwargs=True)
@@ -80,8 +86,14 @@ class BottleneckTap:
                 "with torch.compiler.reset()."
             )
 
-    def _on_bottleneck(self, module: nn.Module, inputs: tuple, h: Tensor) -> Tensor:
+    def _on_bottleneck(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         self.fired = True
+        # a down block gives its skip connections too
+        if isinstance(output, tuple):
+            return (self._perturbed(output[0]), *output[1:])
+        return self._perturbed(output)
+
+    def _perturbed(self, h: Tensor) -> Tensor:
         if self.rows is not None:
             h = h[self.rows]
         if self.perturbation is not None:
@@ -89,14 +101,16 @@ class BottleneckTap:
             h = torch.cat([clean, self.perturbation(h[self.clean_rows :], **self.arguments)])
         return h
 
-    def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _on_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.rows is None:
             return args, kwargs
         # hidden states have branched already; diffusers gives them first, or by name
         kwargs = {k: v if k == "hidden_states" else self._branch(v) for k, v in kwargs.items()}
         return (*args[:1], *(self._branch(value) for value in args[1:])), kwargs
 
-    def _branch(self, value):
+    def _branch(self, value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(self._branch(v) for v in value)
         if torch.is_tensor(value) and value.ndim > 0 and len(value) == self.input_rows:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dreamda_aug.backbones.base import Condition, check_unet
 from dreamda_aug.backbones.conditioning import (
     ClassConditioning,
+    Conditioning,
     NoConditioning,
     TextConditioning,
 )
@@ -34,8 +35,8 @@ class _UNetBackbone:
 
     is_pixel_model = True
     image_size: tuple[int, int]
-    in_tiles = False
-    low_memory = False
+    channels: int
+    low_memory: bool = False
 
     def __init__(
         self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
@@ -47,7 +48,7 @@ class _UNetBackbone:
         self._fingerprint = Fingerprint(*self._identifying())
         self.tap = BottleneckTap(self.unet)
         if hasattr(pipeline, "encode_prompt"):
-            self.conditioning = TextConditioning(pipeline, name, self.image_size)
+            self.conditioning: Conditioning = TextConditioning(pipeline, name, self.image_size)
         elif self.unet.config.get("num_class_embeds"):
             self.conditioning = ClassConditioning(self.unet, name, class_names, null_class)
         else:
@@ -59,6 +60,11 @@ class _UNetBackbone:
     def _identifying(self) -> tuple[nn.Module, ...]:
         """The modules that an inversion depends on, beside the condition's embedding."""
         return (self.unet,)
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether images are encoded in tiles, which gives other latents."""
+        return False
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +113,7 @@ class _UNetBackbone:
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        inputs = {name: value.to(self.dtype) if value.is_floating_point() else value
+        inputs: dict[str, Any] = {name: value.to(self.dtype) if value.is_floating_point() else value
                   for name, value in condition.items()}
         added = {name: inputs.pop(name) for name in _ADDED if name in inputs}
         if added:
@@ -275,7 +281,9 @@ class LatentBackbone(_UNetBackbone):
     def in_tiles(self) -> bool:
         """Whether the VAE works in tiles, which see their own borders and give other latents."""
         tile = getattr(self.vae, "tile_sample_min_size", None)
-        return getattr(self.vae, "use_tiling", False) and max(self.image_size) > tile
+        if tile is None or not getattr(self.vae, "use_tiling", False):
+            return False
+        return max(self.image_size) > int(tile)
 
     @contextmanager
     def _vae_at_hand(self) -> Iterator[None]:
@@ -329,4 +337,7 @@ def latent_range(vae: Any) -> tuple[Tensor, Tensor]:
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

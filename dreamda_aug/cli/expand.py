@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -115,7 +114,7 @@ def _expand(args: argparse.Namespace) -> int:
 
         print("\n".join(estimate(expansion).lines()))
         return 0
-    bar = _Bar() if number == 0 and sys.stderr.isatty() else None
+    bar = _Bar() if number == 0 else None
     summary = expansion.run(args.out, new=args.new, shard=args.shard, progress=bar)
     if bar:
         bar.close()
@@ -151,25 +150,21 @@ def _regenerate(args: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """Rate and remaining time on one line of a terminal."""
+    """Images, rate and remaining time on one line of a terminal; silent elsewhere."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=" images", disable=None)
 
     def __call__(self, progress: "Progress") -> None:
-        text = f"{progress.done}/{progress.total} images"
-        if progress.made:
-            rate = progress.made / progress.seconds
-            left = (progress.total - progress.done) / rate
-            text += f", {rate:.3g}/s, {_time(left)} left"
-        width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-        print("\r" + text[:width].ljust(min(width, 60)), end="", file=sys.stderr, flush=True)
+        self._bar.total = progress.total
+        # what lay there already is not counted into the rate
+        self._bar.initial = progress.done - progress.made
+        self._bar.update(progress.done - self._bar.n)
 
     def close(self) -> None:
-        print(file=sys.stderr)
-
-
-def _time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+        self._bar.close()
 
 
 def _read_names(path: Path) -> list[str]:

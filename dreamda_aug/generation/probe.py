@@ -82,6 +82,11 @@ class LinearProbe(nn.Module):
     Source: ours; the probe is the usual one of representation learning.
     """
 
+    mean: Tensor
+    deviation: Tensor
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self,
         features: FeatureFunction,

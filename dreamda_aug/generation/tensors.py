@@ -171,18 +171,18 @@ class TensorSynthesizer:
             # replicas of an image may go on in the next batch: keep what this one uses, no more
             found = {source: found[source] for source in condition_of if source in found}
             new = [source for source in condition_of if source not in found]
-            made = self._invert(
+            inverted = self._invert(
                 images[[i for i, _, _ in new]], [digests[i] for i, _, _ in new],
                 [path for _, path, _ in new], [condition_of[source] for source in new],
             )
-            found.update(zip(new, made, strict=True))
+            found.update(zip(new, inverted, strict=True))
             seeds = [derive_seed(self.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
                      for r in part]
             trajectories, conditions = [found[s] for s in sources], [r.condition for r in part]
 
             def make_rows(rows: Sequence[int]) -> Tensor:
-                return self._generate(*([values[i] for i in rows]
-                                        for values in (trajectories, conditions, seeds)))
+                return self._generate([trajectories[i] for i in rows],
+                                      [conditions[i] for i in rows], [seeds[i] for i in rows])
 
             made = make_rows(range(len(part)))
             acts = guard(made, images[[r.image for r in part]], self.backbone, make_rows)
@@ -306,7 +306,7 @@ class TensorSynthesizer:
                 if self.cache is not None:
                     self.cache.put(keys[i], trajectory.tensors())
         self.inversions += len(missing)
-        return found
+        return [trajectory for trajectory in found if trajectory is not None]
 
     @torch.no_grad()
     def _generate(
@@ -314,12 +314,14 @@ class TensorSynthesizer:
         seeds: Sequence[int], noise_scales: Sequence[float] | None = None,
     ) -> Tensor:
         count = len(seeds)
+        assert self.settings.noise_scale is not None
         scales = [self.settings.noise_scale] * count if noise_scales is None else noise_scales
-        inputs = [trajectories, conditions, seeds, scales]
         if self.static_shapes:
-            inputs = [pad(values, self.batch_size) for values in inputs]
-        latents = sample(self.backbone, self.settings, self.schedule, *inputs,
-                         share_first_step=not self.static_shapes)
+            trajectories, conditions = (pad(trajectories, self.batch_size),
+                                        pad(conditions, self.batch_size))
+            seeds, scales = pad(seeds, self.batch_size), pad(scales, self.batch_size)
+        latents = sample(self.backbone, self.settings, self.schedule, trajectories, conditions,
+                         seeds, scales, share_first_step=not self.static_shapes)
         return self.backbone.decode(latents[:count])
 
     def _count(self, events: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ serves all of them, with either update rule and any eta, and a recorded residual
 the solver's deterministic part missed, replays exactly with any of them.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -120,7 +121,10 @@ class Solver:
         return Prediction(schedule.clean_of(eps, x_t, step), eps)
 
 
-def _each(combine, now: Predictions, other: Predictions, x_t: Tensor, step: int) -> Predictions:
+def _each(
+    combine: Callable[[Prediction, Prediction, Tensor, int], Prediction],
+    now: Predictions, other: Predictions, x_t: Tensor, step: int,
+) -> Predictions:
     """Combine perturbed with perturbed predictions, and clean with clean ones."""
     perturbed = combine(now.perturbed, other.perturbed, x_t, step)
     if now.clean is now.perturbed:

@@ -93,7 +93,7 @@ def test_models_without_a_bottleneck_are_refused_with_a_reason():
     with pytest.raises(BackboneError, match="has no U-Net, so there is no bottleneck"):
         load_backbone(transformer)
     headless = pixel_pipeline()
-    headless.unet.mid_block = None
+    del headless.unet.mid_block
     with pytest.raises(BackboneError, match="has no U-Net bottleneck"):
         load_backbone(headless)
 

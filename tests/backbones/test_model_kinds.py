@@ -67,6 +67,13 @@ def sd_turbo(folder):
     return pipeline
 
 
+def without_mid_block(folder):
+    """As BK-SDM Small and Tiny, and SSD-1B."""
+    pipeline = sd_1(folder)
+    pipeline.register_modules(unet=text_unet(mid_block_type=None))
+    return pipeline
+
+
 def sdxl(folder):
     encoder, tokenizer = text_encoder_and_tokenizer(folder)
     torch.manual_seed(1)
@@ -125,7 +132,7 @@ def pixels_class_conditional(folder):
     return pixel_pipeline(num_classes=5, channels=3)
 
 
-SAVED = [sd_1, sd_2, sd_turbo, sdxl, lcm, latent_unconditional, pixels]
+SAVED = [sd_1, sd_2, sd_turbo, without_mid_block, sdxl, lcm, latent_unconditional, pixels]
 KINDS = [*SAVED, latent_class_conditional, pixels_class_conditional]
 
 

@@ -180,7 +180,8 @@ def test_plain_datasets_take_a_transform_of_their_own(augment):
     (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2, 1, 4, 4)), a)[0], ValueError,
      r"must give \(image, label\), sample 0 is a tuple of length 1"),
     (lambda f, a: AugmentedDataset(f, a)[999], IndexError, "index 999 is outside a dataset of 24"),
-    (lambda f, a: AugmentedDataset(f, a).set_epoch(-1), ValueError, "epoch must be a .* >= 0, got -1"),
+    (lambda f, a: AugmentedDataset(f, a).set_epoch(-1), ValueError,
+     "epoch must be .*>= 0.* got -1"),
     (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2), torch.rand(2)), a).classes,
      AttributeError, "TensorDataset has no classes"),
 ])

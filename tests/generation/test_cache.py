@@ -146,7 +146,7 @@ def test_kill_at_any_moment_leaves_a_readable_cache_also_with_two_writers(tmp_pa
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(max_bytes=0), "max_bytes must be positive or None, got 0"),
+    (dict(max_bytes=0), "max_bytes must be an integer >= 1, got 0"),
     (dict(on_damage="ignore"), "on_damage must be 'error' or 'rebuild', got 'ignore'"),
 ])
 def test_wrong_arguments_are_refused(tmp_path, wrong, message):

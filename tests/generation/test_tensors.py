@@ -180,7 +180,7 @@ def test_every_preset_runs_on_every_kind_of_backbone(preset, pixel, text):
 
 
 def test_batch_size_must_be_positive(pixel):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
         TensorSynthesizer(pixel, "paper", batch_size=0)
 
 

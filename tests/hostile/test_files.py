@@ -49,7 +49,7 @@ def test_a_damaged_model_is_named(folder, name, damage):
 
 
 @pytest.mark.parametrize("text", [*DAMAGE.values(), b'{"class_names": "cat"}',
-                                  b'{"class_names": [1, 2]}'], ids=repr)
+                                  b'{"class_names": [1, 2]}'])
 def test_damaged_training_facts_are_named(folder, text):
     path = folder / "training.json"
     path.write_bytes(text)
@@ -64,8 +64,7 @@ def test_damaged_training_facts_are_named(folder, text):
 
 
 @pytest.mark.parametrize("text", [*DAMAGE.values(), b'{"points": []}', json.dumps({
-    "noise_scale": "much", "adherence": 0.5, "target": "", "met": True, "points": []}).encode()],
-    ids=repr)
+    "noise_scale": "much", "adherence": 0.5, "target": "", "met": True, "points": []}).encode()])
 def test_a_damaged_calibration_is_named(tmp_path, text):
     path = tmp_path / "calibration.json"
     path.write_bytes(text)

@@ -48,7 +48,7 @@ def test_a_file_name_stands_in_a_dict_or_is_found_by_a_function():
     (3, picture("L"), 3), (3, IMAGE, 3), ("cat", IMAGE, "cat"), ("cat", BATCH, "cat"),
     (torch.tensor(3), IMAGE, 3), (torch.tensor([3, 5]), BATCH, 5), ([3, 5], BATCH, 5),
     (["cat", "dog"], BATCH, "dog"), (3, BATCH, 3), (None, BATCH, None),
-], ids=repr)
+])
 def test_each_image_of_a_batch_has_its_own_label(labels, image, expected):
     found = label_of(labels, 1, image)
     assert found == expected and type(found) is type(expected)

@@ -43,7 +43,7 @@ def test_settings_come_back_as_they_were(value):
 @pytest.mark.parametrize("change, message", [
     ({"inversion": {"type": "Popen"}}, "inversion is a 'Popen', which cannot be made"),
     ({"inversion": {"type": "CycleDiffusion", "x": 1}}, "cannot make CycleDiffusion"),
-    ({"steps": -1}, "cannot make Settings from it: steps must be a positive integer"),
+    ({"steps": -1}, "cannot make Settings from it: steps must be an integer >= 1"),
     ({"temperature": 1}, "cannot make Settings"),
 ])
 def test_settings_that_are_not_ours_are_refused(change, message):

@@ -1,4 +1,4 @@
-"""How long a browser needs to open a report: python tests/report/measure_load.py PAGE [RUNS].
+"""How long a browser needs to open a report: python -m benchmarks.speed.report_load PAGE [RUNS].
 
 A benchmark, not a test. It speaks the DevTools protocol with a headless Chromium through pipes.
 """
