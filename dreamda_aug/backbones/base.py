@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from dreamda_aug.method.schedule import NoiseSchedule
 Condition = str | int | None
 
 
-@runtime_checkable
 class Backbone(Protocol):
     """A diffusion model with a bottleneck; see `PixelBackbone` and `LatentBackbone`.
 
@@ -111,6 +110,21 @@ class Backbone(Protocol):
     def unsafe(self, images: Tensor) -> Tensor:
         """Which images (B, C, H, W) a safety checker rejects, (B,) bool on the CPU."""
         ...
+
+
+@runtime_checkable
+class _Tapped(Protocol):
+    """What no pipeline and no name has."""
+
+    tap: BottleneckTap
+
+
+def is_backbone(value: Any) -> TypeGuard[Backbone]:
+    """Whether it is a loaded backbone, and not a source of one.
+
+    The tap decides: a check of every member would read its fingerprint, and hash all weights.
+    """
+    return isinstance(value, _Tapped)
 
 
 def check_unet(unet: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import BUNDLED, Backbone, BackboneSpec
+from dreamda_aug.backbones import BUNDLED, Backbone, BackboneSpec, is_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, open_cache
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
@@ -84,7 +84,7 @@ class Synthesizer:
         **overrides: Any,
     ):
         self._source: Backbone | BackboneSpec
-        if isinstance(backbone, Backbone | BackboneSpec):
+        if isinstance(backbone, BackboneSpec) or is_backbone(backbone):
             if low_memory or (device, dtype) != (None, None):
                 raise ValueError(
                     "device, dtype and low_memory belong to loading, and this backbone is loaded "

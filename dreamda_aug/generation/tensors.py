@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import Backbone, BackboneSpec, Condition
+from dreamda_aug.backbones import Backbone, BackboneSpec, Condition, is_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, cache_key
 from dreamda_aug.generation.calibration import resolve_calibrated
@@ -376,6 +376,6 @@ class TensorSynthesizer:
 
 def as_backbone(value: Any) -> Backbone:
     """The backbone itself, or the one that a specification or a source stands for."""
-    if isinstance(value, Backbone):
+    if is_backbone(value):
         return value
     return (value if isinstance(value, BackboneSpec) else BackboneSpec(value)).load()

@@ -181,7 +181,8 @@ def settings_from_json(data: dict[str, Any]) -> Settings:
     Raises:
         ExpansionError: a value is of a class that is not ours, or breaks a rule.
     """
-    values: dict[str, Any] = {}
+    # records of before 0.2 say nothing of these, and were made so
+    values: dict[str, Any] = {"solver": "ddim", "timestep_spacing": "scheduler"}
     for name, value in data.items():
         if isinstance(value, dict):
             kind = value.get("type")

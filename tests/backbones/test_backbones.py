@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline
 from pipelines import pixel_pipeline
 
 from dreamda_aug import DreamDAugment, load_backbone
-from dreamda_aug.backbones import Backbone, BackboneSpec, conditioning
+from dreamda_aug.backbones import BackboneSpec, conditioning, is_backbone
 from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
 from dreamda_aug.errors import BackboneError
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
@@ -276,7 +276,7 @@ def test_a_specification_loads_what_its_options_say(tmp_path):
     pixel_pipeline(num_classes=4).save_pretrained(tmp_path)
     spec = BackboneSpec(tmp_path, device="cpu", dtype=torch.bfloat16, null_class=3)
     backbone = spec.load()
-    assert isinstance(backbone, Backbone) and backbone.name == spec.name == str(tmp_path)
+    assert is_backbone(backbone) and backbone.name == spec.name == str(tmp_path)
     assert backbone.dtype == torch.bfloat16 and backbone.guidable
     assert BackboneSpec(pixel_pipeline()).name == "DDPMPipeline"
 
@@ -333,3 +333,13 @@ def test_weights_on_the_meta_device_are_refused(sd_pipeline):
     pipeline.unet = tiny_text_unet().to("meta")
     with pytest.raises(BackboneError, match="weights on the meta device"):
         load_backbone(pipeline)
+
+
+def test_telling_a_backbone_from_a_source_hashes_no_weights(bundled, monkeypatch):
+    def refuse(self):
+        raise AssertionError("the weights were hashed")
+
+    monkeypatch.setattr(PixelBackbone, "fingerprint", property(refuse))
+    assert is_backbone(bundled)
+    for source in ("bundled", BackboneSpec(), pixel_pipeline(), None):
+        assert not is_backbone(source)

@@ -482,7 +482,7 @@ def test_the_expansion_refuses_bad_arguments(train, augment):
         Expansion(train, augment, 1, image_format="zip")
     with pytest.raises(ValueError, match="shard_samples must be an integer >= 1, got 0"):
         Expansion(train, augment, 1, shard_samples=0)
-    with pytest.raises(ValueError, match="threads must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="threads must be an integer >= 1 and <= 4095, got 0"):
         Expansion(train, augment, 1, threads=0)
     with pytest.raises(ValueError, match="shard must be"):
         expand(train, "nowhere", augment, 1, shard=(2, 2))

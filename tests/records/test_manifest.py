@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamda_aug import DDIMInversion, Settings
+from dreamda_aug import PRESETS, DDIMInversion, Settings
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.records.manifest import (
     ManifestLine,
@@ -111,3 +111,9 @@ def test_whatever_the_file_holds_it_is_read_or_refused_with_file_and_line(tmp_pa
     else:
         # a changed field may still be a good one; whatever was read can be written again
         assert all(ManifestLine.from_json(line.to_json()) is not None for line in lines)
+
+
+def test_settings_of_older_records_are_those_that_they_were_made_with():
+    old = settings_to_json(PRESETS["paper"])
+    del old["solver"], old["timestep_spacing"]
+    assert settings_from_json(old) == PRESETS["paper"]
