@@ -89,7 +89,8 @@ class BackboneSpec:
         Raises:
             BackboneError: it cannot be found or reached, or has no U-Net bottleneck.
         """
-        from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
+        from dreamda_aug.backbones.latent import LatentBackbone
+        from dreamda_aug.backbones.unet import PixelBackbone
 
         class_names, pipeline, null_class = None, self.source, self.null_class
         if self.is_named:

@@ -10,7 +10,8 @@ from pipelines import pixel_pipeline
 
 from dreamda_aug import DreamDAugment, load_backbone
 from dreamda_aug.backbones import BackboneSpec, conditioning, is_backbone
-from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
+from dreamda_aug.backbones.latent import LatentBackbone
+from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.errors import BackboneError
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 

@@ -4,7 +4,8 @@ from pipelines import pixel_pipeline
 from sklearn.linear_model import LogisticRegression
 
 from dreamda_aug.amst import SingleHeadLabeler
-from dreamda_aug.backbones.unet import LatentBackbone, PixelBackbone
+from dreamda_aug.backbones.latent import LatentBackbone
+from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.probe import LinearProbe, backbone_features, logistic_regression
 from dreamda_aug.metrics.features import pixel_features
 
