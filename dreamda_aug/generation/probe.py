@@ -8,17 +8,22 @@ the same model made.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamda_aug.arguments import whole
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.metrics.distances import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features
 
+# Values of C to choose from.
+_CHOICES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # The number of noise levels that a strength chooses from.
 _STEPS = 100
 
@@ -73,11 +78,18 @@ class LinearProbe(nn.Module):
         targets: their class indices, (N,) integers.
         num_classes: None: one more than the largest target.
         inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0: the larger, the closer
-            the fit.
+            the fit. None: chosen by cross-validation on the labelled images, and with it a
+            temperature under which held-out images are most likely.
+        folds: of that cross-validation; fewer where a class has fewer images.
         batch_size: labelled images per call of ``features``.
 
+    Attributes:
+        inverse_penalty: the C that was used.
+        temperature: what logits are divided by; 1 unless it was chosen.
+
     Raises:
-        ValueError: an argument is out of range, or targets do not fit the images.
+        ValueError: an argument is out of range, or targets do not fit the images; or a class has
+            one image alone, and cross-validation is asked for.
 
     Source: ours; the probe is the usual one of representation learning.
     """
@@ -94,11 +106,12 @@ class LinearProbe(nn.Module):
         targets: Tensor,
         *,
         num_classes: int | None = None,
-        inverse_penalty: float = 30.0,
+        inverse_penalty: float | None = 30.0,
+        folds: int = 5,
         batch_size: int = 64,
     ) -> None:
         super().__init__()
-        if inverse_penalty <= 0:
+        if inverse_penalty is not None and inverse_penalty <= 0:
             raise ValueError(f"inverse_penalty must be above 0, got {inverse_penalty}.")
         targets = check_integers("targets", targets, len(images)).cpu()
         self.features = features
@@ -112,7 +125,13 @@ class LinearProbe(nn.Module):
         self.register_buffer("mean", found.mean(0))
         # clamp: a feature that never changes must not be divided by 0
         self.register_buffer("deviation", found.std(0).clamp(min=1e-6))
-        weight, bias = logistic_regression(self._scaled(found), targets, classes, inverse_penalty)
+        scaled = self._scaled(found)
+        self.temperature = 1.0
+        if inverse_penalty is None:
+            inverse_penalty, self.temperature = cross_validate(
+                scaled, targets, classes, whole("folds", folds, 2))
+        self.inverse_penalty = inverse_penalty
+        weight, bias = logistic_regression(scaled, targets, classes, inverse_penalty)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -120,7 +139,8 @@ class LinearProbe(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1]."""
         found = self._scaled(self.features(images).to(self.mean))
-        return (found @ self.weight.T + self.bias).to(images.device, torch.float32)
+        logits = (found @ self.weight.T + self.bias) / self.temperature
+        return logits.to(images.device, torch.float32)
 
     def _scaled(self, features: Tensor) -> Tensor:
         return F.normalize((features - self.mean) / self.deviation, dim=1)
@@ -153,6 +173,49 @@ def logistic_regression(
     with torch.enable_grad():
         optimizer.step(loss)
     return weight.detach(), bias.detach()
+
+
+def cross_validate(
+    features: Tensor, targets: Tensor, num_classes: int, folds: int,
+    choices: Sequence[float] = _CHOICES,
+) -> tuple[float, float]:
+    """The C and the temperature under which held-out images are most likely.
+
+    Args:
+        features: (N, D), float64.
+        targets: (N,) int64.
+        num_classes: how many.
+        folds: at most this many; each class is dealt out to them in turn.
+        choices: of C.
+
+    Returns:
+        C and temperature.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, for the temperature.
+    """
+    smallest = int(targets.bincount(minlength=num_classes)[targets.unique()].min())
+    if smallest < 2:
+        raise ValueError(
+            "inverse_penalty must be given where a class has one image alone: there is nothing to "
+            "cross-validate on."
+        )
+    folds = min(folds, smallest)
+    fold = torch.zeros_like(targets)
+    for label in targets.unique():
+        rows = (targets == label).nonzero().flatten()
+        fold[rows] = torch.arange(len(rows)) % folds
+    best = (math.inf, 0.0, 1.0)
+    for penalty in choices:
+        logits = features.new_zeros(len(targets), num_classes)
+        for number in range(folds):
+            held_out = fold == number
+            weight, bias = logistic_regression(
+                features[~held_out], targets[~held_out], num_classes, penalty)
+            logits[held_out] = features[held_out] @ weight.T + bias
+        for temperature in torch.logspace(-1, 1, 21).tolist():
+            loss = F.cross_entropy(logits / temperature, targets).item()
+            best = min(best, (loss, penalty, temperature))
+    return best[1], best[2]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,12 @@ from sklearn.linear_model import LogisticRegression
 from dreamda_aug.amst import SingleHeadLabeler
 from dreamda_aug.backbones.latent import LatentBackbone
 from dreamda_aug.backbones.unet import PixelBackbone
-from dreamda_aug.generation.probe import LinearProbe, backbone_features, logistic_regression
+from dreamda_aug.generation.probe import (
+    LinearProbe,
+    backbone_features,
+    cross_validate,
+    logistic_regression,
+)
 from dreamda_aug.metrics.features import pixel_features
 
 
@@ -123,3 +128,45 @@ def test_arguments_out_of_range_are_refused(backbone):
         backbone_features(backbone, strengths=(0.001,))
     with pytest.raises(ValueError, match="grid must be at least 1, got 0"):
         backbone_features(backbone, grid=0)
+
+
+def test_the_penalty_is_the_one_that_scikit_learn_finds_on_the_same_folds():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(60, 6, generator=generator, dtype=torch.float64)
+    targets = (features[:, :3] + 2 * torch.randn(60, 3, generator=generator)).argmax(1)
+    choices = (0.01, 0.1, 1.0, 100.0)
+    found, temperature = cross_validate(features, targets, 3, 3, choices)
+    fold = torch.zeros_like(targets)
+    for label in range(3):
+        rows = (targets == label).nonzero().flatten()
+        fold[rows] = torch.arange(len(rows)) % 3
+    losses = {}
+    for penalty in choices:
+        logits = torch.zeros(60, 3, dtype=torch.float64)
+        for number in range(3):
+            fit = LogisticRegression(C=penalty, tol=1e-9, max_iter=1000).fit(
+                features[fold != number], targets[fold != number])
+            logits[fold == number] = torch.from_numpy(
+                fit.decision_function(features[fold == number]))
+        losses[penalty] = min(torch.nn.functional.cross_entropy(logits / t, targets).item()
+                              for t in torch.logspace(-1, 1, 21).tolist())
+    assert found == min(losses, key=losses.get)
+    assert 0.1 <= temperature <= 10
+
+
+def test_a_probe_that_chooses_its_penalty_says_which_and_divides_by_its_temperature():
+    targets = torch.arange(12) % 3
+    shown = images(12) * 0.3 + targets[:, None, None, None] * 0.2
+    probe = LinearProbe(pixel_features(size=4), shown.expand(-1, 3, -1, -1), targets,
+                        inverse_penalty=None)
+    assert probe.inverse_penalty in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    logits = probe(shown.expand(-1, 3, -1, -1))
+    temperature, probe.temperature = probe.temperature, 1.0
+    torch.testing.assert_close(
+        logits * temperature, probe(shown.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+
+
+def test_one_image_of_a_class_is_too_few_to_cross_validate_on():
+    with pytest.raises(ValueError, match="inverse_penalty must be given where a class has one"):
+        LinearProbe(pixel_features(size=4), images(3).expand(-1, 3, -1, -1),
+                    torch.tensor([0, 0, 1]), inverse_penalty=None)

@@ -1,0 +1,119 @@
+"""The diffusion model as a classifier: the class under which an image is denoised best."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamda_aug.arguments import whole
+from dreamda_aug.backbones import Backbone, Condition
+from dreamda_aug.method.seeding import SOURCE, seeded_normal
+
+
+class DiffusionClassifier(nn.Module):
+    """Labels images by a conditional diffusion model's denoising error, without any training.
+
+    Every class sees the same noise at the same noise levels, so that differences between classes
+    are the model's own. Classes that fall behind are given up after the first stage, which saves
+    most of the denoiser's rows.
+
+    As a labeler for AMST: ``SingleHeadLabeler(DiffusionClassifier(backbone, conditions))``.
+
+    Args:
+        backbone: conditioned on classes or on text.
+        conditions: the condition of each class, in label order: class numbers, or prompts.
+        stages: pairs (noise levels to try in all, classes to keep afterwards), in rising order of
+            the first and falling order of the second; the last number of classes plays no role.
+        batch_size: denoiser rows per call.
+        rng_seed: of the noise.
+
+    Attributes:
+        temperature: what errors are divided by to become logits; see `fit_temperature`.
+
+    Raises:
+        ValueError: fewer than two conditions, or stages that do not narrow down.
+
+    Source: Li et al. 2023, arXiv:2303.16203, algorithms 1 and 2; the temperature is ours.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        conditions: Sequence[Condition],
+        *,
+        stages: Sequence[tuple[int, int]] = ((8, 3), (32, 1)),
+        batch_size: int = 64,
+        rng_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(conditions) < 2:
+            raise ValueError(f"conditions must be two or more, got {len(conditions)}.")
+        levels = [whole("stages", count, 1) for count, _ in stages]
+        kept = [whole("stages", keep, 1) for _, keep in stages]
+        if not stages or levels != sorted(set(levels)) or kept != sorted(kept, reverse=True):
+            raise ValueError(
+                f"stages must try more noise levels on fewer classes each time, got {stages!r}.")
+        self.backbone, self.conditions = backbone, list(conditions)
+        self.stages = tuple(zip(levels, kept, strict=True))
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.rng_seed = whole("rng_seed", rng_seed, 0)
+        self.temperature = 1.0
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1], of the backbone's size."""
+        x_0 = self.backbone.encode(images)
+        levels = self.stages[-1][0]
+        schedule = self.backbone.schedule(levels, 1.0)
+        # neighbours in this order lie far apart, so that every stage sees all noise levels
+        order = sorted(range(levels), key=lambda level: level * (math.sqrt(5) - 1) / 2 % 1)
+        seed = torch.tensor([self.rng_seed], device=x_0.device)
+        errors = x_0.new_zeros(len(x_0), len(self.conditions))
+        counts = torch.zeros_like(errors)
+        alive = torch.ones_like(errors, dtype=torch.bool)
+        done = 0
+        for count, keep in self.stages:
+            for call in range(done, count):
+                level = order[call]
+                noise = seeded_normal(seed, call, SOURCE, tuple(x_0.shape[1:]))
+                x_t = schedule.add_noise(x_0, noise, level)
+                rows = alive.nonzero()
+                for part in rows.split(self.batch_size):
+                    image, of_class = part.unbind(1)
+                    condition = self.backbone.embed(
+                        [self.conditions[number] for number in of_class.tolist()])
+                    output = self.backbone.predict(
+                        schedule.model_input(x_t[image], level), schedule.timesteps[level],
+                        condition)
+                    _, eps = schedule.predictions(output, x_t[image], level, clip=False)
+                    errors[image, of_class] += (eps - noise).square().flatten(1).mean(1)
+                counts += alive
+            done = count
+            mean = (errors / counts).masked_fill(~alive, math.inf)
+            best = mean.topk(min(keep, mean.shape[1]), dim=1, largest=False).indices
+            if count != levels:
+                alive &= torch.zeros_like(alive).scatter_(1, best, True)
+        mean = errors / counts
+        # whoever was given up stays behind all that went on
+        worst = mean.masked_fill(~alive, -math.inf).amax(1, keepdim=True)
+        mean = torch.where(alive, mean, torch.maximum(mean, worst))
+        return (-mean / self.temperature).to(images.device)
+
+    def fit_temperature(self, images: Tensor, targets: Tensor) -> float:
+        """Choose the temperature under which labelled images are most likely.
+
+        Args:
+            images: (N, C, H, W) in [0, 1].
+            targets: their classes, (N,) int64.
+
+        Returns:
+            The temperature, which is kept too.
+        """
+        self.temperature = 1.0
+        logits = self(images).cpu()
+        choices = torch.logspace(-5, 1, 61)
+        losses = torch.stack([F.cross_entropy(logits / t, targets.cpu()) for t in choices])
+        self.temperature = float(choices[losses.argmin()])
+        return self.temperature
