@@ -1,5 +1,6 @@
 """Real samples first, then synthetic ones, each with a record of where it comes from."""
 
+import operator
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, Subset
@@ -48,9 +49,16 @@ class RealAndSynthetic(Dataset[Any]):
 
     def origin(self, index: int) -> Origin:
         """Where sample ``index`` comes from; reads and makes nothing."""
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"index must be an integer, got {index!r}; for several samples use "
+                "torch.utils.data.Subset."
+            ) from None
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
-        index, count = int(index) % len(self), len(self._raw)
+        index, count = index % len(self), len(self._raw)
         if index < count:
             return Origin(False, index, -1, -1)
         image, replica = self._seed_and_replica(index - count)

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -299,8 +300,10 @@ class TensorSynthesizer:
             part = missing[start : start + size]
             rows = pad(part, size) if self.static_shapes else part
             seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
-            made = record_trajectories(self.backbone, self.settings, self.schedule, images[rows],
-                                       [sources[i] for i in rows], seeds, STORAGE_DTYPE)
+            with self._own_precision():
+                made = record_trajectories(
+                    self.backbone, self.settings, self.schedule, images[rows],
+                    [sources[i] for i in rows], seeds, STORAGE_DTYPE)
             for i, trajectory in zip(part, made):  # not strict: without the padding
                 found[i] = trajectory
                 if self.cache is not None:
@@ -320,9 +323,14 @@ class TensorSynthesizer:
             trajectories, conditions = (pad(trajectories, self.batch_size),
                                         pad(conditions, self.batch_size))
             seeds, scales = pad(seeds, self.batch_size), pad(scales, self.batch_size)
-        latents = sample(self.backbone, self.settings, self.schedule, trajectories, conditions,
-                         seeds, scales, share_first_step=not self.static_shapes)
-        return self.backbone.decode(latents[:count])
+        with self._own_precision():
+            latents = sample(self.backbone, self.settings, self.schedule, trajectories, conditions,
+                             seeds, scales, share_first_step=not self.static_shapes)
+            return self.backbone.decode(latents[:count])
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Within it, a training loop's autocast does not reach the diffusion model."""
+        return torch.autocast(self.backbone.device.type, enabled=False)
 
     def _count(self, events: Sequence[str]) -> None:
         """Keep count of broken images: a few are worth a warning, many an error."""

@@ -78,3 +78,10 @@ def test_the_lightning_callback_gives_every_epoch_fresh_images(data):
     trainer.fit(Model(), DataLoader(data.synthetic, batch_size=6))
     assert data.epoch == 1
     assert (seen[0] != seen[1]).any()
+
+
+@pytest.mark.parametrize("index", [slice(0, 2), "0", 1.0, [0, 1], None])
+def test_an_index_that_is_none_is_refused(data, index):
+    with pytest.raises(TypeError, match="index must be an integer, got .*; for several samples"):
+        data[index]
+    assert data.origin(torch.tensor(1)).index == 1

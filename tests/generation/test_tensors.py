@@ -217,3 +217,12 @@ def test_the_compiled_unet_keeps_its_tap_and_compiles_once_per_shape(sd_pipeline
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_training_loops_autocast_does_not_reach_the_model(pixel):
+    x = images(pixel, 2)
+    wanted = [Request(0), Request(1)]
+    plain = make(pixel).synthesize(x, wanted).images
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = make(pixel).synthesize(x, wanted).images
+    assert inside.dtype == torch.float32 and torch.equal(inside, plain)
