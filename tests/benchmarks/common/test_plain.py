@@ -10,7 +10,7 @@ from pipelines import pixel_pipeline
 from benchmarks.common.plain import plain_loop, plain_rows
 from benchmarks.speed.throughput import seeds_of
 from dreamda_aug import BottleneckNoise, load_backbone
-from dreamda_aug.backbones import Backbone
+from dreamda_aug.backbones import is_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
@@ -36,7 +36,7 @@ def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline
 
 def test_plain_rows_run_the_encoder_for_every_decoder_row():
     backbone = PixelBackbone(pixel_pipeline())
-    assert isinstance(plain_rows(backbone), Backbone)
+    assert is_backbone(plain_rows(backbone))
     x, tap = torch.rand(1, 1, 16, 16), backbone.tap
     requests = [Request(0, None, r) for r in range(2)]
 
