@@ -8,7 +8,7 @@ from typing import Any
 import safetensors
 import torch
 
-from dreamda_aug.backbones.base import Backbone
+from dreamda_aug.backbones.base import Backbone, is_backbone
 from dreamda_aug.errors import BackboneError
 
 BUNDLED = "bundled"
@@ -140,6 +140,13 @@ def load_backbone(source: Any = BUNDLED, **options: Any) -> Backbone:
         if name not in known:
             raise TypeError(f"load_backbone has no option {name!r}; it has {', '.join(known)}.")
     return BackboneSpec(source, **options).load()
+
+
+def as_backbone(value: Any) -> Backbone:
+    """The backbone itself, or the one that a specification or a source stands for."""
+    if is_backbone(value):
+        return value
+    return (value if isinstance(value, BackboneSpec) else BackboneSpec(value)).load()
 
 
 def _device(device: torch.device | str | None) -> torch.device | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import Backbone, BackboneSpec, Condition, is_backbone
+from dreamda_aug.backbones import Condition, as_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, cache_key
 from dreamda_aug.generation.calibration import resolve_calibrated
@@ -380,10 +380,3 @@ class TensorSynthesizer:
                 continue
             start = stop
         return results
-
-
-def as_backbone(value: Any) -> Backbone:
-    """The backbone itself, or the one that a specification or a source stands for."""
-    if is_backbone(value):
-        return value
-    return (value if isinstance(value, BackboneSpec) else BackboneSpec(value)).load()
