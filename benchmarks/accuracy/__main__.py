@@ -3,14 +3,16 @@
     python -m benchmarks.accuracy fashion_mnist --data FOLDER
     python -m benchmarks.accuracy cifar10 --data FOLDER --export images/  # then train_backbone.py
     python -m benchmarks.accuracy cifar10 --data FOLDER --backbone my_backbone --minutes 9
-    python -m benchmarks.accuracy fashion_mnist --data FOLDER --ablation dials
+    python -m benchmarks.accuracy usps --data usps.npz --ablation strength
 
-Every choice (img2img's strength, DreamDA's dials) is made on labelled validation images, with an
-rng seed that is not among the reported ones; the test set is looked at once, with the final
-weights. Results, pools and choices are kept in --state: the same command goes on where the last
+Every choice (of augmentation, guidance, strength and adherence) is made on labelled validation
+images, with rng seeds that are not among the reported ones; the test set is looked at once, with
+the final weights. Results, pools and choices are kept in --state: the same command goes on where
+the last
 one stopped, and trains again only what its code or settings have changed. Where the state is gone,
 --choices RESULT.json takes the choices from a result. Tasks and the layout of their files are in
-tasks.py, the arms in arms.py, how they are trained in training.py.
+tasks.py, the arms in arms.py, how images are made in recipes.py, how classifiers are trained in
+training.py.
 """
 
 import argparse
@@ -86,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--replicas", type=int,
                         help="images per labelled one in an ablation; default: the task's")
     parser.add_argument("--dry-run", action="store_true",
-                        help="measure unit costs, and print what all runs would take")
+                        help="print how much of the main table is missing")
     parser.add_argument("--smoke", action="store_true", help="two classes, a few steps, to try it")
     parser.add_argument("--export", type=Path, help="write the training images here, and stop")
     return parser.parse_args(arguments)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from benchmarks.accuracy.tasks import Task
-from benchmarks.common.amst_parts import AMSTOptions
-from dreamda_aug.amst import HeadViews
+from benchmarks.common.amst_parts import AMST_PLUS, AMSTOptions
+
+# What goes on top of the weak view where it is asked for: chosen on validation.
+CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -13,14 +15,13 @@ class Arm:
 
     Attributes:
         name: as the table shows it.
-        pool: ``""``, ``"copies"``, ``"img2img"``, ``"noise"`` or ``"dreamda"``.
+        recipe: of the synthetic images: ``""``, ``"copies"``, ``"corpus"`` (the labelled images
+            that the prior was trained on), or a key of `RECIPES`.
         labels: of the pool: ``"seed"``, ``"soft"`` (a single head's probabilities), ``"amst"``,
-            ``"probe"`` (a linear probe's probabilities, from the diffusion model's features; the
-            probe itself where there is no pool) or ``"oracle"`` (the judge's).
-        view: ``"none"``, ``"weak"``, or a per-image operation on top of it.
+            ``"prior"`` (the diffusion classifier's), ``"probe"`` (a linear probe's on the diffusion
+            model's features) or ``"oracle"`` (the judge's).
+        view: ``"none"``, ``"weak"``, an operation on top of it, or `CHOSEN`.
         mix: MixUp or CutMix over the batch.
-        tuned_for: which settings the images are made with: those chosen on validation for
-            ``"seed"`` labels, for ``"amst"`` or for ``"probe"`` labels.
         unlabelled: real images without labels join the pool.
         weak: of the weak view, probability of a mirrored image and largest shift, as a share of
             the image's side.
@@ -28,11 +29,10 @@ class Arm:
     """
 
     name: str
-    pool: str = ""
+    recipe: str = ""
     labels: str = "seed"
     view: str = "weak"
     mix: str = ""
-    tuned_for: str = "amst"
     unlabelled: bool = False
     weak: tuple[float, float] = (0.5, 0.125)
     amst: AMSTOptions = field(default_factory=AMSTOptions)
@@ -40,47 +40,49 @@ class Arm:
     @property
     def is_classical(self) -> bool:
         """Whether labelled images alone are trained on, augmented, without a diffusion model."""
-        return not self.pool and self.labels == "seed" and self.view != "none"
+        return not self.recipe and not self.unlabelled and self.view != "none"
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether a diffusion model made the images of its pool."""
+        return self.recipe not in ("", "copies", "corpus")
 
 
-# The main head, too, learns labelled images in their strong view, which is close to RandAugment.
-STRONG = AMSTOptions(HeadViews(main="strong"))
-
-ARMS = (
-    Arm("real only", view="none"),
-    Arm("duplicate-real", "copies", view="none"),
-    Arm("flip + crop"),
-    Arm("RandAugment", view="RandAugment"),
-    Arm("TrivialAugment", view="TrivialAugmentWide"),
-    Arm("AugMix", view="AugMix"),
-    Arm("MixUp", mix="MixUp"),
-    Arm("CutMix", mix="CutMix"),
-    Arm("Cutout", view="RandomErasing"),
-    Arm("img2img, seed labels", "img2img", tuned_for="seed"),
-    # what AMST gives without DreamDA's images
-    Arm("img2img + AMST", "img2img", "amst"),
-    Arm("samples from noise", "noise", "soft"),
-    Arm("DreamDA, seed labels", "dreamda", tuned_for="seed"),
-    Arm("DreamDA, soft pseudo-labels", "dreamda", "soft"),
-    Arm("DreamDA + AMST", "dreamda", "amst"),
-    Arm("DreamDA + AMST on RandAugment", "dreamda", "amst", amst=STRONG),
-    Arm("linear probe of the backbone", labels="probe"),
-    Arm("img2img, probe labels", "img2img", "probe", tuned_for="probe", amst=STRONG),
-    Arm("samples from noise, probe labels", "noise", "probe", amst=STRONG),
-    Arm("DreamDA, probe labels", "dreamda", "probe", tuned_for="probe", amst=STRONG),
-    Arm("DreamDA, oracle labels", "dreamda", "oracle"),
-    # the ceiling of the probe's arm: the same images, labelled right
-    Arm("DreamDA, oracle labels on RandAugment", "dreamda", "oracle", view="RandAugment",
-        tuned_for="probe"),
-)
-# Further arms of tasks that have real images without labels.
-UNLABELLED_ARMS = (
-    Arm("AMST, unlabelled images", labels="amst", unlabelled=True),
-    Arm("DreamDA + AMST, unlabelled images", "dreamda", "amst", unlabelled=True),
-)
+# Recipe -> what people call it.
+METHODS = {
+    "noise": "samples from noise",
+    "img2img": "img2img",
+    "interpolation": "interpolated inversions",
+    "paper": "DreamDA as published",
+    "tuned": "DreamDA, tuned",
+}
+# The arms that the aims speak of.
+OURS = ("paper", "tuned")
+WEAK, REAL = "flip + crop", "real only"
 
 
 def arms_of(task: Task) -> tuple[Arm, ...]:
     """The arms that a task has."""
-    arms = ARMS + (UNLABELLED_ARMS if task.unlabelled else ())
+    arms = [
+        Arm(REAL, view="none"),
+        Arm("duplicate-real", "copies", view="none"),
+        Arm(WEAK),
+        *(Arm(operation, view=operation) for operation in task.classical),
+        Arm("AugMix", view="AugMix"),
+        Arm("MixUp", mix="MixUp"),
+        Arm("CutMix", mix="CutMix"),
+    ]
+    for recipe, name in METHODS.items():
+        arms += [Arm(name, recipe, view="none"), Arm(f"{name} + classical", recipe, view=CHOSEN)]
+    for recipe in ("img2img", "tuned"):
+        name = METHODS[recipe]
+        arms += [Arm(f"{name}, {what}", recipe, labels, view=CHOSEN)
+                 for labels, what in (("soft", "single head"), ("amst", "AMST"),
+                                      ("prior", "diffusion classifier"), ("probe", "probe"),
+                                      ("oracle", "true labels"))]  # fmt: skip
+        arms.append(Arm(f"{name}, AMST+", recipe, "amst", view=CHOSEN, amst=AMST_PLUS))
+    if task.unlabelled:
+        arms += [Arm("AMST, unlabelled images", labels="amst", view=CHOSEN, unlabelled=True),
+                 Arm("DreamDA, tuned, AMST, unlabelled images", "tuned", "amst", view=CHOSEN,
+                     unlabelled=True)]  # fmt: skip
     return tuple(arm for arm in arms if task.judge or arm.labels != "oracle")

@@ -3,28 +3,31 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.accuracy import places
-from benchmarks.accuracy.places import Make, make_at
+from benchmarks.accuracy import interpolation
+from benchmarks.accuracy.interpolation import interpolate
 from benchmarks.accuracy.tasks import Images, Task
 from dreamda_aug import Settings, load_backbone, method
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.generation import recording, sampling, tensors
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.inputs.images import fit_back, fit_to
 
 # What decides the pixels of synthetic images; a changed line means that they are made anew.
 GENERATION_CODE = [
     *sorted(Path(method.__file__).parent.glob("*.py")),
-    *(Path(module.__file__) for module in (recording, sampling, tensors, places)),
+    *(Path(module.__file__) for module in (recording, sampling, tensors, interpolation)),
 ]
 SLICE = 128  # images per file
+# Seed images (N, C, H, W) in [0, 1] and requests -> synthetic images.
+Make = Callable[[Tensor, Sequence[Request]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,22 @@ class PoolSpec:
     """What synthetic images are asked for.
 
     Attributes:
-        kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``, or
-            ``"none"``.
+        kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``,
+            ``"interpolation"`` of two seed images of a class, or ``"none"``.
         replicas: images per seed image; samples from noise are as many in all.
         settings: what images are made with; None for copies.
-        place: where noise enters; ``"bottleneck"``, or what `make_at` takes.
+        prior: folder of an adapted prior; "": the task's own.
     """
 
     kind: str
     replicas: int = 0
     settings: Settings | None = None
-    place: str = "bottleneck"
+    prior: str = ""
 
     @property
     def is_made(self) -> bool:
         """Whether a diffusion model makes the images."""
-        return self.kind in ("replicas", "noise")
+        return self.kind in ("replicas", "noise", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -72,18 +75,6 @@ class Stopped(Exception):
 def code_digest(paths: Sequence[Path]) -> str:
     """SHA-256 over some source files, shortened."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
-
-
-def settings_of(task: Task, strength: float, adherence: float, noise_scale: float) -> Settings:
-    """Settings with a task's number of steps, spaced as in the recorded results."""
-    return Settings(steps=task.reverse_steps, strength=strength, timestep_spacing="scheduler",
-                    adherence=adherence, noise_scale=noise_scale,
-                    guidance_scale=task.guidance_scale)
-
-
-def noise_settings(task: Task) -> Settings:
-    """Sampling from pure noise: all steps, and deterministic, which is better with few of them."""
-    return replace(settings_of(task, 1.0, 0.0, 0.0), eta=0.0)
 
 
 def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[Request], Tensor]:
@@ -137,6 +128,8 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
     make: Make | None = None
     # slices hold whole seed images, so that none is inverted twice
     length = max(1, SLICE // spec.replicas) * spec.replicas
+    if spec.kind == "interpolation":
+        length = len(requests)  # a partner may lie anywhere
     parts = []
     for start in range(0, len(requests), length):
         path = folder / f"{start:07d}.safetensors"
@@ -144,9 +137,11 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
             if time.time() > deadline:
                 raise Stopped
             if make is None:
-                make = _make(spec, TensorSynthesizer(backbone, spec.settings, rng_seed=rng_seed))
+                make = _make(spec, shots.labels,
+                             TensorSynthesizer(backbone, spec.settings, rng_seed=rng_seed))
             began = time.process_time()
-            made = make(images, requests[start : start + length]).cpu()
+            made = fit_back(make(fit_to(images, backbone), requests[start : start + length]).cpu(),
+                            images)
             part = {"pixels": (made * 255).round().to(torch.uint8),
                     "seconds": torch.tensor(time.process_time() - began)}
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -157,8 +152,8 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
                 sum(part["seconds"].item() for part in parts))  # fmt: skip
 
 
-def _make(spec: PoolSpec, synthesizer: TensorSynthesizer) -> Make:
+def _make(spec: PoolSpec, labels: Tensor, synthesizer: TensorSynthesizer) -> Make:
     """What makes the images of a pool."""
-    if spec.place != "bottleneck":
-        return make_at(spec.place, synthesizer)
+    if spec.kind == "interpolation":
+        return lambda images, requests: interpolate(synthesizer, images, labels, requests)
     return lambda images, requests: synthesizer.synthesize(images, requests).images

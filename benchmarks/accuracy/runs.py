@@ -5,13 +5,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.transforms import v2
 
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.classifiers import CLASSIFIERS
@@ -28,21 +29,25 @@ from benchmarks.accuracy.tasks import Images, Split, Task, split
 from benchmarks.accuracy.training import (
     LABELLING_CODE,
     TRAINING_CODE,
-    Outcome,
     Training,
     accuracy,
     predictions,
 )
 from benchmarks.common.provenance import commit, machine_and_torch
-from dreamda_aug.amst import Labeler, SingleHeadLabeler
+from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.bundled import fashion_mnist_judge
-from dreamda_aug.generation import probe
+from dreamda_aug.generation import diffusion_classifier, probe
+from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
+from dreamda_aug.generation.out_of_fold import predict_out_of_fold
 from dreamda_aug.generation.probe import LinearProbe, backbone_features
+from dreamda_aug.inputs.images import fit_to
 
+# The judge takes so many times the steps of an arm.
+JUDGE_TIMES = 8
 # Where pseudo-labels are made, their code decides a classifier's weights too.
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
-                  "probe": [*LABELLING_CODE, Path(probe.__file__)]}  # fmt: skip
+                  "probe": [*LABELLING_CODE, Path(probe.__file__)],
+                  "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,17 +126,19 @@ def judge_of(setup: Setup) -> nn.Module | None:
     task = setup.task
     if task.judge is None:
         return None
-    if task.judge == "bundled":
-        return fashion_mnist_judge().to(setup.device)
-    path = setup.state / f"judge-{task.name}-{task.classes}-{task.steps}.safetensors"
     judge = CLASSIFIERS[task.classifier](task, setup.weights).to(setup.device)
-    if not path.exists():
+    longer = replace(task, steps=JUDGE_TIMES * task.steps)
+    path = setup.state / f"judge-{task.name}-{task.classes}-{longer.steps}.safetensors"
+    if task.judge != "trained":
+        path = Path(task.judge)
+    elif not path.exists():
         images = _split(setup, 1, 0)
         everything = Split(images.rest, images.validation, images.test, images.unlabelled,
                            images.rest)  # fmt: skip
         nothing = Pool(images.rest.pixels[:0], images.rest.labels[:0], 0.0)
-        judge = Training(task, Arm("judge"), everything, nothing, images.rest.labels[:0], 0,
-                         setup.weights, setup.device).run().classifier  # fmt: skip
+        judge = Training(longer, Arm("judge", weak=task.weak_views[0]), everything, nothing,
+                         images.rest.labels[:0], 0, setup.weights, setup.device
+                         ).run().classifier  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(judge.state_dict(), path)
     judge.load_state_dict(load_file(path))
@@ -142,7 +149,7 @@ def result_path(setup: Setup, run: Run) -> Path:
     """The file of a run's result: named after everything that it depends on."""
     task, images = setup.task, images_of(setup, run)
     # the candidates of choices do not change a run; pixels stand for the reader
-    without = ("read", "dials", "img2img", "weak_views", "shots")
+    without = ("read", "guidances", "classical", "weak_views", "shots")
     if run.spec.is_made:
         pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
                            _backbone(setup)).name  # fmt: skip
@@ -175,8 +182,9 @@ def result(setup: Setup, run: Run) -> dict:
     if time.time() > setup.deadline:
         raise Stopped
     training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, setup.weights,
-                        setup.device, labeler_of(setup, run.arm, images))  # fmt: skip
-    outcome = training.run() if is_trained(run.arm) else probed(setup, images)
+                        setup.device, labeler_of(setup, run.arm, images),
+                        label_prior_of(setup, run, images, pool))  # fmt: skip
+    outcome = training.run()
     found = {
         "task": setup.task.name, "arm": run.arm.name, "shots": run.shots,
         "rng_seed": run.rng_seed, "steps": outcome.steps, "pool": len(training.pixels),
@@ -194,29 +202,33 @@ def result(setup: Setup, run: Run) -> dict:
     return found
 
 
-def is_trained(arm: Arm) -> bool:
-    """Whether an arm trains the task's classifier; the probe alone does not."""
-    return arm.labels != "probe" or arm.pool != ""
-
-
-def probe_of(setup: Setup, images: Split) -> LinearProbe:
-    """A linear probe on the diffusion model's features of the labelled images."""
-    return LinearProbe(backbone_features(_backbone(setup)), images.shots.pixels.float() / 255,
-                       images.shots.labels, num_classes=setup.task.classes)  # fmt: skip
-
-
 def labeler_of(setup: Setup, arm: Arm, images: Split) -> Labeler | None:
-    """The probe, for arms whose pool it labels; all its labels are accepted."""
-    if arm.labels != "probe" or not arm.pool:
+    """What labels the pool in the place of AMST's heads; all its labels are accepted."""
+    if arm.labels not in ("probe", "prior"):
         return None
-    return SingleHeadLabeler(probe_of(setup, images), soft=True)
+    backbone, shots = _backbone(setup), images.shots
+    resize = v2.Lambda(lambda pixels: fit_to(pixels, backbone))
+    if arm.labels == "probe":
+        classifier = LinearProbe(backbone_features(backbone), resize(shots.pixels.float() / 255),
+                                 shots.labels, num_classes=setup.task.classes,
+                                 inverse_penalty=None)  # fmt: skip
+    else:
+        classifier = DiffusionClassifier(backbone, range(setup.task.classes))
+    return SingleHeadLabeler(nn.Sequential(resize, classifier), soft=True)
 
 
-def probed(setup: Setup, images: Split) -> Outcome:
-    """The probe alone, in the place of a trained classifier."""
-    began = time.process_time()
-    classifier = probe_of(setup, images)
-    return Outcome(classifier, time.process_time() - began, None, None, 0)
+def label_prior_of(setup: Setup, run: Run, images: Split, pool: Pool) -> LabelPrior | None:
+    """How often the class asked for came out, by a probe that never saw the seed image."""
+    if not run.arm.amst.label_prior or run.shots < 2:
+        return None
+    backbone, shots = _backbone(setup), images.shots
+    seed_index = torch.arange(len(pool.pixels)) // run.spec.replicas
+    real, made = (fit_to(part.float() / 255, backbone) for part in (shots.pixels, pool.pixels))
+    predicted, confusion = predict_out_of_fold(
+        backbone_features(backbone), real, shots.labels, made, seed_index,
+        num_classes=setup.task.classes)  # fmt: skip
+    return LabelPrior.estimate(pool.seed_labels, predicted, setup.task.classes,
+                               confusion=confusion)  # fmt: skip
 
 
 def make_pool(setup: Setup, run: Run) -> float:

@@ -47,8 +47,8 @@ def smoke(setup: Setup) -> Setup:
         save_file(models.resnet18().state_dict(), weights)
     smaller = replace(
         task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=8, batch_size=6,
-        validation_images=20, reverse_steps=4, img2img=task.img2img[:1], dials=task.dials[:1],
-        weak_views=task.weak_views[:1],
+        validation_images=20, reverse_steps=3, guidances=task.guidances[:1],
+        weak_views=task.weak_views[:1], classical=task.classical[:1], seen=0,
         unlabelled=min(task.unlabelled, 10), judge=task.judge and "trained",
     )  # fmt: skip
     return replace(setup, task=smaller, backbone=backbone, weights=weights)

@@ -1,32 +1,21 @@
-"""The main table and the ablations of the accuracy study: choose, train, write down."""
+"""The main table of the accuracy study: choose on validation, train, write down."""
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.accuracy.ablations import ABLATIONS
-from benchmarks.accuracy.arms import Arm, arms_of
+from benchmarks.accuracy.arms import CHOSEN, REAL, WEAK, Arm, arms_of
 from benchmarks.accuracy.images import measure, plot_tradeoff, tradeoff_table
-from benchmarks.accuracy.pools import PoolSpec, noise_settings, settings_of
+from benchmarks.accuracy.pools import PoolSpec
+from benchmarks.accuracy.recipes import RECIPES
 from benchmarks.accuracy.report import comparisons, plot, sentences, summary, table
 from benchmarks.accuracy.runs import Run, Setup, make_pool, perform, result
 from benchmarks.accuracy.tasks import Task
 from benchmarks.common.provenance import commit, machine_and_torch
 
-TUNING_SEEDS = (100, 101, 102)  # the first alone where images must be generated
-BASELINE = "real only"
-WEAK, AMST, PROBE = "flip + crop", "DreamDA + AMST", "DreamDA, probe labels"
-# Our arms -> the same images with true labels.
-CEILINGS = {AMST: "DreamDA, oracle labels", PROBE: "DreamDA, oracle labels on RandAugment"}
-# Kind of images and of their labels -> the arm with which their settings are chosen.
-TUNED = {
-    ("img2img", "seed"): "img2img, seed labels",
-    ("img2img", "amst"): "img2img + AMST",
-    ("img2img", "probe"): "img2img, probe labels",
-    ("dreamda", "seed"): "DreamDA, seed labels",
-    ("dreamda", "amst"): AMST,
-    ("dreamda", "probe"): PROBE,
-}
+TUNING_SEEDS = (100, 101, 102)
+POOL_TUNING_SEEDS = TUNING_SEEDS[:2]  # where images must be generated
 
 
 @dataclass(frozen=True)
@@ -56,48 +45,94 @@ class Selection:
         return self.arms is None or arm in self.arms
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen on validation.
+
+    Attributes:
+        weak: the weak view's numbers.
+        classical: the operation that goes on top of it.
+        specs: the settings of each recipe.
+        record: what each candidate reached, for the result's file.
+    """
+
+    weak: tuple[float, float]
+    classical: str
+    specs: dict[str, PoolSpec]
+    record: dict[str, dict]
+
+    def run(self, arm: Arm, shots: int, replicas: int, rng_seed: int) -> Run:
+        """The run of an arm with what was chosen."""
+        view = self.classical if arm.view == CHOSEN else arm.view
+        if arm.recipe in RECIPES:
+            spec = replace(self.specs[arm.recipe], replicas=replicas)
+        else:
+            spec = PoolSpec(arm.recipe or "none", replicas if arm.recipe else 0)
+        return Run(replace(arm, weak=self.weak, view=view), spec, shots, rng_seed)
+
+
 def candidates(task: Task) -> dict[str, list[PoolSpec]]:
-    """Arm name -> pools to choose from on validation, at the smallest number of shots."""
-    replicas = task.shots[0][1]
-    img2img = [PoolSpec("replicas", replicas, settings_of(task, strength, 0.0, 0.0))
-               for strength in task.img2img]  # fmt: skip
-    dials = [PoolSpec("replicas", replicas, settings_of(task, *d)) for d in task.dials]
-    return {name: img2img if kind == "img2img" else dials for (kind, _), name in TUNED.items()}
+    """Recipe -> settings to choose from on validation, at the task's first number of shots."""
+    return {name: [replace(spec, replicas=task.shots[0][1]) for spec in recipe(task)]
+            for name, recipe in RECIPES.items()}  # fmt: skip
 
 
-def choices_of(setup: Setup, selection: Selection) -> dict[str, dict]:
+def choices_of(setup: Setup, selection: Selection) -> Choices:
     """Those of an earlier result, if one is named; otherwise made now."""
-    if selection.choices is None:
-        return choose(setup, selection.processes)
-    found = json.loads(selection.choices.read_text())
-    candidate = {name: [spec.settings.summary() for spec in specs]
-                 for name, specs in candidates(setup.task).items()}  # fmt: skip
-    known = {name: [each["settings"] for each in choice["candidates"]]
-             for name, choice in found["choices"].items() if name != WEAK}  # fmt: skip
-    if found["task"] != setup.task.name or known != candidate:
-        raise SystemExit(f"--choices must name a result of {setup.task.name} that chose between "
-                         f"today's candidates; {selection.choices} did not. Leave it out to "
-                         "choose now.")  # fmt: skip
-    return found["choices"]
+    record = None
+    if selection.choices is not None:
+        found = json.loads(selection.choices.read_text())
+        record = found["choices"]
+        if found["task"] != setup.task.name or not _fits(setup.task, record):
+            raise SystemExit(f"--choices must name a result of {setup.task.name} that chose "
+                             f"between today's candidates; {selection.choices} did not. Leave it "
+                             "out to choose now.")  # fmt: skip
+    recipes = {arm.recipe for arm in arms_of(setup.task) if selection.wants(arm.name)}
+    if record is None:
+        record = choose(setup, selection.processes, recipes)
+    task = setup.task
+    specs = {name: each[record[name]["chosen"]] for name, each in candidates(task).items()
+             if name in record}  # fmt: skip
+    return Choices(task.weak_views[record[WEAK]["chosen"]],
+                   task.classical[record[CHOSEN]["chosen"]], specs, record)  # fmt: skip
 
 
-def choose(setup: Setup, processes: int) -> dict[str, dict]:
-    """Choose on validation: arm name -> what was chosen, and what each candidate reached."""
+def _fits(task: Task, record: dict[str, dict]) -> bool:
+    """Whether a record chose between the candidates of today."""
+    today = {name: [spec.settings.summary() for spec in specs]
+             for name, specs in candidates(task).items()}  # fmt: skip
+    return all([each["settings"] for each in record[name]["candidates"]] == settings
+               for name, settings in today.items() if name in record)  # fmt: skip
+
+
+def choose(setup: Setup, processes: int, recipes: set[str]) -> dict[str, dict]:
+    """Choose on validation: what was chosen, and what each candidate reached.
+
+    First the weak view, then the operation on top of it, then each recipe's settings, with seed
+    labels under that operation.
+    """
     task, count = setup.task, setup.task.shots[0][0]
-    arms = {arm.name: arm for arm in arms_of(task)}
-    views = [[Run(replace(arms[WEAK], weak=weak), PoolSpec("none"), count, rng_seed, True)
-              for rng_seed in TUNING_SEEDS] for weak in task.weak_views]  # fmt: skip
+
+    def plain(**changes: object) -> list[Run]:
+        return [Run(replace(Arm(WEAK), **changes), PoolSpec("none"), count, rng_seed, True)
+                for rng_seed in TUNING_SEEDS]  # fmt: skip
+
     names = [f"flip={flip}, padding={padding}" for flip, padding in task.weak_views]
-    choices = {WEAK: compare(setup, views, names, processes)}
-    weak = task.weak_views[choices[WEAK]["chosen"]]
-    wanted = {name: [[Run(replace(arms[name], weak=weak), spec, count, TUNING_SEEDS[0], True)]
-                     for spec in specs]
-              for name, specs in candidates(task).items()}  # fmt: skip
-    make_pools(setup, [run for runs in wanted.values() for run, in runs], processes)
-    for name, runs in wanted.items():
-        settings = [run.spec.settings.summary() for run, in runs]
-        choices[name] = compare(setup, runs, settings, processes)
-    return choices
+    record = {WEAK: compare(setup, [plain(weak=w) for w in task.weak_views], names, processes)}
+    weak = task.weak_views[record[WEAK]["chosen"]]
+    operations = [plain(weak=weak, view=view) for view in task.classical]
+    record[CHOSEN] = compare(setup, operations, list(task.classical), processes)
+    view = task.classical[record[CHOSEN]["chosen"]]
+    for name, specs in candidates(task).items():
+        if name not in recipes:
+            continue
+        arm = Arm(name, name, view=view, weak=weak)
+        groups = [[Run(arm, spec, count, rng_seed, True) for rng_seed in POOL_TUNING_SEEDS]
+                  for spec in specs]  # fmt: skip
+        make_pools(setup, [run for runs in groups for run in runs], processes)
+        settings = [spec.settings.summary() for spec in specs]
+        record[name] = compare(setup, groups, settings, processes)
+    return record
 
 
 def compare(setup: Setup, groups: list[list[Run]], names: list[str], processes: int) -> dict:
@@ -117,24 +152,9 @@ def make_pools(setup: Setup, runs: list[Run], processes: int) -> None:
     perform(make_pool, setup, list(distinct.values()), processes)
 
 
-def spec_of(task: Task, arm: Arm, replicas: int, choices: dict[str, dict]) -> PoolSpec:
-    """The pool of an arm, with the settings that were chosen."""
-    if not arm.pool:
-        return PoolSpec("none")
-    if arm.pool == "copies":
-        return PoolSpec("copies", replicas)
-    if arm.pool == "noise":
-        return PoolSpec("noise", replicas, noise_settings(task))
-    name = TUNED[arm.pool, arm.tuned_for]
-    chosen = candidates(task)[name][choices[name]["chosen"]]
-    return replace(chosen, replicas=replicas)
-
-
-def planned(task: Task, choices: dict[str, dict], selection: Selection) -> list[Run]:
+def planned(choices: Choices, task: Task, selection: Selection) -> list[Run]:
     """All runs of the table, the arms of one split together."""
-    weak = task.weak_views[choices[WEAK]["chosen"]]
-    return [Run(replace(arm, weak=weak), spec_of(task, arm, replicas, choices), count,
-                rng_seed)
+    return [choices.run(arm, count, replicas, rng_seed)
             for count, replicas in task.shots if count in selection.shots
             for rng_seed in selection.rng_seeds
             for arm in arms_of(task) if selection.wants(arm.name)]  # fmt: skip
@@ -144,46 +164,45 @@ def study(setup: Setup, selection: Selection) -> None:
     """The main table of a task."""
     task, shots = setup.task, selection.shots
     choices = choices_of(setup, selection)
-    runs = planned(task, choices, selection)
+    runs = planned(choices, task, selection)
     make_pools(setup, runs, selection.processes)
     found = perform(result, setup, runs, selection.processes)
     chosen = [arm for arm in arms_of(task) if selection.wants(arm.name)]
     arms = [arm.name for arm in chosen]
-    text = table(found, arms, shots, BASELINE)
-    compared = comparisons(found, chosen, shots, BASELINE, CEILINGS)
-    notes = "".join(f"{line}\n" for row in compared for line in sentences(row, BASELINE))
+    text = table(found, arms, shots, REAL)
+    compared = comparisons(found, chosen, shots)
+    notes = "".join(f"{line}\n" for row in compared for line in sentences(row))
     text += (f"\n{notes}\nChosen on {task.validation_images} validation images at "
              f"{task.shots[0][0]} per class, other rng seeds:\n")
-    for name, choice in choices.items():
+    for name, choice in choices.record.items():
         text += f"- {name}: {choice['candidates'][choice['chosen']]['settings']}\n"
-    rows = [summary(found, arm, count, BASELINE) for count in shots for arm in arms]
-    write(setup, selection, task.name, text, found, choices=choices, summary=rows,
+    rows = [summary(found, arm, count, REAL) for count in shots for arm in arms]
+    write(setup, selection, task.name, text, found, choices=choices.record, summary=rows,
           compared=compared)  # fmt: skip
     plot(found, arms, shots, task.name, selection.out / f"{task.name}.png")
 
 
 def ablation(setup: Setup, selection: Selection, name: str) -> None:
-    """One ablation, at the smallest number of shots."""
+    """One ablation, at the task's first number of shots."""
     task = setup.task
     choices = choices_of(setup, selection)
     count, replicas = task.shots[0]
-    arm = next(arm for arm in arms_of(task) if arm.name == AMST)
-    base = spec_of(task, arm, selection.replicas or replicas, choices)
-    variants = [variant for variant in ABLATIONS[name](base)
+    rows = ABLATIONS[name](choices.specs, selection.replicas or replicas)
+    variants = [variant for variant in rows
                 if selection.wants(variant.name)
                 and (task.judge or variant.arm.labels != "oracle")]  # fmt: skip
-    weak = task.weak_views[choices[WEAK]["chosen"]]
-    runs = [Run(replace(variant.named_arm(), weak=weak), variant.spec, count, rng_seed)
-            for variant in variants for rng_seed in selection.rng_seeds]  # fmt: skip
+    runs = [choices.run(variant.named_arm(), count, 0, rng_seed) for variant in variants
+            for rng_seed in selection.rng_seeds]  # fmt: skip
+    runs = [replace(run, spec=variant.spec) for run, variant in zip(
+        runs, (v for v in variants for _ in selection.rng_seeds), strict=True)]  # fmt: skip
     make_pools(setup, runs, selection.processes)
     found = perform(result, setup, runs, selection.processes)
     measured = [measure(setup, run) for run in runs]
     found = [{**row, **figures} for row, figures in zip(found, measured, strict=True)]
     names = [variant.name for variant in variants]
     title = f"{task.name}_{name}"
-    text = (f"\n{count} labelled images per class, {base.replicas} synthetic images of each.\n"
-            + tradeoff_table(found, names))  # fmt: skip
-    write(setup, selection, title, text, found, choices=choices)
+    text = f"\n{count} labelled images per class.\n" + tradeoff_table(found, names)
+    write(setup, selection, title, text, found, choices=choices.record)
     if len({variant.spec for variant in variants}) == 1:  # the same images: only training differs
         plot(found, names, [count], title, selection.out / f"{title}.png")
     else:

@@ -36,29 +36,32 @@ class Task:
     Attributes:
         name: what the command line calls it.
         read: folder or file -> training and test images.
-        image_size: pixels; the backbone's too.
+        image_size: pixels; the backbone may have another size, as in the library.
         channels: 1 or 3.
         classes: how many.
         shots: pairs of labelled images per class and synthetic images per labelled one (K).
         classifier: a key of `CLASSIFIERS`.
+        seen: the first training images in file order, which the backbone was trained on: no image
+            of the study is drawn from them.
+        classical: the augmentations, of those in `OPERATIONS`, one of which is chosen on
+            validation to go on top of every arm.
         steps: optimizer steps of every arm, a multiple of four, AMST's stages.
         batch_size: images per step of every arm.
         learning_rate: AdamW's at its peak; cosine decay.
         backbone: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given
             with ``--backbone``.
-        class_conditional: whether that backbone is to be trained with labels, which is fair only
-            where all training labels are shots.
-        reverse_steps: DDIM steps from pure noise to the image; strength of them are run.
-        guidance_scale: of class-conditional backbones.
-        img2img: strengths to choose from on validation.
-        dials: (strength, adherence, noise scale) to choose from on validation.
+        class_conditional: whether the backbone that ``--export`` is for is to be trained with
+            labels, which is fair only where all training labels are shots.
+        reverse_steps: solver steps from pure noise to the image; strength of them are run.
+        guidances: guidance scales to choose from on validation.
         weak_views: (probability of a mirrored image, largest shift as a share of the side) to
             choose from on validation.
         validation_images: how many labelled images every choice is made on.
         validation_from: ``"train"``; ``"test"`` where all training images are shots: these images
             then leave the test set.
-        judge: what knows the true labels of synthetic images: ``"bundled"``, ``"trained"`` (the
-            task's classifier trained on all training labels), or None: no oracle arm.
+        judge: what knows the true labels of synthetic images: ``"trained"``, the task's classifier
+            trained longer on all training labels outside ``seen``; a file with its weights; or
+            None: no oracle arm.
         unlabelled: real images without labels that join the pool of the ``unlabelled`` arms.
     """
 
@@ -70,17 +73,14 @@ class Task:
     shots: tuple[tuple[int, int], ...]
     classifier: str
     steps: int
+    seen: int = 0
+    classical: tuple[str, ...] = ("RandAugment", "TrivialAugmentWide")
     batch_size: int = 64
     learning_rate: float = 2e-3
     backbone: str = ""
     class_conditional: bool = False
-    reverse_steps: int = 20
-    guidance_scale: float = 1.0
-    img2img: tuple[float, ...] = (0.3, 0.5, 0.7)
-    dials: tuple[tuple[float, float, float], ...] = (
-        (0.5, 0.9, 1.0), (0.5, 0.6, 1.0), (0.5, 0.6, 2.0),
-        (0.7, 0.9, 1.0), (0.7, 0.6, 1.0), (0.7, 0.3, 1.0),
-    )  # fmt: skip
+    reverse_steps: int = 10
+    guidances: tuple[float, ...] = (1.0, 2.0, 3.0)
     weak_views: tuple[tuple[float, float], ...] = ((0.5, 0.0625), (0.5, 0.125))
     validation_images: int = 500
     validation_from: str = "train"
@@ -117,6 +117,8 @@ def stratified(labels: Tensor, per_class: int, rng_seed: int) -> Tensor:
 def split(task: Task, data: tuple[Images, Images], shots: int, rng_seed: int) -> Split:
     """Draw the images of one run: validation is fixed, the shots depend on ``rng_seed``."""
     train, test = data
+    if task.seen:
+        train = train[torch.arange(task.seen, len(train))]
     source = test if task.validation_from == "test" else train
     # 10**6: no rng seed of a run, so that no run's shots mirror the validation draw.
     held = stratified(source.labels, max(1, task.validation_images // task.classes), 10**6)
@@ -173,6 +175,26 @@ def read_atlases(folder: Path) -> tuple[Images, Images]:
 
 
 @dataclass(frozen=True)
+class ReadUSPS:
+    """USPS (Hull 1994) as one npz file with ``train_images``, ``train_labels`` and so on.
+
+    Attributes:
+        inverse: black digits on white, a look that a prior of white digits has never seen.
+    """
+
+    inverse: bool = False
+
+    def __call__(self, path: Path) -> tuple[Images, Images]:
+        with np.load(path, allow_pickle=False) as arrays:
+            parts = [(torch.from_numpy(arrays[f"{part}_images"])[:, None],
+                      torch.from_numpy(arrays[f"{part}_labels"]).long())
+                     for part in ("train", "test")]  # fmt: skip
+        train, test = (Images(255 - pixels if self.inverse else pixels, labels)
+                       for pixels, labels in parts)
+        return train, test
+
+
+@dataclass(frozen=True)
 class ReadClassFolders:
     """Reads ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``, in a folder or anywhere in a zip file.
 
@@ -210,22 +232,33 @@ class ReadClassFolders:
                     yield name, lambda name=name: archive.read(name)
 
 
+PRIORS = Path(__file__).parents[1] / "priors"
+
 _CIFAR10 = {"read": read_atlases, "image_size": 32, "channels": 3, "classes": 10,
             "classifier": "resnet18", "steps": 4000, "batch_size": 128, "learning_rate": 1e-3,
-            "reverse_steps": 50, "validation_images": 1000}  # fmt: skip
+            "reverse_steps": 25, "validation_images": 1000}  # fmt: skip
 _CALTECH101 = {"read": ReadClassFolders(64), "image_size": 64, "channels": 3, "classes": 101,
-               "shots": ((30, 5),), "class_conditional": True, "reverse_steps": 50,
-               "guidance_scale": 2.0, "validation_from": "test", "judge": None}  # fmt: skip
+               "shots": ((30, 5),), "class_conditional": True, "reverse_steps": 25,
+               "validation_from": "test", "judge": None}  # fmt: skip
+_FASHION = {"read": read_idx, "image_size": 28, "channels": 1, "classes": 10,
+            "classifier": "small_cnn", "steps": 640, "seen": 30_000, "backbone": "bundled",
+            # centred images, shoes that all face left: little of both may be best
+            "weak_views": ((0.0, 0.04), (0.5, 0.04), (0.5, 0.125))}  # fmt: skip
+_USPS = {"image_size": 16, "channels": 1, "classes": 10, "classifier": "small_cnn", "steps": 640,
+         "classical": ("affine", "RandAugment"), "backbone": str(PRIORS / "mnist"),
+         "weak_views": ((0.0, 0.0625), (0.0, 0.125))}  # fmt: skip
 
 TASKS = {
     task.name: task
     for task in (
-        Task("fashion_mnist", read_idx, 28, 1, 10, ((5, 10), (20, 3)), "small_cnn", 640,
-             backbone="bundled", judge="bundled", reverse_steps=16, img2img=(0.5, 0.7, 0.9),
-             dials=((0.5, 0.6, 1.0), (0.7, 0.6, 1.0), (0.7, 0.3, 1.0), (0.9, 0.6, 1.0),
-                    (0.9, 0.3, 1.0), (0.9, 0.0, 1.0)),
-             # centred images, shoes that all face left: little of both may be best
-             weak_views=((0.0, 0.04), (0.5, 0.04), (0.5, 0.125))),
+        Task("fashion_mnist", shots=((5, 10), (20, 3)), **_FASHION),
+        Task("fashion_mnist_semi", shots=((5, 10),), unlabelled=2000, **_FASHION),
+        Task("usps", ReadUSPS(), shots=((3, 10), (1, 30), (5, 10), (20, 3)),
+             judge=str(PRIORS / "usps_judge.safetensors"), **_USPS),
+        Task("usps_semi", ReadUSPS(), shots=((3, 10),), unlabelled=2000,
+             judge=str(PRIORS / "usps_judge.safetensors"), **_USPS),
+        Task("usps_inverse", ReadUSPS(inverse=True), shots=((3, 10), (5, 10)),
+             judge=str(PRIORS / "usps_inverse_judge.safetensors"), **_USPS),
         Task("cifar10", shots=((20, 20), (50, 20), (250, 10)), **_CIFAR10),
         Task("cifar10_semi", shots=((4, 20), (25, 20)), unlabelled=10_000, **_CIFAR10),
         Task("caltech101", classifier="resnet18", steps=6000, batch_size=128,
@@ -233,6 +266,6 @@ TASKS = {
         Task("caltech101_pretrained", classifier="resnet18_pretrained", steps=2000,
              learning_rate=1e-4, **_CALTECH101),
         Task("pneumonia", ReadClassFolders(64, "L"), 64, 1, 2, ((10, 20), (50, 10)), "resnet18",
-             2000, learning_rate=1e-3, weak_views=((0.0, 0.0625), (0.0, 0.125)), reverse_steps=50),
+             2000, learning_rate=1e-3, weak_views=((0.0, 0.0625), (0.0, 0.125)), reverse_steps=25),
     )
 }  # fmt: skip

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from benchmarks.accuracy import classifiers
+from benchmarks.accuracy import classifiers, views
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.classifiers import CLASSIFIERS
 from benchmarks.accuracy.pools import Pool
 from benchmarks.accuracy.tasks import Images, Split, Task
+from benchmarks.accuracy.views import OPERATIONS
 from dreamda_aug import amst
 from dreamda_aug.amst import (
     CollapseWarning,
     Labeler,
+    LabelPrior,
     MixedBatchSampler,
     RunPlan,
     SelfTraining,
@@ -44,13 +46,13 @@ POOL_SHARE = 2  # images of the pool per real one in a batch
 # classifier had only the last quarter of the steps to learn, and lost 2 to 5 points on validation.
 AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=STAGES - ROUNDS, epochs=ROUNDS,
                     relabel_every=ROUNDS)  # fmt: skip
-# A probe needs no pretraining, and its labels never change.
-PROBE_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=STAGES, relabel_every=STAGES)
+# Another labeler needs no pretraining, and its labels never change.
+LABELER_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=STAGES, relabel_every=STAGES)
 
 # What decides a classifier's weights; a changed line means that runs are made anew.
 AMST_FOLDER = Path(amst.__file__).parent
-TRAINING_CODE = [Path(__file__), Path(classifiers.__file__), AMST_FOLDER / "views.py",
-                 AMST_FOLDER / "pool.py"]  # fmt: skip
+TRAINING_CODE = [Path(__file__), Path(classifiers.__file__), Path(views.__file__),
+                 AMST_FOLDER / "views.py", AMST_FOLDER / "pool.py"]  # fmt: skip
 LABELLING_CODE = sorted(AMST_FOLDER.glob("*.py"))
 
 
@@ -85,15 +87,18 @@ class Training:
         rng_seed: the same for all arms of a split.
         weights: of a pretrained classifier.
         device: where it trains.
-        labeler: labels the pool of arms with ``"probe"`` labels.
+        labeler: labels the pool of arms with ``"probe"`` or ``"prior"`` labels.
+        label_prior: enters the votes of AMST's heads.
     """
 
     def __init__(
         self, task: Task, arm: Arm, images: Split, pool: Pool, truth: Tensor, rng_seed: int,
         weights: Path | None = None, device: str = "cpu", labeler: Labeler | None = None,
+        label_prior: LabelPrior | None = None,
     ):
         self.task, self.arm, self.images, self.truth = task, arm, images, truth
         self.rng_seed, self.device, self.labeler = rng_seed, device, labeler
+        self.label_prior = label_prior
         torch.manual_seed(derive_seed(rng_seed, "classifier"))
         self.model = CLASSIFIERS[task.classifier](task, weights).to(device)
         self.weak = WeakView(*arm.weak)
@@ -110,7 +115,7 @@ class Training:
         began = time.process_time()
         torch.manual_seed(derive_seed(self.rng_seed, self.arm.name))
         accepted = right = None
-        if self.arm.labels in ("amst", "probe"):
+        if self.arm.labels in ("amst", "probe", "prior"):
             accepted, right = self._amst()
         elif self.arm.labels == "soft":
             right = self._soft()
@@ -165,9 +170,7 @@ class Training:
         images = self.weak(pixels.float() / 255)
         if self.arm.view == "weak":
             return images
-        operation = getattr(v2, self.arm.view)()
-        each = (images * 255).round().to(torch.uint8)
-        return torch.stack([operation(image) for image in each]).float() / 255
+        return OPERATIONS[self.arm.view](images)
 
     def _soft(self) -> float | None:
         """Self-training with one head's probabilities, new ones before each of the last stages."""
@@ -186,17 +189,26 @@ class Training:
     def _amst(self) -> tuple[float, float | None]:
         """AMST over the pool; share accepted in the last round, and of these right."""
         period = self.task.steps // STAGES
-        wrapper = self.arm.amst.wrap(self.model, self.weak, StrongView(weak=self.weak))
+        options, strong = self.arm.amst, StrongView(weak=self.weak)
+        if self.arm.view not in ("none", "weak"):
+            # all heads that learn the strong view, the main one too, see the arm's own operation
+            options = replace(options, views=replace(options.views, main="strong"))
+
+            def strong(images: Tensor) -> Tensor:
+                return OPERATIONS[self.arm.view](self.weak(images))
+
+        wrapper = options.wrap(self.model, self.weak, strong)
         optimizer, schedule = self._optimizer(
             wrapper.to(self.device).parameter_groups(self.task.learning_rate), period)
-        plan = PROBE_PLAN if self.arm.labels == "probe" else AMST_PLAN
+        plan = AMST_PLAN if self.arm.labels == "amst" else LABELER_PLAN
         plan = replace(plan, batch_size=self.task.batch_size, steps_per_epoch=period)
         training = SelfTraining(
             wrapper,
             TensorDataset(self.images.shots.pixels.float() / 255, self.images.shots.labels),
             TensorDataset(self.pixels.float() / 255, self.pool_labels),
-            optimizer, scheduler=schedule, plan=self.arm.amst.change(plan), labeler=self.labeler,
-            labelling=self.arm.amst.labelling, truth=self.truth, rng_seed=self.rng_seed,
+            optimizer, scheduler=schedule, plan=options.change(plan), labeler=self.labeler,
+            labelling=replace(options.labelling, label_prior=self.label_prior),
+            truth=self.truth, rng_seed=self.rng_seed,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)

@@ -28,6 +28,9 @@ class AMSTOptions:
         labelling: as in `SelfTraining`.
         relabel_every: as in `RunPlan`; None: as the benchmark's own plan has it.
         restart: likewise.
+        ratio: likewise.
+        ema_decay: as in `RunPlan`.
+        label_prior: the labelling rule gets a `LabelPrior`, estimated out of fold.
     """
 
     views: HeadViews = field(default_factory=HeadViews)
@@ -37,6 +40,9 @@ class AMSTOptions:
     labelling: LabellingRule = field(default_factory=LabellingRule)
     relabel_every: int | None = None
     restart: bool | None = None
+    ratio: tuple[float, float, float] | None = None
+    ema_decay: float | None = None
+    label_prior: bool = False
 
     def wrap(self, classifier: nn.Module, weak: View, strong: View) -> AMSTWrapper:
         """A classifier with auxiliary heads."""
@@ -45,11 +51,33 @@ class AMSTOptions:
 
     def change(self, plan: RunPlan) -> RunPlan:
         """A benchmark's own plan, with what these options change."""
-        changes = {"relabel_every": self.relabel_every, "restart": self.restart}
+        changes = {"relabel_every": self.relabel_every, "restart": self.restart,
+                   "ratio": self.ratio, "ema_decay": self.ema_decay}
         return replace(plan, **{name: value for name, value in changes.items()
                                 if value is not None})  # fmt: skip
 
 
+# All that later work adds; see `RunPlan`, `VotingRule` and `LabellingRule` for the sources.
+AMST_PLUS = AMSTOptions(
+    voting=VotingRule(threshold="soft"),
+    labelling=LabellingRule(distribution_alignment=True),
+    ema_decay=0.99,
+    label_prior=True,
+)
+# Each ingredient on its own, and all but each.
+PLUS_PARTS: dict[str, AMSTOptions] = {
+    "AMST+": AMST_PLUS,
+    "AMST+ without averaged weights": replace(AMST_PLUS, ema_decay=None),
+    "AMST+ without alignment": replace(AMST_PLUS, labelling=LabellingRule()),
+    "AMST+ without label prior": replace(AMST_PLUS, label_prior=False),
+    "AMST+ with adaptive thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="adaptive")),
+    "AMST+ with the fixed threshold": replace(AMST_PLUS, voting=VotingRule()),
+    "AMST+, 1 real image to 7": replace(AMST_PLUS, ratio=(1, 7, 0.25)),
+    "AMST and averaged weights": AMSTOptions(ema_decay=0.99),
+    "AMST and label prior": AMSTOptions(label_prior=True),
+    "AMST and alignment": AMSTOptions(labelling=LabellingRule(distribution_alignment=True)),
+    "AMST and soft thresholds": AMSTOptions(voting=VotingRule(threshold="soft")),
+}
 # Row of the table -> what differs.
 AMST_PARTS: dict[str, AMSTOptions] = {
     "AMST": AMSTOptions(),

@@ -7,6 +7,7 @@
 """
 
 from dreamda_aug.amst.features import FeatureLayer
+from dreamda_aug.amst.label_prior import LabelPrior
 from dreamda_aug.amst.labelers import CLIPLabeler, Labeler, SeedLabeler, SingleHeadLabeler
 from dreamda_aug.amst.labelling import LabellingRule
 from dreamda_aug.amst.losses import (
@@ -33,6 +34,7 @@ __all__ = [
     "ConsistencyRule",
     "FeatureLayer",
     "HeadViews",
+    "LabelPrior",
     "Labeler",
     "LabellingRule",
     "LossWeights",

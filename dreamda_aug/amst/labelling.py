@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreamda_aug.amst.label_prior import LabelPrior
 from dreamda_aug.amst.labelers import Labeler
 from dreamda_aug.amst.losses import PseudoLabels, align_distribution
 from dreamda_aug.amst.pool import MixedBatch
@@ -27,21 +28,27 @@ class LabellingRule:
             probability of each class is its expected share [ReMixMatch].
         expected_shares: share of each class expected in the pool, one number ≥ 0 per class with
             sum 1; None: all equal.
+        label_prior: how often the class asked for (the seed label) is the class that came out;
+            it enters each head's probabilities by Bayes' rule before they vote [ours].
         collapse_factor: warn if a class reaches more than this multiple of its expected share
             among the accepted labels, > 0 [ours].
 
     Raises:
-        ValueError: shares that are negative or do not sum to 1, or a factor that is not > 0.
+        ValueError: shares that are negative or do not sum to 1, a factor that is not > 0, or
+            ``label_prior`` with ``seed_vote``.
     """
 
     seed_vote: bool = False
     distribution_alignment: bool = False
     expected_shares: Sequence[float] | None = None
     collapse_factor: float = 3.0
+    label_prior: LabelPrior | None = None
 
     def __post_init__(self) -> None:
         if not self.collapse_factor > 0:
             raise ValueError(f"collapse_factor must be > 0, got {self.collapse_factor}.")
+        if self.label_prior is not None and self.seed_vote:
+            raise ValueError("label_prior and seed_vote count the seed label twice; leave one out.")
         if self.expected_shares is None:
             return
         shares = tuple(float(share) for share in self.expected_shares)
@@ -89,10 +96,16 @@ class PoolLabelling:
     def __init__(
         self, wrapper: AMSTWrapper, labeler: Labeler | None, rule: LabellingRule
     ) -> None:
-        if rule.distribution_alignment and labeler is not None:
-            raise ValueError(
-                "distribution_alignment works on the wrapper's heads; leave labeler out."
-            )
+        for name in ("distribution_alignment", "label_prior"):
+            if getattr(rule, name) and labeler is not None:
+                raise ValueError(f"{name} works on the wrapper's heads; leave labeler out.")
+        if rule.label_prior is not None:
+            classes = len(rule.label_prior.probabilities)
+            if classes != wrapper.num_classes:
+                raise ValueError(
+                    f"label_prior must have {wrapper.num_classes} classes as the classifier has, "
+                    f"got {classes}."
+                )
         self.wrapper, self.rule = wrapper, rule
         self.labeler: Labeler = wrapper if labeler is None else labeler
         self.expected_shares = rule.shares_of(wrapper.num_classes)
@@ -116,17 +129,20 @@ class PoolLabelling:
         """Labels of a whole pool in batches, and its seed labels, both on the CPU."""
         seeds: list[Tensor] = []
         labels: list[PseudoLabels] = []
-        # Alignment needs the average over the pool before any vote, so it keeps probabilities.
+        # What is measured over the pool is needed before any vote, so probabilities are kept.
         kept: list[Tensor] = []
+        whole = self.labeler is self.wrapper and (
+            self.rule.distribution_alignment or self.wrapper.voting.threshold != "fixed"
+        )
         for batch in batches:
             seeds.append(batch.seed_labels)
             batch = batch.to(device)
-            if self.rule.distribution_alignment:
+            if whole:
                 kept.append(self.wrapper.head_probabilities(batch.synthetic).cpu())
             else:
                 labels.append(self.label(batch.synthetic, batch.seed_labels).to("cpu"))
         seed_labels = torch.cat(seeds)
-        if not self.rule.distribution_alignment:
+        if not whole:
             return PseudoLabels.concatenate(labels), seed_labels
         probabilities = torch.cat(kept, dim=1)
         self.average = probabilities.mean((0, 1))
@@ -137,4 +153,8 @@ class PoolLabelling:
             average = self.average.to(probabilities.device)
             expected = self.expected_shares.to(probabilities.device)
             probabilities = align_distribution(probabilities, average, expected)
+        if self.rule.label_prior is not None:
+            probabilities = self.rule.label_prior.update(
+                probabilities, seed_labels.to(probabilities.device), self.expected_shares
+            )
         return self.wrapper.vote(probabilities, seed_labels if self.rule.seed_vote else None)

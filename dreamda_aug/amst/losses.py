@@ -31,12 +31,19 @@ class PseudoLabels:
         confidence: probability of that label, (N,) float in [0, 1].
         agreement: share of the votes that the label got, (N,) float in [0, 1].
         mask: True where the label is accepted, (N,) bool.
+        weight: how much an accepted label counts in the loss, (N,) float in [0, 1]; None: 1 each.
     """
 
     labels: Tensor
     confidence: Tensor
     agreement: Tensor
     mask: Tensor
+    weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is None:
+            ones = torch.ones_like(self.confidence, dtype=torch.float32)
+            object.__setattr__(self, "weight", ones)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -158,13 +165,51 @@ def agree_and_confident(
     of_winner = probabilities.gather(2, winner.expand(heads, images)[..., None]).squeeze(2)
     sure = {"mean": of_winner.mean(0), "min": of_winner.amin(0), "max": of_winner.amax(0)}
     confidence = sure[rule.confidence]
+    if rule.threshold == "soft":
+        weight = soft_weights(confidence)
+        return PseudoLabels(winner, confidence, share, torch.ones_like(weight) > 0, weight)
+    threshold: Tensor | float = rule.confidence_threshold
+    if rule.threshold == "adaptive":
+        threshold = adaptive_thresholds(mean)[winner]
     agreed = share == 1 if rule.agreement == "all" else share > 0.5
-    return PseudoLabels(
-        labels=winner,
-        confidence=confidence,
-        agreement=share,
-        mask=agreed & (confidence >= rule.confidence_threshold),
-    )
+    return PseudoLabels(winner, confidence, share, agreed & (confidence >= threshold))
+
+
+def adaptive_thresholds(probabilities: Tensor) -> Tensor:
+    """A threshold for each class, (C,), that follows how sure the model is by now.
+
+    The mean confidence over the images, lowered for classes that the model gives less
+    probability to than to its favourite.
+
+    Args:
+        probabilities: (N, C), each row summing to 1.
+
+    Source: Wang et al. 2023 (FreeMatch), arXiv:2205.07246, eqs. 5 to 8, over the images that are
+    labelled together in place of a running average (ours).
+    """
+    if len(probabilities) == 0:
+        return probabilities.new_zeros(probabilities.shape[1])
+    average = probabilities.mean(0)
+    return probabilities.amax(1).mean() * average / average.max()
+
+
+def soft_weights(confidence: Tensor, width: float = 2.0) -> Tensor:
+    """How much each label counts, (N,): 1 from the mean confidence on, less below it.
+
+    exp(-(μ - c)² / (2σ²/width²)) for c < μ, with the mean μ and the deviation σ of the confidences.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        width: the Gaussian's deviation is σ / width.
+
+    Source: Chen et al. 2023 (SoftMatch), arXiv:2301.10921, eq. 5, over the images that are
+    labelled together in place of a running average (ours).
+    """
+    if len(confidence) == 0:
+        return confidence.float()
+    below = (confidence.mean() - confidence).clamp(min=0)
+    variance = confidence.var(correction=0).clamp(min=1e-8)
+    return (-(below**2) * width**2 / (2 * variance)).exp().float()
 
 
 def consistency_terms(
@@ -189,6 +234,7 @@ def auxiliary_loss(
     views: Sequence[ViewName],
     features: Mapping[ViewName, Tensor],
     targets: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the auxiliary heads, each on the features of its own view.
 
@@ -197,12 +243,13 @@ def auxiliary_loss(
         views: the view that each head learns from, in the same order.
         features: the features of each view, (N, D).
         targets: class indices, (N,), or soft labels, (N, C).
+        weight: how much each image counts, (N,) in [0, 1]; None: 1 each.
     """
-    terms = [
-        F.cross_entropy(head(features[view]).float(), targets)
+    terms = torch.stack([
+        F.cross_entropy(head(features[view]).float(), targets, reduction="none")
         for head, view in zip(heads, views, strict=True)
-    ]
-    return torch.stack(terms).mean()
+    ])
+    return (terms if weight is None else terms * weight).mean()
 
 
 def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[ViewName]) -> Tensor:

@@ -34,6 +34,10 @@ class RunPlan:
             epoch. There are no labelling rounds then, and a batch is real : (accepted +
             unlabelled).
 
+        ema_decay: decay of an exponential moving average of all weights, in [0, 1): the average
+            labels the pool, and ``run`` leaves it in the wrapper at the end [Mean Teacher]. None:
+            the weights themselves do.
+
     Raises:
         ValueError: a number is out of range, or ``restart`` meets ``in_batch``.
     """
@@ -46,6 +50,7 @@ class RunPlan:
     relabel_every: int = 1
     restart: bool = False
     in_batch: bool = False
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         check_least("pretraining_epochs", self.pretraining_epochs, 0)
@@ -54,6 +59,8 @@ class RunPlan:
         check_least("batch_size", self.batch_size, 2)
         check_ratio(self.ratio)
         check_least("relabel_every", self.relabel_every, 1)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1) or be None, got {self.ema_decay}.")
         if self.restart and self.in_batch:
             raise ValueError(
                 "restart=True needs labelling rounds, and in_batch=True has none; leave one out."

@@ -56,6 +56,11 @@ class VotingRule:
             not FixMatch's 0.95: four heads rarely agree by chance. On digits (three validation
             seeds, first round) 0.9 accepted 80 % of the images and 98.9 % of these labels were
             right; 0.95 accepted 73 %, 99.6 % of them right.
+        threshold: ``"fixed"``: ``confidence_threshold``; ``"adaptive"``: one per class that
+            follows the mean confidence over the images that are labelled together [FreeMatch];
+            ``"soft"``: every label is accepted, whether votes agree or not, and counts the less
+            the further its confidence lies below the mean [SoftMatch]. Fixed thresholds leave
+            out the hard images, which have most to teach.
 
     Raises:
         ValueError: an unknown word, or a threshold outside [0, 1].
@@ -64,8 +69,10 @@ class VotingRule:
     agreement: Literal["all", "majority"] = "all"
     confidence: Literal["mean", "min", "max"] = "mean"
     confidence_threshold: float = 0.9
+    threshold: Literal["fixed", "adaptive", "soft"] = "fixed"
 
     def __post_init__(self) -> None:
+        check_choice("threshold", self.threshold, ("fixed", "adaptive", "soft"))
         check_choice("agreement", self.agreement, ("all", "majority"))
         check_choice("confidence", self.confidence, ("mean", "min", "max"))
         check_unit_interval("confidence_threshold", self.confidence_threshold)

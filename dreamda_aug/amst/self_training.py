@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from dreamda_aug.amst.averaging import WeightAverage
 from dreamda_aug.amst.checkpoint import read_checkpoint, write_checkpoint
 from dreamda_aug.amst.checks import check_heads_learn, check_sets
 from dreamda_aug.amst.labelers import Labeler
@@ -28,6 +30,7 @@ from dreamda_aug.amst.processes import find_wrapper
 from dreamda_aug.amst.randomness import epoch_seed, seeded
 from dreamda_aug.amst.report import EpochRecord, RoundReport, make_report, warn_of_collapse
 from dreamda_aug.amst.wrapper import AMSTWrapper
+from dreamda_aug.progress import bar, track
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +116,8 @@ class SelfTraining:
         self.steps_per_epoch = self.plan.steps_for(len(pool), self._processes.count)
         self._initial = copy.deepcopy(self.wrapper.state_dict()) if self.plan.restart else None
         self.labelling = PoolLabelling(self.wrapper, labeler, rule)
+        decay = self.plan.ema_decay
+        self._teacher = None if decay is None else WeightAverage(self.wrapper, decay)
         self._loading = BatchLoading(self.data, self.plan, self.steps_per_epoch, num_workers)
         self.truth = None if truth is None else torch.as_tensor(truth)
         self.rng_seed = rng_seed
@@ -144,16 +149,23 @@ class SelfTraining:
     def run(self, checkpoint: str | os.PathLike[str] | None = None) -> list[RoundReport]:
         """Train all epochs that remain, and return the reports.
 
+        With ``RunPlan.ema_decay`` the wrapper has the averaged weights at the end.
+
         Args:
             checkpoint: a file that is written after every epoch. Where it exists already, the
                 run continues from it.
         """
         if checkpoint is not None and Path(checkpoint).exists():
             self.load(checkpoint)
-        while self.stage != "done":
-            self.train_epoch()
-            if checkpoint is not None and self._processes.rank == 0:
-                self.save(checkpoint)
+        whole, first = self.plan.pretraining_epochs + self.plan.epochs, self._processes.rank == 0
+        with bar("self-training", whole - self.epoch, "epochs", shown=first) as shown:
+            while self.stage != "done":
+                self.train_epoch()
+                shown.update()
+                if checkpoint is not None and first:
+                    self.save(checkpoint)
+        if self._teacher is not None:
+            self._teacher.copy_to_module()
         return self.reports
 
     def train_epoch(self) -> dict[str, float]:
@@ -177,7 +189,7 @@ class SelfTraining:
         record = EpochRecord(keep_labels=self.plan.in_batch)
         self._outer.train()
         with seeded(self._seed(self._processes.role("train")), self._device):
-            for batch in self.loader():
+            for batch in track(self.loader(), stage, shown=self._processes.rank == 0):
                 batch = batch.to(self._device)
                 losses = self._losses(batch)
                 self._optimize(losses if isinstance(losses, Tensor) else losses.total)
@@ -210,7 +222,7 @@ class SelfTraining:
         """
         batches = self._loading.whole_pool(self._seed("workers"))
         self._processes.share_buffers()
-        with seeded(self._seed("label"), self._device):
+        with seeded(self._seed("label"), self._device), self._labelling_weights():
             labels, seed_labels = self.labelling.label_pool(batches, self._device)
         self.pseudo_labels = labels
         return self._add_report(labels, torch.arange(len(labels)), seed_labels)
@@ -226,6 +238,8 @@ class SelfTraining:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "pseudo_labels": None if labels is None else vars(labels),
             "average": self.labelling.average,
+            "teacher": None if self._teacher is None else self._teacher.weights,
+            "teacher_steps": 0 if self._teacher is None else self._teacher.steps,
             "reports": [asdict(report) for report in self.reports],
         }
         write_checkpoint(path, self._settings(), state)
@@ -246,6 +260,8 @@ class SelfTraining:
         labels = state["pseudo_labels"]
         self.pseudo_labels = None if labels is None else PseudoLabels(**labels)
         self.labelling.average = state["average"]
+        if self._teacher is not None:
+            self._teacher.load(state["teacher"], state["teacher_steps"])
         self.reports = [RoundReport(**report) for report in state["reports"]]
         self.epoch = state["epoch"]
 
@@ -260,6 +276,8 @@ class SelfTraining:
         if self._initial is not None:
             self.wrapper.load_state_dict(self._initial)
             self.optimizer.state.clear()
+            if self._teacher is not None:
+                self._teacher.restart()
 
     def _losses(self, batch: MixedBatch) -> AMSTLosses | Tensor:
         """The loss of one batch in the stage that is due, through ``forward``."""
@@ -272,7 +290,8 @@ class SelfTraining:
         elif not self.plan.in_batch and self.pseudo_labels is not None:
             labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
         else:
-            labels = self.labelling.label(synthetic, batch.seed_labels)
+            with self._labelling_weights():
+                labels = self.labelling.label(synthetic, batch.seed_labels)
         return forward(real, targets, synthetic, pseudo_labels=labels, stage="training")
 
     def _optimize(self, loss: Tensor) -> None:
@@ -281,6 +300,12 @@ class SelfTraining:
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
+        if self._teacher is not None:
+            self._teacher.update()
+
+    def _labelling_weights(self) -> AbstractContextManager[None]:
+        """Within it, the wrapper has the weights that label."""
+        return nullcontext() if self._teacher is None else self._teacher.in_use()
 
     def _add_report(
         self, labels: PseudoLabels, indices: Tensor, seed_labels: Tensor
@@ -305,7 +330,7 @@ class SelfTraining:
         """What must be the same for a run to go on as if nothing had happened."""
         names = (
             "batch_size", "ratio", "pretraining_epochs", "relabel_every", "restart", "seed_vote",
-            "in_batch", "distribution_alignment",
+            "in_batch", "distribution_alignment", "ema_decay",
         )  # fmt: skip
         values = vars(self.plan) | vars(self.labelling.rule)
         return {name: values[name] for name in names} | {

@@ -91,8 +91,11 @@ def training_losses(
     views, weights = model.views, model.weights
     if pseudo_labels is None:
         accepted, labels = real.new_zeros(0, dtype=torch.bool), targets[:0]
+        weight = real.new_zeros(0)
     else:
         accepted, labels = pseudo_labels.mask, pseudo_labels.labels[pseudo_labels.mask]
+        assert pseudo_labels.weight is not None
+        weight = pseudo_labels.weight[accepted]
     # The labelled pool of the paper, P_L, comes first; the images left unlabelled follow.
     images = torch.cat([real, synthetic[accepted], synthetic[~accepted]])
     labelled = len(real) + int(accepted.sum())
@@ -106,7 +109,8 @@ def training_losses(
 
     of_real, of_accepted = logits[views.main][:labelled].tensor_split([len(real)])
     supervised = F.cross_entropy(of_real, targets)
-    pseudo = F.cross_entropy(of_accepted, labels, reduction="sum") / max(1, len(synthetic))
+    terms = F.cross_entropy(of_accepted, labels, reduction="none")
+    pseudo = (weight * terms).sum() / max(1, len(synthetic))
     consistency = auxiliary = supervised.new_zeros(())
     if compared:
         weak, strong = logits["weak"][-compared:], logits["strong"][-compared:]
@@ -116,7 +120,10 @@ def training_losses(
     if heads_learn:
         fixed = {name: each[:labelled].detach() for name, each in features.items()}
         answers = join_targets(targets, labels, of_real.shape[1])
-        auxiliary = auxiliary_loss(model.auxiliary_heads, views.auxiliary, fixed, answers)
+        weights_of = torch.cat([weight.new_ones(len(real)), weight])
+        auxiliary = auxiliary_loss(
+            model.auxiliary_heads, views.auxiliary, fixed, answers, weights_of
+        )
     else:
         orthogonality = orthogonality.detach()
     total = (

@@ -72,14 +72,23 @@ def sample(
     solver = Solver(s.solver, schedule, s.eta)
     for step in range(len(schedule)):
         x_t, std = solver.step(x_t, step, denoiser)
-        if residuals is not None:
-            x_t = x_t + s.adherence * residuals[index, step].float()
-        if s.adherence < 1:
+        adherence = _adherence_at(s, step, len(schedule))
+        if residuals is not None and adherence > 0:
+            x_t = x_t + adherence * residuals[index, step].float()
+        if adherence < 1:
             noise = seeded_normal(seeds, step, STEP, tuple(x_t.shape[1:]))
-            x_t = x_t + (1 - s.adherence**2) ** 0.5 * std * noise
-    if residuals is not None:
+            x_t = x_t + (1 - adherence**2) ** 0.5 * std * noise
+    # what the last step leaves over belongs to the end of the run
+    if residuals is not None and s.adherence_interval[1] == 1:
         x_t = x_t + s.adherence * residuals[index, len(schedule)].float()
     return x_t
+
+
+def _adherence_at(settings: Settings, step: int, steps: int) -> float:
+    """The share of this step's residual that is replayed."""
+    assert settings.adherence is not None
+    start, stop = settings.adherence_interval
+    return settings.adherence if start <= step / steps < stop else 0.0
 
 
 def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

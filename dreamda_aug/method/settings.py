@@ -22,13 +22,17 @@ class Settings:
 
     Attributes:
         steps: reverse steps from pure noise to the image; ``strength`` of them are run.
-        strength: share of the steps that is run, in (0, 1]; higher moves images further.
+        strength: share of the steps that is run, in (0, 1]; higher moves images further. None:
+            what `calibrate` found.
         eta: 0 is deterministic DDIM, 1 is DDPM.
         inversion: how the source path is made.
         adherence: share of the recorded residual that is replayed, in [0, 1]:
             step = mean + adherence·residual + sqrt(1 - adherence²)·std·fresh noise. 1 is DreamDA.
             0 replays nothing, x_T is drawn afresh too, no inversion is made: that is img2img
             (SDEdit, arXiv:2108.01073) [ours]. None: what `calibrate` found.
+        adherence_interval: from where to where in the run residuals are replayed, as shares of its
+            steps, (0, 1) is all of it; outside, the adherence is 0. (0, 0.5) keeps the seed image's
+            coarse layout, which is decided first, and draws its details afresh [ours].
         noise_scale: how much noise is added to the bottleneck, >= 0. None: what `calibrate` found
             for this backbone.
         perturbation: what is added to the bottleneck; `BottleneckNoise`.
@@ -53,12 +57,13 @@ class Settings:
     """
 
     steps: int = 100
-    strength: float = 0.8
+    strength: float | None = 0.8
     eta: float = 1.0
     solver: SolverName = "ddim"
     timestep_spacing: Literal["uniform", "scheduler"] = "uniform"
     inversion: CycleDiffusion | DDIMInversion = field(default_factory=CycleDiffusion)
     adherence: float | None = 1.0
+    adherence_interval: tuple[float, float] = (0.0, 1.0)
     noise_scale: float | None = 1.0
     perturbation: Perturbation = field(default_factory=BottleneckNoise)
     update_rule: Literal["asymmetric", "symmetric"] = "asymmetric"
@@ -68,7 +73,7 @@ class Settings:
     paths: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("adherence", "noise_scale"):
+        for name in ("adherence", "noise_scale"):  # words of before 0.2
             value = getattr(self, name)
             if isinstance(value, str) and value == "auto":
                 warnings.warn(f'{name}="auto" is deprecated; write {name}=None.',
@@ -85,7 +90,8 @@ class Settings:
 
         for name in ("steps", "paths"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1, _MAX_STEPS))
-        unit("strength", "lie in (0, 1]", math.ulp(0.0))
+        if self.strength is not None:
+            unit("strength", "lie in (0, 1] or be None (calibrated)", math.ulp(0.0))
         unit("eta")
         if self.adherence is not None:
             unit("adherence", "lie in [0, 1] or be None (calibrated)")
@@ -104,8 +110,9 @@ class Settings:
         check("inversion", "be CycleDiffusion() or DDIMInversion()",
               lambda v: isinstance(v, CycleDiffusion | DDIMInversion))
         check("perturbation", "be callable, such as BottleneckNoise()", callable)
-        check("guidance_interval", "rise within [0, 1]", _is_interval)
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        for name in ("guidance_interval", "adherence_interval"):
+            check(name, "rise within [0, 1]", _is_interval)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.eta > 0 and not self.inversion.records_residuals and self.adherence != 0:
             raise ValueError(
                 f"DDIMInversion(exact=False) keeps x_T alone, which leads back to the image only "

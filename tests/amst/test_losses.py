@@ -14,6 +14,7 @@ from dreamda_aug.amst import (
     consistency_terms,
     orthogonality_loss,
 )
+from dreamda_aug.amst.losses import adaptive_thresholds, soft_weights
 
 # Four heads, four images, three classes:
 # 0: all say class 0, sure; 1: all say class 1, two of them hardly; 2: three say 2, one says 0;
@@ -168,3 +169,28 @@ def test_pseudo_labels_can_be_picked_and_joined():
 def test_soft_labels_are_read_as_classes():
     soft = PseudoLabels(F.one_hot(torch.tensor([2, 0]), 3).float(), *torch.ones(2, 2), None)
     assert soft.hard_labels.tolist() == [2, 0]
+
+
+def test_adaptive_thresholds_follow_confidence_and_spare_rare_classes():
+    probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]])
+    found = adaptive_thresholds(probabilities)
+    average = probabilities.mean(0)  # FreeMatch, eqs. 5 to 8, written out
+    expected = torch.stack([(0.9 + 0.8 + 0.6) / 3 * p / max(average) for p in average])
+    torch.testing.assert_close(found, expected)
+    rule = VotingRule(threshold="adaptive", confidence_threshold=1.0)
+    assert agree_and_confident(probabilities[None], rule).mask.tolist() == [True, True, True]
+    assert adaptive_thresholds(probabilities[:0]).tolist() == [0, 0, 0]
+
+
+def test_soft_thresholds_accept_all_and_weigh_the_doubtful_less():
+    confidence = torch.tensor([0.9, 0.7, 0.5])
+    weights = soft_weights(confidence)
+    deviation = confidence.std(correction=0) / 2
+    below = torch.distributions.Normal(0.7, deviation).log_prob(confidence[2]).exp()
+    peak = torch.distributions.Normal(0.7, deviation).log_prob(torch.tensor(0.7)).exp()
+    torch.testing.assert_close(weights, torch.stack([peak / peak, peak / peak, below / peak]))
+    heads = torch.stack([1 - confidence, confidence], 1)[None]
+    labels = agree_and_confident(heads, VotingRule(threshold="soft"))
+    assert labels.mask.all()
+    torch.testing.assert_close(labels.weight, weights)
+    assert labels[1:].weight.shape == (2,) and len(soft_weights(confidence[:0])) == 0

@@ -12,6 +12,7 @@ from dreamda_aug.amst import (
     AMSTWrapper,
     CollapseWarning,
     LabellingRule,
+    LabelPrior,
     LossWeights,
     MixedBatchSampler,
     PseudoLabels,
@@ -359,8 +360,8 @@ def test_alignment_trains_in_both_modes(in_batch):
 @pytest.mark.parametrize(
     "options",
     [{}, {"restart": True, "steps_per_epoch": 40},
-     {"in_batch": True, "distribution_alignment": True}],
-    ids=["pool", "restart", "in-batch"],
+     {"in_batch": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
+    ids=["pool", "restart", "in-batch", "averaged"],
 )  # fmt: skip
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, options):
     whole = make(**options)
@@ -375,6 +376,41 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after
     assert_equal_weights(whole, second)
     assert whole.reports == second.reports
     assert second.scheduler.last_epoch == whole.scheduler.last_epoch
+
+
+def test_the_averaged_weights_label_and_are_left_in_the_wrapper(monkeypatch):
+    training = make(ema_decay=0.99)
+    labelling = []
+    label_pool = training.labelling.label_pool
+
+    def watch(*arguments):
+        labelling.append(training.wrapper.auxiliary_heads[0].weight.clone())
+        return label_pool(*arguments)
+
+    monkeypatch.setattr(training.labelling, "label_pool", watch)
+    for _ in range(training.plan.pretraining_epochs):
+        training.train_epoch()
+    own = training.wrapper.auxiliary_heads[0].weight.clone()
+    average = training._teacher.weights["auxiliary_heads.0.weight"].clone()
+    training.train_epoch()
+    torch.testing.assert_close(labelling[0], average)
+    assert not torch.equal(labelling[0], own)
+    training.run()
+    torch.testing.assert_close(dict(training.wrapper.state_dict()), training._teacher.weights)
+
+
+def test_what_was_asked_for_decides_where_the_heads_doubt():
+    """The heads see nothing in these images; the class asked for is right nine times in ten."""
+    prior = LabelPrior(torch.full((3, 3), 0.05) + 0.85 * torch.eye(3))
+    training = make(label_prior=prior)
+    training.label_pool()
+    labels, mask = training.pseudo_labels.labels, training.pseudo_labels.mask
+    plain = make()
+    plain.label_pool()
+    assert mask.sum() > plain.pseudo_labels.mask.sum()
+    seeds = torch.tensor([int(seed) for _, seed in training.data.pool])
+    known = seeds >= 0
+    assert (labels == seeds)[known].float().mean() > 0.9
 
 
 def test_workers_change_nothing():

@@ -1,17 +1,19 @@
 """Pools of synthetic images: resumed without a trace, and made from what their name says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torchvision.transforms.v2.functional as F
 
 from benchmarks.accuracy import pools
 from benchmarks.accuracy.pools import (
     PoolSpec,
     Stopped,
     load_pool,
-    noise_settings,
     open_backbone,
-    settings_of,
 )
+from benchmarks.accuracy.recipes import RECIPES, base
 from benchmarks.accuracy.tasks import TASKS
 
 
@@ -19,7 +21,7 @@ def test_a_pool_that_was_interrupted_is_that_of_an_uninterrupted_run(
     tmp_path, backbone, monkeypatch, tiny, images
 ):
     monkeypatch.setattr(pools, "SLICE", 4)
-    spec = PoolSpec("replicas", 3, settings_of(tiny, 0.5, 0.6, 1.0))
+    spec = PoolSpec("replicas", 3, base(tiny, strength=0.5, adherence=0.6, noise_scale=1.0))
     whole = load_pool(tmp_path / "a", tiny, spec, images.shots, 0, backbone)
     assert whole.pixels.shape == (18, 1, 16, 16)
     assert whole.seed_labels.tolist() == images.shots.labels.repeat_interleave(3).tolist()
@@ -39,20 +41,36 @@ def test_copies_are_the_seed_images_and_noise_knows_no_label(tmp_path, backbone,
     copies = load_pool(tmp_path, tiny, PoolSpec("copies", 2), shots, 0, None)
     assert torch.equal(copies.pixels[::2], shots.pixels)
     assert torch.equal(copies.pixels[1::2], shots.pixels)
-    spec = PoolSpec("noise", 2, noise_settings(tiny))
+    spec = replace(RECIPES["noise"](tiny)[0], replicas=2)
     noise = load_pool(tmp_path, tiny, spec, shots, 0, backbone)
     assert len(noise.pixels) == 12 and noise.seed_labels.tolist() == [-1] * 12
     assert len({tuple(image.flatten().tolist()) for image in noise.pixels}) == 12
 
 
-def test_noise_in_another_place_gives_another_pool(tmp_path, backbone, tiny, images):
-    settings = settings_of(tiny, 0.5, 1.0, 0.0)
-    still, moved = (
-        load_pool(tmp_path, tiny, PoolSpec("replicas", 2, settings, place), images.shots, 0,
-                  backbone).pixels
-        for place in ("bottleneck", "x_T 0.6")
-    )  # fmt: skip
-    assert torch.equal(still[0], still[1]) and not torch.equal(moved[0], moved[1])
+def test_images_between_two_of_a_class_are_neither(tmp_path, backbone, tiny, images):
+    spec = replace(RECIPES["interpolation"](tiny)[0], replicas=2)
+    shots = images.shots
+    made = load_pool(tmp_path, tiny, spec, shots, 0, backbone).pixels.float()
+    seeds = shots.pixels.float()  # two of each class
+    assert shots.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    partners = seeds.view(3, 2, -1).flip(1).reshape(6, -1).repeat_interleave(2, 0)
+    others = seeds.roll(2, 0).flatten(1).repeat_interleave(2, 0)
+    own, made = seeds.flatten(1).repeat_interleave(2, 0), made.flatten(1)
+    to_own, to_partner, to_other = ((made - each).norm(dim=1) for each in (own, partners, others))
+    assert (to_own + to_partner < 2 * to_other).all() and (to_own > 1).all()
+
+
+def test_pools_are_made_at_the_backbones_size_and_come_back_in_the_tasks(
+    tmp_path, backbone, tiny, numbered
+):
+    task, shots = replace(tiny, image_size=12), numbered(6, 12)
+    spec = PoolSpec("replicas", 1, base(task, strength=0.5, adherence=1.0))
+    made = load_pool(tmp_path, task, spec, shots, 0, backbone).pixels
+    assert made.shape == (6, 1, 12, 12)
+    # nothing moves it but resizing, there and back
+    there = F.resize(shots.pixels.float(), [16, 16], antialias=True)
+    back = F.resize(there, [12, 12], antialias=True)
+    assert (made.float() - back).abs().max() <= 2
 
 
 def test_a_task_without_a_backbone_of_its_own_asks_for_one():

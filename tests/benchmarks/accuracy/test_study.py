@@ -2,14 +2,11 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from benchmarks import RESULTS
-from benchmarks.accuracy import estimate, study
+from benchmarks.accuracy import recipes, study
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.runs import Setup
 from benchmarks.accuracy.tasks import TASKS
 
 
@@ -17,7 +14,8 @@ from benchmarks.accuracy.tasks import TASKS
 def command(tmp_path, monkeypatch, setup_with_backbone):
     """The command on a tiny task: call it with further arguments."""
     setup = setup_with_backbone
-    task = replace(setup.task, img2img=(0.5,), dials=((0.5, 0.6, 1.0),), weak_views=((0.0, 0.1),))
+    task = replace(setup.task, guidances=(1.0,), weak_views=((0.0, 0.1),), classical=("affine",))
+    monkeypatch.setattr(recipes, "TUNED", recipes.TUNED[:1])
     monkeypatch.setitem(TASKS, "fashion_mnist", task)
 
     def call(*arguments: str) -> None:
@@ -31,54 +29,48 @@ def command(tmp_path, monkeypatch, setup_with_backbone):
 
 
 def test_an_ablation_can_be_thinned(tmp_path, command):
-    rows = ["1 path, seed labels", "a path per replica, seed labels"]
-    command("--ablation", "paths", "--replicas", "2", "--arms", *rows)
-    found = json.loads((tmp_path / "out" / "tiny_paths.json").read_text())["runs"]
+    rows = ["DreamDA, tuned, strength 0.5, seed labels", "DreamDA, tuned, strength 1, seed labels"]
+    command("--ablation", "strength", "--replicas", "2", "--arms", *rows,
+            "DreamDA, tuned")
+    found = json.loads((tmp_path / "out" / "tiny_strength.json").read_text())["runs"]
     assert {run["arm"] for run in found} == set(rows)
     assert {run["pool"] for run in found} == {12} and all(run["diversity"] > 0 for run in found)
-    assert "2 synthetic images of each" in (tmp_path / "out" / "tiny_paths.md").read_text()
 
 
 def test_the_whole_command_resumes_to_the_same_json(tmp_path, command):
-    arms = ("--arms", "real only", "DreamDA + AMST")
+    arms = ("--arms", "real only", "DreamDA, tuned, AMST")
     command(*arms)
     first = (tmp_path / "out" / "tiny.json").read_text()
     facts = json.loads(first)
     assert {run["steps"] for run in facts["runs"]} == {8} and len(facts["runs"]) == 4
-    assert facts["choices"]["DreamDA + AMST"]["chosen"] == 0
+    assert facts["choices"]["tuned"]["chosen"] == 0
     command(*arms)
     assert (tmp_path / "out" / "tiny.json").read_text() == first
     assert (tmp_path / "out" / "tiny.png").exists()
-    assert "| DreamDA + AMST |" in (tmp_path / "out" / "tiny.md").read_text()
+    assert "| DreamDA, tuned, AMST |" in (tmp_path / "out" / "tiny.md").read_text()
 
 
 def test_choices_of_an_earlier_result_are_taken_and_others_refused(tmp_path, command, monkeypatch):
-    arms = ("--arms", "real only", "DreamDA, seed labels")
+    arms = ("--arms", "real only", "DreamDA, tuned")
     command(*arms)
     earlier = tmp_path / "earlier.json"
     earlier.write_text((tmp_path / "out" / "tiny.json").read_text())
     monkeypatch.setattr(study, "choose", None)  # would fail if it were called
     command(*arms, "--choices", str(earlier))
     assert (tmp_path / "out" / "tiny.json").read_text() == earlier.read_text()
-    monkeypatch.setitem(TASKS, "fashion_mnist", replace(TASKS["fashion_mnist"], img2img=(0.7,)))
+    monkeypatch.setattr(recipes, "TUNED", ((0.7, 0.0, 0.0, (0.0, 1.0)),))
     with pytest.raises(SystemExit, match="today's candidates"):
         command(*arms, "--choices", str(earlier))
 
 
-def test_choices_of_the_recorded_result_are_still_between_todays_candidates(tmp_path):
-    setup = Setup(TASKS["fashion_mnist"], Path(), tmp_path)
-    recorded = RESULTS / "accuracy" / "fashion_mnist.json"
-    choices = study.choices_of(setup, study.Selection(tmp_path, (0,), (5,), choices=recorded))
-    assert choices["DreamDA + AMST"]["chosen"] in range(6)
-
-
-def test_a_dry_run_counts_what_all_runs_would_take(command, capsys, monkeypatch):
-    monkeypatch.setattr(estimate, "STEPS", 4)
-    monkeypatch.setattr(estimate, "SAMPLES", 2)
-    command("--dry-run")
+def test_a_dry_run_counts_what_is_missing(command, capsys):
+    arms = ("--arms", "real only", "DreamDA, tuned")
+    command(*arms, "--dry-run")
     text = capsys.readouterr().out
-    assert "DreamDA + AMST: " in text and " ms per step" in text
-    assert "processor minutes" in text and "minutes in 1 processes" in text
+    assert "4 of 4 runs are missing, 32 optimizer steps; they need 2 pools" in text
+    command(*arms)
+    command(*arms, "--dry-run")
+    assert "0 of 4 runs are missing" in capsys.readouterr().out
 
 
 def test_the_training_images_are_exported_for_a_backbone(tmp_path, command):

@@ -16,6 +16,7 @@ from benchmarks.accuracy.tasks import (
     TASKS,
     Images,
     ReadClassFolders,
+    ReadUSPS,
     read_atlases,
     read_idx,
     split,
@@ -50,6 +51,12 @@ def test_validation_is_fixed_while_shots_follow_the_rng_seed(tiny):
     first, second = (split(tiny, tiny.read(Path()), 5, rng_seed) for rng_seed in (0, 1))
     assert torch.equal(first.validation.pixels, second.validation.pixels)
     assert number_of(first.shots) != number_of(second.shots)
+
+
+def test_nothing_is_drawn_from_what_the_prior_has_seen(tiny):
+    images = split(replace(tiny, seen=100), tiny.read(Path()), 5, 0)
+    for part in (images.shots, images.validation, images.rest):
+        assert min(number_of(part)) >= 100
 
 
 def test_unlabelled_images_are_neither_shots_nor_validation(tiny):
@@ -102,6 +109,16 @@ def test_atlases_are_read(tmp_path):
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     assert torch.equal(torch.cat([train.pixels, test.pixels]), expected)
     assert train.labels.tolist() == [3, 1, 4, 1] and test.labels.tolist() == [5, 9]
+
+
+def test_usps_is_read_in_both_looks(tmp_path):
+    arrays = {f"{part}_{kind}": values for part in ("train", "test") for kind, values in
+              (("images", np.full((2, 16, 16), 40, np.uint8)), ("labels", np.array([3, 9])))}
+    np.savez(tmp_path / "usps.npz", **arrays)
+    for inverse, value in ((False, 40), (True, 215)):
+        train, test = ReadUSPS(inverse)(tmp_path / "usps.npz")
+        assert train.pixels.shape == (2, 1, 16, 16) and (test.pixels == value).all()
+        assert train.labels.tolist() == [3, 9]
 
 
 def test_class_folders_are_read_alike_from_a_folder_and_from_inside_a_zip(tmp_path):

@@ -1,0 +1,1 @@
+"""Priors and judges of the accuracy study, and how they were made."""

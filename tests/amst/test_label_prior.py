@@ -1,0 +1,57 @@
+"""What was asked of the generator, as evidence: estimates, Bayes' rule, and the door."""
+
+import pytest
+import torch
+
+from dreamda_aug.amst import LabellingRule, LabelPrior
+
+TRUE = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]])
+JUDGE = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
+
+
+def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes asked for, and what a judge that errs sees in the images."""
+    generator = torch.Generator().manual_seed(0)
+    asked = torch.randint(3, (count,), generator=generator)
+    true = torch.multinomial(TRUE[asked], 1, generator=generator).squeeze(1)
+    return asked, torch.multinomial(JUDGE[true], 1, generator=generator).squeeze(1)
+
+
+def test_the_judges_own_errors_are_taken_out():
+    asked, seen = draw(30_000)
+    found = LabelPrior.estimate(asked, seen, 3, confusion=JUDGE).probabilities
+    torch.testing.assert_close(found, TRUE, atol=0.03, rtol=0)
+    plain = LabelPrior.estimate(asked, seen, 3).probabilities
+    torch.testing.assert_close(plain, TRUE @ JUDGE, atol=0.02, rtol=0)
+
+
+def test_without_images_the_asked_class_is_likely_and_none_impossible():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    found = LabelPrior.estimate(nothing, nothing, 4).probabilities
+    torch.testing.assert_close(found.diag(), torch.full((4,), 0.8125))
+    assert found.min() > 0.06
+
+
+def test_bayes_rule_moves_a_doubtful_vote_and_leaves_unknown_images_alone():
+    heads = torch.tensor([[[0.5, 0.4, 0.1], [0.5, 0.4, 0.1]]])
+    shares = torch.tensor([0.5, 0.25, 0.25])
+    updated = LabelPrior(TRUE).update(heads, torch.tensor([1, -1]), shares)
+    odds = heads[0, 0] * TRUE[1] / shares
+    torch.testing.assert_close(updated[0, 0], odds / odds.sum())
+    torch.testing.assert_close(updated[0, 1], heads[0, 1])
+    assert updated[0, 0].argmax() == 1 and heads[0, 0].argmax() == 0
+
+
+@pytest.mark.parametrize("table", [torch.ones(2, 2), torch.ones(2, 3) / 3, torch.eye(2) * 2 - 0.5])
+def test_what_is_no_table_of_probabilities_is_refused(table):
+    with pytest.raises(ValueError, match="LabelPrior.probabilities must be a square matrix"):
+        LabelPrior(table)
+
+
+def test_labels_out_of_range_and_a_double_count_are_refused():
+    with pytest.raises(ValueError, match="asked must lie in"):
+        LabelPrior.estimate(torch.tensor([3]), torch.tensor([0]), 3)
+    with pytest.raises(ValueError, match="smoothing must be > 0"):
+        LabelPrior.estimate(torch.tensor([0]), torch.tensor([0]), 3, smoothing=0)
+    with pytest.raises(ValueError, match="count the seed label twice"):
+        LabellingRule(seed_vote=True, label_prior=LabelPrior(TRUE))
