@@ -9,7 +9,7 @@ from dreamda_aug.version import __version__ as __version__
 __all__ = [
     "AMSTWrapper", "AugmentedDataset", "BackboneSpec", "BottleneckNoise", "CycleDiffusion",
     "DDIMInversion", "DreamDAugment", "LatentCache", "PRESETS", "SelfTraining", "Settings",
-    "Synthesizer", "calibrate", "expand", "load_backbone",
+    "Synthesizer", "adapt", "calibrate", "evaluate", "expand", "load_backbone",
 ]
 
 # Where each name lives; modules are loaded at first use, so that importing the package is quick.
@@ -26,15 +26,19 @@ _MODULES = {
     "SelfTraining": "amst",
     "Settings": "method.settings",
     "Synthesizer": "generation.synthesizer",
+    "adapt": "adaptation",
     "calibrate": "generation.sweep",
+    "evaluate": "evaluation",
     "expand": "expansion",
     "load_backbone": "backbones",
 }
 
 if TYPE_CHECKING:
+    from dreamda_aug.adaptation import adapt
     from dreamda_aug.amst import AMSTWrapper, SelfTraining
     from dreamda_aug.backbones import BackboneSpec, load_backbone
     from dreamda_aug.datasets import AugmentedDataset
+    from dreamda_aug.evaluation import evaluate
     from dreamda_aug.expansion import expand
     from dreamda_aug.generation.cache import LatentCache
     from dreamda_aug.generation.sweep import calibrate

@@ -9,6 +9,10 @@ class BackboneError(DreamDAError):
     """A diffusion model cannot be loaded, or cannot be used for bottleneck perturbation."""
 
 
+class AdaptationError(DreamDAError):
+    """An adaptation cannot be trained, or its folder holds another one."""
+
+
 class CacheError(DreamDAError):
     """A cache file is damaged, foreign, or from another format version."""
 

@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,14 +61,26 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         StorageError: a line is no UTF-8 text.
     """
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise StorageError(f"{where}: expected UTF-8 text ({error}).") from error
-            if text.strip():
-                yield where, text
+        yield from read_numbered(file, str(path))
+
+
+def read_numbered(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
+    """Lines of an open file that are not empty, each with a name for messages.
+
+    A byte order mark is dropped wherever a line begins with one: files that are put together from
+    several may hold more than one.
+
+    Raises:
+        StorageError: a line is no UTF-8 text.
+    """
+    for number, line in enumerate(file, 1):
+        where = f"{name}, line {number}"
+        try:
+            text = line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{where}: expected UTF-8 text ({error}).") from error
+        if text.strip():
+            yield where, text
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:

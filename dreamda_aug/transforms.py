@@ -39,6 +39,11 @@ class DreamDAugment(v2.Transform):
     batch (B, C, H, W) of either, or any nesting of them with labels. What comes back has the same
     type, mode, dtype, size and device; images are resized to the backbone's size and back.
 
+    A transform sees one image at a time, so it measures nothing itself: dials that are None are
+    what `calibrate`, or ``dreamda calibrate FOLDER``, found; before that, mild defaults, with a
+    warning.
+    `AugmentedDataset` and `expand` see the whole dataset, and measure where nothing was found.
+
     Which replica is made is drawn from torch's global generator, as torchvision does: so
     ``torch.manual_seed`` and the worker seeds of a ``DataLoader`` decide it.
 
@@ -49,7 +54,8 @@ class DreamDAugment(v2.Transform):
         p: probability that an image is replaced, in [0, 1]; drawn for each image of a batch.
         labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
             ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;
-            None: there is none. Not called for backbones that need no label. With captions, a
+            None: there is none, and class-conditional backbones take their null class. Not called
+            for backbones that need no label. With captions, a
             function finds the image's file name instead; without one it must stand under the key
             ``file_name`` of a dict, or in the image if PIL opened it itself.
         options: all other arguments of `Synthesizer`, such as ``class_names``, ``cache`` and
@@ -111,12 +117,18 @@ class DreamDAugment(v2.Transform):
             conditioner = self.synthesizer.conditioner
             if conditioner.captions is not None:
                 labels = find_file_names(sample, self.labels_getter)
-            elif conditioner.needs_label(self.synthesizer.backbone):
+            elif conditioner.needs_label(self.synthesizer.backbone) and not self._null_class():
                 labels = find_labels(sample, self.labels_getter)
             images = self._replace([flat[i] for i in places], labels, params)
             for place, image in zip(places, images, strict=True):
                 flat[place] = image
         return tree_unflatten(flat, spec)
+
+    def _null_class(self) -> bool:
+        """Whether the user asked for images of no class, from a model of classes that can."""
+        backbone = self.synthesizer.backbone
+        return (self.labels_getter is None and backbone.condition_kind == "class"
+                and backbone.guidable)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuse samples with annotations that a synthetic image would make wrong."""

@@ -1,10 +1,12 @@
-"""Sample from the bundled backbone and measure how close its samples are to real test images.
+"""Sample from a class-conditional Fashion-MNIST backbone by guidance scale, and measure it.
 
     python examples/evaluate_backbone.py --root data --out dreamda_aug/weights
 
-Fréchet and kernel distance are taken on the features of the bundled judge (a small classifier of
-the same data), so they compare only with the numbers beside them: real training images against
-real test images, and blurred test images. Writes ``samples.png`` and ``evaluation.json``.
+For each guidance scale: the share of samples that a judge puts into the class that was asked for
+(`dreamda_aug.bundled.fashion_mnist_judge`, which has not seen the images that the backbone was
+trained on), Fréchet and kernel distance to real test images on the judge's features, precision and
+recall. The distances compare only with the numbers beside them: real training images, and blurred
+test images. Writes ``samples.png`` (a row for each class) and ``evaluation.json``.
 """
 
 import argparse
@@ -13,54 +15,74 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler
+from torch import Tensor
 from torchvision.datasets import FashionMNIST
-from torchvision.transforms.v2 import functional as TF
+from torchvision.transforms.v2 import functional as tvf
 from torchvision.utils import save_image
 
-from dreamda_aug import load_backbone
+from dreamda_aug import Settings, load_backbone
 from dreamda_aug.bundled import fashion_mnist_judge
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.metrics.comparison import frechet_distance, kernel_distance, precision_recall
 from dreamda_aug.metrics.features import classifier_features
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--root", type=Path, required=True, help="holds FashionMNIST/raw")
 parser.add_argument("--out", type=Path, required=True)
-parser.add_argument("--samples", type=int, default=2000)
-parser.add_argument("--steps", type=int, default=50)
+parser.add_argument("--backbone", default="bundled")
+parser.add_argument("--samples", type=int, default=1000, help="per guidance scale")
+parser.add_argument("--steps", type=int, default=12)
+parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
 args = parser.parse_args()
 
-backbone = load_backbone()
-pipeline = DDIMPipeline(
-    backbone.unet, DDIMScheduler.from_config(backbone.pipeline.scheduler.config))
-pipeline.set_progress_bar_config(disable=True)
-made = []
-for start in range(0, args.samples, 100):
-    arrays = pipeline(100, torch.Generator().manual_seed(start), num_inference_steps=args.steps,
-                      output_type="np").images
-    made.append(torch.from_numpy(arrays).permute(0, 3, 1, 2))
-    print(f"{start + 100} of {args.samples} samples", flush=True)
-made = torch.cat(made)
-save_image(made[:100], args.out / "samples.png", nrow=20, padding=1)
+backbone = load_backbone(args.backbone)
+labels = torch.arange(args.samples) % 10
 
-features = classifier_features(fashion_mnist_judge())
-sets = {
-    "samples": made,
-    "real training images": FashionMNIST(args.root, train=True).data[: args.samples, None] / 255,
-}
+
+def draw(guidance_scale: float) -> Tensor:
+    """Samples from pure noise, one for each label."""
+    settings = Settings(steps=args.steps, strength=1.0, eta=0.0, solver="dpmsolver++",
+                        adherence=0.0, noise_scale=0.0, guidance_scale=guidance_scale)
+    grey = torch.full((1, backbone.channels, *backbone.image_size), 0.5)
+    requests = [Request(0, label, replica=row) for row, label in enumerate(labels.tolist())]
+    return TensorSynthesizer(backbone, settings).synthesize(grey, requests).images.cpu()
+
+
+judge = fashion_mnist_judge()
+features = classifier_features(judge)
 test = FashionMNIST(args.root, train=False).data[:, None].float() / 255
-sets["blurred test images"] = TF.gaussian_blur(test[: args.samples], 5, 1.0)
 reference = features(test[args.samples :])
-record = {"samples": args.samples, "steps": args.steps, "reference": "test images not blurred",
-          "features": "bundled judge, 576-d", "results": {}}
 warnings.simplefilter("ignore")  # the sample is small; that is what the real row is there for
-for name, images in sets.items():
-    f = features(images)
-    pr = precision_recall(reference[: args.samples], f)
-    record["results"][name] = {
-        "frechet_distance": round(frechet_distance(reference, f), 2),
-        "kernel_distance": round(kernel_distance(reference, f).mean, 3),
-        "precision": round(pr.precision, 3), "recall": round(pr.recall, 3),
+
+
+def measure(images: Tensor, asked: Tensor | None) -> dict[str, float]:
+    """The figures of one set of images."""
+    found = features(images)
+    shares = precision_recall(reference[: args.samples], found)
+    figures = {
+        "frechet_distance": round(frechet_distance(reference, found), 2),
+        "kernel_distance": round(kernel_distance(reference, found).mean, 3),
+        "precision": round(shares.precision, 3), "recall": round(shares.recall, 3),
     }
-    print(name, record["results"][name], flush=True)
+    if asked is not None:
+        figures["asked_class"] = round((judge(images).argmax(1) == asked).float().mean().item(), 4)
+    return figures
+
+
+training = FashionMNIST(args.root, train=True)
+first = slice(0, args.samples)
+results = {
+    "real training images": measure(training.data[first, None] / 255, training.targets[first]),
+    "blurred test images": measure(tvf.gaussian_blur(test[first], 5, 1.0), None),
+}
+for scale in args.guidance:
+    made = draw(scale)
+    results[f"guidance {scale:g}"] = measure(made, labels)
+    print(f"guidance {scale:g}: {results[f'guidance {scale:g}']}", flush=True)
+    if scale == 2.0:
+        sheet = torch.cat([made[labels == label][:20] for label in range(10)])
+        save_image(sheet, args.out / "samples.png", nrow=20, padding=1)
+record = {"samples": args.samples, "steps": args.steps, "solver": "dpmsolver++",
+          "reference": "test images behind the first ones", "features": "judge, 576-d",
+          "results": results}
 (args.out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -2,7 +2,8 @@
 
     python examples/train_judge.py --root data --out dreamda_aug/weights
 
-Also writes the few hundred images that come with the package. Two minutes on one CPU core.
+It learns from the training images from the 30,001st on, which the bundled backbone has never seen.
+Also writes the few hundred images that come with the package. A minute on one CPU core.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dreamda_aug.bundled import build_judge
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--root", type=Path, required=True, help="holds FashionMNIST/raw")
 parser.add_argument("--out", type=Path, required=True)
-parser.add_argument("--epochs", type=int, default=6)
+parser.add_argument("--epochs", type=int, default=12)
 args = parser.parse_args()
 
 torch.manual_seed(0)
@@ -31,7 +32,9 @@ for name, per_class in (("train", 20), ("test", 30)):
     sample[f"{name}_labels"] = labels[chosen]
 save_file(sample, args.out / "fashion_mnist_images.safetensors")
 
-images, labels = splits["train"].data[:, None].float() / 255, splits["train"].targets
+SEEN_BY_THE_BACKBONE = 30_000
+images = splits["train"].data[SEEN_BY_THE_BACKBONE:, None].float() / 255
+labels = splits["train"].targets[SEEN_BY_THE_BACKBONE:]
 judge = build_judge().train()
 steps = args.epochs * (len(images) // 128)
 optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)

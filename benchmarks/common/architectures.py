@@ -1,42 +1,60 @@
 """Backbones with random weights: their speed and memory are those of trained ones."""
 
-import hashlib
-
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from benchmarks.common.modern import SD3, SDXL, drawn, sd3_pipeline, sdxl_pipeline
 from dreamda_aug import load_backbone
 from dreamda_aug.backbones import Backbone
+from dreamda_aug.backbones.unet import UNetBackbone
 
 # Widths, latent side, embedding, attention heads and group norm of Stable Diffusion 1.5, from its
-# published configuration; and the same four levels about twenty times narrower.
+# published configuration; the same four levels about twenty times narrower; and as narrow as goes.
 ARCHITECTURES = {
     "sd15": dict(unet=(320, 640, 1280, 1280), vae=(128, 256, 512, 512), side=64, text=768, heads=8,
                  groups=32),
     "tiny-sd": dict(unet=(16, 32, 64, 64), vae=(8, 16, 32, 32), side=16, text=32, heads=2,
                     groups=8),
+    "toy-sd": dict(unet=(4, 4, 8, 8), vae=(4, 4, 4, 4), side=8, text=8, heads=1, groups=2),
 }
 
 
-def build(arch: str, device: str, low_memory: bool = False) -> Backbone:
-    """A backbone: one of `ARCHITECTURES`, or whatever `load_backbone` takes.
+RANDOM = (*ARCHITECTURES, *SDXL, *SD3)
 
-    On CUDA it is float16 and channels_last, as one would run it there.
+
+def build(
+    arch: str, device: str, low_memory: bool = False, dtype: torch.dtype | None = None
+) -> Backbone:
+    """A backbone: one of `RANDOM`, or whatever `load_backbone` takes.
+
+    On CUDA it is float16 unless a dtype is given, and U-Nets are channels_last, as one would run
+    them there.
     """
-    if arch not in ARCHITECTURES:
-        backbone = load_backbone(arch, device=device, low_memory=low_memory)
+    on_cuda = device.startswith("cuda")
+    if arch not in RANDOM:
+        backbone = load_backbone(arch, device=device, low_memory=low_memory, dtype=dtype)
     else:
         torch.manual_seed(0)
-        pipeline = random_pipeline(**ARCHITECTURES[arch], device=device)
-        dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        for part in (pipeline.unet, pipeline.vae):
-            nn.Module.to(part, dtype)  # diffusers' own warns
+        pipeline = made(arch, device)
+        dtype = dtype or (torch.float16 if on_cuda else torch.float32)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                nn.Module.to(part, dtype)  # diffusers' own warns
         backbone = load_backbone(pipeline, low_memory=low_memory)
         backbone.name = arch
-    if device.startswith("cuda"):
+    if on_cuda and isinstance(backbone, UNetBackbone):
         backbone.channels_last()
     return backbone
+
+
+def made(arch: str, device: str) -> DiffusionPipeline:
+    """A pipeline of one of `RANDOM`; on ``"meta"`` it has no weights."""
+    if arch in SDXL:
+        return sdxl_pipeline(**SDXL[arch], device=device)
+    if arch in SD3:
+        return sd3_pipeline(**SD3[arch], device=device)
+    return random_pipeline(**ARCHITECTURES[arch], device=device)
 
 
 class RandomText(DiffusionPipeline):
@@ -48,10 +66,7 @@ class RandomText(DiffusionPipeline):
         self.text_encoder = nn.Identity()
 
     def encode_prompt(self, prompt: str, device, num_images_per_prompt: int, **options):
-        rng_seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
-        shape = (1, 77, self.unet.config.cross_attention_dim)
-        embedding = torch.randn(shape, generator=torch.Generator().manual_seed(rng_seed))
-        return embedding.to(device, self.unet.dtype), None
+        return drawn(prompt, (1, 77, self.unet.config.cross_attention_dim), self.unet), None
 
 
 def random_pipeline(unet, vae, side, text, heads, groups, device="cpu") -> RandomText:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.backbones import Backbone, Condition
-from dreamda_aug.backbones.tap import BottleneckTap
+from dreamda_aug.backbones.tap import Tap
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.method.seeding import BOTTLENECK, POSTERIOR, SOURCE, seeded_normal
 
@@ -101,7 +101,7 @@ def plain_rows(backbone: Backbone) -> Backbone:
 class _PlainTap:
     """A tap that keeps for itself which rows branch; everything else passes through."""
 
-    def __init__(self, tap: BottleneckTap):
+    def __init__(self, tap: Tap):
         self._tap = tap
         self.branches: Tensor | None = None
 

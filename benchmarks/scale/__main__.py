@@ -1,7 +1,11 @@
 """Do planning, resuming and memory stay small when a dataset is large?
 
+    python -m benchmarks.scale growth --out benchmarks/results --docs docs/cost.md
     python -m benchmarks.scale expansion --out benchmarks/results
     python -m benchmarks.scale memory --out benchmarks/results
+
+"growth" measures how time and memory grow with the images that are planned (up to 100,000), with
+the entries of a cache (100,000) and with the lines of a manifest (1,000,000).
 
 "expansion" expands a folder of 10,000 tiny images with a tiny model, stops half-way, and goes on.
 "memory" goes through an AugmentedDataset of 1,000 seed images and 5,000 synthetic ones, in small
@@ -10,20 +14,29 @@ batches and in large ones.
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.common.provenance import commit, machine_and_torch
 from benchmarks.scale.expansion import measure_expansion
+from benchmarks.scale.growth import measure_growth
 from benchmarks.scale.memory import measure_memory
+from benchmarks.scale.page import plot, write_docs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the record if a folder is given."""
     args = parse(arguments)
     torch.set_num_threads(1)
-    if args.question == "memory":
+    if args.question == "growth":
+        name = "growth"
+        record = {"curves": measure_growth(args.largest), "largest": args.largest,
+                  "machine": machine_and_torch("cpu"), "commit": commit(),
+                  "load": os.getloadavg()[0]}
+    elif args.question == "memory":
         name = "memory"
         record = measure_memory(args.images, args.ratio, args.steps, args.batch_sizes)
     else:
@@ -35,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / f"{name}.json").write_text(text + "\n")
+        if args.question == "growth":
+            plot(record, args.out / "growth.png")
+        if args.docs:
+            write_docs(args.out, args.docs)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -43,6 +60,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "python -m benchmarks.scale", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     questions = parser.add_subparsers(dest="question", required=True)
+    growth = questions.add_parser("growth", help="curves of time and memory over size")
+    growth.add_argument("--largest", type=int, default=1_000_000, help="leave out larger sizes")
     expansion = questions.add_parser("expansion", help="planning and resuming a large folder")
     expansion.add_argument("--images", type=int, default=10_000)
     expansion.add_argument("--classes", type=int, default=20)
@@ -55,9 +74,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     memory.add_argument("--steps", type=int, default=4,
                         help="few: memory hardly depends on them")
     memory.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 64], help="rising")
-    for question in (expansion, memory):
+    for question in (growth, expansion, memory):
         question.add_argument("--out", type=Path, help="folder for a JSON file")
-    return parser.parse_args(arguments)
+        question.add_argument("--docs", type=Path, help="Markdown file with marked places, which "
+                              "are written anew from the files in --out")
+    args = parser.parse_args(arguments)
+    if args.docs and not args.out:
+        parser.error("--docs is written from the JSON files in --out; give --out too.")
+    return args
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def run_until(expansion: Expansion, out: Path, share: float) -> None:
     """Run an expansion, and interrupt it once this share of its samples is on disk."""
 
     def stop(progress: Progress) -> None:
-        if progress.done >= share * progress.total:
+        if progress.stage == "making" and progress.done >= share * progress.total:
             raise Interrupted
 
     with contextlib.suppress(Interrupted):

@@ -1,104 +1,123 @@
-"""Our paths against a plain loop with the cost structure of the authors' released generator.
+"""What a synthetic image costs: beside diffusers' own pipelines, and beside the released generator.
 
     python -m benchmarks.speed --arch tiny-sd --out benchmarks/results \\
-        --page benchmarks/speed/throughput.md
-    python -m benchmarks.speed --arch sd15 --out benchmarks/results              # a GPU
-    python -m benchmarks.speed --arch sd15 --low-memory --out benchmarks/results
+        --page benchmarks/speed/throughput.md --docs docs/cost.md
+    python -m benchmarks.speed --arch sd15 --dtype bfloat16 --out benchmarks/results       # a GPU
+    python -m benchmarks.speed --gpu-plan results/gpu      # all that a GPU can tell, <= 25 minutes
 
-sd15 is the architecture of Stable Diffusion 1.5 with random weights, tiny-sd the same four levels
-about twenty times narrower; other names are what load_backbone takes. All paths run on one
-backbone in one process. Exact mode is the plain loop's algorithm with its number of steps: the
-same seeds give the same image, and the difference is measured. Fast mode changes the result.
+sd15, sdxl and sd3 are the architectures of Stable Diffusion 1.5, XL and 3 (medium) with random
+weights; tiny-sd, tiny-sdxl and tiny-sd3 are narrow ones of the same make for a CPU; other names are
+what load_backbone takes. All runs share one model in one process and take turns; ratios are between
+runs of the same turn.
 
-The plain loop makes one sample at a time and recomputes the source branch for each: 4 U-Net rows a
-step with guidance. For a backbone without guidance it is timed twice: with those 4 rows, and with
-the 2 that it needs.
+Beside ours run, on the same weights, scheduler, steps, strength and batch: the image-to-image
+pipeline of diffusers (on pixels a plain DDIM loop), its CycleDiffusionPipeline where it has one,
+and a plain loop with the cost structure of the authors' released generator: one sample at a time,
+the source branch recomputed for each, 4 denoiser rows a step with guidance (2 without).
 """
 
 import argparse
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import diffusers
 import torch
 
-from benchmarks.common.architectures import ARCHITECTURES, build
-from benchmarks.common.measurement import count_flops, matrix_product_rate
-from benchmarks.common.provenance import machine
-from benchmarks.speed.bench import Bench
-from benchmarks.speed.page import FORMAT, write_page
-from benchmarks.speed.switches import COMPILE, SWITCHES, Switch, compare
-from benchmarks.speed.throughput import PathTimer
+from benchmarks.common.architectures import RANDOM, build
+from benchmarks.common.measurement import matrix_product_rate
+from benchmarks.common.provenance import commit, machine
+from benchmarks.speed.arms import FEW_STEPS, arms
+from benchmarks.speed.bench import Bench, plainly
+from benchmarks.speed.gpu_plan import LIMITS, run_plan
+from benchmarks.speed.page import FORMAT, write_docs, write_page
+from benchmarks.speed.rounds import run_rounds
+from benchmarks.speed.switches import COMPILE, SWITCHES, compare
+from benchmarks.speed.targets import targets
 from dreamda_aug import PRESETS, BottleneckNoise
+from dreamda_aug.backbones.unet import UNetBackbone
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write what was asked for; the record of it all."""
     args = parse(arguments)
     torch.set_num_threads(args.threads)
-    backbone = build(args.arch, args.device, args.low_memory)
-    # the released run's settings; its absolute noise scale belongs to the weights of SD 1.5
-    settings = replace(PRESETS["official"], steps=args.steps, noise_scale=1.0,
-                       perturbation=BottleneckNoise())
-    bench = Bench(backbone, settings, max(args.batch_sizes), args.replicas, args.repeats)
-    timer = PathTimer(bench, count_flops(backbone),
-                      matrix_product_rate(backbone.device, backbone.dtype))
-    record = {
-        "format": FORMAT, "arch": args.arch, "low_memory": args.low_memory, "quick": args.quick,
-        "random_weights": args.arch in ARCHITECTURES,
-        "machine": machine(backbone.device), "device": backbone.device.type,
-        "dtype": str(backbone.dtype).removeprefix("torch."), "torch": torch.__version__,
-        "steps": args.steps, "steps_run": len(bench.synthesizer().schedule),
-        "replicas": args.replicas, "guided": backbone.guidable,
-        "image_size": list(backbone.image_size),
-        "matrix_product_rate": timer.matrix_product_rate, "flops": timer.flops._asdict(),
-        "unet_parameters": sum(p.numel() for p in backbone.unet.parameters()),
-        "paths": [], "switches": [],
-    }
-    say(f"{args.arch} on {record['machine']}, {record['dtype']}, {record['steps_run']} steps run, "
-        f"matrix product {record['matrix_product_rate'] / 1e9:.0f} GFLOP/s, "
-        f"U-Net {sum(timer.flops) / 1e9:.3g} GFLOP a row")
-
-    def add_path(row: dict[str, Any]) -> None:
-        say_path(row)
-        record["paths"].append(row)
-
-    def add_switch(bench: Bench, switch: Switch) -> None:
-        row = compare(bench, switch)
-        say_switch(row)
-        record["switches"].append(row)
-
-    for rows in (4,) if backbone.guidable else (4, 2):
-        add_path(timer.time_plain_loop(rows, args.plain_samples))
-    for size in args.batch_sizes:
-        add_path(timer.time_path(f"exact, batch {size}", bench.synthesizer(batch_size=size)))
-    if not args.low_memory:
-        for switch in SWITCHES:
-            add_switch(bench, switch)
-        backbone.channels_last()
-        how = "channels_last"
-        if not args.no_compile:
-            how = "channels_last and compiled"
-            bench = replace(bench, compiled=backbone.compiled(backend=args.compile_backend))
-            timer.bench = bench
-        add_switch(bench, COMPILE)
-        exact = bench.synthesizer(bench.compiled)
-        add_path(timer.time_path(f"exact, batch {bench.batch_size}, {how}", exact))
-        fast = dict(steps=max(2, args.steps // 4), guidance_interval=(0.2, 0.8))
-        few = dict(steps=4, guidance_scale=1.0)
-        for name, changes in (("a quarter of the steps, guidance on 60 % of them", fast),
-                              ("4 steps without guidance, as few-step models run", few)):
-            add_path(timer.time_path(f"fast, {name}, batch {bench.batch_size}, {how}",
-                                     bench.synthesizer(bench.compiled, **changes), exact))
+    diffusers.utils.logging.set_verbosity_error()
+    if args.gpu_plan:
+        return run_plan(args.gpu_plan, args.device, args.toy, args.only, 60 * args.minutes)
+    record = measured(args)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         name = Path(args.arch).name + ("_low_memory" if args.low_memory else "")
         (args.out / f"throughput_{name}.json").write_text(json.dumps(record, indent=2) + "\n")
         if args.page:
             write_page(args.out, args.page)
+        if args.docs:
+            write_docs(args.out, args.docs)
     return record
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """All runs of one model."""
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    backbone = build(args.arch, args.device, args.low_memory, dtype)
+    # the released run's settings; its absolute noise scale belongs to the weights of SD 1.5
+    settings = replace(PRESETS["official"], steps=args.steps, noise_scale=1.0,
+                       perturbation=BottleneckNoise())
+    bench = Bench(backbone, settings, max(args.batch_sizes), max(args.replicas), args.repeats)
+    rate = matrix_product_rate(backbone.device, backbone.dtype)
+    record = {
+        "format": FORMAT, "arch": args.arch, "low_memory": args.low_memory, "quick": args.quick,
+        "random_weights": args.arch in RANDOM, "commit": commit(),
+        "machine": machine(backbone.device), "device": backbone.device.type,
+        # how many processes wanted a core: above the number of cores, times prove nothing
+        "load": [os.getloadavg()[0]], "cores": os.cpu_count(),
+        "dtype": str(backbone.dtype).removeprefix("torch."), "torch": torch.__version__,
+        "diffusers": diffusers.__version__, "steps": args.steps,
+        "steps_run": len(bench.synthesizer().schedule), "rounds": args.rounds,
+        "replicas": args.replicas, "guided": backbone.guidable,
+        "image_size": list(backbone.image_size), "matrix_product_rate": rate,
+        "parameters": sum(p.numel() for p in backbone.denoiser.parameters()),
+    }  # fmt: skip
+    say(f"{args.arch} on {record['machine']}, {record['dtype']}, {record['steps_run']} steps run")
+    with tempfile.TemporaryDirectory() as cache:
+        runs = list(arms(bench, Path(cache), args.batch_sizes, args.replicas, args.presets))
+        record["arms"] = run_rounds(runs, args.rounds, backbone.device, rate, say)
+    record["targets"] = targets(record["arms"])
+    record["exactness"] = exactness(bench) if isinstance(backbone, UNetBackbone) else None
+    record["switches"] = [] if args.no_switches else switches(bench, args)
+    record["load"].append(os.getloadavg()[0])
+    for target in record["targets"]:
+        say(f"{target['what']}: {target['median']:.2f}× ({target['low']:.2f} to "
+            f"{target['high']:.2f}), goal {'<=' if target['ceiling'] else '>='} {target['goal']}×")
+    return record
+
+
+def exactness(bench: Bench) -> dict[str, float]:
+    """Largest difference of a pixel from the plain loop's image, from the same seeds."""
+    images, requests = bench.work(1)
+    synthesizer, rows = bench.synthesizer(), 4 if bench.backbone.guidable else 2
+    with torch.no_grad():
+        plain = plainly(synthesizer, images, requests[0], rows)
+        kept = synthesizer.synthesize(images, requests).images
+        with patch("dreamda_aug.generation.tensors.STORAGE_DTYPE", torch.float32):
+            unrounded = synthesizer.synthesize(images, requests).images
+    return {"max_difference": (kept - plain).abs().max().item(),
+            "max_difference_in_float32": (unrounded - plain).abs().max().item()}
+
+
+def switches(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each switch, on and off."""
+    found = [compare(bench, switch) for switch in SWITCHES]
+    if not args.no_compile:
+        compiled = bench.backbone.compiled(backend=args.compile_backend)
+        bench = replace(bench, compiled=compiled)
+    return [*found, compare(bench, COMPILE)]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -106,16 +125,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.speed", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--arch", default="bundled", help="sd15, tiny-sd, bundled, a folder, ...")
+    parser.add_argument("--arch", default="bundled", help=f"{', '.join(RANDOM)}, bundled, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int,
-                        help="0.8 of them are run; default: 100 as released, 25 on a CPU")
-    parser.add_argument("--replicas", type=int, default=10, help="K")
-    parser.add_argument("--batch-sizes", type=int, nargs="+",
-                        help="default: 1 2 4 ... 64, on a CPU 1 8 32; switches use the largest")
-    parser.add_argument("--plain-samples", type=int, default=3, help="timed in the plain loop")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--steps", type=int, help="of the released run, 0.8 of them are run; "
+                        "presets are cut alike; default: 100 as released, 20 on a CPU")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", help="default: 1 8 32")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 10], help="K")
+    parser.add_argument("--presets", nargs="+", default=[*PRESETS, FEW_STEPS],
+                        choices=[*PRESETS, FEW_STEPS])
+    parser.add_argument("--rounds", type=int, default=5, help="how often all runs take their turn")
     parser.add_argument("--repeats", type=int, default=3, help="of each side of a switch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-switches", action="store_true")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--low-memory", action="store_true", help="batch size 1, no switches")
@@ -123,27 +145,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for a JSON file")
     parser.add_argument("--page", type=Path,
                         help="Markdown file to write from all JSON files in --out")
+    parser.add_argument("--docs", type=Path, help="Markdown file with marked places, which are "
+                        "written anew from all JSON files in --out")
+    parser.add_argument("--gpu-plan", type=Path, metavar="FOLDER",
+                        help="run the plan for a GPU; goes on where it was interrupted")
+    parser.add_argument("--only", nargs="+", choices=list(LIMITS),
+                        help="with --gpu-plan: some of its parts")
+    parser.add_argument("--minutes", type=float, default=25, help="with --gpu-plan: in all")
+    parser.add_argument("--toy", action="store_true",
+                        help="with --gpu-plan: narrow models, for a CPU; proves no speed")
     args = parser.parse_args(arguments)
-    if args.page and not args.out:
-        parser.error("--page is written from the JSON files in --out; give --out too.")
+    if (args.page or args.docs) and not args.out:
+        parser.error("--page and --docs are written from the JSON files in --out; give --out too.")
     on_cpu = not args.device.startswith("cuda")
     if args.quick:
-        args.replicas, args.plain_samples, args.repeats = 3, 1, 1
-    args.steps = args.steps or (5 if args.quick else 25 if on_cpu else 100)
-    sizes = [1, 4] if args.quick else [1, 8, 32] if on_cpu else [2**i for i in range(7)]
-    args.batch_sizes = [1] if args.low_memory else args.batch_sizes or sizes
+        args.replicas, args.rounds, args.repeats = [1, 3], 2, 1
+    args.steps = args.steps or (5 if args.quick else 20 if on_cpu else 100)
+    args.batch_sizes = sorted(args.batch_sizes or ([1, 4] if args.quick else [1, 8, 32]))
+    if args.low_memory:
+        args.batch_sizes, args.no_switches = [1], True
     return args
-
-
-def say_path(row: dict[str, Any]) -> None:
-    say(f"{row['path']}: {row['seconds']:.4g} s/sample, {row['encoder_rows']:.1f} rows, "
-        f"{' / '.join(f'{s:.1f}×' for s in row['speed_up'])}, "
-        f"{row['share_of_matrix_product_rate']:.0%}, {row['peak_bytes'] / 1e9:.2f} GB")
-
-
-def say_switch(row: dict[str, Any]) -> None:
-    say(f"{row['switch']}: " + (row.get("skipped") or f"{row['ratio']:.2f}× faster, images differ "
-                                f"by at most {row['max_difference']:.1g}"))
 
 
 def say(line: str) -> None:

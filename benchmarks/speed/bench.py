@@ -5,9 +5,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from benchmarks.common.architectures import sample_images
+from benchmarks.common.plain import plain_loop
 from dreamda_aug import Settings
 from dreamda_aug.backbones import Backbone
+from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.inputs.images import image_digest
+from dreamda_aug.method.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,12 @@ class Bench:
     compiled: Backbone | None = None
 
     def synthesizer(
-        self, backbone: Backbone | None = None, batch_size: int = 0, **changes
+        self, backbone: Backbone | None = None, batch_size: int = 0,
+        cache: LatentCache | None = None, **changes
     ) -> TensorSynthesizer:
-        """One without a cache on disk."""
+        """One without a cache on disk, unless one is given."""
         made = TensorSynthesizer(backbone or self.backbone, replace(self.settings, **changes),
-                                 batch_size=batch_size or self.batch_size)
+                                 batch_size=batch_size or self.batch_size, cache=cache)
         # as TensorSynthesizer(compile=True) sets it, which would compile once more for each
         made.static_shapes = backbone is not None and backbone is self.compiled
         return made
@@ -50,3 +55,21 @@ class Bench:
     def run(self, synthesizer: TensorSynthesizer, samples: int = 0) -> Tensor:
         """Invert and generate: synthetic images, (samples, C, H, W); 0: one batch of them."""
         return synthesizer.synthesize(*self.work(samples or self.batch_size)).images
+
+
+def plainly(
+    synthesizer: TensorSynthesizer, images: Tensor, request: Request, rows: int
+) -> Tensor:
+    """What the plain loop makes of one request, (1, C, H, W)."""
+    image = images[request.image]
+    return plain_loop(synthesizer, image[None], rows, request.condition,
+                      *seeds_of(synthesizer, image, request))
+
+
+def seeds_of(
+    synthesizer: TensorSynthesizer, image: Tensor, request: Request
+) -> tuple[int, int]:
+    """Path seed and sample seed, as `TensorSynthesizer.synthesize` derives them."""
+    digest = image_digest(image)
+    return (derive_seed(synthesizer.rng_seed, digest, "path", 0),
+            derive_seed(synthesizer.rng_seed, digest, "sample", request.replica, request.epoch))

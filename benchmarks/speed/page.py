@@ -1,10 +1,25 @@
-"""A page of Markdown from the records of ``python -m benchmarks.speed``."""
+"""Pages of Markdown from the records of ``python -m benchmarks.speed``."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-FORMAT = 2
+from benchmarks.common.marked import fill_places, table
+from benchmarks.speed.arms import IMG2IMG, RELEASED
+from benchmarks.speed.rounds import spread
+
+FORMAT = 3
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records in a folder, by the name of their model."""
+    found = {}
+    for path in sorted(folder.glob("throughput_*.json")):
+        record = json.loads(path.read_text())
+        if record.get("format") == FORMAT:
+            found[path.stem.removeprefix("throughput_")] = record
+    return found
 
 
 def write_page(folder: Path, page: Path) -> None:
@@ -14,67 +29,114 @@ def write_page(folder: Path, page: Path) -> None:
         folder: with ``throughput_*.json``.
         page: the Markdown file.
     """
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("throughput_*.json"))]
-    parts = [_section(record) for record in records if record.get("format") == FORMAT]
     head = (
         "# Throughput\n\n*Written by `python -m benchmarks.speed` from its records in "
-        f"`{os.path.relpath(folder, page.parent)}/`; `--help` says what the paths are.*\n\n"
-        "Exact mode is the algorithm of the plain loop with its number of steps; from the same "
-        "seeds the two give the same image, up to the float16 in which inversions are kept. Fast "
-        "mode gives other images. Differences are of pixels in [0, 1]. With one thread on a CPU, "
-        "times are processor time."
+        f"`{os.path.relpath(folder, page.parent)}/`; `--help` says what the runs are.*\n\n"
+        "All runs of a section took turns in one process; a ratio is between two runs of the same "
+        "turn, its median and, in brackets, the smallest and the largest. Where the machine had "
+        "other work, only ratios are shown. With one thread on a CPU, times are processor time. "
+        "Costs hold per image; rows are the denoiser's, before and behind the tap."
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n\n".join([head, *parts]) + "\n")
+    sections = [section(record) for record in read_records(folder).values()]
+    page.write_text("\n\n".join([head, *sections]) + "\n")
 
 
-def _section(record: dict) -> str:
+def write_docs(folder: Path, page: Path) -> None:
+    """Fill the marked places of a hand-written page: ``<!-- figures: speed/MODEL -->``.
+
+    Args:
+        folder: with ``throughput_*.json``.
+        page: the Markdown file; what stands between its marks is replaced.
+    """
+    fill_places(page, {f"speed/{name}": summary(record)
+                       for name, record in read_records(folder).items()})
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The ratios that matter, as a table."""
+    lines = [[target["what"], _ratio(target),
+              f"{'at most' if target['ceiling'] else 'at least'} {target['goal']:g}×"
+              + ("" if target["met"] else ", missed")]
+             for target in record["targets"]]
+    return f"{facts(record)}\n\n" + table(["cost of", "ratio", "goal"], lines)
+
+
+def facts(record: dict[str, Any]) -> str:
+    """What ran, and on what."""
+    size = "×".join(map(str, record["image_size"]))
+    text = (
+        f"{record['arch']}: {record['machine']}, torch {record['torch']}, diffusers "
+        f"{record['diffusers']}, {record['dtype']}; {size} pixels, "
+        f"{record['parameters'] / 1e6:.3g} M parameters, {record['steps_run']} steps run, "
+        f"{'guidance 7.5' if record['guided'] else 'no guidance'}, {record['rounds']} turns, "
+        f"commit {record['commit']}."
+    )
+    if is_busy(record):
+        text += " The machine had other work: ratios only."
+    if record["quick"]:
+        text += " **A smoke test with `--quick`: its figures prove nothing.**"
+    return text
+
+
+def is_busy(record: dict[str, Any]) -> bool:
+    """Whether more wanted to run on the processor than it has cores."""
+    return record["device"] == "cpu" and max(record["load"]) > record["cores"]
+
+
+def section(record: dict[str, Any]) -> str:
+    """All of a record."""
     title = record["arch"] + (", low memory" if record["low_memory"] else "")
     memory = "allocated on the GPU" if record["device"] == "cuda" else "resident, whole process"
-    text = (
-        f"## {title}\n\n{record['machine']}, torch {record['torch']}, {record['dtype']}; "
-        f"{record['image_size'][0]}×{record['image_size'][1]} pixels, "
-        f"{record['unet_parameters'] / 1e6:.1f} M parameters in the U-Net, "
-        f"{sum(record['flops'].values()) / 1e9:.3g} GFLOP a row; {record['steps_run']} steps run, "
-        f"{'guidance 7.5' if record['guided'] else 'no guidance'}, K = {record['replicas']}, "
-        "symmetric rule. A matrix product ran at "
-        f"{record['matrix_product_rate'] / 1e12:.3g} TFLOP/s in the same run. Peak memory: "
-        f"{memory}."
-    )
-    if record["random_weights"]:
-        text += (" Weights are random, so how far fast mode's images are from exact ones says "
-                 "nothing about their quality.")
-    if record["quick"]:
-        text += "\n\n**A smoke test with `--quick`: its figures prove nothing.**"
-    text += "\n\n" + _table(
-        ["path", "samples/s", "U-Net rows per sample (encoder, decoder)",
-         "share of the matrix-product rate", "peak memory", "faster than the plain loop",
-         "difference"],
-        [[p["path"], f"{p['samples_per_second']:.3g}",
-          f"{p['encoder_rows']:.1f}, {p['decoder_rows']:.1f}",
-          f"{p['share_of_matrix_product_rate']:.0%}", f"{p['peak_bytes'] / 1e9:.2f} GB",
-          " / ".join(f"{s:.1f}×" for s in p["speed_up"]), _difference(p)]
-         for p in record["paths"]],
-    )
+    text = f"## {title}\n\n{facts(record)} Peak memory: {memory}."
+    if not is_busy(record):
+        text += (f" A matrix product ran at {record['matrix_product_rate'] / 1e12:.3g} TFLOP/s in "
+                 "the same run.")
+    if found := record["exactness"]:
+        text += (f" The plain loop's image and ours, from the same seeds, differ by at most "
+                 f"{found['max_difference']:.1g} of 1 in a pixel, and by "
+                 f"{found['max_difference_in_float32']:.1g} with inversions kept in float32.")
+    text += "\n\n" + summary(record).split("\n\n", 1)[1]
+    text += "\n\n### All runs\n\n" + runs(record)
     if record["switches"]:
-        text += "\n\n### Each switch by itself\n\n" + _table(
+        text += "\n\n### Each switch by itself\n\n" + table(
             ["switch", "off", "time off / on", "peak memory off → on", "max. pixel difference"],
             [_switch(row) for row in record["switches"]],
         )
     return text
 
 
-def _difference(path: dict) -> str:
-    if "mean_difference" in path:
-        return (f"mean {path['mean_difference']:.2g}, max {path['max_difference']:.2g} from exact "
-                f"(two replicas: mean {path['mean_difference_of_replicas']:.2g})")
-    if "max_difference" in path:
-        return (f"max {path['max_difference']:.1g} from plain, "
-                f"{path['max_difference_in_float32']:.1g} with inversions kept in float32")
-    return "–"
+def runs(record: dict[str, Any]) -> str:
+    """A row for each run; times only where nothing else was running."""
+
+    rows = record["arms"]
+    peers = {row["batch_size"]: row["times"] for row in rows if row["arm"] == IMG2IMG}
+    released = next(row["times"] for row in rows if row["arm"] == RELEASED.format(rows=4))
+    head = ["run", "batch", "rows", "GFLOP", "to img2img", "released to it", "peak memory"]
+    timed = ["ms", "images/s", "of the matrix-product rate", "images/kWh"]
+    lines = []
+    for row in rows:
+        kwh = row["images_per_kwh"]
+        cells = [
+            row["arm"], str(row["batch_size"]),
+            f"{row['encoder_rows']:.1f}, {row['decoder_rows']:.1f}", f"{row['flop'] / 1e9:.3g}",
+            _ratio(spread(row["times"], peers[row["batch_size"]])._asdict()),
+            _ratio(spread(released, row["times"])._asdict()),
+            f"{row['peak_bytes'] / 1e9:.2f} GB",
+        ]
+        if not is_busy(record):
+            cells += [f"{1000 * row['seconds']:.3g}", f"{row['images_per_second']:.3g}",
+                      f"{row['share_of_matrix_product_rate']:.0%}",
+                      "–" if kwh is None else f"{kwh:.3g}"]
+        lines.append(cells)
+    return table(head if is_busy(record) else head + timed, lines)
 
 
-def _switch(row: dict) -> list[str]:
+def _ratio(found: dict[str, float]) -> str:
+    return f"**{found['median']:.2f}×** ({found['low']:.2f}–{found['high']:.2f})"
+
+
+def _switch(row: dict[str, Any]) -> list[str]:
     if "skipped" in row:
         return [row["switch"], row["instead"], row["skipped"], "", ""]
     return [
@@ -82,8 +144,3 @@ def _switch(row: dict) -> list[str]:
         f"{row['peak_bytes_off'] / 1e9:.2f} → {row['peak_bytes_on'] / 1e9:.2f} GB",
         f"{row['max_difference']:.1g}",
     ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

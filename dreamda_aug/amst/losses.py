@@ -88,7 +88,7 @@ class AMSTLosses:
         consistency: FixMatch term on the synthetic images (see ``ConsistencyRule``), summed and
             divided by the number of all synthetic images; 0 where its weight is 0.
         auxiliary: mean cross-entropy of the auxiliary heads on the real and accepted images.
-        orthogonality: mean |W_i·W_jᵀ| over pairs of auxiliary heads that see the same view.
+        orthogonality: mean ``|W_i·W_jᵀ|`` over pairs of auxiliary heads that see the same view.
         accepted_share: share of the synthetic images that are accepted; no gradient; nan if
             there are no synthetic images.
         pseudo_labels: the labels used for the synthetic images; None if there are none.
@@ -253,7 +253,7 @@ def auxiliary_loss(
 
 
 def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[ViewName]) -> Tensor:
-    """Mean |W_i·W_jᵀ| over all pairs of heads that see the same view; 0 if there is no pair.
+    """Mean ``|W_i·W_jᵀ|`` over all pairs of heads that see the same view; 0 if there is no pair.
 
     Args:
         weights: one (C, D) matrix per head.

@@ -109,7 +109,7 @@ class LossWeights:
     Attributes:
         pseudo: of the main head's loss on accepted images [ours: 1].
         consistency: of the consistency term [ours: 1].
-        orthogonality: of the mean |W_i·W_jᵀ| of auxiliary heads that see the same view
+        orthogonality: of the mean ``|W_i·W_jᵀ|`` of auxiliary heads that see the same view
             [ours: 0.01].
         auxiliary: of the auxiliary heads' loss in the training stage [ours: 1]. They go on
             learning from real and accepted images while the features change. Their loss does not

@@ -1,7 +1,8 @@
 """The seam to diffusers: the only folder that imports it, and only when a model is loaded."""
 
 from dreamda_aug.backbones.base import Backbone, Condition, is_backbone
+from dreamda_aug.backbones.families import Family
 from dreamda_aug.backbones.load import BUNDLED, BackboneSpec, as_backbone, load_backbone
 
-__all__ = ["BUNDLED", "Backbone", "BackboneSpec", "Condition", "as_backbone",
+__all__ = ["BUNDLED", "Backbone", "BackboneSpec", "Condition", "Family", "as_backbone",
            "is_backbone", "load_backbone"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.backbones.schedules import Spacing
-from dreamda_aug.backbones.tap import BottleneckTap
+from dreamda_aug.backbones.tap import Tap
 from dreamda_aug.errors import BackboneError
 from dreamda_aug.method.schedule import NoiseSchedule
 
@@ -17,7 +17,7 @@ Condition = str | int | None
 
 
 class Backbone(Protocol):
-    """A diffusion model with a bottleneck; see `PixelBackbone` and `LatentBackbone`.
+    """A diffusion model; see `PixelBackbone`, `LatentBackbone` and `TransformerBackbone`.
 
     Attributes:
         name: where it came from, for people.
@@ -26,18 +26,20 @@ class Backbone(Protocol):
         condition_kind: ``"text"``, ``"class"`` or ``"none"``: what it can be conditioned on.
         class_names: names of its classes in the order of its class embedding, or None.
         guidable: whether it knows an unconditional branch to guide away from.
-        device: where its U-Net lies.
-        dtype: of its U-Net.
-        tap: the hooks on its bottleneck.
+        device: where its denoiser (U-Net or transformer) lies.
+        dtype: of its denoiser.
+        tap: the hooks on its bottleneck, or on the block that stands in for one.
         in_tiles: whether images are encoded in tiles, which gives other latents.
         low_memory: whether images are decoded one at a time.
+        lora: what LoRA weights are added to its own, as `BackboneSpec` takes them, or None.
     """
 
     name: str
     image_size: tuple[int, int]
     channels: int
-    tap: BottleneckTap
+    tap: Tap
     low_memory: bool
+    lora: str | None
 
     @property
     def in_tiles(self) -> bool: ...
@@ -77,7 +79,7 @@ class Backbone(Protocol):
         ...
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-        """Conditions as U-Net inputs with one row each; None is the unconditional one."""
+        """Conditions as denoiser inputs with one row each; None is the unconditional one."""
         ...
 
     def condition_digest(self, condition: Condition) -> str:
@@ -96,11 +98,11 @@ class Backbone(Protocol):
         ...
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """Output (R, C, H, W) of the first block behind the bottleneck, where the U-Net stops."""
+        """Output (R, C, H, W) of the first block behind the bottleneck; nothing more is run."""
         ...
 
     def compiled(self, **options: Any) -> "Backbone":
-        """The same model, its U-Net run through ``torch.compile``; this one stays as it is."""
+        """The same model run through ``torch.compile``; this one stays as it is."""
         ...
 
     def in_float32(self) -> AbstractContextManager[None]:
@@ -116,7 +118,7 @@ class Backbone(Protocol):
 class _Tapped(Protocol):
     """What no pipeline and no name has."""
 
-    tap: BottleneckTap
+    tap: Tap
 
 
 def is_backbone(value: Any) -> TypeGuard[Backbone]:

@@ -82,7 +82,9 @@ def digest_of(values: dict[str, Tensor]) -> str:
 
 def _facts(module: Any) -> Iterator[str]:
     """Configuration, and how strongly LoRA weights are mixed in."""
-    config = {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
+    config = getattr(module, "config", {})  # diffusers' is a mapping, transformers' gives one
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    config = {k: v for k, v in config.items() if not k.startswith("_")}
     yield json.dumps(config, sort_keys=True, default=str)
     for name, part in module.named_modules():
         if isinstance(getattr(part, "scaling", None), dict):  # a LoRA layer of peft

@@ -12,6 +12,8 @@ from dreamda_aug.backbones.base import Backbone, is_backbone
 from dreamda_aug.errors import BackboneError
 
 BUNDLED = "bundled"
+# A thousand are usual.
+_MAX_TIMESTEPS = 1_000_000
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "weights" / "fashion_mnist"
 
 
@@ -26,22 +28,30 @@ class BackboneSpec:
             ``"bundled"``, the small Fashion-MNIST model of this package (28×28 grey).
         device: where it runs; None: CUDA if there is one, else the CPU. A pipeline object stays
             where it is.
-        dtype: weights' dtype; None: float16 on CUDA for latent models, else float32. A pipeline
-            object keeps its own.
+        dtype: weights' dtype; None: on CUDA float16 for latent U-Nets and bfloat16 for
+            transformers, many of which overflow in float16; else float32. A pipeline object keeps
+            its own.
         variant: weights variant on the hub, such as ``"fp16"``.
         config: for a single file: hub id or folder of the pipeline whose configuration it has;
             None: diffusers guesses it, which needs the hub.
         image_size: height and width for latent models; None: the model's own.
         null_class: for class-conditional models, the class that means "none"; found by itself
             where ``examples/train_backbone.py`` made the model.
+        tap_index: for transformers, the number of the block behind which the perturbation enters,
+            in the order in which blocks run; None: the middle one.
+        embedded_guidance: for guidance-distilled transformers, which take the guidance scale as an
+            input (FLUX.1 dev): that scale; None: the default of the pipeline's own call.
         low_memory: for latent models on GPUs with 8 GB: the VAE (of a pipeline object, a copy of
             it) decodes one image at a time and waits on the CPU while the U-Net runs. It makes no
             sense without small batches: give `Synthesizer` or `DreamDAugment` ``batch_size=1``.
             Attention is not sliced: torch's fused attention, which diffusers uses, does not hold
             its matrix in memory.
+        lora: LoRA weights to add to the model's own: a folder that `dreamda_aug.adapt` wrote, or,
+            for pipelines that can load them, weights as diffusers knows them: a ``.safetensors``
+            file, a folder or a hub id. They become part of the weights, and of the fingerprint.
 
     Raises:
-        ValueError: device or dtype for a pipeline object: it belongs to whoever loaded it.
+        ValueError: device, dtype or lora for a pipeline object: it belongs to whoever loaded it.
     """
 
     source: Any = BUNDLED
@@ -52,6 +62,9 @@ class BackboneSpec:
     image_size: tuple[int, int] | None = None
     null_class: int | None = None
     low_memory: bool = False
+    tap_index: int | None = None
+    embedded_guidance: float | None = None
+    lora: str | Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", _device(self.device))
@@ -59,9 +72,17 @@ class BackboneSpec:
         if isinstance(self.source, str) and not self.source.strip():
             raise ValueError(
                 f"backbone must be a hub id, a folder, a file or {BUNDLED!r}, got {self.source!r}.")
+        if self.lora is not None and not str(self.lora).strip():
+            raise ValueError(f"lora must be a folder, a file or a hub id, got {self.lora!r}.")
         if self.is_named:
             return
         kind = type(self.source).__name__
+        if self.lora is not None:
+            raise ValueError(
+                f"lora must be None for the loaded {kind}, which would be changed, got "
+                f"{self.lora!r}; give the pipeline's name or folder instead, or load the weights "
+                "yourself: pipeline.load_lora_weights(...)."
+            )
         for name, value, own in (
             ("device", self.device, getattr(self.source, "device", None)),
             ("dtype", self.dtype, getattr(self.source, "dtype", None)),
@@ -87,8 +108,10 @@ class BackboneSpec:
         """The diffusion model, ready for inversion and perturbation.
 
         Raises:
-            BackboneError: it cannot be found or reached, or has no U-Net bottleneck.
+            BackboneError: it cannot be found or reached, or has no place to perturb.
         """
+        from dreamda_aug.backbones.adapted import Conditions, apply_lora
+        from dreamda_aug.backbones.conditioning import TextConditioning
         from dreamda_aug.backbones.latent import LatentBackbone
         from dreamda_aug.backbones.unet import PixelBackbone
 
@@ -104,20 +127,60 @@ class BackboneSpec:
                 where, _dtype(self.dtype), self.variant, self.config, device)
             pipeline = pipeline.to(device)
         if getattr(pipeline, "unet", None) is None:
-            raise BackboneError(
-                f"{self.name} ({type(pipeline).__name__}) has no U-Net, so there is no bottleneck "
-                "to perturb. Use a U-Net backbone such as Stable Diffusion 1.x, 2.x or XL."
-            )
+            return self._load_transformer(pipeline)
+        for option in ("tap_index", "embedded_guidance"):
+            if getattr(self, option) is not None:
+                raise ValueError(
+                    f"{option} is for transformers, and {self.name} ({type(pipeline).__name__}) "
+                    f"has a U-Net, got {getattr(self, option)!r}; leave it out."
+                )
         if class_names and null_class is None:
             null_class = len(class_names)
+        conditions = Conditions(class_names, null_class)
+        if self.lora is not None:
+            conditions = apply_lora(pipeline, self.name, self.lora, conditions)
         vae = next((part for part in ("vae", "vqvae") if getattr(pipeline, part, None)), None)
         if vae is None:
-            return PixelBackbone(pipeline, self.name, class_names, null_class)
-        backbone = LatentBackbone(pipeline, self.name, self.image_size, class_names, null_class,
-                                  low_memory=self.low_memory)
+            pixels = PixelBackbone(
+                pipeline, self.name, conditions.class_names, conditions.null_class)
+            pixels.lora = None if self.lora is None else str(self.lora)
+            return pixels
+        backbone = LatentBackbone(pipeline, self.name, self.image_size, conditions.class_names,
+                                  conditions.null_class, low_memory=self.low_memory)
+        backbone.lora = None if self.lora is None else str(self.lora)
+        if isinstance(backbone.conditioning, TextConditioning):
+            backbone.conditioning.tokens = dict(conditions.tokens)
         if self.is_named:
             # nobody else uses this pipeline: its VAE need not stay on the device beside a copy
             setattr(pipeline, vae, backbone.vae)
+        return backbone
+
+    def _load_transformer(self, pipeline: Any) -> Backbone:
+        from dreamda_aug.backbones.adapted import CARD, Conditions, apply_lora
+        from dreamda_aug.backbones.transformer import TransformerBackbone
+
+        missing = [part for part in ("transformer", "vae") if getattr(pipeline, part, None) is None]
+        if missing:
+            raise BackboneError(
+                f"{self.name} ({type(pipeline).__name__}) has no U-Net, so there is no bottleneck "
+                f"to perturb, and of a transformer's pipeline it has no {' and no '.join(missing)}."
+                " Use a U-Net such as Stable Diffusion 1.x, 2.x or XL, or a transformer such as "
+                "Stable Diffusion 3.5, FLUX.1, Sana or PixArt-Sigma."
+            )
+        if self.lora is not None:
+            if (Path(self.lora) / CARD).is_file():
+                raise BackboneError(
+                    f"{self.lora} was adapted from a U-Net, and {self.name} has a transformer; "
+                    "load it with the backbone that it was adapted from."
+                )
+            apply_lora(pipeline, self.name, self.lora, Conditions())
+        backbone = TransformerBackbone(
+            pipeline, self.name, self.image_size, null_class=self.null_class,
+            low_memory=self.low_memory, tap_index=self.tap_index,
+            embedded_guidance=self.embedded_guidance)
+        backbone.lora = None if self.lora is None else str(self.lora)
+        if self.is_named:
+            pipeline.vae = backbone.vae
         return backbone
 
 
@@ -129,10 +192,10 @@ def load_backbone(source: Any = BUNDLED, **options: Any) -> Backbone:
         options: the other attributes of `BackboneSpec`.
 
     Returns:
-        A `PixelBackbone` or a `LatentBackbone`.
+        A `PixelBackbone`, a `LatentBackbone` or a `TransformerBackbone`.
 
     Raises:
-        BackboneError: it cannot be found or reached, or has no U-Net bottleneck.
+        BackboneError: it cannot be found or reached, or has no place to perturb.
         TypeError: there is no such option.
     """
     known = [each.name for each in fields(BackboneSpec)]
@@ -183,6 +246,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _check_timesteps(path: Path) -> None:
+    """Refuse a table of noise levels that would fill the memory before anything is checked."""
+    count = _read_json(path).get("num_train_timesteps", 1) if path.is_file() else 1
+    if isinstance(count, int | float) and count > _MAX_TIMESTEPS:
+        raise BackboneError(
+            f"{path}: num_train_timesteps must be at most {_MAX_TIMESTEPS:,}, found {count}.")
+
+
 def _class_names(path: Path) -> list[str] | None:
     names = _read_json(path).get("class_names")
     if names is not None and not (
@@ -207,7 +278,7 @@ def _open_pipeline(
     import diffusers
     from diffusers.utils import logging
 
-    is_latent = True
+    parts: dict[str, Any] = {"vae": None}
     if isinstance(source, Path) and source.is_dir():
         index = source / "model_index.json"
         if not index.exists():
@@ -216,14 +287,18 @@ def _open_pipeline(
                 "one with pipeline.save_pretrained(folder)."
             )
         parts = _read_json(index)
-        is_latent = "vae" in parts or "vqvae" in parts
-    if dtype is None:
-        dtype = torch.float16 if is_latent and str(device).startswith("cuda") else torch.float32
+        _check_timesteps(source / "scheduler" / "scheduler_config.json")
     # opening a folder is too quick for a progress bar; a download is not
     quiet = isinstance(source, Path) and logging.is_progress_bar_enabled()
     if quiet:
         logging.disable_progress_bar()
     try:
+        on_cuda = str(device).startswith("cuda")
+        if dtype is None and on_cuda and isinstance(source, str):
+            parts = dict(diffusers.DiffusionPipeline.load_config(source))
+        if dtype is None:
+            half = torch.bfloat16 if "transformer" in parts else torch.float16
+            dtype = half if on_cuda and ("vae" in parts or "vqvae" in parts) else torch.float32
         if isinstance(source, Path) and source.is_file():
             if source.suffix != ".safetensors":
                 raise ValueError("only .safetensors files are opened: nothing is unpickled")

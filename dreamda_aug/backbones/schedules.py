@@ -1,7 +1,9 @@
 """From a diffusers scheduler's configuration to the noise schedule of a run."""
 
+import inspect
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +78,7 @@ def path_kind(scheduler: Any) -> Literal["ddpm", "flow", "edm"]:
 
 def build_schedule(
     scheduler: Any, steps: int, strength: float, spacing: Spacing, *, is_pixel_model: bool,
-    shift_mu: float | None = None,
+    shift_mu: float | None = None, even_sigmas: bool = False,
 ) -> NoiseSchedule:
     """The steps of a run.
 
@@ -88,6 +90,8 @@ def build_schedule(
         is_pixel_model: predicted images are clipped only in pixel space, and only where the
             scheduler's own configuration says so.
         shift_mu: for flows with dynamic shifting, what their pipeline gives as ``mu``.
+        even_sigmas: for flows whose pipeline gives the scheduler the noise levels 1 to 1 / steps
+            in place of the scheduler's own.
 
     Raises:
         ValueError: no step is left to run; or a model that predicts noise begins where no signal
@@ -126,7 +130,8 @@ def build_schedule(
             )
         return NoiseSchedule.from_alpha_bars(timesteps, alpha_bars, predicts, clip_range)
     if kind == "flow":
-        sigmas, timesteps = _flow_steps(scheduler, steps, count, strength, spacing, shift_mu)
+        sigmas, timesteps = _flow_steps(
+            scheduler, steps, count, strength, spacing, shift_mu, even_sigmas)
         return NoiseSchedule(timesteps, 1 - sigmas, sigmas, "flow")
     sigmas = _edm_sigmas(config, steps, count, strength, spacing)
     data = float(config.sigma_data)
@@ -159,12 +164,21 @@ def _ddpm_steps(scheduler: Any, steps: int, count: int) -> tuple[Tensor, Tensor]
 
 
 def _flow_steps(
-    scheduler: Any, steps: int, count: int, strength: float, spacing: Spacing, mu: float | None
+    scheduler: Any, steps: int, count: int, strength: float, spacing: Spacing, mu: float | None,
+    even_sigmas: bool,
 ) -> tuple[Tensor, Tensor]:
     """Sigmas (count + 1,) and timesteps (count,) of a rectified flow."""
     config = scheduler.config
     own = type(scheduler).from_config(config)
-    options = {"mu": mu} if config.get("use_dynamic_shifting") else {}
+    options: dict[str, Any] = {}
+    if config.get("use_dynamic_shifting"):
+        if mu is None:
+            raise BackboneError(
+                f"{type(scheduler).__name__} has use_dynamic_shifting=True, and its pipeline does "
+                "not say by how much; make the scheduler anew with use_dynamic_shifting=False and "
+                "a shift."
+            )
+        options["mu"] = mu
     total = int(config.get("num_train_timesteps", 1000))
     if spacing == "uniform":
         shares = torch.linspace(strength, 0, count + 1)[:-1]
@@ -174,6 +188,8 @@ def _flow_steps(
             shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
             sigmas = shift * shares / (1 + (shift - 1) * shares)
         return torch.cat([sigmas, torch.zeros(1)]), sigmas * total
+    if even_sigmas and "sigmas" in inspect.signature(own.set_timesteps).parameters:
+        options["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
     own.set_timesteps(steps, **options)
     sigmas = torch.unique(own.sigmas.float(), sorted=True).flip(0)
     timesteps = torch.unique(own.timesteps.float(), sorted=True).flip(0)

@@ -1,25 +1,23 @@
 """Adapters of diffusers pipelines that have a U-Net: what all share, and those on pixels."""
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreamda_aug.backbones.base import Condition, check_unet
+from dreamda_aug.backbones.base import check_unet
 from dreamda_aug.backbones.conditioning import (
     ClassConditioning,
     Conditioning,
     NoConditioning,
     TextConditioning,
+    UNetPrompts,
 )
-from dreamda_aug.backbones.fingerprints import Fingerprint, digest_of
-from dreamda_aug.backbones.schedules import Spacing, build_schedule, path_kind
+from dreamda_aug.backbones.denoiser import DenoiserBackbone, pair
+from dreamda_aug.backbones.schedules import path_kind
 from dreamda_aug.backbones.tap import BottleneckTap
-from dreamda_aug.method.schedule import NoiseSchedule
 
 
 class _Reached(Exception):
@@ -30,91 +28,38 @@ class _Reached(Exception):
 _ADDED = ("text_embeds", "time_ids")
 
 
-class UNetBackbone:
+class UNetBackbone(DenoiserBackbone):
     """What pixel and latent models share."""
-
-    is_pixel_model = True
-    image_size: tuple[int, int]
-    channels: int
-    low_memory: bool = False
 
     def __init__(
         self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
     ):
-        check_unet(pipeline.unet)
+        unet = pipeline.unet
+        check_unet(unet)
         path_kind(pipeline.scheduler)
-        self.pipeline, self.name = pipeline, name
-        self.unet = pipeline.unet.eval()
-        self._fingerprint = Fingerprint(*self._identifying())
-        self.tap = BottleneckTap(self.unet)
+        conditioning: Conditioning
         if hasattr(pipeline, "encode_prompt"):
-            self.conditioning: Conditioning = TextConditioning(pipeline, name, self.image_size)
-        elif self.unet.config.get("num_class_embeds"):
-            self.conditioning = ClassConditioning(self.unet, name, class_names, null_class)
+            prompts = UNetPrompts(pipeline, self.image_size)
+            conditioning = TextConditioning(pipeline, name, prompts, prompts.guidable)
+        elif unet.config.get("num_class_embeds"):
+            conditioning = ClassConditioning(
+                unet, unet.config.num_class_embeds, name, class_names, null_class)
         else:
-            self.conditioning = NoConditioning()
-        self._call: Callable[..., Any] = self.unet
-        self._schedules: dict[Any, NoiseSchedule] = {}
+            conditioning = NoConditioning()
+        super().__init__(pipeline, name, unet, BottleneckTap(unet), conditioning)
         self._memory_format = torch.contiguous_format
 
-    def _identifying(self) -> tuple[Any, ...]:
-        """The modules that an inversion depends on, beside the condition's embedding."""
-        return (self.unet,)
-
     @property
-    def in_tiles(self) -> bool:
-        """Whether images are encoded in tiles, which gives other latents."""
-        return False
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint.value
-
-    @property
-    def condition_kind(self) -> Literal["text", "class", "none"]:
-        return self.conditioning.kind
-
-    @property
-    def guidable(self) -> bool:
-        return self.conditioning.guidable
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self.conditioning.class_names
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
-
-    def schedule(
-        self, steps: int, strength: float, spacing: Spacing = "uniform"
-    ) -> NoiseSchedule:
-        scheduler = self.pipeline.scheduler
-        # a scheduler may be put in another's place, or its configuration changed, at any time
-        key = (type(scheduler), repr(scheduler.config), steps, strength, spacing, self.device)
-        if key not in self._schedules:
-            self._schedules = {key: build_schedule(
-                scheduler, steps, strength, spacing, is_pixel_model=self.is_pixel_model
-            ).to(self.device)}
-        return self._schedules[key]
-
-    def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-        return self.conditioning.embed(conditions)
-
-    def condition_digest(self, condition: Condition) -> str:
-        return digest_of(self.conditioning.embed([condition]))
-
-    def embed_only(self, conditions: Sequence[Condition]) -> None:
-        self.conditioning.embed_only(conditions)
+    def unet(self) -> Any:
+        return self.denoiser
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        inputs: dict[str, Any] = {name: value.to(self.dtype) if value.is_floating_point() else value
-                  for name, value in condition.items()}
+        return self.denoise(x_t, t, condition)
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """As `predict`, with gradients, and with a timestep for each row if ``t`` is (R,)."""
+        inputs: dict[str, Any] = self._inputs(condition)
         added = {name: inputs.pop(name) for name in _ADDED if name in inputs}
         if added:
             inputs["added_cond_kwargs"] = added
@@ -144,42 +89,6 @@ class UNetBackbone:
             hook.remove()
         return found[0]
 
-    def compiled(self, **options: Any) -> Self:
-        """The same model, its U-Net run through ``torch.compile``; this one stays as it is.
-
-        Both share weights and tap; the tap is in place already and survives compilation.
-
-        Args:
-            options: for ``torch.compile``; static shapes unless ``dynamic`` is given.
-        """
-        other = copy.copy(self)
-        other._call = torch.compile(self.unet, **{"dynamic": False, **options})
-        return other
-
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """Run in float32 for a while; half-precision weights come back unchanged."""
-        parts = self._identifying()
-        dtypes, call = [part.dtype for part in parts], self._call
-        self._call = self.unet  # not compiled: this is rare
-        # nn.Module's own method: diffusers' one warns at every change of dtype
-        for part in parts:
-            nn.Module.to(part, torch.float32)
-        try:
-            yield
-        finally:
-            self._call = call
-            for part, dtype in zip(parts, dtypes, strict=True):
-                nn.Module.to(part, dtype)
-
-    def unsafe(self, images: Tensor) -> Tensor:
-        """Which images (B, C, H, W) the pipeline's safety checker rejects, (B,) bool."""
-        flags = None
-        if getattr(self.pipeline, "safety_checker", None) is not None:
-            arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-            _, flags = self.pipeline.run_safety_checker(arrays, self.device, self.dtype)
-        return torch.tensor([False] * len(images) if flags is None else flags)
-
     def channels_last(self) -> None:
         """Lay the U-Net's weights out as convolutions on recent GPUs and CPUs like them."""
         self.unet.to(memory_format=torch.channels_last)
@@ -199,6 +108,8 @@ class PixelBackbone(UNetBackbone):
     Attributes are those of `Backbone`.
     """
 
+    is_pixel_model = True
+
     def __init__(
         self,
         pipeline: Any,
@@ -217,10 +128,3 @@ class PixelBackbone(UNetBackbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.float() / 2 + 0.5).clamp(0, 1)
-
-
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width

@@ -100,7 +100,8 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> list[
     say(f"wrote {out / 'grid.png'}")
 
     say(f"writing {EXPANSION_RATIO} replicas of each seed image ...")
-    expand(Subset(sample, rows), out / "dataset", synthesizer, EXPANSION_RATIO, new=True)
+    expand(Subset(sample, rows), out / "dataset", synthesizer, EXPANSION_RATIO, new=True,
+           calibrate=False)  # these images are the model's own kind
     say(f"wrote {out / 'dataset'}")
     return table
 

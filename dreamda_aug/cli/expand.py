@@ -14,11 +14,13 @@ from dreamda_aug.cli.options import (
     check_device,
     model_options,
     positive,
+    read_names,
     whole,
 )
 
 if TYPE_CHECKING:
-    from dreamda_aug.expansion.expansion import Progress
+    from dreamda_aug.expansion.engines.ray import RayEngine
+    from dreamda_aug.expansion.progress import Progress
 
 
 def add_commands(subparsers: Subparsers) -> None:
@@ -27,7 +29,8 @@ def add_commands(subparsers: Subparsers) -> None:
         "expand", help="write a synthetic dataset; the same command goes on after an interruption")
     command.add_argument("source", help="class folders, a .csv or .jsonl list, torchvision:NAME, "
                                         "hf:NAME, or bundled")
-    command.add_argument("--out", type=Path, required=True, help="folder to write to")
+    command.add_argument("--out", required=True,
+                         help="folder to write to, also s3://..., gs://... (extra 'remote')")
     command.add_argument("--ratio", type=whole, default=5, help="synthetic images per seed image")
     command.add_argument("--class-ratio", action="append", default=[], metavar="CLASS=K",
                          help="another ratio for a class; may be repeated")
@@ -58,7 +61,14 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("--new", action="store_true",
                          help="set an existing result aside and begin anew")
     command.add_argument("--shard", type=_shard, metavar="I/N",
-                         help="this is process I of N, for engines other than accelerate")
+                         help="this is process I of N, for engines of your own")
+    command.add_argument("--no-calibrate", dest="calibrate", action="store_false",
+                         help="do not measure on your images how far they may go")
+    command.add_argument("--engine", choices=("ray",), help="run batches on Ray (extra 'ray')")
+    command.add_argument("--address", help="of a Ray cluster, auto or ray://HOST:PORT; default: "
+                                           "start Ray on this machine")
+    command.add_argument("--workers", type=positive,
+                         help="Ray processes; default: as many as there is room for")
     command.add_argument("--dry-run", action="store_true", help="say what it will cost")
     command.set_defaults(run=_expand)
 
@@ -75,28 +85,40 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("id", help="id or file of a line of manifest.jsonl")
     command.add_argument("--out", type=Path, help="PNG to write; default: only compare")
     command.add_argument("--source", help="the seed images, where they have moved")
+    command.add_argument("--backbone", help="the model, where it has moved")
+    command.add_argument("--lora", help="its LoRA weights, where they have moved")
     command.add_argument("--device")
     command.set_defaults(run=_regenerate)
 
 
 def _expand(args: argparse.Namespace) -> int:
     overrides = _overrides(args.set)
-    names = _read_names(args.classes) if args.classes else None
+    names = read_names(args.classes) if args.classes else None
     options = model_options(args)
+    from dreamda_aug.expansion.places import check_place
     from dreamda_aug.expansion.store import check_free
     from dreamda_aug.inputs.sources import open_source
+    from dreamda_aug.records.remote import open_folder
 
+    out = open_folder(args.out)
     if not args.dry_run:
-        check_free(args.out)
+        check_free(out)
     source = open_source(args.source, class_names=names, split=args.split,
                          data_root=args.data_root, download=args.download)
+    if not args.dry_run:
+        check_place(source, out)
     ratio = _ratios(args.ratio, args.class_ratio, source.classes)
     from dreamda_aug.expansion.filters import open_filter
     from dreamda_aug.expansion.plan import count_replicas
 
     choice = {"balance": args.balance, "only_classes": args.only_class, "limit": args.limit}
     count_replicas(source, ratio, **choice)  # refuses bad arguments before a model is loaded
+    engine = _engine(args)
     filters = [open_filter(text, len(source.classes)) for text in args.filter]
+    if engine is not None:
+        from dreamda_aug.expansion.engines.reopened import ReopenedFilter
+
+        filters = [ReopenedFilter(text, len(source.classes)) for text in args.filter]
     from dreamda_aug.expansion.processes import join_processes
     from dreamda_aug.generation.synthesizer import Synthesizer
 
@@ -108,6 +130,7 @@ def _expand(args: argparse.Namespace) -> int:
         source, synthesizer, ratio, **choice, image_format=args.format,
         shard_samples=args.shard_samples, filters=filters, keep_flagged=args.keep_flagged,
         strict=args.strict, threads=args.threads, license=args.license,
+        calibrate=args.calibrate and not args.dry_run,
     )
     if args.dry_run:
         from dreamda_aug.expansion.estimate import estimate
@@ -115,7 +138,8 @@ def _expand(args: argparse.Namespace) -> int:
         print("\n".join(estimate(expansion).lines()))
         return 0
     bar = _Bar() if number == 0 else None
-    summary = expansion.run(args.out, new=args.new, shard=args.shard, progress=bar)
+    summary = expansion.run(
+        out, new=args.new, shard=args.shard, progress=bar, engine=engine)
     if bar:
         bar.close()
     if count > 1:
@@ -125,8 +149,21 @@ def _expand(args: argparse.Namespace) -> int:
     if summary.tally is not None:
         left_out = sum((summary.tally.dropped + summary.tally.unreadable).values())
         more = f", {left_out} left out" if left_out else ""
-        print(f"{summary.root}: {summary.tally.made} synthetic images{more}")
+        print(f"{out}: {summary.tally.made} synthetic images{more}")
     return 0
+
+
+def _engine(args: argparse.Namespace) -> "RayEngine | None":
+    if args.engine is None:
+        for name in ("address", "workers"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} belongs to --engine ray.")
+        return None
+    if args.shard is not None:
+        raise ValueError("--shard and --engine share out the work in two ways; give one of them.")
+    from dreamda_aug.expansion.engines.ray import RayEngine
+
+    return RayEngine(args.address, args.workers)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -142,7 +179,8 @@ def _regenerate(args: argparse.Namespace) -> int:
     from dreamda_aug.files import write_atomically
 
     check_device(args.device)
-    again = regenerate(args.folder, args.id, source=args.source, device=args.device)
+    again = regenerate(args.folder, args.id, source=args.source, backbone=args.backbone,
+                       lora=args.lora, device=args.device)
     if args.out:
         write_atomically(args.out, encode_png(again.image, again.line))
     print(f"{again.line.id}: {'equal to' if again.equal else 'differs from'} the stored image")
@@ -156,8 +194,14 @@ class _Bar:
         from tqdm import tqdm
 
         self._bar = tqdm(unit=" images", disable=None)
+        self._stage = "making"
 
     def __call__(self, progress: "Progress") -> None:
+        if progress.stage != self._stage:
+            self._stage = progress.stage
+            self._bar.reset()  # the rate of checking says nothing of that of making
+            self._bar.set_description(
+                "checking what is there" if progress.stage == "checking" else "", refresh=False)
         self._bar.total = progress.total
         # what lay there already is not counted into the rate
         self._bar.initial = progress.done - progress.made
@@ -167,23 +211,9 @@ class _Bar:
         self._bar.close()
 
 
-def _read_names(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file with a class name per line, found none.")
-    try:
-        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text ({error}).") from error
-    if not names:
-        raise ValueError(f"{path}: expected a class name per line, found none.")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{path}: class name {repeated[0]!r} is there twice.")
-    return names
-
-
 def _overrides(texts: list[str]) -> dict[str, Any]:
     """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
+    from dreamda_aug.generation.calibration import DIALS
     from dreamda_aug.method.settings import Settings
 
     known = {f.name for f in fields(Settings)} - {"inversion", "perturbation", "guidance_interval"}
@@ -192,7 +222,7 @@ def _overrides(texts: list[str]) -> dict[str, Any]:
         name, given, value = text.partition("=")
         if name not in known or not given:
             raise ValueError(f"--set {text}: expected NAME=VALUE, NAME one of {sorted(known)}.")
-        if value == "auto" and name in ("adherence", "noise_scale"):
+        if value == "auto" and name in DIALS:
             found[name] = None  # what was calibrated
             continue
         try:

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dreamda_aug
+from dreamda_aug.arguments import real
 from dreamda_aug.cli.options import Subparsers, add_model_options, model_options, positive, say
 
 if TYPE_CHECKING:
     from dreamda_aug.backbones import Condition
     from dreamda_aug.generation.synthesizer import Synthesizer
+    from dreamda_aug.inputs.images import Pixels
     from dreamda_aug.metrics import FolderImages
+
+
+# The largest grid that is still to be looked at.
+_MAX_CELLS = 10_000
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -35,7 +41,8 @@ def add_commands(commands: Subparsers) -> None:
                          help="columns of the grid; default: the preset's")
     command.set_defaults(run=_preview)
 
-    command = commands.add_parser("calibrate", help="find the noise scale that keeps your labels")
+    command = commands.add_parser(
+        "calibrate", help="find how far images may go and keep their labels")
     command.add_argument("folder", type=Path, help="images, or a folder for each class")
     add_model_options(command)
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")
@@ -45,6 +52,9 @@ def add_commands(commands: Subparsers) -> None:
                          help="share of replicas that must keep their label")
     command.add_argument("--max-distance", type=float,
                          help="another target: RMS pixel distance from the seed image, in [0, 1]")
+    command.add_argument("--max-rows", type=positive, default=20_000,
+                         help="U-Net rows to spend, about")
+    command.add_argument("--full", action="store_true", help="measure every choice instead")
     command.set_defaults(run=_calibrate)
 
     command = commands.add_parser("metrics", help="FID, KID, precision, ... of two image folders")
@@ -69,6 +79,7 @@ def _open_sample(args: argparse.Namespace) -> "tuple[FolderImages, list[int], Sy
     from dreamda_aug.method.settings import resolve_settings
     from dreamda_aug.metrics import FolderImages
 
+    _check_picture(args.out)
     options = model_options(args)
     resolve_settings(args.preset)
     data = FolderImages(args.folder)
@@ -91,25 +102,30 @@ def _demo(args: argparse.Namespace) -> None:
 def _preview(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    import PIL.Image
     import torch
 
     from dreamda_aug.generation.tensors import Request
-    from dreamda_aug.inputs.images import fit_to, read_pixels
+    from dreamda_aug.inputs.images import fit_to
     from dreamda_aug.report.pictures import labelled_grid
 
     data, rows, synthesizer = _open_sample(args)
+    cells_asked = len(rows) * (1 + args.replicas * len(args.noise_scales or [1]))
+    if cells_asked > _MAX_CELLS:
+        raise ValueError(
+            f"--images, --replicas and --noise-scales may ask for {_MAX_CELLS:,} "
+            f"pictures at most, got {cells_asked:,}; `dreamda expand` writes many."
+        )
     core = synthesizer.core
-    pixels = [read_pixels(PIL.Image.open(data.paths[row])) for row in rows]
+    pixels = [_read(data.paths[row]) for row in rows]
     values = torch.cat([fit_to(p.values, core.backbone) for p in pixels])
     conditions = _conditions(data, rows, synthesizer)
     scales = args.noise_scales or [core.settings.noise_scale]
     cells = [[image] for image in values]
     requests = [Request(i, conditions[i], r) for i in range(len(rows))
                 for r in range(args.replicas)]
-    for scale in scales:
+    parts = [core.with_settings(replace(core.settings, noise_scale=scale)) for scale in scales]
+    for scale, part in zip(scales, parts, strict=True):
         say(f"noise scale {scale:g}: {len(requests)} images ...")
-        part = core.with_settings(replace(core.settings, noise_scale=scale))
         made = part.synthesize(values, requests, [p.digests[0] for p in pixels]).images.cpu()
         for request, image in zip(requests, made):
             cells[request.image].append(image)
@@ -118,6 +134,28 @@ def _preview(args: argparse.Namespace) -> None:
                  for row in rows]
     labelled_grid(cells, row_names, names).save(args.out)
     say(f"wrote {args.out}")
+
+
+def _read(path: Path) -> "Pixels":
+    """The pixels of an image file; a ValueError that names it where it is broken."""
+    from dreamda_aug.inputs.images import read_pixels
+    from dreamda_aug.inputs.opening import read_image
+
+    image = read_image(path)
+    try:
+        return read_pixels(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_picture(out: Path) -> None:
+    """Refuse a place for a picture before the work, and not after it."""
+    import PIL.Image
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out {out}: expected a file in a folder that is there.")
+    if out.suffix.lower() not in PIL.Image.registered_extensions():
+        raise ValueError(f"--out {out}: expected a picture such as NAME.png.")
 
 
 def _conditions(
@@ -129,13 +167,15 @@ def _conditions(
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    import PIL.Image
     import torch
 
     from dreamda_aug.generation.sweep import calibrate
-    from dreamda_aug.inputs.images import fit_to, read_pixels
+    from dreamda_aug.inputs.images import fit_to
     from dreamda_aug.report.pictures import plot_calibration
 
+    real("--min-agreement", args.min_agreement, "lie in [0, 1]", 0, 1)
+    if args.max_distance is not None:
+        real("--max-distance", args.max_distance, "lie in [0, 1]", 0, 1)
     data, rows, synthesizer = _open_sample(args)
     if not data.labels and args.max_distance is None:
         raise ValueError(
@@ -146,20 +186,20 @@ def _calibrate(args: argparse.Namespace) -> None:
         warnings.filterwarnings("ignore", message=".*was not calibrated")
         backbone = synthesizer.backbone
     values = torch.cat([
-        fit_to(read_pixels(PIL.Image.open(data.paths[row])).values, backbone)
+        fit_to(_read(data.paths[row]).values, backbone)
         for row in rows
     ])
     labels = torch.tensor([data.labels[row] for row in rows]) if data.labels else None
     result = calibrate(
         values, labels, synthesizer=synthesizer, conditions=_conditions(data, rows, synthesizer),
         min_agreement=args.min_agreement, max_distance=args.max_distance, replicas=args.replicas,
+        max_rows=None if args.full else args.max_rows,
         progress=lambda p: say(
-            f"adherence {p.adherence:<5g} noise scale {p.noise_scale:<5g} agreement "
+            f"{p.steps} steps  {p.images} images  strength {p.strength:<5g} adherence "
+            f"{p.adherence:<5g} noise scale {p.noise_scale:<5g} agreement "
             f"{p.agreement:.2f}  distance {p.distance:.3f}  diversity {p.diversity:.3f}"),
     )
-    say(f"chosen: noise_scale={result.noise_scale:g}, adherence={result.adherence:g} "
-         f"({result.target}{'' if result.met else ', not kept by any'}); saved beside the cache, "
-         "where preset 'recommended' finds it")
+    say(f"chosen: {result.summary()}; saved beside the cache, where it is found again")
     plot_calibration(result, args.out)
     say(f"wrote {args.out}")
 

@@ -14,12 +14,16 @@ class Subparsers(Protocol):
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """The options that say which model makes images, and how; `model_options` reads them."""
     command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
+    command.add_argument("--lora", help="folder that dreamda adapt wrote; or a LoRA file, folder "
+                                        "or hub id")
     command.add_argument("--preset", default="recommended")
     command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
     command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
                                                        "file_name and text")
     command.add_argument("--cache", type=Path, help="folder of inversions and calibrations")
     command.add_argument("--batch-size", type=positive, default=32)
+    command.add_argument("--compile", action="store_true",
+                         help="run the model through torch.compile: minutes at first, quicker then")
     command.add_argument("--low-memory", action="store_true",
                          help="for GPUs with 8 GB; give --batch-size 1 too")
     command.add_argument("--rng-seed", type=int, default=0)
@@ -31,7 +35,8 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 
     check_device(args.device)
-    names = ("backbone", "preset", "captions", "batch_size", "low_memory", "rng_seed", "device")
+    names = ("backbone", "lora", "compile", "preset", "captions", "batch_size", "low_memory",
+             "rng_seed", "device")
     return {name: getattr(args, name) for name in names} | {
         "prompt": args.prompt or DEFAULT_PROMPT, "cache": args.cache or "default"}
 
@@ -61,6 +66,22 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names of a file with one per line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file with a class name per line, found none.")
+    try:
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text ({error}).") from error
+    if not names:
+        raise ValueError(f"{path}: expected a class name per line, found none.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path}: class name {repeated[0]!r} is there twice.")
+    return names
 
 
 def say(line: str) -> None:

@@ -1,11 +1,13 @@
 """Real samples first, then synthetic ones, each with a record of where it comes from."""
 
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, Subset
 
-from dreamda_aug.inputs.dataset_fields import find_attribute
+from dreamda_aug.inputs.dataset_fields import find_attribute, find_classes
+from dreamda_aug.inputs.rows import read_row
 from dreamda_aug.inputs.untransformed import Untransformed
 
 
@@ -23,6 +25,18 @@ class Origin(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index; nobody searches an origin
     replica: int
     epoch: int
+
+
+def completed(
+    sample: Any, origin: Origin, transform: Callable[[Any], Any] | None, with_origin: bool
+) -> Any:
+    """A base dataset's sample after the last transform, with its origin if that is wanted."""
+    if transform is not None:
+        row = read_row(sample, origin.index)
+        sample = row.put(transform(row.image), row.label)
+    if not with_origin:
+        return sample
+    return {**sample, "origin": origin} if isinstance(sample, Mapping) else (*sample, origin)
 
 
 class RealAndSynthetic(Dataset[Any]):
@@ -80,7 +94,9 @@ class RealAndSynthetic(Dataset[Any]):
 
     @property
     def classes(self) -> list[str]:
-        classes: list[str] = find_attribute(self._raw.dataset, "classes")
+        classes = find_classes(self._raw.dataset)
+        if classes is None:
+            raise AttributeError(f"{type(self._raw.dataset).__name__} has no classes.")
         return classes
 
     @property

@@ -6,15 +6,16 @@ from typing import Any
 
 import PIL.Image
 import torch
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.datasets.origins import RealAndSynthetic
+from dreamda_aug.datasets.origins import RealAndSynthetic, completed
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.inputs.dataset_fields import as_sized, find_classes, find_names
-from dreamda_aug.inputs.untransformed import Untransformed, labels_of
+from dreamda_aug.inputs.labels import plain_label
+from dreamda_aug.inputs.untransformed import Untransformed, kept_labels_of, labels_of
 from dreamda_aug.records.facts import read_plan
 from dreamda_aug.records.layouts import StoredImages
 from dreamda_aug.records.manifest import ManifestLine, read_manifest
@@ -69,7 +70,10 @@ class StoredDataset(RealAndSynthetic):
         self._files: list[str] = []
         self._origins: list[tuple[int, int]] = []
         self.left_out = 0
+        kept = [plain_label(label) for label in kept_labels_of(self._raw)]
         self._real_targets = labels_of(self._raw)
+        # a target_transform gives labels that the dataset's classes do not name
+        changed = kept != [plain_label(label) for label in self._real_targets]
         classes = find_classes(real)
         for line in read_manifest(self.root):
             index = line.seed_index if names is None else names.get(line.seed_path)
@@ -77,7 +81,8 @@ class StoredDataset(RealAndSynthetic):
             if position is None:
                 self.left_out += 1
                 continue
-            _check_label(line, self._real_targets[position], classes)
+            if not (changed and line.label == plain_label(self._real_targets[position])):
+                _check_class(line, kept[position], classes)
             self._files.append(line.file)
             self._origins.append((position, line.replica))
         if not self._files:
@@ -94,13 +99,13 @@ class StoredDataset(RealAndSynthetic):
     def __getitem__(self, index: int) -> Any:
         origin = self.origin(index)
         if origin.synthetic:
-            image = self._read(index % len(self) - len(self._raw))
-            label = self._label(origin.index)
+            sample = self._raw.finish(
+                origin.index, self._read(index % len(self) - len(self._raw)),
+                self._real_targets[origin.index])
         else:
-            image, label = self._raw[origin.index]
-        image, label = self._raw.transform(origin.index, image, label)
-        image = self.transform(image) if self.transform else image
-        return (image, label, origin) if self.with_origin else (image, label)
+            seed = self._raw.sample(origin.index)
+            sample = seed.finish(seed.image)
+        return completed(sample, origin, self.transform, self.with_origin)
 
     def _seed_and_replica(self, number: int) -> tuple[int, int]:
         return self._origins[number]
@@ -112,14 +117,6 @@ class StoredDataset(RealAndSynthetic):
     def targets(self) -> list[Any]:
         """Labels of all samples, real ones first; synthetic ones carry their seed's label."""
         return self._real_targets + [self._real_targets[i] for i, _ in self._origins]
-
-    def _label(self, position: int) -> Any:
-        """The label of a real sample, as the real dataset gives it."""
-        if isinstance(self._base, ConcatDataset):
-            return self._raw[position][1]  # each part may have another target_transform
-        label = self._real_targets[position]
-        change = getattr(self._base, "target_transform", None)
-        return change(label) if change else label
 
     def _read(self, number: int) -> Any:
         """A synthetic image in the type that the real dataset's images have."""
@@ -153,7 +150,7 @@ def _relative_paths(base: Dataset[Any]) -> dict[str, int] | None:
     return {name: index for index, name in enumerate(find_names(base) or ())}
 
 
-def _check_label(line: ManifestLine, label: Any, classes: Sequence[str] | None) -> None:
+def _check_class(line: ManifestLine, label: Any, classes: Sequence[str] | None) -> None:
     found = classes[label] if classes is not None else line.class_name
     if found != line.class_name:
         raise ExpansionError(

@@ -2,7 +2,7 @@
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.estimate import Estimate, estimate
-from dreamda_aug.expansion.expansion import Expansion, Progress, Summary, expand
+from dreamda_aug.expansion.expansion import Expansion, Summary, expand
 from dreamda_aug.expansion.filters import (
     Filter,
     GuardEvents,
@@ -11,6 +11,7 @@ from dreamda_aug.expansion.filters import (
     SeedCopy,
     open_filter,
 )
+from dreamda_aug.expansion.progress import Progress
 from dreamda_aug.expansion.regeneration import Regenerated, regenerate
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.records.manifest import ManifestLine, read_manifest

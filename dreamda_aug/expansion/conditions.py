@@ -30,10 +30,7 @@ def conditions(
         raise ValueError(
             f"class_names must name the source's {len(source.classes)} classes, got {len(names)}."
         )
-    if names is None and (
-        backbone.condition_kind == "text"
-        or set(source.classes) <= set(backbone.class_names or ())
-    ):
+    if names is None and (backbone.condition_kind == "text" or backbone.class_names):
         names = source.classes
     conditioner = Conditioner(names, conditioner.prompt)
     of_class = [conditioner.condition(label, backbone) for label in range(len(source.classes))]

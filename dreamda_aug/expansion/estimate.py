@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -13,6 +12,7 @@ from dreamda_aug.expansion.units import UnitMaker
 from dreamda_aug.generation.cache import estimate_bytes, format_bytes
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.records.layouts import FolderLayout
+from dreamda_aug.records.output import LocalFolder
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     """
     plan, core = expansion.plan, expansion.core
     settings, steps = core.settings, len(core.schedule)
-    inversions = sum(
-        len({(s.seed_index, s.replica % settings.paths) for s in plan.unit(unit)})
-        for unit in range(plan.units)
-    )
+    inversions = plan.inversions(settings.paths)
     inverted_rows = inversions * steps if settings.adherence != 0 else 0
     per_unit = math.ceil(inversions / plan.units)
     residual_steps = steps if settings.inversion.records_residuals else 0
@@ -101,13 +98,14 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     """Steps run, seconds and bytes of the first unit with about that number of steps."""
     core, maker = expansion.core, expansion.maker
     settings = core.settings
+    assert settings.strength is not None
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
     short = TensorSynthesizer(core.backbone, replace(settings, steps=fewer),
                       batch_size=core.batch_size, rng_seed=core.rng_seed)
     trial = UnitMaker(expansion.source, short, maker.condition_of)
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.unit(0),
-                            FolderLayout(Path(), expansion.source.classes))
+                            FolderLayout(LocalFolder(""), expansion.source.classes))
     seconds = time.perf_counter() - started
     # the manifest holds each line once more
     size = sum(len(png) + len(line.to_json()) + 1 for line, png in samples)

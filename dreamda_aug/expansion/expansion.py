@@ -4,8 +4,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.data import Dataset
@@ -13,44 +14,38 @@ from torch.utils.data import Dataset
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.conditions import conditions, embedded_digest
+from dreamda_aug.expansion.engines import Engine, Job
 from dreamda_aug.expansion.filters import Filter
-from dreamda_aug.expansion.plan import Plan, count_replicas
+from dreamda_aug.expansion.places import check_place, places_from
+from dreamda_aug.expansion.plan import Plan, count_replicas, differences
 from dreamda_aug.expansion.processes import (
     check_shard,
     cpu_threads,
     first_process_first,
     join_processes,
 )
-from dreamda_aug.expansion.store import Store, set_aside
+from dreamda_aug.expansion.progress import Progress, Report
+from dreamda_aug.expansion.repeats import first_replicas
+from dreamda_aug.expansion.seed_check import SeedCheck
+from dreamda_aug.expansion.store import State, Store
 from dreamda_aug.expansion.units import UnitMaker
+from dreamda_aug.generation.automatic import calibrated
+from dreamda_aug.generation.calibration import Calibration, find_calibration, is_calibrated
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.records.conventions import conventions_of, write_conventions
 from dreamda_aug.records.facts import FORMAT, FORMAT_VERSION, PLAN, WHERE
 from dreamda_aug.records.layouts import FolderLayout, Layout, ShardLayout
-from dreamda_aug.records.manifest import library_versions, settings_to_json
-from dreamda_aug.records.tally import Tally, tally_of
+from dreamda_aug.records.manifest import MAX_BATCH, library_versions, settings_to_json
+from dreamda_aug.records.output import OutputFolder
+from dreamda_aug.records.remote import open_folder
+from dreamda_aug.records.tally import Tally
 from dreamda_aug.report.card import dataset_card, license_of
 
 ImageFormatName = Literal["folder", "webdataset"]
+CARD = "dataset_card.md"
 FORMATS: tuple[ImageFormatName, ...] = get_args(ImageFormatName)
-
-
-class Progress(NamedTuple):
-    """How far one process is.
-
-    Attributes:
-        done: samples of this process that are on disk.
-        total: samples that this process is to make.
-        made: samples made since it was started.
-        seconds: time since it was started.
-    """
-
-    done: int
-    total: int
-    made: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -73,13 +68,14 @@ class Summary:
 
 
 class Expansion:
-    """A synthetic dataset to be made; planning decodes no image.
+    """A synthetic dataset to be made; planning decodes only images to calibrate on.
 
     Seed image, replica number and ``rng_seed`` decide every sample, and every batch is part of the
     plan. So files are the same byte for byte on the same kind of machine, for any number of
     processes and however often the work was interrupted. Inversions are neither read from nor
     written to a cache: its entries may come from batches of another shape, and differ in their
-    last bits.
+    last bits. A seed image that equals an earlier one goes on with the numbers of its replicas, so
+    that they differ.
 
     Args:
         source: what `open_source` takes, or returns.
@@ -100,6 +96,9 @@ class Expansion:
             on their number, so it is part of the plan. Several processes with one thread each are
             quicker than one with several.
         license: the backbone's licence, for the card; None: as its folder states it.
+        calibrate: where dials are None, measure them on a sample of the source: once, since the
+            result lies beside the synthesizer's cache. False: take what `calibrate` found, or mild
+            defaults.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -122,6 +121,7 @@ class Expansion:
         strict: bool = False,
         threads: int = 1,
         license: str | None = None,
+        calibrate: bool = True,
     ):
         if image_format not in FORMATS:
             raise ValueError(f"image_format must be one of {FORMATS}, got {image_format!r}.")
@@ -134,14 +134,27 @@ class Expansion:
                                   only_classes=only_classes, limit=limit)
         join_processes()  # before the model is loaded: it chooses this process's device
         synthesizer = as_synthesizer(
-            Synthesizer(cache=None) if synthesizer is None else synthesizer)
-        self.plan = Plan(replicas, synthesizer.batch_size)
+            Synthesizer() if synthesizer is None else synthesizer)
+        self.plan = Plan(
+            replicas, whole("batch_size", synthesizer.batch_size, 1, MAX_BATCH))
         self._units_per_shard = max(1, shard_samples // self.plan.unit_size)
-        backbone, settings = synthesizer.backbone, synthesizer.settings
-        self.core = TensorSynthesizer(backbone, settings, batch_size=synthesizer.batch_size,
-                                      rng_seed=synthesizer.rng_seed)
+        backbone = synthesizer.backbone
         conditioned_on, condition_of = conditions(
             self.source, synthesizer.conditioner, backbone, replicas)
+        calibration: Calibration | None = None
+        if calibrate:
+            # all of them, however few are used; captions are known for those alone
+            usable = (range(len(self.source.labels))
+                      if synthesizer.conditioner.captions is None else replicas)
+            synthesizer, calibration = calibrated(synthesizer, self.source, usable, condition_of)
+        elif not is_calibrated(synthesizer.requested_settings):
+            calibration = find_calibration(
+                synthesizer.requested_settings, backbone, synthesizer.cache)
+        settings = synthesizer.settings
+        self.core = TensorSynthesizer(backbone, settings, batch_size=synthesizer.batch_size,
+                                      rng_seed=synthesizer.rng_seed)
+        # a backbone that runs through torch.compile wants batches of one shape
+        self.core.static_shapes = synthesizer.core.static_shapes
         if synthesizer.keep_text_encoder is False:
             prompts = {condition_of(index) for index in replicas}
             backbone.embed_only([None, settings.source_prompt, *prompts])
@@ -149,6 +162,12 @@ class Expansion:
                                keep_flagged=keep_flagged, strict=strict)
         device = torch.device(backbone.device).type
         self.threads = threads if device == "cpu" else None
+        # opens the same expansion in another process, with the dials that were measured here
+        self._again = partial(
+            Expansion, self.source, synthesizer, expansion_ratio, balance=balance,
+            only_classes=only_classes, limit=limit, image_format=image_format,
+            shard_samples=shard_samples, filters=filters, keep_flagged=keep_flagged,
+            strict=strict, threads=threads, license=license, calibrate=False)
         self.facts = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -166,6 +185,7 @@ class Expansion:
             },
             "filters": [each.describe() for each in filters],
             "settings": settings_to_json(settings),
+            "calibration": None if calibration is None else calibration.facts(),
             "rng_seed": self.core.rng_seed,
             "conditions": conditioned_on,
             "backbone": self.core.backbone.fingerprint,
@@ -175,6 +195,7 @@ class Expansion:
             "threads": self.threads,
             # the VAE's batches change the last bits; None, not False: as in older records
             "low_memory": backbone.low_memory or None,
+            "compile": self.core.static_shapes or None,
             "versions": library_versions(),
             "source": {
                 "images": len(self.source.labels),
@@ -182,118 +203,153 @@ class Expansion:
                 "classes": _class_sizes(self.source),
                 "problems": self.source.problems,
             },
-            WHERE: {
-                "source": self.source.spec,
-                "backbone": self.core.backbone.name,
-                "license": license or license_of(self.core.backbone.name),
-            },
         }
+        self._license = license or license_of(self.core.backbone.name)
 
     def run(
         self,
-        out_dir: str | Path,
+        out_dir: str | Path | OutputFolder,
         *,
         new: bool = False,
         shard: tuple[int, int] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        engine: Engine | None = None,
     ) -> Summary:
         """Make what is missing in a folder.
 
+        What an earlier run wrote is compared with its digests first: what is missing or was
+        changed is made again. Seed images that have changed since are refused.
+
         Args:
-            out_dir: the dataset's folder: empty, not there yet, or begun by the same expansion.
+            out_dir: the dataset's folder: empty, not there yet, or begun by the same expansion; a
+                path, or a place that fsspec knows, such as ``s3://bucket/folder``.
             new: set an existing result aside (as ``OUT_DIR.old1``) and begin anew.
             shard: (number, count) of this process among several; None: as ``accelerate launch``
                 says, else (0, 1).
             progress: called after each batch.
+            engine: runs the batches, such as `RayEngine`; None: this process does.
 
         Raises:
-            ExpansionError: the folder holds something else, was begun with other settings, or
-                cannot be written; or, with ``strict``, a seed image is unreadable.
+            ExpansionError: the folder holds something else, was begun with other settings or other
+                seed images, or cannot be written; or, with ``strict``, a seed image is unreadable.
             GenerationError: the backbone failed. What was made is kept.
         """
         started = time.perf_counter()
-        root = Path(out_dir)
-        self._check_place(root)
+        folder = open_folder(out_dir)
+        check_place(self.source, folder)
         number, count = check_shard(shard) if shard is not None else join_processes()
         if new:
             with first_process_first(count, shard):
-                if number == 0:
-                    set_aside(root)
-        store = Store(root, self.plan, self._layout(root))
-        store.join(self.facts)
+                if number == 0 and folder.exists(PLAN):
+                    folder.set_aside()
+        mine = range(number, self.plan.units, count)
+        report = Report(progress, sum(map(self.plan.unit_length, mine)), started)
+        begun = Store(folder, self.plan, self._layout(folder)).begun()
+        self._number_replicas(
+            first_replicas(self.source, self.plan) if begun is None else begun.get("repeats", {}))
+        store = Store(folder, self.plan, self._layout(folder))
+        self._join(store)
+        was_whole = store.is_whole()
+        if was_whole:
+            state = self._check(store, mine, report)
+            if state.sound and not state.again:
+                return self._close(store, 0, state)
         with store.claim(number, count):
-            return self._work(store, number, count, progress, started)
+            if not was_whole:
+                state = self._check(store, mine, report)
+            if not state.sound or state.again:
+                store.reopen(state)
+            return self._work(store, mine, state, report, engine)
+
+    def _number_replicas(self, first: dict[str, int]) -> None:
+        """Let seed images that equal an earlier one go on with the numbers of its replicas."""
+        self.facts["repeats"] = first
+        self.plan = self.plan.beginning_at({int(index): each for index, each in first.items()})
+
+    def _join(self, store: Store) -> None:
+        changed = store.join(self.facts | {WHERE: self._places(store.folder)})
+        if len(changed) == 1 and changed[0].startswith("source.digest"):
+            # one of these is of another size: say which
+            store.check(range(self.plan.units), SeedCheck(self.source, str(store.folder)))
+        if changed:
+            raise ExpansionError(
+                f"{store.folder} was begun with other settings: {'; '.join(changed)}. Use the old "
+                "ones, another --out, or --new, which sets the old result aside."
+            )
+
+    def _check(self, store: Store, mine: Sequence[int], report: Report) -> State:
+        return store.check(mine, SeedCheck(self.source, str(store.folder)), report.checked)
 
     def _work(
-        self, store: Store, number: int, count: int,
-        progress: Callable[[Progress], None] | None, started: float,
+        self, store: Store, mine: Sequence[int], state: State, report: Report,
+        engine: Engine | None,
     ) -> Summary:
-        done = store.done_units()
-        mine = range(number, self.plan.units, count)
-        pending = [unit for unit in mine if unit not in done]
-        total = sum(map(self.plan.unit_length, mine))
+        # what is made again may belong to another process, whose file was lost with ours
+        pending = [unit for unit in sorted({*mine, *state.again}) if unit not in state.done]
         made = 0
-        before = total - sum(map(self.plan.unit_length, pending))
-        if progress:
-            progress(Progress(before, total, 0, time.perf_counter() - started))
+        report.begin(sum(map(self.plan.unit_length, state.done)))
+
+        def done(unit: int) -> None:
+            nonlocal made
+            made += self.plan.unit_length(unit)
+            report.made(made)
+
+        if engine is not None and pending:
+            engine.run(Job(partial(_open_elsewhere, self._again, store.folder, self.facts),
+                           pending, done, self.threads))
+            return self._close(store, made, state)
         with cpu_threads(self.threads):
-            for each in self.maker.filters if pending else ():
-                each.prepare(self.source, self.core.backbone)
+            self._prepare(pending)
             for unit in pending:
-                planned = self.plan.unit(unit)
-                store.commit(unit, *self.maker.make(unit, planned, store.layout))
-                made += len(planned)
-                if progress:
-                    seconds = time.perf_counter() - started
-                    progress(Progress(before + made, total, made, seconds))
-        return self._close(store, made)
+                self._make(unit, store)
+                done(unit)
+        return self._close(store, made, state)
 
-    def _check_place(self, root: Path) -> None:
-        """Refuse to write between the seed images."""
-        if not str(root) or str(root) == "." and not (root / PLAN).exists():
-            raise ValueError("out_dir must name a folder of its own, got the current one.")
-        if isinstance(self.source, FileSource):
-            place, inside = root.resolve(), self.source.root.resolve()
-            if self.source.is_folder and place.is_relative_to(inside):
-                raise ValueError(
-                    f"out_dir must lie outside the seed images' folder {inside}, got {place}: the "
-                    "next run would take synthetic images for seed images."
-                )
+    def _prepare(self, pending: Sequence[int]) -> None:
+        for each in self.maker.filters if pending else ():
+            each.prepare(self.source, self.core.backbone)
 
-    def _close(self, store: Store, made: int) -> Summary:
-        tally = None
+    def _make(self, unit: int, store: Store) -> None:
+        samples, skipped = self.maker.make(unit, self.plan.unit(unit), store.layout)
+        store.commit(unit, samples, skipped)
 
-        def card(root: Path) -> str:
-            nonlocal tally
-            tally = tally_of(root)
-            return dataset_card(self.facts, tally)
+    def _close(self, store: Store, made: int, state: State) -> Summary:
+        folder, facts = store.folder, self.facts | {WHERE: self._places(store.folder)}
 
-        whole = store.is_whole() or store.finish(card)
-        if whole and tally is None:
-            tally = tally_of(store.root)
+        def describe(tally: Tally, merged: bool) -> None:
+            if not folder.exists(CARD):  # one that is there may be a user's by now
+                folder.write(CARD, [dataset_card(facts, tally).encode()])
+            if merged or not all(map(folder.exists, conventions_of(facts))):
+                write_conventions(folder, facts)
+
+        tally = store.finish(describe)
         if tally is not None and self.maker.strict and tally.unreadable:
             raise ExpansionError(
                 f"strict: {sum(tally.unreadable.values())} images were left out by an earlier run "
                 "without strict; see skipped.jsonl."
             )
-        warnings = tally.warnings() if tally else []
-        return Summary(store.root, whole, made, tally, self.source.problems + warnings)
+        warnings = self.source.problems + state.warnings() + (tally.warnings() if tally else [])
+        return Summary(Path(str(store.folder)), tally is not None, made, tally, warnings)
 
-    def _layout(self, root: Path) -> Layout:
+    def _places(self, folder: OutputFolder) -> dict[str, Any]:
+        return places_from(folder, self.source, self.core.backbone) | {"license": self._license}
+
+    def _layout(self, folder: OutputFolder) -> Layout:
         if self.facts["image_format"] == "folder":
-            return FolderLayout(root, self.source.classes)
-        return ShardLayout(root, self._units_per_shard)
+            return FolderLayout(folder, self.source.classes)
+        return ShardLayout(folder, self._units_per_shard)
 
 
 def expand(
     source: str | Path | Dataset[Any] | Source,
-    out_dir: str | Path,
+    out_dir: str | Path | OutputFolder,
     synthesizer: Synthesizer | HasSynthesizer | None = None,
     expansion_ratio: int | Mapping[str, int] = 5,
     *,
     new: bool = False,
     shard: tuple[int, int] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    engine: Engine | None = None,
     **options: Any,
 ) -> Summary:
     """Write a synthetic dataset, or go on where an interrupted run stopped.
@@ -304,7 +360,32 @@ def expand(
     Source: Fu et al. 2024, arXiv:2403.12803; the planning and record-keeping are ours.
     """
     expansion = Expansion(source, synthesizer, expansion_ratio, **options)
-    return expansion.run(out_dir, new=new, shard=shard, progress=progress)
+    return expansion.run(out_dir, new=new, shard=shard, progress=progress, engine=engine)
+
+
+def _open_elsewhere(
+    again: Callable[[], Expansion], folder: OutputFolder, facts: dict[str, Any]
+) -> Callable[[int], None]:
+    """What makes a unit and writes it, in another process than the one that planned it."""
+    expansion = again()
+    expansion.facts["calibration"] = facts["calibration"]
+    expansion._number_replicas(facts["repeats"])
+    changed = differences(facts, expansion.facts)
+    if changed:
+        raise ExpansionError(
+            f"{folder}: a process on another machine would make other images: "
+            f"{'; '.join(changed)}. Every machine needs the same versions, model and seed images."
+        )
+    store = Store(folder, expansion.plan, expansion._layout(folder))
+    if store.begun() is None:
+        raise ExpansionError(
+            f"{folder}: a process on another machine does not see this folder; give one that all "
+            "machines share."
+        )
+    if expansion.threads is not None:
+        torch.set_num_threads(expansion.threads)
+    expansion._prepare([0])
+    return lambda unit: expansion._make(unit, store)
 
 
 def _class_sizes(source: Source) -> dict[str, int]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.expansion.seed_images import to_storable
-from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
+from dreamda_aug.expansion.seed_images import Unreadable, read_storable
+from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.inputs.sources import Source
 from dreamda_aug.metrics.distances import nearest
 
@@ -104,12 +105,20 @@ class LabelAgreement:
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        logits = torch.as_tensor(self.classifier(batch.images)).float().cpu()
+        try:
+            logits = torch.as_tensor(self.classifier(batch.images)).float().cpu()
+        except RuntimeError as error:
+            raise ValueError(
+                f"the classifier {self.identity[:40]} cannot take images of shape "
+                f"{tuple(batch.images.shape)}: {error}"
+            ) from error
         if logits.ndim != 2 or len(logits) != len(batch.labels):
             raise ValueError(
                 f"the classifier must give logits (B, K), got {tuple(logits.shape)} for "
                 f"{len(batch.labels)} images."
             )
+        if not logits.isfinite().all():
+            raise ValueError(f"the classifier {self.identity[:40]} gave NaN or infinite logits.")
         labels = torch.tensor(batch.labels)
         if labels.max() >= logits.shape[1]:
             raise ValueError(
@@ -144,8 +153,8 @@ class OtherImageCopy:
         rows, indices = [], []
         for index in range(len(source.labels)):
             try:
-                pixels = read_pixels(to_storable(source.open(index)))
-            except UNREADABLE:
+                pixels = read_storable(source, index)
+            except Unreadable:
                 continue  # counted when its turn comes
             rows.append(self._features(fit_to(pixels.values, backbone)))
             indices.append(index)
@@ -246,7 +255,7 @@ def _open_classifier(text: str, class_count: int) -> tuple[Callable[[Tensor], Te
             return _open_onnx(path), identity
         if path.suffix in (".pt", ".ts", ".torchscript"):
             return torch.jit.load(str(path), map_location="cpu").eval(), identity
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
     raise ValueError(
         f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors."
@@ -275,12 +284,21 @@ def _open_torchvision_model(
 def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     try:
         import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as error:
         raise ImportError("ONNX classifiers need: pip install onnxruntime.") from error
+    failures = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
+                state.NotImplemented, state.RuntimeException)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except (Fail, InvalidGraph, InvalidProtobuf) as error:
+    except failures as error:
         raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
     name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+    def classify(images: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+        except failures as error:
+            raise RuntimeError(str(error)) from error
+
+    return classify

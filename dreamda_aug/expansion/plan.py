@@ -2,11 +2,14 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from dreamda_aug.inputs.sources import Source
+
+# The most synthetic images of one seed image: more is a slip, and no plan could be listed.
+MAX_REPLICAS = 1_000_000
 
 
 class PlannedSample(NamedTuple):
@@ -36,13 +39,17 @@ class Plan:
     Args:
         replicas: number of replicas of each chosen seed image, by its number in the source.
         unit_size: samples per unit, >= 1; the last unit may be smaller.
+        first: number of the first replica of a seed image, by its number; 0 where it says nothing.
     """
 
-    def __init__(self, replicas: Mapping[int, int], unit_size: int):
+    def __init__(
+        self, replicas: Mapping[int, int], unit_size: int, first: Mapping[int, int] | None = None
+    ):
         if unit_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {unit_size}.")
         chosen = sorted(index for index, count in replicas.items() if count > 0)
         self.unit_size = unit_size
+        self._first = dict(first or {})
         self._seed_indices = chosen
         self._ends = list(accumulate(replicas[index] for index in chosen))
 
@@ -53,6 +60,17 @@ class Plan:
     def seed_images(self) -> int:
         """How many seed images are used."""
         return len(self._seed_indices)
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        """Each seed image that is used, with its number of replicas."""
+        begin = 0
+        for index, end in zip(self._seed_indices, self._ends, strict=True):
+            yield index, end - begin
+            begin = end
+
+    def beginning_at(self, first: Mapping[int, int]) -> "Plan":
+        """The same with other numbers for the first replicas."""
+        return Plan(dict(self.counts()), self.unit_size, first)
 
     @property
     def units(self) -> int:
@@ -68,10 +86,26 @@ class Plan:
         """How many samples a unit holds; 0 for units that are not planned."""
         return max(0, min(self.unit_size, len(self) - number * self.unit_size))
 
+    def inversions(self, paths: int) -> int:
+        """How many inversions there are in all: a unit makes each of its own, and keeps none.
+
+        Args:
+            paths: source paths of an image, >= 1; replica k starts from number k % paths.
+        """
+        total = begin = 0
+        for end in self._ends:
+            first = min(end - begin, self.unit_size - begin % self.unit_size)
+            whole_units, rest = divmod(end - begin - first, self.unit_size)
+            total += min(first, paths) + min(rest, paths)
+            total += whole_units * min(self.unit_size, paths)
+            begin = end
+        return total
+
     def _sample(self, number: int) -> PlannedSample:
         place = bisect_right(self._ends, number)
         begin = self._ends[place - 1] if place else 0
-        return PlannedSample(self._seed_indices[place], number - begin)
+        index = self._seed_indices[place]
+        return PlannedSample(index, number - begin + self._first.get(index, 0))
 
 
 def count_replicas(
@@ -116,6 +150,12 @@ def count_replicas(
             replicas.update({index: each + (i < more) for i, index in enumerate(members)})
     if limit is not None:
         replicas = {i: replicas[i] for i in _in_turn(of_class, replicas)[:limit]}
+    most = max(replicas, key=lambda index: replicas[index], default=None)
+    if most is not None and replicas[most] > MAX_REPLICAS:
+        raise ValueError(
+            f"expansion_ratio (and balance) must give a seed image at most {MAX_REPLICAS:,} "
+            f"replicas, got {replicas[most]:,} for class {source.classes[source.labels[most]]!r}."
+        )
     if not any(replicas.values()):
         raise ValueError("nothing to make: no seed image has a replica to come.")
     return replicas

@@ -11,8 +11,8 @@ from dreamda_aug.expansion.processes import cpu_threads
 from dreamda_aug.expansion.seed_images import Unreadable, pixel_digest, read_seed_image
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
-from dreamda_aug.inputs.sources import Source, open_source
-from dreamda_aug.records.facts import WHERE, read_plan
+from dreamda_aug.inputs.sources import Source, lies_at, open_source
+from dreamda_aug.records.facts import read_plan, recorded_model, recorded_source
 from dreamda_aug.records.manifest import ManifestLine, read_manifest, settings_from_json
 
 
@@ -37,6 +37,8 @@ def regenerate(
     *,
     synthesizer: Synthesizer | HasSynthesizer | None = None,
     source: str | Path | Source | None = None,
+    backbone: str | Path | None = None,
+    lora: str | Path | None = None,
     device: str | None = None,
 ) -> Regenerated:
     """Make one image of a synthetic dataset again.
@@ -49,6 +51,8 @@ def regenerate(
         sample_id: the ``id`` or the ``file`` of its manifest line.
         synthesizer: what the dataset was made with; None: made from the record.
         source: the seed images, where they have moved; None: where the record says.
+        backbone: the model, where it has moved; None: as the record says. Not with a synthesizer.
+        lora: its LoRA weights, where they have moved; None: as the record says.
         device: as in `load_backbone`.
 
     Raises:
@@ -56,31 +60,36 @@ def regenerate(
         FileNotFoundError: the folder holds no finished dataset, or the seed images are gone.
     """
     facts = read_plan(root)
-    where = facts[WHERE]
     line = find_line(root, sample_id)
     if source is None:
-        if where["source"] is None:
+        recorded = recorded_source(root, facts)
+        if recorded is None:
             raise ExpansionError(
                 f"{root} was made from a dataset object; pass source, the same dataset."
             )
-        options = {name: where["source"].get(name) for name in ("split", "data_root")}
-        source = open_source(where["source"]["spec"], **options)
+        source = open_source(recorded["spec"] or "", split=recorded["split"],
+                             data_root=recorded["data_root"])
     source = source if isinstance(source, Source) else open_source(source)
     if synthesizer is None:
-        backbone = load_backbone(where["backbone"], device=device,
-                                 low_memory=bool(facts.get("low_memory")))
+        given = {name: str(place) for name, place in (("backbone", backbone), ("lora", lora))
+                 if place is not None}
+        source_of_model, lora_of_model = recorded_model(root, facts, given)
+        model = load_backbone(source_of_model, device=device, lora=lora_of_model,
+                              low_memory=bool(facts.get("low_memory")))
         settings = settings_from_json(line.settings)
     else:
+        if backbone is not None or lora is not None:
+            raise ValueError("backbone, lora: the synthesizer brings its own.")
         synthesizer = as_synthesizer(synthesizer)
-        backbone, settings = synthesizer.backbone, synthesizer.settings
-    if backbone.fingerprint != line.backbone:
+        model, settings = synthesizer.backbone, synthesizer.settings
+    if model.fingerprint != line.backbone:
         raise ExpansionError(
             f"{line.id}: expected the backbone {line.backbone[:16]}, found "
-            f"{backbone.fingerprint[:16]} ({backbone.name}): other weights or another dtype."
+            f"{model.fingerprint[:16]} ({model.name}): other weights or another dtype."
         )
     index = _find_seed_image(source, line)
     try:
-        seed_image = read_seed_image(source, index, backbone)
+        seed_image = read_seed_image(source, index, model)
     except Unreadable as error:
         raise ExpansionError(f"{line.id}: seed image {line.seed_path} is {error}.") from error
     if seed_image.digest != line.seed_digest:
@@ -95,11 +104,15 @@ def regenerate(
             f"{line.id}: expected replica {line.replica} in row {line.row} of its batch, found "
             f"{requests[line.row].replica}: the manifest line is damaged."
         )
-    core = TensorSynthesizer(backbone, settings, batch_size=len(requests),
-                             rng_seed=line.rng_seed)
+    compiled = bool(facts.get("compile"))
+    core = TensorSynthesizer(
+        model, settings, batch_size=facts["unit_size"] if compiled else len(requests),
+        rng_seed=line.rng_seed,
+        compile=compiled and (synthesizer is None or not synthesizer.core.static_shapes))
+    core.static_shapes = compiled
     if facts.get("schedule") not in (None, core.schedule.digest()):
         raise ExpansionError(
-            f"{line.id}: the noise levels of {backbone.name} are others than the dataset was made "
+            f"{line.id}: the noise levels of {model.name} are others than the dataset was made "
             "with: its scheduler was changed. Use the scheduler of before."
         )
     with cpu_threads(facts.get("threads")):
@@ -126,11 +139,11 @@ def find_line(root: str | Path, sample_id: str) -> ManifestLine:
 def _find_seed_image(source: Source, line: ManifestLine) -> int:
     """Where the seed image is in a source, which may be listed in another order now."""
     index = line.seed_index
-    if index < len(source.paths) and source.paths[index] == line.seed_path:
+    if index < len(source.paths) and lies_at(source, index, line.seed_path):
         return index
-    try:
-        return list(source.paths).index(line.seed_path)
-    except ValueError:
-        raise ExpansionError(
-            f"{line.id}: its seed image {line.seed_path} is not in the source any more."
-        ) from None
+    for other in range(len(source.paths)):
+        if lies_at(source, other, line.seed_path):
+            return other
+    raise ExpansionError(
+        f"{line.id}: its seed image {line.seed_path} is not in the source any more."
+    )

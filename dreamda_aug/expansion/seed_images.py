@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.inputs.images import UNREADABLE, Pixels, fit_back, fit_to, read_pixels
-from dreamda_aug.inputs.sources import Source
+from dreamda_aug.inputs.opening import TooLarge, check_pixels
+from dreamda_aug.inputs.sources import HasFileDigests, Source
 from dreamda_aug.records.manifest import ManifestLine
 
 # Errors of the machine rather than of the file.
@@ -27,12 +28,14 @@ class SeedImage:
     Attributes:
         values: its pixels at the backbone's size and channels, (1, C, H, W) in [0, 1].
         digest: SHA-256 of its original pixels.
+        file_digest: SHA-256 of its file; empty where the source has none.
         pixels: the way back, see `back`.
         shape: its own shape, (1, C, H, W).
     """
 
     values: Tensor
     digest: str
+    file_digest: str
     pixels: Pixels
     shape: torch.Size
 
@@ -48,18 +51,37 @@ def read_seed_image(source: Source, index: int, backbone: Backbone) -> SeedImage
     """Open and prepare a seed image.
 
     Raises:
-        Unreadable: the file is broken, not there, or cannot be stored as PNG.
+        Unreadable: the file is broken, too large, not there, or cannot be stored as PNG.
+    """
+    file_digest = digest_of_file(source, index)
+    pixels = read_storable(source, index)
+    values, shape = fit_to(pixels.values, backbone), pixels.values.shape
+    light = Pixels(values, pixels.digests, pixels.restore)
+    return SeedImage(values, pixels.digests[0], file_digest, light, shape)
+
+
+def read_storable(source: Source, index: int) -> Pixels:
+    """The pixels of a seed image.
+
+    Raises:
+        Unreadable: the file is broken, too large, not there, or cannot be stored as PNG.
     """
     try:
-        pixels = read_pixels(to_storable(source.open(index)))
+        image = source.open(index)
+        check_pixels(*image.size)
+        return read_pixels(to_storable(image))
+    except TooLarge as error:
+        raise Unreadable(str(error)) from error
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in _OURS:
             raise
         # without the message: it may hold paths, and the record must be the same everywhere
         raise Unreadable(f"unreadable ({type(error).__name__})") from error
-    values, shape = fit_to(pixels.values, backbone), pixels.values.shape
-    light = Pixels(values, pixels.digests, pixels.restore)
-    return SeedImage(values, pixels.digests[0], light, shape)
+
+
+def digest_of_file(source: Source, index: int) -> str:
+    """SHA-256 of a seed image's file, in hexadecimal; empty where there is no file."""
+    return source.file_digest(index) if isinstance(source, HasFileDigests) else ""
 
 
 class Unreadable(Exception):
@@ -99,7 +121,7 @@ def encode_png(image: PIL.Image.Image, line: ManifestLine) -> bytes:
     """A PNG that is marked as synthetic and carries its manifest line."""
     text = PIL.PngImagePlugin.PngInfo()
     text.add_text("synthetic", "true")
-    text.add_text("dreamda", line.to_json())
+    text.add_text("dreamda", line.in_image())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()

@@ -1,84 +1,93 @@
 """The folder that an expansion writes: units committed one by one, merged when all are there."""
 
 import json
-import logging
-import os
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.entries import Entry, by_order
 from dreamda_aug.expansion.plan import Plan, differences
-from dreamda_aug.files import (
-    TEMPORARY,
-    atomic_file,
-    read_lines,
-    remove_temporaries,
-    write_atomically,
-)
-from dreamda_aug.records.facts import PLAN, SKIPPED, WHERE, read_plan, read_skipped
+from dreamda_aug.expansion.unit_records import SUMS, DamagedRecord, UnitRecords
+from dreamda_aug.records.facts import PLAN, WHERE, Skipped, parse_plan
 from dreamda_aug.records.layouts import WORK, Layout
-from dreamda_aug.records.manifest import MANIFEST, ManifestLine, read_manifest
+from dreamda_aug.records.manifest import MANIFEST, ManifestLine
+from dreamda_aug.records.output import OutputFolder, as_folder, read_bytes
+from dreamda_aug.records.tally import Tally
 
-logger = logging.getLogger(__name__)
 
+@dataclass
+class State:
+    """What of a dataset is there already.
+
+    Attributes:
+        done: units of the asked share that are on record and as they were written.
+        again: units that were made before and have to be made again.
+        damaged: files that are missing or are not as they were written.
+        sound: whether a merged dataset's records are as they should be.
+    """
+
+    done: set[int] = field(default_factory=set)
+    again: set[int] = field(default_factory=set)
+    damaged: list[str] = field(default_factory=list)
+    sound: bool = True
+
+    def warnings(self) -> list[str]:
+        """What a user should know, in words."""
+        if not self.damaged:
+            return []
+        return [f"{len(self.damaged)} files were missing or were not as they had been written "
+                f"(such as {self.damaged[0]}); they are made again."]
 
 
 class Store:
     """A dataset's folder, shared by any number of processes without locks.
 
     Each process writes the files of its units, and after them the unit's record, which says that
-    the unit is whole. Every file takes its place in one step, and no two processes write the same
-    one. Whoever finds all records present merges them; doing so twice gives the same bytes.
+    the unit is whole and holds digests of everything in it. Every file takes its place in one
+    step, and no two processes write the same one. Whoever finds all records present merges them;
+    doing so twice gives the same bytes.
 
     Args:
-        root: the dataset's folder.
+        folder: the dataset's folder, or its path.
         plan: what is to be made.
         layout: how images lie on disk.
     """
 
-    def __init__(self, root: Path, plan: Plan, layout: Layout):
-        self.root, self.plan, self.layout = root, plan, layout
-        self._work = root / WORK
+    def __init__(self, folder: OutputFolder | str | Path, plan: Plan, layout: Layout):
+        self.folder, self.plan, self.layout = as_folder(folder), plan, layout
+        self._records = UnitRecords(self.folder, plan.units)
 
-    def join(self, facts: dict[str, Any]) -> None:
-        """Begin the dataset, or go on with one that was begun with the same facts.
+    def begun(self) -> dict[str, Any] | None:
+        """The facts that the dataset was begun with; None where there is none yet.
 
         Raises:
-            ExpansionError: the folder holds something else, or was begun with other settings.
+            ExpansionError: the folder holds something else.
         """
-        check_free(self.root)
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / PLAN
-        if not path.exists():
-            data = json.dumps(facts, indent=2) + "\n"
-            draft = self.root / f"{PLAN}.{secrets.token_hex(4)}{TEMPORARY}"
-            write_atomically(draft, data.encode())
-            try:
-                os.link(draft, path)  # unlike replace, fails where another process was quicker
-            except FileExistsError:
-                pass
-            except OSError:
-                os.replace(draft, path)  # a file system without hard links
-            finally:
-                draft.unlink(missing_ok=True)
-        found = read_plan(self.root)
-        changed = differences(_comparable(found), _comparable(json.loads(json.dumps(facts))))
-        if changed:
-            raise ExpansionError(
-                f"{self.root} was begun with other settings: {'; '.join(changed)}. Use the old "
-                "ones, another --out, or --new, which sets the old result aside."
-            )
-        if not self.is_whole():
-            self._work.mkdir(exist_ok=True)
+        check_free(self.folder)
+        if not self.folder.exists(PLAN):
+            return None
+        return parse_plan(read_bytes(self.folder, PLAN), f"{self.folder}/{PLAN}")
+
+    def join(self, facts: dict[str, Any]) -> list[str]:
+        """Begin the dataset, or go on with one that was begun before.
+
+        Returns:
+            How the facts differ from those that it was begun with; empty: they do not.
+
+        Raises:
+            ExpansionError: the folder holds something else.
+        """
+        check_free(self.folder)
+        self.folder.create(PLAN, (json.dumps(facts, indent=2) + "\n").encode())
+        return differences(_comparable(self.begun() or {}),
+                           _comparable(json.loads(json.dumps(facts))))
 
     @contextmanager
     def claim(self, number: int, count: int) -> Iterator[None]:
         """Keep other processes from doing the same share of the work at the same time.
-
-        Held by the operating system, so that a killed process leaves no claim behind.
 
         Args:
             number: of this process.
@@ -87,172 +96,151 @@ class Store:
         Raises:
             ExpansionError: another process is at it.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        if self.is_whole():
-            yield
-            return
-        self._work.mkdir(exist_ok=True)
-        path = self._work / f"claim-{number}-of-{count}"
-        with open(path, "wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with self.folder.claim(f"{WORK}/claim-{number}-of-{count}") as mine:
+            if not mine:
                 raise ExpansionError(
-                    f"{self.root}: another process is at work here as number {number} of {count}; "
-                    "wait for it, or give each process its own --shard."
-                ) from None
-            except OSError:
-                logger.debug("%s: this file system keeps no locks", path)
+                    f"{self.folder}: another process is at work here as number {number} of "
+                    f"{count}; wait for it, or give each process its own --shard."
+                )
             yield
 
     def is_whole(self) -> bool:
-        """Whether everything was merged; says nothing about files that were deleted since."""
-        return (self.root / MANIFEST).exists() and not self._work.exists()
+        """Whether everything was merged; says nothing about what was changed since."""
+        return (self.folder.exists(MANIFEST) and self.folder.exists(SUMS)
+                and not self.folder.exists(WORK))
 
-    def done_units(self) -> set[int]:
-        """Numbers of the units whose record and files are all there."""
-        counts: dict[int, int] = {}
-        for unit, whole in self._records():
-            counts[unit] = counts.get(unit, 0) + whole
-        done = {unit for unit, count in counts.items() if count == self.plan.unit_length(unit)}
-        if (self.root / MANIFEST).exists() and len(done) < self.plan.units:
-            self._reopen(done)
-        return done
+    def check(
+        self,
+        units: Collection[int],
+        look: Callable[[Entry], None] = lambda entry: None,
+        progress: Callable[[int], None] = lambda samples: None,
+    ) -> State:
+        """See what is there, by the digests of files; changes nothing.
+
+        Args:
+            units: those whose files are read.
+            look: called with each entry that can be relied on; may raise.
+            progress: called with the number of samples that were read since the last call.
+        """
+        mine, state, seen = set(units), State(), set()
+        merged = self._records.are_merged()
+        sums = self._records.sums() if merged else {}
+        state.sound = all(sums.values())
+        state.damaged += [name for name, is_sound in sums.items() if not is_sound]
+        for unit, entries in self._records.entries(sums, mine):
+            seen.add(unit)
+            entries = by_order(entries, self.plan.unit(unit))
+            if unit not in mine:  # whoever does that share looks at its files
+                state.again |= set() if entries else {unit}
+                continue
+            damaged = self.layout.damaged(unit, _lines(entries))
+            if entries and (not damaged or not sums or sums[MANIFEST]):
+                for entry in entries:
+                    look(entry)
+            state.damaged += damaged if entries else [f"the record of batch {unit}"]
+            (state.done if entries and not damaged else state.again).add(unit)
+            progress(self.plan.unit_length(unit))
+        if merged:
+            state.again |= set(range(self.plan.units)) - seen
+        state.again = {unit for unit in self.layout.beside(state.again) if unit < self.plan.units}
+        state.done -= state.again
+        return state
+
+    def reopen(self, state: State) -> None:
+        """Forget the units that have to be made again; a merged dataset becomes records again."""
+        records = self._records
+        if not records.are_merged():
+            for unit in state.again:
+                records.forget(unit)
+            return
+        records.begin_splitting()
+        for unit, entries in records.entries(records.sums(), range(self.plan.units)):
+            entries = by_order(entries, self.plan.unit(unit))
+            if entries and unit not in state.again:
+                records.write(unit, entries)
+        records.end_splitting()
 
     def commit(
         self,
         unit: int,
         samples: Sequence[tuple[ManifestLine, bytes]],
-        skipped: Sequence[dict[str, str]],
+        skipped: Sequence[Skipped],
     ) -> None:
         """Write the files of a unit, and then its record.
 
         Args:
             unit: number of the unit.
             samples: manifest lines with their PNG files.
-            skipped: one entry for each planned sample that was not made or not kept.
+            skipped: the planned samples that were not made or not kept.
         """
         self.layout.write(unit, samples)
-        self._write_record(unit, [line.to_json() for line, _ in samples]
-                           + [_skip_to_json(unit, entry) for entry in skipped])
+        lines = [line.with_file(png) for line, png in samples]
+        entries = by_order([*lines, *skipped], self.plan.unit(unit))
+        assert entries
+        self._records.write(unit, entries)
 
-    def finish(self, card: "CardWriter") -> bool:
+    def finish(self, describe: Callable[[Tally, bool], None]) -> Tally | None:
         """Merge the units' records into the manifest, if all are there.
 
         Args:
-            card: writes the dataset card from the finished folder.
+            describe: writes what else belongs to a whole dataset, from its counts; also called for
+                one that was whole before, where the second argument is False.
 
         Returns:
-            Whether the dataset is whole now.
+            The dataset's counts; None where it is not whole.
+
+        Raises:
+            ExpansionError: a seed image changed while the dataset was made.
         """
+        records, merged = self._records, False
         try:
-            if not (self.root / MANIFEST).exists():
-                present = set(os.listdir(self._work))
-                if any(f"{u:08d}.jsonl" not in present for u in range(self.plan.units)):
-                    return False
+            if not records.are_merged():
+                if not records.are_complete():
+                    # unless another process has merged them just now
+                    return self.tally() if self.folder.exists(SUMS) else None
                 self.layout.finish(self.plan.units)
-                self._merge(SKIPPED, skipped=True)
-                self._merge(MANIFEST, skipped=False)
-            write_atomically(self.root / "dataset_card.md", card(self.root).encode())
-            for path in self._work.glob("*"):
-                path.unlink(missing_ok=True)
-            self._work.rmdir()
-            remove_temporaries(self.root)
+                records.merge()
+                merged = True
+            tally = records.tally()
+            describe(tally, merged)
+            if not self.folder.exists(SUMS):
+                records.write_sums()
+            if self.folder.exists(WORK):
+                self.folder.tidy()
+                self.folder.remove_folder(WORK)
         except FileNotFoundError:
             # another process merged at the same time, and was ahead with tidying up
-            if not (self.root / MANIFEST).exists():
+            if not self.folder.exists(SUMS):
                 raise
-        return True
+            tally = records.tally()
+        except DamagedRecord:
+            return None  # made again when the command is run again
+        return tally
 
-    def _records(self) -> Iterator[tuple[int, bool]]:
-        """Unit of each planned sample that is on record, and whether its file is there."""
-        if (self.root / MANIFEST).exists():
-            for line in read_manifest(self.root):
-                yield line.unit, self.layout.holds(line)
-            for _, entry in read_skipped(self.root):
-                yield entry["unit"], True
-            return
-        for path in sorted(self._work.glob("*.jsonl")):
-            for where, text in read_lines(path):
-                if _is_skip(text):
-                    yield int(path.stem), True
-                else:
-                    yield int(path.stem), self.layout.holds(ManifestLine.from_json(text, where))
-
-    def _reopen(self, done: set[int]) -> None:
-        """Turn a merged manifest back into records of the units that are whole."""
-        records: dict[int, list[str]] = {unit: [] for unit in done}
-        for line in read_manifest(self.root):
-            if line.unit in records:
-                records[line.unit].append(line.to_json())
-        for text, entry in read_skipped(self.root):
-            if entry["unit"] in records:
-                records[entry["unit"]].append(text.strip())
-        self._work.mkdir(exist_ok=True)
-        for unit, lines in records.items():
-            self._write_record(unit, lines)
-        (self.root / MANIFEST).unlink(missing_ok=True)
-
-    def _write_record(self, unit: int, lines: Sequence[str]) -> None:
-        text = "".join(line + "\n" for line in lines)
-        write_atomically(self._work / f"{unit:08d}.jsonl", text.encode())
-
-    def _merge(self, name: str, skipped: bool) -> None:
-        with atomic_file(self.root / name) as file:
-            for unit in range(self.plan.units):
-                record = (self._work / f"{unit:08d}.jsonl").read_bytes()
-                for line in record.splitlines(keepends=True):
-                    if _is_skip(line.decode()) == skipped:
-                        file.write(line)
+    def tally(self) -> Tally:
+        """Counts of a merged dataset."""
+        return self._records.tally()
 
 
-class CardWriter(Protocol):
-    """Makes the text of the dataset card from a finished folder."""
-
-    def __call__(self, root: Path) -> str: ...
-
-
-def check_free(root: Path) -> None:
+def check_free(place: OutputFolder | str | Path) -> None:
     """Refuse a folder that holds something else than an expansion.
 
     Raises:
         ExpansionError: it does; the message names some of it.
     """
-    if root.exists() and not root.is_dir():
-        raise ExpansionError(f"{root}: expected a folder, found a file.")
-    if not root.is_dir():
-        return
-    foreign = sorted(name for name in os.listdir(root) if not name.endswith(TEMPORARY))
-    if foreign and not (root / PLAN).exists():
+    folder = as_folder(place)
+    folder.check()
+    foreign = folder.names()
+    if foreign and PLAN not in foreign:
         raise ExpansionError(
-            f"{root}: expected an empty folder or an expansion to go on with, found "
+            f"{folder}: expected an empty folder or an expansion to go on with, found "
             f"{len(foreign)} other files ({', '.join(foreign[:3])}); choose another one."
         )
 
 
-def set_aside(root: Path) -> Path | None:
-    """Rename a dataset's folder to ``NAME.old1``, or the next free number; None: there is none."""
-    if not (root / PLAN).exists():
-        return None
-    number = 1
-    while (target := root.with_name(f"{root.name}.old{number}")).exists():
-        number += 1
-    root.rename(target)
-    return target
+def _lines(entries: Iterable[Entry]) -> list[ManifestLine]:
+    return [entry for entry in entries if isinstance(entry, ManifestLine)]
 
 
 def _comparable(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != WHERE}
-
-
-def _skip_to_json(unit: int, entry: dict[str, str]) -> str:
-    return json.dumps({"unit": unit, **entry}, separators=(",", ":"))
-
-
-def _is_skip(text: str) -> bool:
-    # written by `_skip_to_json`; manifest lines begin with their id
-    return text.startswith('{"unit":')

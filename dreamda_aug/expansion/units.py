@@ -11,12 +11,14 @@ from dreamda_aug.expansion.plan import PlannedSample
 from dreamda_aug.expansion.seed_images import (
     SeedImage,
     Unreadable,
+    digest_of_file,
     encode_png,
     pixel_digest,
     read_seed_image,
 )
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.sources import Source
+from dreamda_aug.records.facts import Skipped
 from dreamda_aug.records.layouts import Layout
 from dreamda_aug.records.manifest import ManifestLine, library_versions, settings_to_json
 from dreamda_aug.records.tally import FLAGGED
@@ -51,7 +53,7 @@ class UnitMaker:
 
     def make(
         self, unit: int, planned: Sequence[PlannedSample], layout: Layout
-    ) -> tuple[list[tuple[ManifestLine, bytes]], list[dict[str, str]]]:
+    ) -> tuple[list[tuple[ManifestLine, bytes]], list[Skipped]]:
         """Generate a unit as a whole.
 
         Args:
@@ -60,7 +62,7 @@ class UnitMaker:
             layout: names the files.
 
         Returns:
-            Manifest lines with their PNG files, and an entry for each sample that was left out.
+            Manifest lines with their PNG files, and the samples that were left out.
 
         Raises:
             ExpansionError: ``strict``, and a seed image is unreadable.
@@ -76,8 +78,9 @@ class UnitMaker:
             except Unreadable as error:
                 if self.strict:
                     raise ExpansionError(f"strict: {self.source.paths[index]}: {error}") from error
-                skipped += [self._skip(sample, str(error)) for sample in planned
-                            if sample.seed_index == index]
+                file_digest = digest_of_file(self.source, index)
+                skipped += [self._skip(unit, sample, str(error), "", file_digest)
+                            for sample in planned if sample.seed_index == index]
         planned = [sample for sample in planned if sample.seed_index in seed_images]
         if not planned:
             return [], skipped
@@ -99,13 +102,14 @@ class UnitMaker:
                       [sample.seed_index for sample in planned], labels, events)
         distances = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt().tolist()
         scores, flags = self._filter(batch)
-        shape = _layout_of(planned)
+        shape, fingerprint = _layout_of(planned), core.backbone.fingerprint
         samples = []
         for row, sample in enumerate(planned):
-            if flags[row] and not self.keep_flagged:
-                skipped.append(self._skip(sample, FLAGGED + ", ".join(flags[row])))
-                continue
             seed_image, label = seed_images[sample.seed_index], labels[row]
+            if flags[row] and not self.keep_flagged:
+                skipped.append(self._skip(unit, sample, FLAGGED + ", ".join(flags[row]),
+                                          seed_image.digest, seed_image.file_digest))
+                continue
             image = seed_image.back(made[row : row + 1])
             class_name = self.source.classes[label]
             line = ManifestLine(
@@ -124,13 +128,14 @@ class UnitMaker:
                 row=row,
                 layout=shape,
                 settings=self._settings,
-                backbone=core.backbone.fingerprint,
+                backbone=fingerprint,
                 versions=self._versions,
                 pixels=pixel_digest(image),
                 distance=round(distances[row], 5),
                 scores=scores[row],
                 flags=flags[row],
                 events=events[row],
+                seed_file_digest=seed_image.file_digest,
             )
             samples.append((line, encode_png(image, line)))
         return samples, skipped
@@ -146,9 +151,12 @@ class UnitMaker:
                     flags[row].append(each.name)
         return scores, flags
 
-    def _skip(self, sample: PlannedSample, reason: str) -> dict[str, str]:
-        return {"id": sample.id, "seed_path": self.source.paths[sample.seed_index],
-                "skipped": reason}
+    def _skip(
+        self, unit: int, sample: PlannedSample, reason: str, digest: str, file_digest: str
+    ) -> Skipped:
+        index = sample.seed_index
+        return Skipped(unit, sample.id, index, self.source.paths[index], reason, digest,
+                       file_digest)
 
 
 def _layout_of(planned: Sequence[PlannedSample]) -> list[list[int]]:

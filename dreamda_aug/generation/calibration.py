@@ -1,10 +1,11 @@
-"""What was measured about how strong a perturbation a backbone bears, and where it lies."""
+"""What was measured about how far a backbone may take images, and where it lies."""
 
 import hashlib
 import json
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from dreamda_aug.arguments import real
 from dreamda_aug.backbones import Backbone
@@ -16,13 +17,17 @@ from dreamda_aug.method.settings import Settings
 # What is taken before anything was measured: mild for the small backbones we have seen.
 UNCALIBRATED_NOISE_SCALE = 1.0
 UNCALIBRATED_ADHERENCE = 0.9
+UNCALIBRATED_STRENGTH = 0.5
+
+# The settings that may be None, which means: as calibrated.
+DIALS = ("strength", "noise_scale", "adherence")
 
 _SHIPPED = Path(__file__).parent.parent / "weights" / "calibration"
 
 
 @dataclass(frozen=True)
 class CalibrationPoint:
-    """What one pair of dials does to the images.
+    """What one choice of the dials does to the images.
 
     Attributes:
         noise_scale: as in `Settings`.
@@ -31,6 +36,9 @@ class CalibrationPoint:
             it labels right itself, in [0, 1].
         distance: root mean square pixel distance from the seed image, in [0, 1].
         diversity: the same between replicas of one seed image.
+        strength: as in `Settings`; None in records of before 0.2.
+        steps: reverse steps that were run; None in records of before 0.2.
+        images: seed images that it was measured on; None in records of before 0.2.
     """
 
     noise_scale: float
@@ -38,6 +46,9 @@ class CalibrationPoint:
     agreement: float
     distance: float
     diversity: float
+    strength: float | None = None
+    steps: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class Calibration:
         target: what it had to keep, in words.
         met: whether any point kept it; if not, the one that came closest was chosen.
         points: everything that was tried.
+        strength: the chosen strength; None in records of before 0.2.
+        judge: what said which images keep their class, in words; "" where none was asked.
+        sample: digest of the images that it was measured on, if it holds for their dataset alone;
+            "" if it was asked for by hand, and holds for the backbone.
     """
 
     noise_scale: float
@@ -57,6 +72,39 @@ class Calibration:
     target: str
     met: bool
     points: list[CalibrationPoint] = field(default_factory=list)
+    strength: float | None = None
+    judge: str = ""
+    sample: str = ""
+
+    @property
+    def chosen(self) -> CalibrationPoint | None:
+        """The point that was chosen, as it was measured last; None where points were not kept."""
+        found = [point for point in self.points
+                 if (point.noise_scale, point.adherence, point.strength)
+                 == (self.noise_scale, self.adherence, self.strength)]
+        return found[-1] if found else None
+
+    def facts(self) -> dict[str, Any]:
+        """The choice and its reasons, without the points, for a dataset's record."""
+        found = {name: value for name, value in asdict(self).items() if name != "points"}
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        return {"digest": digest[:32], **found}
+
+    def summary(self) -> str:
+        """What was chosen and why, in one line."""
+        dials = [f"{name}={getattr(self, name):g}" for name in DIALS
+                 if getattr(self, name) is not None]
+        why = f"{self.target}{'' if self.met else ', which nothing kept: the closest was taken'}"
+        point = self.chosen
+        if point is None:
+            return f"{', '.join(dials)} ({why})"
+        measured = f"distance {point.distance:.3f}"
+        if self.judge:
+            measured += f", agreement {point.agreement:.2f}"
+        if point.images:
+            measured += f" on {point.images} images"
+        return (f"{', '.join(dials)}: the furthest that images go with {why} ({measured}"
+                f"{f', judged by {self.judge}' if self.judge else ''})")
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, as a whole or not at all."""
@@ -77,6 +125,8 @@ class Calibration:
             found = cls(**{**data, "points": points})
             real("noise_scale", found.noise_scale, "be a number >= 0", 0)
             real("adherence", found.adherence, "lie in [0, 1]", 0, 1)
+            if found.strength is not None:
+                real("strength", found.strength, "lie in [0, 1]", 0, 1)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path}: expected a calibration, found other JSON ({error}). Delete the file, and "
@@ -85,9 +135,58 @@ class Calibration:
         return found
 
 
+def is_calibrated(settings: Settings) -> bool:
+    """Whether every dial is a number."""
+    return all(getattr(settings, name) is not None for name in DIALS)
+
+
 def calibration_key(settings: Settings, backbone: Backbone) -> str:
     """Names a calibration: the backbone and every setting that is not measured."""
     return hashlib.sha256(f"{backbone.fingerprint}{settings!r}".encode()).hexdigest()[:32]
+
+
+def calibration_path(
+    folder: Path, settings: Settings, backbone: Backbone, sample: str = ""
+) -> Path:
+    """Where a calibration lies.
+
+    Args:
+        folder: the cache's.
+        settings: as they were asked for, with None for what was measured.
+        backbone: which it was measured with.
+        sample: digest of the images that it holds for; "": it holds for the backbone.
+    """
+    key = calibration_key(settings, backbone)
+    return folder / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
+
+
+def find_calibration(
+    settings: Settings, backbone: Backbone, cache: LatentCache | None, *, shipped: bool = True
+) -> Calibration | None:
+    """What was measured by hand for a backbone, or comes with the package; None: nothing.
+
+    Args:
+        settings: as they were asked for, with None for what was measured.
+        backbone: which it was measured with.
+        cache: beside which it lies; None: nowhere.
+        shipped: whether one that comes with the package will do.
+    """
+    name = calibration_key(settings, backbone) + ".json"
+    folders = [] if cache is None else [cache.root / "calibration"]
+    for folder in [*folders, _SHIPPED] if shipped else folders:
+        if (folder / name).exists():
+            return Calibration.load(folder / name)
+    return None
+
+
+def with_calibration(settings: Settings, found: Calibration) -> Settings:
+    """Settings with the measured numbers in place of None."""
+    numbers = {name: getattr(found, name) for name in DIALS if getattr(settings, name) is None}
+    if numbers.get("strength", 0.0) is None:
+        raise StorageError(
+            "this calibration is of before 0.2, and says nothing of strength; calibrate anew."
+        )
+    return replace(settings, **numbers)
 
 
 def resolve_calibrated(
@@ -98,24 +197,18 @@ def resolve_calibrated(
     They come from the cache's folder, or from the package for the bundled backbone. Where nothing
     was measured yet, mild defaults are taken and a warning says so.
     """
-    if settings.noise_scale is not None and settings.adherence is not None:
+    if is_calibrated(settings):
         return settings
-    name = calibration_key(settings, backbone) + ".json"
-    folders = [_SHIPPED] if cache is None else [cache.root / "calibration", _SHIPPED]
-    for folder in folders:
-        if (folder / name).exists():
-            found = Calibration.load(folder / name)
-            noise_scale, adherence = found.noise_scale, found.adherence
-            break
-    else:
-        noise_scale, adherence = UNCALIBRATED_NOISE_SCALE, UNCALIBRATED_ADHERENCE
+    found = find_calibration(settings, backbone, cache)
+    if found is None:
+        found = Calibration(UNCALIBRATED_NOISE_SCALE, UNCALIBRATED_ADHERENCE, "", False,
+                            strength=UNCALIBRATED_STRENGTH)
+        taken = ", ".join(f"{name}={getattr(found, name)}" for name in
+                          ("noise_scale", "adherence", "strength")
+                          if getattr(settings, name) is None)
         warnings.warn(
-            f"{backbone.name} was not calibrated for these settings yet: taking "
-            f"noise_scale={noise_scale}, adherence={adherence}. Measure them on your images with "
-            "dreamda_aug.calibrate or `dreamda calibrate`.", stacklevel=3,
+            f"{backbone.name} was not calibrated for these settings yet: taking {taken}. Measure "
+            "them on your images with dreamda_aug.calibrate or `dreamda calibrate FOLDER`.",
+            stacklevel=4,
         )
-    return replace(
-        settings,
-        noise_scale=noise_scale if settings.noise_scale is None else settings.noise_scale,
-        adherence=adherence if settings.adherence is None else settings.adherence,
-    )
+    return with_calibration(settings, found)

@@ -47,7 +47,7 @@ def backbone_features(
 
     Returns:
         A feature function: images (B, C, H, W) in [0, 1] to (B, D) float32, where D is the number
-        of strengths x the block's channels x ``grid``².
+        of strengths x the block's channels x ``grid²``.
 
     Raises:
         ValueError: no strength, one out of range, or ``grid`` below 1.

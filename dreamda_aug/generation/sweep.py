@@ -1,19 +1,23 @@
-"""`calibrate`: how strong a perturbation a backbone bears, measured on the user's own images."""
+"""`calibrate`: how far a backbone may take images, measured on the user's own images."""
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from dreamda_aug import progress as bars
 from dreamda_aug.backbones import Condition
 from dreamda_aug.errors import StorageError
-from dreamda_aug.generation.calibration import Calibration, CalibrationPoint, calibration_key
+from dreamda_aug.generation.calibration import Calibration, CalibrationPoint, calibration_path
+from dreamda_aug.generation.judging import GivenJudge, Judge, fold_judge
+from dreamda_aug.generation.search import Dials, Measurement, Target, grid, search
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.metrics.neighbours import NearestClassMean
-from dreamda_aug.metrics.variation import measure_variation
+from dreamda_aug.method.settings import Settings
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.85, 1.0)
+NOISE_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+ADHERENCES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 
 
 def calibrate(
@@ -25,12 +29,14 @@ def calibrate(
     classifier: Callable[[Tensor], Tensor] | None = None,
     min_agreement: float = 0.9,
     max_distance: float | None = None,
-    noise_scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
-    adherences: Sequence[float] = (1.0, 0.95, 0.9, 0.8),
+    strengths: Sequence[float] = STRENGTHS,
+    noise_scales: Sequence[float] = NOISE_SCALES,
+    adherences: Sequence[float] = ADHERENCES,
     replicas: int = 4,
+    max_rows: int | None = None,
     progress: Callable[[CalibrationPoint], None] | None = None,
 ) -> Calibration:
-    """Sweep noise scale and adherence; choose what moves images most and keeps their labels.
+    """Choose the dials that move images furthest and keep their classes.
 
     Args:
         images: a sample of the seed images, (N, C, H, W) in [0, 1], of the backbone's size; a few
@@ -38,14 +44,17 @@ def calibrate(
         labels: their classes, (N,) int64; needed unless ``max_distance`` is the target.
         synthesizer: what is to be calibrated; settings that are numbers stay as they are.
         conditions: what generation is conditioned on for each image; None: unconditional.
-        classifier: images (B, C, H, W) in [0, 1] to logits (B, K) or classes (B,); None: nearest
-            class mean of the given images' pixels.
+        classifier: images (B, C, H, W) in [0, 1] to logits (B, K) or classes (B,); None: linear
+            probes on the backbone's own features, each fitted without the images that it judges.
         min_agreement: the target: at least this share of replicas keeps the seed's label, in
             [0, 1], counted over seeds that the classifier gets right.
         max_distance: another target: root mean square pixel distance from the seed, in [0, 1].
-        noise_scales: what to try, >= 0.
+        strengths: what to try, in (0, 1]; only where the setting is None.
+        noise_scales: what to try, >= 0; only where the setting is None.
         adherences: what to try, in [0, 1]; only where the setting is None.
         replicas: replicas per image, at least 2.
+        max_rows: U-Net rows to spend, about: a coarse look at some choices, and a full one at what
+            it found, see `search`. None: a full look at every choice.
         progress: called with each point as it is measured.
 
     Returns:
@@ -64,73 +73,84 @@ def calibrate(
         raise ValueError(f"min_agreement must lie in [0, 1], got {min_agreement}.")
     if replicas < 2:
         raise ValueError(f"replicas must be at least 2 to measure diversity, got {replicas}.")
-    if requested.noise_scale is not None:
-        noise_scales = (requested.noise_scale,)
-    if requested.adherence is not None:
-        adherences = (requested.adherence,)
-    judge = _judge(images, labels, classifier)
-    points = []
-    for adherence in adherences:
-        for scale in noise_scales:
-            dials = replace(requested, adherence=adherence, noise_scale=float(scale))
-            points.append(_measure(core.with_settings(dials), images, labels, conditions,
-                                   judge, replicas))
-            if progress:
-                progress(points[-1])
-    if max_distance is not None:
-        target = f"distance <= {max_distance:g}"
-        good = [p for p in points if p.distance <= max_distance]
-    else:
-        target = f"agreement >= {min_agreement:g}"
-        good = [p for p in points if p.agreement >= min_agreement]
-    if good:
-        chosen = max(good, key=lambda p: (p.diversity, p.noise_scale))
-    elif max_distance is not None:
-        chosen = min(points, key=lambda p: p.distance)
-    else:
-        chosen = max(points, key=lambda p: p.agreement)
-    if not good:
-        warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=2)
-    result = Calibration(chosen.noise_scale, chosen.adherence, target, bool(good), points)
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}; None spends what it takes.")
+    judge: Judge | None = None if classifier is None else GivenJudge(classifier)
+    if labels is not None and judge is None:
+        if len(labels.unique()) > 1:
+            judge = fold_judge(core.backbone, images.cpu(), labels.cpu())
+        elif max_distance is None:
+            raise ValueError(
+                "labels must be of two classes or more for the agreement target, got one class; "
+                "give max_distance instead, or a classifier."
+            )
+    measurement = Measurement(core, images, labels if judge else None, conditions,
+                              judge or GivenJudge(lambda batch: batch), replicas)
+    choices = choices_for(requested, strengths, adherences, noise_scales)
+    result = choose(measurement, requested, choices, Target(min_agreement, max_distance),
+                    max_rows, progress)
     if core.cache is not None:
-        name = calibration_key(requested, core.backbone) + ".json"
-        try:
-            result.save(core.cache.root / "calibration" / name)
-        except (OSError, StorageError) as error:
-            warnings.warn(f"the calibration could not be saved, and holds for this object only: "
-                          f"{error}", stacklevel=2)
+        save(result, calibration_path(core.cache.root, requested, core.backbone))
     return result
 
 
-def _judge(
-    images: Tensor, labels: Tensor | None, classifier: Callable[[Tensor], Tensor] | None
-) -> Callable[[Tensor], Tensor]:
-    """Images to classes; without labels every image is of class 0."""
-    if labels is None:
-        return lambda batch: torch.zeros(len(batch), dtype=torch.int64)
-    if classifier is None:
-        return NearestClassMean.fit(images.cpu(), labels.cpu()).predict
-
-    @torch.no_grad()
-    def judge(batch: Tensor) -> Tensor:
-        output = classifier(batch)
-        return (output.argmax(1) if output.ndim == 2 else output).cpu()
-
-    return judge
+def choices_for(
+    settings: Settings, strengths: Sequence[float], adherences: Sequence[float],
+    noise_scales: Sequence[float],
+) -> list[Dials]:
+    """Every choice of the dials that settings leave open, the mildest first."""
+    return grid(
+        strengths if settings.strength is None else (settings.strength,),
+        adherences if settings.adherence is None else (settings.adherence,),
+        noise_scales if settings.noise_scale is None else (settings.noise_scale,),
+    )
 
 
-def _measure(
-    core: TensorSynthesizer, images: Tensor, labels: Tensor | None,
-    conditions: Sequence[Condition] | None, judge: Callable[[Tensor], Tensor], replicas: int,
-) -> CalibrationPoint:
-    trajectories = core.invert(images, conditions=conditions)
-    made = core.generate(
-        [t for t in trajectories for _ in range(replicas)],
-        [c for c in conditions for _ in range(replicas)] if conditions else None,
-    ).cpu()
-    variation = measure_variation(images.cpu(), made, replicas, judge,
-                                  None if labels is None else labels.cpu())
-    dials = core.settings
-    assert dials.noise_scale is not None and dials.adherence is not None
-    return CalibrationPoint(dials.noise_scale, dials.adherence, variation.agreement,
-                            variation.distance, variation.diversity)
+def choose(
+    measurement: Measurement, settings: Settings, choices: Sequence[Dials], target: Target,
+    max_rows: int | None, progress: Callable[[CalibrationPoint], None] | None = None,
+    sample: str = "",
+) -> Calibration:
+    """Measure choices and take the one that moves images furthest and keeps the target.
+
+    Args:
+        measurement: on which images.
+        settings: all that is not chosen here.
+        choices: among them, the mildest first.
+        target: what must be kept.
+        max_rows: as in `calibrate`.
+        progress: as in `calibrate`.
+        sample: as in `Calibration`.
+    """
+    total = max_rows or sum(measurement.rows(each.of(settings)) for each in choices)
+    with bars.bar("calibrating", total, "rows") as shown:
+        def said(point: CalibrationPoint, rows: int) -> None:
+            shown.update(min(rows, total - shown.n))
+            if progress:
+                progress(point)
+
+        if max_rows is None:
+            points = []
+            for each in choices:
+                points.append(measurement.point(each.of(settings)))
+                said(points[-1], measurement.rows(each.of(settings)))
+            good = [point for point in points if target.kept(point)]
+            chosen = (max(good, key=lambda p: (p.distance, p.noise_scale)) if good
+                      else target.closest(points))
+        else:
+            chosen, points = search(measurement, settings, choices, target, max_rows, said)
+    if not target.kept(chosen):
+        warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=3)
+    judged = measurement.labels is not None and target.max_distance is None
+    judge = measurement.judge.name if judged else ""
+    return Calibration(chosen.noise_scale, chosen.adherence, str(target), target.kept(chosen),
+                       points, chosen.strength, judge, sample)
+
+
+def save(result: Calibration, path: Path) -> None:
+    """Keep a calibration; where that fails, a warning says so."""
+    try:
+        result.save(path)
+    except (OSError, StorageError) as error:
+        warnings.warn(f"the calibration could not be saved, and holds for this object only: "
+                      f"{error}", stacklevel=3)

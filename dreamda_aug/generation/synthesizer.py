@@ -55,6 +55,8 @@ class Synthesizer:
         device: as in `BackboneSpec`, for a source.
         dtype: as in `BackboneSpec`, for a source.
         low_memory: as in `BackboneSpec`, for a source; use ``batch_size=1`` with it.
+        lora: as in `BackboneSpec`, for a source: a folder that `dreamda_aug.adapt` wrote, or LoRA
+            weights as diffusers knows them.
         overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
 
     Raises:
@@ -81,19 +83,22 @@ class Synthesizer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         low_memory: bool = False,
+        lora: str | Path | None = None,
         **overrides: Any,
     ):
         self._source: Backbone | BackboneSpec
         if isinstance(backbone, BackboneSpec) or is_backbone(backbone):
-            if low_memory or (device, dtype) != (None, None):
+            if low_memory or (device, dtype, lora) != (None, None, None):
                 raise ValueError(
-                    "device, dtype and low_memory belong to loading, and this backbone is loaded "
-                    f"or specified already, got device={device}, dtype={dtype}, "
-                    f"low_memory={low_memory}; give them to BackboneSpec or load_backbone."
+                    "device, dtype, low_memory and lora belong to loading, and this backbone is "
+                    f"loaded or specified already, got device={device}, dtype={dtype}, "
+                    f"low_memory={low_memory}, lora={lora}; give them to BackboneSpec or "
+                    "load_backbone."
                 )
             self._source = backbone
         else:
-            self._source = BackboneSpec(backbone, device, dtype, low_memory=low_memory)
+            self._source = BackboneSpec(
+                backbone, device, dtype, low_memory=low_memory, lora=lora)
         self.requested_settings = resolve_settings(preset, **overrides)
         if not isinstance(captions, Captions | None):
             captions = Captions(captions)
@@ -138,6 +143,14 @@ class Synthesizer:
         """The settings with numbers for what was calibrated; the first use loads the model."""
         return self.core.settings
 
+    def with_settings(self, settings: Settings) -> "Synthesizer":
+        """Another one with other settings, on the same backbone and cache."""
+        other = copy.copy(self)
+        other.requested_settings = settings
+        if self._core is not None:
+            other._core = self._core.with_settings(settings)
+        return other
+
     def synthesize(
         self,
         images: Sequence[Any],
@@ -162,6 +175,26 @@ class Synthesizer:
             ValueError: an image or a label breaks its rule.
             GenerationError: memory ran out at batch size 1, or CUDA in a forked worker.
         """
+        return [seed.restore(new) for seed, new in self.synthesize_values(
+            images, labels, replicas, epoch, names)]
+
+    def synthesize_values(
+        self,
+        images: Sequence[Any],
+        labels: Sequence[Any] | None = None,
+        replicas: Sequence[int] | None = None,
+        epoch: int = 0,
+        names: Sequence[str | int] | None = None,
+    ) -> list[tuple[Pixels, Tensor]]:
+        """As `synthesize`, before the images are put into their own types.
+
+        Args:
+            images: as in `synthesize`, and so are the others.
+
+        Returns:
+            For each synthetic image its seed image, whose ``restore`` gives the type back, and its
+            pixels, (1, C, H, W) float32 in [0, 1].
+        """
         # a list, which keeps what it holds: ids of images that are gone are given to others
         images = list(images)
         if not images:
@@ -180,7 +213,7 @@ class Synthesizer:
                 [None] * count if names is None else names, strict=True)
         ]
         made = self.synthesize_rows(pixels, requests)
-        return [pixels[r.image].restore(new) for r, new in zip(requests, made, strict=True)]
+        return [(pixels[r.image], new) for r, new in zip(requests, made, strict=True)]
 
     def synthesize_rows(
         self, pixels: Sequence[Pixels], requests: Sequence[Request]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import Settings, resolve_settings
+from dreamda_aug.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,6 @@ class TensorSynthesizer:
         batch_size = whole("batch_size", batch_size, 1)
         self.backbone = as_backbone(backbone)
         self.requested_settings = resolve_settings(preset, **overrides)
-        self.settings = resolve_calibrated(self.requested_settings, self.backbone, cache)
         self.cache = cache
         self.batch_size = batch_size
         self.rng_seed = rng_seed
@@ -122,10 +123,16 @@ class TensorSynthesizer:
         self.guard_events: Counter[str] = Counter()
         self._has_warned = False
 
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings with numbers for what was calibrated."""
+        return resolve_calibrated(self.requested_settings, self.backbone, self.cache)
+
     @property
     def schedule(self) -> NoiseSchedule:
         """The steps of a run, as the model's scheduler has them now."""
         s = self.settings
+        assert s.strength is not None
         return self.backbone.schedule(s.steps, s.strength, s.timestep_spacing)
 
     def with_settings(self, settings: Settings) -> "TensorSynthesizer":
@@ -217,8 +224,14 @@ class TensorSynthesizer:
         digests = digests or [image_digest(image) for image in images]
         paths = paths or [0] * len(images)
         conditions = conditions or [None] * len(images)
-        batches = self._in_batches(lambda batch: self._invert(
-            images[batch], digests[batch], paths[batch], conditions[batch]), len(images))
+        with bar("inverting", len(images), "images") as shown:
+            def invert(batch: slice) -> list[Trajectory]:
+                found = self._invert(
+                    images[batch], digests[batch], paths[batch], conditions[batch])
+                shown.update(len(found))
+                return found
+
+            batches = self._in_batches(invert, len(images))
         return [trajectory for batch in batches for trajectory in batch]
 
     def generate(

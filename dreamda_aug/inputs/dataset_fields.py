@@ -1,11 +1,13 @@
 """What datasets of torchvision's kind keep beside their samples: classes, labels, file names."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from dreamda_aug.inputs.rows import label_key
 
 
 @runtime_checkable
@@ -16,6 +18,23 @@ class SizedDataset(Protocol):
     """
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class Table(Protocol):
+    """What is used of Hugging Face's ``datasets.Dataset``; samples are dicts."""
+
+    @property
+    def features(self) -> Mapping[str, Any]: ...
+
+    @property
+    def format(self) -> Mapping[str, Any]: ...
+
+    def with_format(self, type: str | None, /) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
 
     def __len__(self) -> int: ...
 
@@ -51,6 +70,12 @@ def find_classes(dataset: Dataset[Any]) -> list[str] | None:
 
     The first name counts where a class has several, as in torchvision's ``ImageNet``.
     """
+    inner: Any = dataset
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    if isinstance(inner, Table):
+        names = getattr(inner.features.get(label_key(inner.features) or ""), "names", None)
+        return None if names is None else list(names)
     try:
         classes = find_attribute(dataset, "classes")
     except AttributeError:
@@ -67,6 +92,11 @@ def find_targets(dataset: Dataset[Any]) -> list[Any]:
         return [inner[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
         return [label for part in dataset.datasets for label in find_targets(part)]
+    if isinstance(dataset, Table):
+        key = label_key(dataset.features)
+        if key is None:
+            raise AttributeError(f"{type(dataset).__name__} has no column of labels.")
+        return list(dataset.with_format(None)[key])
     for name in ("targets", "labels", "_labels"):
         if hasattr(dataset, name):
             labels = getattr(dataset, name)

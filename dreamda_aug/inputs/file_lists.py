@@ -13,6 +13,7 @@ import PIL.Image
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.files import parse_json, read_lines
+from dreamda_aug.inputs.opening import open_image
 
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "target")
@@ -42,13 +43,24 @@ class FileSource:
         return self.spec is not None and os.path.isdir(str(self.spec.get("spec")))
 
     def open(self, index: int) -> PIL.Image.Image:
+        return open_image(self.root / self.paths[index])
+
+    def file_digest(self, index: int) -> str:
+        """SHA-256 of the file, in hexadecimal; empty where it is not there or no file."""
         path = self.root / self.paths[index]
-        if path.exists() and not path.is_file():
-            # a pipe or a device would be waited for, or never end
-            raise OSError(f"{path}: expected a file")
-        with PIL.Image.open(path) as image:
-            image.load()
-            return image
+        try:
+            if not path.is_file():
+                return ""
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (PermissionError, FileNotFoundError, ValueError):
+            return ""
+
+    def lies_at(self, index: int, path: str) -> bool:
+        """Whether a seed image is the one of this path, as it is now or was on record before."""
+        now = self.paths[index]
+        return path == now or os.path.isabs(path) and os.path.normpath(path) == os.path.normpath(
+            os.path.join(os.path.abspath(self.root), now))
 
     def digest(self) -> str:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
@@ -60,15 +72,14 @@ class FileSource:
 def open_list(
     path: Path, class_names: Sequence[str] | None, spec: dict[str, str | None]
 ) -> FileSource:
-    rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)
+    read = _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path)
+    rows = [(where, *_path_and_label(row, where)) for where, row in read]
+    root = _common_root(path, [name for _, name, _ in rows])
     found: dict[str, Any] = {}
     problems, repeated = [], 0
-    for where, row in rows:
-        name, label = _column(row, _PATH_COLUMNS, where), _column(row, _LABEL_COLUMNS, where)
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise ExpansionError(f"{where}: the path must be text, got {name!r}.")
-        if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
-            raise ExpansionError(f"{where}: the label must be text or an integer, got {label!r}.")
+    for where, name, label in rows:
+        if root != path.parent or os.path.isabs(name):
+            name = os.path.relpath(path.parent / name, root).replace(os.sep, "/")
         if name in found and found[name] != label:
             raise ExpansionError(f"{where}: {name} is listed as {found[name]!r} and as {label!r}.")
         repeated += name in found
@@ -92,8 +103,7 @@ def open_list(
         raise ValueError(f"{path}: label {unknown[0]!r} is not one of the given class names.")
     labels = [position[v] if isinstance(v, str) else v for v in values]
     check_labels(labels, len(classes))
-    root = path.parent
-    sizes = [file_size(root / name) for name in found]
+    sizes = [file_size(os.path.join(root, name)) for name in found]
     problems += empty_classes(classes, labels)
     return FileSource(root, classes, labels, list(found), sizes, spec, problems, repeated)
 
@@ -110,6 +120,33 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, text in read_lines(path):
         yield where, parse_json(text, where)
+
+
+def _path_and_label(row: dict[str, Any], where: str) -> tuple[str, Any]:
+    name, label = _column(row, _PATH_COLUMNS, where), _column(row, _LABEL_COLUMNS, where)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ExpansionError(f"{where}: the path must be text, got {name!r}.")
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        raise ExpansionError(f"{where}: the label must be text or an integer, got {label!r}.")
+    return name, label
+
+
+def _common_root(path: Path, names: Sequence[str]) -> Path:
+    """The folder that a list's paths are written down relative to: no record names a machine's.
+
+    It is the list's own, unless paths are absolute and lie elsewhere: then the folder of them all.
+    """
+    if not any(map(os.path.isabs, names)):
+        return path.parent
+    own = os.path.abspath(path.parent)
+    folders = [os.path.dirname(os.path.normpath(os.path.join(own, name))) for name in names]
+    try:
+        shared = os.path.commonpath(folders)
+        return path.parent if os.path.commonpath([own, shared]) == own else Path(shared)
+    except ValueError as error:
+        raise ExpansionError(
+            f"{path}: the images must lie on one drive, found several ({error})."
+        ) from error
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:

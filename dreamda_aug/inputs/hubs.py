@@ -34,6 +34,10 @@ def open_torchvision(
             f"torchvision's {name} could not be opened in {arguments.get('root')}: {error} "
             "(download=True fetches it where torchvision can.)"
         ) from error
+    try:
+        len(dataset)  # type: ignore[arg-type]  # not all have one
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"torchvision's {name} holds no images of its own.") from error
     return dataset
 
 
@@ -44,9 +48,11 @@ def open_hugging_face(name: str, split: str, root: str | Path | None) -> "Huggin
         raise ImportError(
             "Hugging Face datasets need an extra package: pip install 'dreamda_aug[hub]'."
         ) from error
+    if not name.strip():
+        raise ValueError("hf: must be followed by a dataset's name, such as hf:user/name.")
     try:
         table = datasets.load_dataset(name, split=split, cache_dir=root and str(root))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise ValueError(f"Hugging Face dataset {name!r} could not be opened: {error}") from error
     return HuggingFaceImages(table)
 

@@ -6,7 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-Image = PIL.Image.Image | Tensor
+Image = PIL.Image.Image | Tensor | np.ndarray[Any, Any]
 
 # What Pillow raises for broken and hostile files.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
@@ -55,11 +55,12 @@ class Pixels:
 
 
 def read_pixels(image: Image) -> Pixels:
-    """The pixels of a PIL image or of an image tensor.
+    """The pixels of a PIL image, of an image tensor or of an array.
 
     Args:
-        image: PIL in any mode; or a tensor (C, H, W) or (B, C, H, W) with 1 or 3 channels, uint8,
-            another integer type, or float in [0, 1].
+        image: PIL in any mode; a tensor (C, H, W) or (B, C, H, W) with 1 or 3 channels, uint8,
+            another integer type, or float in [0, 1]; or a numpy array (H, W) or (H, W, C) of the
+            same types, uint8 also with 4 channels, of which the last is transparency.
 
     Deeper than 8 bits (PIL's ``I;16``, ``I`` and ``F``, and integer tensors other than uint8), the
     range between an image's own darkest and brightest pixel is what the backbone sees, and the
@@ -73,7 +74,29 @@ def read_pixels(image: Image) -> Pixels:
         return _read_pil(image)
     if isinstance(image, Tensor):
         return _read_tensor(image)
-    raise TypeError(f"an image must be a PIL image or a tensor, got {type(image).__name__}.")
+    if isinstance(image, np.ndarray):
+        return _read_array(image)
+    raise TypeError(
+        f"an image must be a PIL image, a tensor or a numpy array, got {type(image).__name__}.")
+
+
+def array_to_pil(array: np.ndarray[Any, Any]) -> PIL.Image.Image:
+    """An array (H, W) or (H, W, C) of uint8, C = 1, 3 or 4, as a PIL image.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    _check_array(array)
+    if array.dtype != np.uint8:
+        raise ValueError(f"an image array must hold uint8 to become a file, got {array.dtype}.")
+    return PIL.Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+def has_8_bits(image: Image) -> bool:
+    """Whether an image that `read_pixels` takes tells no more than 256 levels apart."""
+    if isinstance(image, PIL.Image.Image):
+        return not image.mode.startswith(("I", "F"))
+    return image.dtype in (torch.uint8, np.uint8)
 
 
 def image_digest(image: Tensor) -> str:
@@ -162,6 +185,36 @@ def _read_tensor(image: Tensor) -> Pixels:
         return tv_tensors.wrap(new, like=image) if isinstance(image, tv_tensors.Image) else new
 
     return Pixels(values, digests, restore)
+
+
+def _check_array(array: np.ndarray[Any, Any]) -> None:
+    channels = (1, 3, 4) if array.dtype == np.uint8 else (1, 3)
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in channels:
+        raise ValueError(
+            f"an image array must have shape (H, W) or (H, W, C) with C one of {channels}, got "
+            f"{array.shape}; a tensor has its channels first."
+        )
+    if array.size == 0:
+        raise ValueError(f"an image must hold at least one pixel, got shape {array.shape}.")
+
+
+def _read_array(array: np.ndarray[Any, Any]) -> Pixels:
+    _check_array(array)
+    if array.dtype == np.uint8:
+        found = _read_pil(array_to_pil(array))
+        return Pixels(found.values, found.digests,
+                      lambda new: np.array(found.restore(new)).reshape(array.shape))
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"an image array must be integer or float, got {array.dtype}.")
+    planes = np.ascontiguousarray(array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0))
+    found = _read_tensor(torch.from_numpy(planes.astype(array.dtype.newbyteorder("="))))
+
+    def restore(new: Tensor) -> np.ndarray[Any, Any]:
+        made = found.restore(new)
+        assert isinstance(made, Tensor)
+        return np.moveaxis(made.numpy(), 0, -1).reshape(array.shape).astype(array.dtype)
+
+    return Pixels(found.values, found.digests, restore)
 
 
 def _read_pil(image: PIL.Image.Image) -> Pixels:

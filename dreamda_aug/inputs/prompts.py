@@ -1,5 +1,6 @@
 """From a label or an image's name to what the backbone is conditioned on."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from string import Formatter
 from typing import Any, Literal, Protocol
@@ -47,6 +48,9 @@ class Conditioned(Protocol):
     @property
     def class_names(self) -> list[str] | None: ...
 
+    @property
+    def guidable(self) -> bool: ...
+
 
 class Conditioner:
     """Turns labels, or the names of images, into conditions.
@@ -70,6 +74,7 @@ class Conditioner:
             raise TypeError(f"class_names must be a list of names, got the string {class_names!r}.")
         self.class_names = list(class_names) if class_names is not None else None
         self.prompt, self.captions = prompt, captions
+        self._unknown_classes: set[str] = set()
         self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
 
     def needs_label(self, backbone: Conditioned) -> bool:
@@ -107,9 +112,32 @@ class Conditioner:
         if backbone.condition_kind == "text":
             return self._prompt_for(label)
         if backbone.condition_kind == "class":
+            if label is None:
+                if backbone.guidable:
+                    return None  # the null class
+                raise ValueError(
+                    f"labels must be given: {backbone.name} makes images of a class, and has no "
+                    "null class to make them without."
+                )
             name = self._class_name(label)
-            return name if name is not None and backbone.class_names else int(label)
+            if name is None or not backbone.class_names:
+                return int(label)
+            if name not in backbone.class_names and backbone.guidable:
+                self._warn_of_unknown_class(name, backbone)
+                return None
+            return name
         return None
+
+    def _warn_of_unknown_class(self, name: str, backbone: Conditioned) -> None:
+        """Say once that images of a class are made without one."""
+        if name not in self._unknown_classes:
+            self._unknown_classes.add(name)
+            warnings.warn(
+                f"{backbone.name} does not know the class {name!r}, and makes its images without a "
+                f"class; it knows {', '.join(backbone.class_names or ())}. Rename your classes "
+                "with class_names, adapt the backbone to your images (dreamda adapt), or use "
+                "another one.", stacklevel=3,
+            )
 
     def known_prompts(self) -> list[str] | None:
         """Every prompt that `condition` can give; None where that is not known ahead."""

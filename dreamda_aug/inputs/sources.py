@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
@@ -23,8 +24,10 @@ from dreamda_aug.inputs.file_lists import (
     open_list,
 )
 from dreamda_aug.inputs.hubs import open_hugging_face, open_torchvision
+from dreamda_aug.inputs.images import UNREADABLE, array_to_pil
 from dreamda_aug.inputs.labels import plain_label
-from dreamda_aug.inputs.untransformed import Untransformed, labels_of
+from dreamda_aug.inputs.opening import check_pixels
+from dreamda_aug.inputs.untransformed import Untransformed, kept_labels_of, labels_of
 
 
 @runtime_checkable
@@ -75,6 +78,15 @@ class HasFileNames(Protocol):
     def file_names(self) -> Sequence[str] | None: ...
 
 
+@runtime_checkable
+class HasFileDigests(Protocol):
+    """A source of files, which can tell whether a file was changed without decoding it."""
+
+    def file_digest(self, index: int) -> str:
+        """SHA-256 of the seed image's file, in hexadecimal; empty where it is not there."""
+        ...
+
+
 def open_source(
     spec: str | Path | Dataset[Any],
     *,
@@ -89,7 +101,8 @@ def open_source(
         spec: a folder with one sub-folder per class, as torchvision's ``ImageFolder`` has it; a
             ``.csv`` or ``.jsonl`` list with the columns ``path`` and ``label``, paths relative to
             the list; ``"torchvision:CIFAR10"``; ``"hf:user/name"``; ``"bundled"``; or a map-style
-            dataset of ``(image, label)``.
+            dataset of ``(image, label)``, ``(image, label, ...)`` or dicts with both, such as
+            Hugging Face's.
         class_names: for lists and datasets: the classes in label order.
         split: for torchvision, Hugging Face and bundled data; None: ``"train"``.
         data_root: folder of torchvision's or Hugging Face's data.
@@ -137,7 +150,8 @@ class DatasetSource:
     The images as they are before the dataset's own transform are used.
 
     Args:
-        dataset: with ``targets`` or ``labels``; without, every item is read once for its label.
+        dataset: with ``targets`` or ``labels``, or a Hugging Face dataset; without, every item is
+            read once for its label. Labels are those after its ``target_transform``.
         class_names: the classes in label order; None: the dataset's ``classes``.
         spec: what opened it.
 
@@ -159,20 +173,45 @@ class DatasetSource:
             )
         self._raw = Untransformed(dataset)
         self.spec = spec
-        self.labels = [_whole(label) for label in labels_of(self._raw)]
+        kept, labels = kept_labels_of(self._raw), labels_of(self._raw)
+        self.labels = [_whole(label) for label in labels]
+        if class_names is None and find_classes(dataset) is not None and (
+            [plain_label(label) for label in kept] != self.labels
+        ):
+            raise ValueError(
+                "class_names must be given for a dataset whose target_transform changes labels: "
+                "its classes name those before. Pass open_source(dataset, class_names=[...])."
+            )
         self.classes = list(class_names or _classes_of(dataset, self.labels))
         check_labels(self.labels, len(self.classes))
         self.paths = [f"#{i}" for i in range(len(self._raw))]
         self.file_names = find_names(dataset)
         self.problems, self.skipped = empty_classes(self.classes, self.labels), 0
+        self._check_first()
+
+    def _check_first(self) -> None:
+        """Refuse a list of labels that is not what samples have: one sample is read."""
+        try:
+            label = _whole(self._raw[0][1])
+        except UNREADABLE:
+            return  # counted when its turn comes
+        if label != self.labels[0]:
+            raise ValueError(
+                f"dataset must keep the labels of its samples in targets or labels: sample 0 has "
+                f"label {label}, and the list says {self.labels[0]}."
+            )
 
     def open(self, index: int) -> PIL.Image.Image:
         image = self._raw[index][0]
         if isinstance(image, torch.Tensor):
             picture: PIL.Image.Image = F.to_pil_image(image)
             return picture
+        if isinstance(image, np.ndarray):
+            return array_to_pil(image)
         if not isinstance(image, PIL.Image.Image):
-            raise ValueError(f"a PIL image or a tensor was expected, not {type(image).__name__}")
+            raise ValueError(
+                f"a PIL image, a tensor or an array was expected, not {type(image).__name__}")
+        check_pixels(*image.size)
         image.load()
         return image
 
@@ -226,6 +265,13 @@ def _check_name(name: str, where: str) -> None:
         raise ValueError(
             f"{where} {name!r} is not UTF-8 and could not be written down; rename it."
         ) from None
+
+
+def lies_at(source: Source, index: int, path: str) -> bool:
+    """Whether the seed image of this number is the one that a record calls by this path."""
+    if isinstance(source, FileSource):
+        return source.lies_at(index, path)
+    return source.paths[index] == path
 
 
 def _classes_of(dataset: Dataset[Any], labels: list[int]) -> list[str]:

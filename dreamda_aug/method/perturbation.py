@@ -24,7 +24,8 @@ class BottleneckNoise:
 
     Attributes:
         relative: the scale counts in RMS(h) of each row, so that it means about the same for every
-            backbone [ours]; False: absolute, as in the authors' code.
+            backbone [ours]; in a transformer, whose channels differ by orders of magnitude, in
+            that of each row and channel; False: absolute, as in the authors' code.
         shared: one noise for the conditional and unconditional row of a sample [ours]. False draws
             them independently, as the authors' code does; guidance then amplifies the difference
             by sqrt((w - 1)² + w²), about 9.9 at w = 7.5.
@@ -41,20 +42,21 @@ class BottleneckNoise:
         """Perturb every row.
 
         Args:
-            h: bottleneck features, (R, C, H, W).
+            h: bottleneck features, (R, C, H, W), or a transformer's image tokens, (R, N, C).
             seeds: the sample seed of each row, (R,) int64.
             step: number of the reverse step, 0-d int64.
             unconditional: which rows are the unconditional branch of guidance, (R,) bool.
             scale: noise scale of each row, (R,) float32; 0 leaves a row as it is.
 
         Returns:
-            h', (R, C, H, W), in the dtype of ``h``.
+            h', in the shape and dtype of ``h``.
         """
         if not self.shared:
             # another key for the unconditional rows is another, independent noise
             seeds = seeds ^ (unconditional * (1 << 61))
         noise = seeded_normal(seeds, step, BOTTLENECK, tuple(h.shape[1:]))
-        factor = scale[:, None, None, None]
+        factor = scale.view(-1, *[1] * (h.ndim - 1))
         if self.relative:
-            factor = factor * h.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+            places = (1, 2, 3) if h.ndim == 4 else (1,)
+            factor = factor * h.float().square().mean(dim=places, keepdim=True).sqrt()
         return h + (factor * noise).to(h.dtype)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -45,7 +46,10 @@ def build_classifier(architecture: str, path: Path) -> nn.Module:
     Raises:
         ValueError: there is no such architecture, or the weights do not fit it.
     """
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file: {error}.") from error
     with torch.device("meta"):  # shapes alone: the size of its final layer comes from the file
         heads = [name for name, part in _create(architecture).named_modules()
                  if isinstance(part, nn.Linear)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from dreamda_aug.metrics.image_folder import FolderImages, as_colour, in_range, pil_to_tensor
+from dreamda_aug.progress import track
 
 __all__ = [
     "FeatureFunction",
@@ -157,7 +158,8 @@ def extract_features(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     found, batch = [], []
-    for image in _images(images):
+    count = len(images) if isinstance(images, Sized) else None
+    for image in track(_images(images), "features", count, "images"):
         batch.append(image)
         if len(batch) == batch_size:
             found.append(_batch_features(batch, feature_fn, device))

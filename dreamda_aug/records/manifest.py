@@ -1,9 +1,10 @@
 """The record of a synthetic dataset: one JSON line per image, and how such lines are read."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from dreamda_aug.method.settings import Settings
 from dreamda_aug.version import __version__
 
 MANIFEST = "manifest.jsonl"
+# The largest batch that a dataset may be made in.
+MAX_BATCH = 65_536
 
 # What settings may hold beside numbers and text; another class is written down, not read back.
 _PARTS: dict[str, Callable[..., Any]] = {
@@ -56,6 +59,9 @@ class ManifestLine:
         scores: what each filter measured.
         flags: names of the filters that object.
         events: what the generator's guards did, such as ``"retried"``; empty: nothing.
+        seed_file_digest: SHA-256 of the seed image's file; empty where the source has no files.
+        file_digest: SHA-256 of the image's own file. Stands in the manifest alone: no file holds
+            its own digest.
     """
 
     id: str
@@ -80,10 +86,23 @@ class ManifestLine:
     scores: dict[str, float] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    seed_file_digest: str = ""
+    file_digest: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         """One line of JSON, without the line break."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        data = dict(vars(self))
+        if not self.file_digest:
+            del data["file_digest"]
+        return json.dumps(data, separators=(",", ":"))
+
+    def in_image(self) -> str:
+        """The same as the image itself carries it."""
+        return replace(self, file_digest="").to_json()
+
+    def with_file(self, content: bytes) -> "ManifestLine":
+        """The same with the digest of the image's file."""
+        return replace(self, file_digest=hashlib.sha256(content).hexdigest())
 
     @classmethod
     def from_json(cls, text: str, where: str = "manifest line") -> "ManifestLine":
@@ -94,7 +113,8 @@ class ManifestLine:
         """
         data = parse_json(text, where)
         known = {f.name for f in fields(cls)}
-        if set(data) != known:
+        # records of before 0.2 have no digests of files
+        if not known - _DIGESTS_OF_FILES <= set(data) <= known:
             raise ExpansionError(
                 f"{where}: expected the fields of a manifest line; missing: "
                 f"{sorted(known - set(data))}, unknown: {shorten(sorted(set(data) - known))}."
@@ -108,10 +128,13 @@ class ManifestLine:
         for name in ("label", "seed_index", "replica", "epoch", "unit", "row"):
             if data[name] < 0:
                 raise ExpansionError(f"{where}: {name} must be >= 0, got {data[name]}.")
-        for name in ("seed_digest", "pixels"):
-            if not re.fullmatch("[0-9a-f]{64}", data[name]):
+        for name in ("seed_digest", "pixels", *sorted(_DIGESTS_OF_FILES)):
+            digest = data.get(name, "")
+            if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)) and not (
+                digest == "" and name in _DIGESTS_OF_FILES
+            ):
                 raise ExpansionError(
-                    f"{where}: {name} must be 64 hexadecimal digits, got {shorten(data[name])}."
+                    f"{where}: {name} must be 64 hexadecimal digits, got {shorten(digest)}."
                 )
         parts = data["file"].replace("\\", "/").split("/")
         if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in data["file"]:
@@ -125,11 +148,12 @@ class ManifestLine:
         if not _is_layout(data["layout"], data["row"]):
             raise ExpansionError(
                 f"{where}: layout must list [first replica, count] and reach row {data['row']}, "
-                f"got {shorten(data['layout'])}."
+                f"with {MAX_BATCH} rows at most, got {shorten(data['layout'])}."
             )
         return cls(**data)
 
 
+_DIGESTS_OF_FILES = {"seed_file_digest", "file_digest"}
 _KINDS = {
     **dict.fromkeys(("id", "file", "class_name", "seed_path", "seed_digest", "backbone",
                      "pixels"), (str,)),
@@ -226,4 +250,5 @@ def _is_layout(layout: list[Any], row: int) -> bool:
         and pair[0] >= 0 and pair[1] >= 1
         for pair in layout
     )
-    return pairs and row < sum(count for _, count in layout)
+    # a batch is made as a whole: what is larger than any is damage
+    return pairs and row < sum(count for _, count in layout) <= MAX_BATCH

@@ -1,11 +1,12 @@
 """Counts of a finished synthetic dataset."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dreamda_aug.records.facts import read_skipped
-from dreamda_aug.records.manifest import read_manifest
+from dreamda_aug.records.manifest import ManifestLine, read_manifest
 
 # Prefix of a skipped entry whose image was made, and left out because a filter objected.
 FLAGGED = "flagged: "
@@ -21,7 +22,8 @@ class Tally:
         dropped: images that were made and not kept, by filter's name.
         unreadable: images that could not be made, by reason.
         events: images for which one of the generator's guards had to act.
-        repeated: seed images whose pixels equal those of another one; so do their replicas.
+        repeated: seed images whose pixels equal those of another one, and that have replicas of
+            the same numbers: these are equal too.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -68,19 +70,31 @@ class Tally:
 
 def tally_of(root: str | Path) -> Tally:
     """Count a finished dataset; reads its manifest line by line."""
+    return count(read_manifest(root), (entry["skipped"] for _, entry in read_skipped(Path(root))))
+
+
+def count(lines: Iterable[ManifestLine], skipped: Iterable[str]) -> Tally:
+    """Count a dataset.
+
+    Args:
+        lines: of its manifest; those of one seed image follow each other.
+        skipped: the reason for each sample that is not there.
+    """
     tally = Tally()
-    seen: dict[bytes, int] = {}
+    # pixels of a seed image -> its number, and the end of the replica numbers that are taken
+    seen: dict[bytes, tuple[int, int]] = {}
     repeated = set()
-    for line in read_manifest(root):
+    for line in lines:
         tally.images[line.class_name] += 1
         tally.flags.update(line.flags)
         tally.events += bool(line.events)
-        first = seen.setdefault(bytes.fromhex(line.seed_digest), line.seed_index)
-        if first != line.seed_index:
+        pixels = bytes.fromhex(line.seed_digest)
+        first, end = seen.get(pixels, (line.seed_index, 0))
+        if first != line.seed_index and line.replica < end:
             repeated.add(line.seed_index)
+        seen[pixels] = (line.seed_index, max(end, line.replica + 1))
     tally.repeated = len(repeated)
-    for _, entry in read_skipped(Path(root)):
-        reason = entry["skipped"]
+    for reason in skipped:
         if reason.startswith(FLAGGED):
             tally.dropped.update(reason.removeprefix(FLAGGED).split(", "))
         else:

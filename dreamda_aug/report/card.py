@@ -1,11 +1,12 @@
 """The card of a synthetic dataset: what it holds, what it was made with, and its licence."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dreamda_aug.backbones import BUNDLED
-from dreamda_aug.records.facts import WHERE
+from dreamda_aug.generation.calibration import DIALS
+from dreamda_aug.records.facts import WHERE, find_place
 from dreamda_aug.records.tally import Tally
 from dreamda_aug.report.places import place_name, without_places
 from dreamda_aug.report.rendering import render_markdown
@@ -26,12 +27,13 @@ def dataset_card(facts: Mapping[str, Any], tally: Tally) -> str:
         "dataset_card.md.jinja",
         made=tally.made,
         seed_images=source["images"],
-        backbone=place_name(where["backbone"]),
+        backbone=_model_name(where["backbone"]),
         license=without_places(str(where["license"]), known),
         classes=[(name, count, tally.images[name]) for name, count in source["classes"].items()],
         flagged=[(title, sorted(counts.items())) for title, counts in (
             ("Flagged and kept", tally.flags), ("Flagged and left out", tally.dropped),
             ("Not made", tally.unreadable))],
+        calibration=_calibration(facts),
         warnings=[without_places(str(note), known)
                   for note in (*source["problems"], *tally.warnings())],
         conditions=[(name, value) for name, value in facts.get("conditions", {}).items()
@@ -70,12 +72,22 @@ def license_of(backbone: str) -> str:
     return f"{name} ({link})" if link else name
 
 
-def places_of(facts: Mapping[str, Any]) -> list[str]:
-    """The paths of this or another machine that a dataset's facts name."""
+def places_of(facts: Mapping[str, Any], root: str | Path = "") -> list[str]:
+    """The paths of this or another machine that a dataset's facts name.
+
+    Args:
+        facts: what `read_plan` returns.
+        root: the dataset's folder, which relative ones are seen from.
+    """
     where = facts[WHERE]
     source = where.get("source") or {}
-    named = (where["backbone"], source.get("spec"), source.get("data_root"))
-    return [str(place) for place in named if place]
+    named = (where["backbone"], where.get("lora"), source.get("spec"), source.get("data_root"))
+    return [find_place(root, str(place)) for place in named if place]
+
+
+def _model_name(place: str) -> str:
+    """What a model is called: of a path on record the last part, which is all that is public."""
+    return PurePosixPath(place).name if place.startswith(("./", "../")) else place_name(place)
 
 
 def _model_card(backbone: str) -> Path | None:
@@ -100,6 +112,18 @@ def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for described in facts["filters"]:
         yield f"filter {described['name']}", described
     yield from facts["versions"].items()
+
+
+def _calibration(facts: Mapping[str, Any]) -> str:
+    """What dials were chosen by measurement, and why; "" where none were."""
+    found = facts.get("calibration")
+    if not isinstance(found, dict):
+        return ""
+    dials = ", ".join(f"{name} {found[name]:g}" for name in DIALS
+                      if isinstance(found.get(name), int | float))
+    judge = f", judged by {found['judge']}" if found.get("judge") else ""
+    missed = "" if found.get("met") else ", which nothing kept: the closest was taken"
+    return f"{dials}: the furthest that images go with {found.get('target')}{missed}{judge}"
 
 
 def _plain(value: object) -> str:

@@ -10,7 +10,7 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.files import parse_json, write_atomically
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import Source, open_source
-from dreamda_aug.records.facts import WHERE, read_plan, read_skipped
+from dreamda_aug.records.facts import read_plan, read_skipped, recorded_source
 from dreamda_aug.records.layouts import StoredImages
 from dreamda_aug.records.manifest import MANIFEST, read_manifest
 from dreamda_aug.records.tally import Tally, tally_of
@@ -66,10 +66,10 @@ def write_report(
         raise ExpansionError(
             f"{root / MANIFEST}: expected the lines of {facts['samples']} images, found none."
         )
-    seed_images, notes = _open_seed_images(facts, source)
+    seed_images, notes = _open_seed_images(root, facts, source)
     if metrics:
         _compute_metrics(root, facts, seed_images)
-    known = [*places_of(facts), str(root), str(root.resolve())]
+    known = [*places_of(facts, root), str(root), str(root.resolve())]
     page = _page(root, facts, tally, seed_images, notes, known)
     out = root / "report.html" if out is None else Path(out)
     write_atomically(out, render(page).encode())
@@ -119,16 +119,16 @@ def _page(
 
 
 def _open_seed_images(
-    facts: Mapping[str, Any], source: str | Path | Source | None
+    root: Path, facts: Mapping[str, Any], source: str | Path | Source | None
 ) -> tuple[Source | None, list[str]]:
     if source is not None:
         return (source if isinstance(source, Source) else open_source(source)), []
-    where = facts[WHERE].get("source")
-    if not isinstance(where, dict) or not isinstance(where.get("spec"), str):
-        return None, ["The dataset was made from a dataset object: seed images are not shown."]
     try:
-        return open_source(where["spec"], split=where.get("split"),
-                           data_root=where.get("data_root")), []
+        where = recorded_source(root, facts)
+        if where is None:
+            return None, ["The dataset was made from a dataset object: seed images are not shown."]
+        return open_source(where["spec"] or "", split=where["split"],
+                           data_root=where["data_root"]), []
     except (OSError, ValueError, ImportError, ExpansionError) as error:
         return None, [f"The seed images could not be opened, and are not shown: {error}"]
 
@@ -145,8 +145,13 @@ def _histograms(overview: Overview) -> list[Histogram]:
 def _compute_metrics(root: Path, facts: Mapping[str, Any], source: Source | None) -> None:
     from dreamda_aug.metrics import compare_folders
 
-    if facts.get("image_format") != "folder" or not isinstance(source, FileSource):
-        raise ValueError("metrics need seed images and synthetic images in class folders.")
+    if facts.get("image_format") != "folder":
+        raise ValueError("metrics need synthetic images in class folders, not in shards.")
+    if not isinstance(source, FileSource):
+        raise ValueError(
+            "metrics need the seed images in class folders, and they were not found where the "
+            "record says; give source, the folder where they are."
+        )
     found = asdict(compare_folders(source.root, root))
     write_atomically(root / METRICS, (json.dumps(found, indent=2) + "\n").encode())
 

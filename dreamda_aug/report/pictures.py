@@ -57,7 +57,7 @@ def labelled_grid(
 
 
 def plot_calibration(calibration: Calibration, path: str | Path) -> None:
-    """Fidelity against diversity of everything that `calibrate` tried, as an image file.
+    """Fidelity against distance of everything that `calibrate` tried, as an image file.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -66,20 +66,21 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> None:
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for adherence in dict.fromkeys(point.adherence for point in calibration.points):
-        line = [p for p in calibration.points if p.adherence == adherence]
-        axes.plot([p.diversity for p in line], [p.agreement for p in line], "o-",
-                  label=f"adherence {adherence:g}")
+    several = len({point.strength for point in calibration.points}) > 1
+    for key in dict.fromkeys((p.strength, p.adherence) for p in calibration.points):
+        line = [p for p in calibration.points if (p.strength, p.adherence) == key]
+        strength = f"strength {key[0]:g}, " if several and key[0] is not None else ""
+        axes.plot([p.distance for p in line], [p.agreement for p in line],
+                  "o-" if len(line) > 1 else "o", label=f"{strength}adherence {key[1]:g}")
         for point in line:
-            axes.annotate(f"{point.noise_scale:g}", (point.diversity, point.agreement),
+            axes.annotate(f"{point.noise_scale:g}", (point.distance, point.agreement),
                           xytext=(4, 4), textcoords="offset points", fontsize=8)
-    for point in calibration.points:
-        if (point.noise_scale, point.adherence) == (calibration.noise_scale,
-                                                    calibration.adherence):
-            axes.plot(point.diversity, point.agreement, "o", markersize=15, fillstyle="none",
-                      color="black", label="chosen")
-    axes.set(xlabel="diversity: RMS pixel distance between replicas of one image",
+    chosen = calibration.chosen
+    if chosen is not None:
+        axes.plot(chosen.distance, chosen.agreement, "o", markersize=15, fillstyle="none",
+                  color="black", label="chosen")
+    axes.set(xlabel="RMS pixel distance from the seed image",
              ylabel="fidelity: share of replicas that keep their label",
              title=f"Numbers are noise scales; target: {calibration.target}")
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

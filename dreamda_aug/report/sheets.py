@@ -7,7 +7,7 @@ import torch
 
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.images import UNREADABLE
-from dreamda_aug.inputs.sources import Source
+from dreamda_aug.inputs.sources import Source, lies_at
 from dreamda_aug.records.layouts import StoredImages
 from dreamda_aug.records.manifest import ManifestLine
 from dreamda_aug.report.figures import Scatter, scatter
@@ -114,7 +114,7 @@ class PictureMaker:
 
     def _seed_thumbnail(self, line: ManifestLine, source: Source) -> Thumbnail | None:
         index = line.seed_index
-        if index >= len(source.paths) or source.paths[index] != line.seed_path:
+        if index >= len(source.paths) or not lies_at(source, index, line.seed_path):
             return None
         try:
             return make_thumbnail(source.open(index), self._side)

@@ -91,7 +91,7 @@ def test_text_backbones_refuse_bare_labels(sd_pipeline):
 
 def test_models_without_a_bottleneck_are_refused_with_a_reason():
     transformer = SimpleNamespace(transformer=torch.nn.Identity())
-    with pytest.raises(BackboneError, match="has no U-Net, so there is no bottleneck"):
+    with pytest.raises(BackboneError, match="has no U-Net, so there is no bottleneck.*has no vae"):
         load_backbone(transformer)
     headless = pixel_pipeline()
     del headless.unet.mid_block
@@ -241,18 +241,6 @@ def test_inversions_of_other_sizes_and_in_tiles_are_not_mixed_up(pipeline, tmp_p
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
     one_tile(x)  # within the VAE's own size nothing changes
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
-
-
-def test_a_transformer_pipeline_of_diffusers_is_refused(tmp_path):
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=4, patch_size=2,
-        norm_num_groups=2, num_embeds_ada_norm=10)
-    DiTPipeline(transformer, AutoencoderKL(norm_num_groups=2, block_out_channels=(4,)),
-                DDIMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=r"\(DiTPipeline\) has no U-Net, so there is no bott"):
-        load_backbone(tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize("loading, message", [

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from dreamda_aug import CycleDiffusion, DDIMInversion, load_backbone
-from dreamda_aug.backbones.latent import latent_range
+from dreamda_aug.backbones.codec import latent_range
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

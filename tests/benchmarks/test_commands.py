@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["accuracy", "speed", "scale", "digits"])
+@pytest.mark.parametrize("name", ["accuracy", "speed", "scale", "digits", "families"])
 def test_help_names_the_command_as_it_is_called(name, capsys):
     command = importlib.import_module(f"benchmarks.{name}.__main__")
     with pytest.raises(SystemExit) as ended:

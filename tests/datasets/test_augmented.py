@@ -45,6 +45,13 @@ def both(folder, augment):
     return AugmentedDataset(folder, augment, K, with_origin=True)
 
 
+class Joint(FakeData):
+    """Calls ``transforms``, as torchvision's detection datasets do."""
+
+    def __getitem__(self, index):
+        return self.transforms(*super().__getitem__(index))
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
 
 
@@ -161,7 +168,7 @@ def test_the_untransformed_image_is_inverted_and_the_transform_runs_after(folder
 def test_target_transforms_and_joint_transforms_are_kept(augment):
     data = FakeData(3, (1, 16, 16), 2, transform=TO_FLOAT, target_transform=lambda y: y + 10)
     assert AugmentedDataset(data, augment, 1)[3][1] >= 10
-    joint = FakeData(3, (1, 16, 16), 2)
+    joint = Joint(3, (1, 16, 16), 2)
     joint.transforms = lambda image, label: (TO_FLOAT(image), label + 20)
     image, label = AugmentedDataset(joint, augment, 1)[3]
     assert torch.is_tensor(image) and 20 <= label < 40

@@ -2,16 +2,13 @@ import copy
 import json
 import multiprocessing
 import os
-import random
 import shutil
-import signal
-import time
-from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from expansion.folders import content, write_images
 from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
@@ -42,24 +39,9 @@ def augment(backbone):
     return DreamDAugment(backbone, "paper", steps=3, noise_scale=8.0, cache=None, batch_size=4)
 
 
-def write_images(root: Path, counts: dict[str, int], size: int = 16) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = torch.randint(256, (size, size), generator=generator, dtype=torch.uint8)
-            PIL.Image.fromarray(pixels.numpy()).save(root / name / f"{i}.png")
-    return root
-
-
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
-
-
-def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes()
-            for path in root.rglob("*") if path.is_file()}
 
 
 def in_child(function) -> FORK.Process:
@@ -147,78 +129,6 @@ def test_files_do_not_follow_the_number_of_threads_of_the_caller(expansion, refe
     child.join()
     assert child.exitcode == 0 and content(tmp_path / "out") == reference
     assert json.loads(reference["plan.json"])["threads"] == 1
-
-
-def test_a_run_that_is_killed_at_20_random_moments_ends_with_the_same_bytes(
-    train, augment, tmp_path
-):
-    expansion = Expansion(train, augment, 12)
-    started = time.perf_counter()
-    expansion.run(tmp_path / "whole")
-    length = time.perf_counter() - started
-    expected, out = content(tmp_path / "whole"), tmp_path / "out"
-    rng, kills, finished = random.Random(0), 0, 0
-    while kills < 20:
-        child = in_child(lambda: expansion.run(out))
-        child.join(rng.uniform(0, length / 3))
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            kills += child.exitcode == -signal.SIGKILL
-        if child.exitcode == 0:
-            assert content(out) == expected
-            shutil.rmtree(out)
-            finished += 1
-    assert expansion.run(out).whole
-    assert content(out) == expected
-
-
-def test_a_run_that_dies_at_any_single_write_ends_with_the_same_bytes(
-    expansion, reference, tmp_path, monkeypatch
-):
-    """For every n: a run dies at its n-th step, where a file is about to change; one goes on."""
-    # the images are made once; what is tested is how they are put down
-    monkeypatch.setattr(expansion.maker, "make", once_per_unit(expansion.maker.make))
-    expansion.run(tmp_path / "warm")
-    for n in range(1, 100):
-        out = tmp_path / f"out{n}"
-        child = in_child(lambda out=out, n=n: die_at(n, lambda: expansion.run(out)))
-        child.join()
-        survived = child.exitcode == 0
-        assert survived or child.exitcode == 9
-        assert expansion.run(out).whole
-        assert content(out) == reference, f"died at step {n}"
-        if survived:
-            break
-    assert n > 15
-
-
-def once_per_unit(make):
-    made = {}
-
-    def call(unit, planned, layout):
-        if unit not in made:
-            made[unit] = make(unit, planned, layout)
-        return made[unit]
-
-    return call
-
-
-def die_at(number: int, function) -> None:
-    left = number
-
-    def dying(real):
-        def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os._exit(9)
-            return real(*args, **kwargs)
-        return call
-
-    os.replace, os.link, os.mkdir = dying(os.replace), dying(os.link), dying(os.mkdir)
-    os.unlink, os.rmdir = dying(os.unlink), dying(os.rmdir)
-    function()
 
 
 def test_files_that_were_deleted_are_made_again(expansion, reference, tmp_path):
@@ -399,14 +309,35 @@ def test_what_a_guard_did_is_on_record(train, augment, tmp_path, monkeypatch):
     assert any("a guard stepped in for 1 images" in warning for warning in summary.warnings)
 
 
-def test_a_dataset_object_can_be_expanded_and_equal_images_are_reported(augment, tmp_path):
+def test_a_dataset_object_can_be_expanded_and_equal_images_get_other_replicas(augment, tmp_path):
     images = torch.rand(3, 1, 16, 16)
     images[2] = images[0]
-    summary = expand(TensorDataset(images, torch.tensor([0, 1, 0])), tmp_path / "out", augment, 1)
-    assert summary.tally.images == {"0": 2, "1": 1} and summary.tally.repeated == 1
-    assert any("equal to another one" in warning for warning in summary.warnings)
+    data = TensorDataset(images, torch.tensor([0, 1, 0]))
+    summary = expand(data, tmp_path / "out", augment, 2)
+    assert summary.tally.images == {"0": 4, "1": 2} and summary.tally.repeated == 0
+    lines = list(read_manifest(tmp_path / "out"))
+    assert [line.replica for line in lines] == [0, 1, 0, 1, 2, 3]
+    assert len({line.pixels for line in lines}) == 6
+    assert expand(data, tmp_path / "out", augment, 2).made == 0
+    assert regenerate(tmp_path / "out", lines[5].id, synthesizer=augment, source=data).equal
     with pytest.raises(ExpansionError, match="made from a dataset object; pass source"):
         regenerate(tmp_path / "out", "00000000_0000", synthesizer=augment)
+
+
+def test_equal_files_get_other_replicas_and_equal_pixels_in_other_files_are_reported(
+    train, augment, tmp_path
+):
+    mine = shutil.copytree(train, tmp_path / "train")
+    shutil.copy(mine / "cat" / "0.png", mine / "dog" / "7.png")
+    with PIL.Image.open(mine / "cat" / "1.png") as image:
+        image.save(mine / "dog" / "8.bmp")  # other bytes, the same pixels
+    summary = expand(mine, tmp_path / "out", augment, 2)
+    replicas = {}
+    for line in read_manifest(tmp_path / "out"):
+        replicas.setdefault(line.seed_path, []).append(line.replica)
+    assert replicas.pop("dog/7.png") == [2, 3] and set(map(tuple, replicas.values())) == {(0, 1)}
+    assert summary.tally.repeated == 1
+    assert any("equal to another one" in warning for warning in summary.warnings)
 
 
 def test_the_source_may_hold_images_of_many_modes(augment, tmp_path):
@@ -468,8 +399,31 @@ def test_units_hold_every_sample_once():
     assert samples == [(0, 0), (0, 1), (0, 2), *((4, k) for k in range(5)), (7, 0)]
     assert len(plan) == 9 and plan.units == 3 and plan.seed_images == 3
     assert samples[4].id == "00000004_0001"
+    later = Plan({0: 3, 4: 5}, 4).beginning_at({4: 7})
+    assert later.unit(1) == [(4, 8), (4, 9), (4, 10), (4, 11)] and later.unit(0)[3] == (4, 7)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Plan({0: 1}, 0)
+
+
+@pytest.mark.parametrize("paths", [1, 2, 3, 100])
+@pytest.mark.parametrize("unit_size", [1, 3, 4, 50])
+def test_inversions_are_counted_without_listing_the_plan(unit_size, paths):
+    plan = Plan({0: 3, 2: 11, 3: 1, 7: 26}, unit_size)
+    listed = [{(s.seed_index, s.replica % paths) for s in plan.unit(unit)}
+              for unit in range(plan.units)]
+    assert plan.inversions(paths) == sum(map(len, listed))
+
+
+def test_a_dry_run_of_many_images_opens_few(augment, tmp_path, monkeypatch):
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(
+        f"{i}.png,{i % 3}\n" for i in range(2000)))
+    for i in range(4):
+        PIL.Image.new("L", (16, 16), 9 * i).save(tmp_path / f"{i}.png")
+    opened, real = [], PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda path: opened.append(path) or real(path))
+    result = estimate(Expansion(tmp_path / "list.csv", augment, 5))
+    assert result.samples == 10_000 and len(set(opened)) <= 4
+    assert estimate(Expansion(tmp_path / "list.csv", augment, 900_000), measure=False).units
 
 
 def test_differences_are_named_by_their_path():

@@ -44,7 +44,7 @@ def test_noise_and_freedom_raise_distance_and_diversity(synthesizer, images):
 def test_the_point_that_moves_images_most_and_keeps_the_target_is_chosen(synthesizer, images):
     result = run(synthesizer, images, max_distance=0.1)
     good = [p for p in result.points if p.distance <= 0.1]
-    best = max(good, key=lambda p: p.diversity)
+    best = max(good, key=lambda p: p.distance)
     assert result.met
     assert (result.noise_scale, result.adherence) == (best.noise_scale, best.adherence)
     assert 0 < len(good) < 6  # otherwise the target decided nothing
@@ -74,7 +74,7 @@ def test_it_is_found_again_beside_the_cache(synthesizer, images):
     assert again.settings.noise_scale == result.noise_scale
     assert again.settings.adherence == result.adherence
     with pytest.warns(UserWarning, match="not calibrated"):  # other settings, other calibration
-        _ = Synthesizer(synthesizer.backbone, steps=5, cache=synthesizer.cache).core
+        _ = Synthesizer(synthesizer.backbone, steps=5, cache=synthesizer.cache).settings
 
 
 def test_a_transform_is_calibrated_for_its_synthesizer(synthesizer, images):
@@ -93,7 +93,31 @@ def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
     (dict(min_agreement=90), r"min_agreement must lie in \[0, 1\], got 90"),
     (dict(replicas=1), "replicas must be at least 2"),
     (dict(labels=None), "labels must be given for the agreement target"),
+    (dict(labels=torch.zeros(6, dtype=torch.int64)), "labels must be of two classes or more"),
+    (dict(max_rows=0), "max_rows must be at least 1"),
 ])
 def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
     with pytest.raises(ValueError, match=message):
         calibrate(images, **{"labels": LABELS, "synthesizer": synthesizer, **wrong})
+
+
+def test_strength_is_swept_where_it_is_none_and_found_again(tmp_path, images):
+    backbone = PixelBackbone(pixel_pipeline(), "tiny")
+    synthesizer = Synthesizer(backbone, steps=4, strength=None, cache=tmp_path)
+    result = run(synthesizer, images, max_distance=0.2, strengths=(0.25, 0.5, 1.0))
+    assert {p.strength for p in result.points} == {0.25, 0.5, 1.0} and len(result.points) == 18
+    assert {p.steps for p in result.points} == {1, 2, 4}
+    again = Synthesizer(backbone, steps=4, strength=None, cache=tmp_path)
+    assert again.settings.strength == result.strength == result.chosen.strength
+
+
+def test_a_budget_of_rows_finds_something_close_for_less(tmp_path, images):
+    backbone = PixelBackbone(pixel_pipeline(), "tiny")
+    synthesizer = Synthesizer(backbone, steps=12, strength=None, cache=None)
+    options = dict(strengths=(0.25, 0.5, 1.0), max_distance=0.15)
+    before = backbone.tap.encoder_rows
+    whole = run(synthesizer, images, **options)
+    between = backbone.tap.encoder_rows
+    quick = run(synthesizer, images, max_rows=1000, **options)
+    assert backbone.tap.encoder_rows - between < 0.6 * (between - before)
+    assert quick.chosen.distance > 0.5 * whole.chosen.distance and quick.met

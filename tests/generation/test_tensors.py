@@ -164,8 +164,8 @@ def test_images_of_another_size_are_refused(pixel):
 
 def test_without_a_calibration_it_warns_and_says_what_it_takes(pixel):
     with pytest.warns(UserWarning, match=r"not calibrated .* noise_scale=1\.0"):
-        generator = TensorSynthesizer(pixel, "recommended")
-    assert generator.settings.noise_scale == 1.0
+        settings = TensorSynthesizer(pixel, "recommended").settings
+    assert settings.noise_scale == 1.0
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -77,8 +77,42 @@ def test_types_that_are_no_pixels_are_refused(dtype):
 
 @pytest.mark.parametrize("value", [None, "a.png", 3, [[1, 2]], b"PNG", object()])
 def test_what_is_no_image_is_refused(value):
-    with pytest.raises(TypeError, match="an image must be a PIL image or a tensor, got"):
+    with pytest.raises(TypeError, match="an image must be a PIL image, a tensor or a numpy"):
         read_pixels(value)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2, 2, 3), (4, 4, 2), (3, 6, 7), (4, 4, 5), (0, 4),
+                                   (4, 0, 3), ()])
+def test_an_array_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="an image array must have shape|at least one pixel"):
+        read_pixels(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, object, "U3", "datetime64[s]"])
+def test_an_array_of_another_type_is_refused(dtype):
+    with pytest.raises(ValueError, match="an image array must be integer or float, got"):
+        read_pixels(np.zeros((4, 4), dtype))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4)])
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "i4", "f4", "f8"])
+def test_arrays_come_back_as_they_were(shape, dtype):
+    if shape[2:] == (4,) and dtype != "u1":
+        pytest.skip("transparency is known for bytes alone")
+    values = np.random.default_rng(0).random(shape)
+    array = (values if "f" in dtype else (values * 255).round()).astype(dtype)
+    found = read_pixels(np.asfortranarray(array))
+    back = found.restore(found.values)
+    assert back.dtype == array.dtype and back.shape == shape
+    np.testing.assert_allclose(back, array, rtol=1e-6)
+    assert found.values.shape == (1, 1 if len(shape) == 2 or shape[2] == 1 else 3, 5, 4)
+
+
+def test_an_array_is_the_image_that_pil_makes_of_it():
+    array = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(array)
+    assert read_pixels(array).digests == read_pixels(image).digests
+    assert torch.equal(read_pixels(array).values, read_pixels(image).values)
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]

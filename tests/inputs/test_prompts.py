@@ -1,6 +1,7 @@
 """From labels to prompts, to classes, or to nothing, as the backbone asks."""
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,9 @@ from dreamda_aug.inputs.prompts import (
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 
 
-def model(kind, class_names=None):
-    return SimpleNamespace(name="tiny", condition_kind=kind, class_names=class_names)
+def model(kind, class_names=None, null_class=False):
+    return SimpleNamespace(name="tiny", condition_kind=kind, class_names=class_names,
+                           guidable=null_class)
 
 
 TEXT, CLASS, PLAIN = model("text"), model("class"), model("none")
@@ -50,6 +52,26 @@ def test_text_backbones_are_conditioned_on_the_prompt_of_the_label():
     by_function = Conditioner(None, lambda label: f"number {label}")
     assert by_function.condition(7, TEXT) == "number 7"
     assert Conditioner(None, "an X-ray").condition(None, TEXT) == "an X-ray"
+
+
+def test_a_class_that_the_backbone_does_not_know_is_made_without_one_and_said_once():
+    known = model("class", ["dog", "cat"], null_class=True)
+    conditioner = Conditioner(["emu", "dog"], DEFAULT_PROMPT)
+    with pytest.warns(UserWarning, match="tiny does not know the class 'emu'.*knows dog, cat"):
+        assert conditioner.condition(0, known) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert conditioner.condition(0, known) is None
+        assert conditioner.condition(1, known) == "dog"
+    # without a null class the name goes on to the backbone, which refuses it
+    assert conditioner.condition(0, model("class", ["dog", "cat"])) == "emu"
+
+
+def test_no_label_is_the_null_class_where_there_is_one():
+    conditioner = Conditioner(None, DEFAULT_PROMPT)
+    assert conditioner.condition(None, model("class", null_class=True)) is None
+    with pytest.raises(ValueError, match="labels must be given: tiny makes images of a class"):
+        conditioner.condition(None, CLASS)
 
 
 def test_class_backbones_are_conditioned_on_a_name_where_they_know_names_else_on_a_number():

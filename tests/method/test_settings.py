@@ -8,7 +8,7 @@ from dreamda_aug.method.settings import resolve_settings
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(steps=0), "steps must be an integer >= 1 and <= 10000, got 0"),
-    (dict(strength=0), r"strength must lie in \(0, 1\], got 0"),
+    (dict(strength=0), r"strength must lie in \(0, 1\] or be None \(calibrated\), got 0"),
     (dict(eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
     (dict(adherence=-0.1), r"adherence must lie in \[0, 1\] or be None \(calibrated\), got -0.1"),
     (dict(adherence="more"), r"adherence must .* or be None \(calibrated\), got 'more'"),

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from dreamda_aug import PRESETS, DDIMInversion, Settings
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.records.facts import Skipped
 from dreamda_aug.records.manifest import (
     ManifestLine,
     read_manifest,
@@ -60,6 +62,9 @@ def test_settings_that_are_not_ours_are_refused(change, message):
     ({"file": "c:\\x.png"}, r"file must lie in the dataset's folder"),
     ({"row": 3}, r"layout must list .* and reach row 3"),
     ({"layout": [[0]]}, r"layout must list"),
+    ({"layout": [[0, 10**9]]}, r"layout must list .* 65536 rows at most"),
+    ({"file_digest": "xy"}, r"file_digest must be 64 hexadecimal digits"),
+    ({"seed_file_digest": 3}, r"seed_file_digest must be 64 hexadecimal digits"),
     ({"flags": [1]}, r"flags and events must be lists of text"),
     ({"scores": {"copy": "x"}}, r"scores must be numbers"),
     ({"seed_digest": "xy"}, r"seed_digest must be 64 hexadecimal digits"),
@@ -111,6 +116,35 @@ def test_whatever_the_file_holds_it_is_read_or_refused_with_file_and_line(tmp_pa
     else:
         # a changed field may still be a good one; whatever was read can be written again
         assert all(ManifestLine.from_json(line.to_json()) is not None for line in lines)
+
+
+def test_lines_of_older_records_have_no_digests_of_files():
+    old = json.loads(LINE.to_json())
+    del old["seed_file_digest"]
+    assert "file_digest" not in old
+    assert ManifestLine.from_json(json.dumps(old)) == LINE
+
+
+def test_a_line_knows_its_file_and_the_image_carries_the_rest():
+    line = LINE.with_file(b"png")
+    assert json.loads(line.to_json())["file_digest"] == hashlib.sha256(b"png").hexdigest()
+    assert line.in_image() == LINE.to_json()
+    again = ManifestLine.from_json(line.to_json())
+    assert again == line and again.file_digest == line.file_digest
+
+
+SKIP = Skipped(3, "00000001_0002", 1, "cat/b.png", "unreadable (OSError)", "", "ab" * 32)
+
+
+def test_a_skipped_sample_comes_back_as_it_was():
+    assert Skipped.from_json(SKIP.to_json()) == SKIP
+
+
+@pytest.mark.parametrize("change", [{"unit": "3"}, {"unit": True}, {"skipped": None}, {"more": 1}])
+def test_a_damaged_skipped_line_is_refused(change):
+    text = json.dumps({**json.loads(SKIP.to_json()), **change})
+    with pytest.raises(ExpansionError, match="line 7: expected the fields unit, id"):
+        Skipped.from_json(text, "line 7")
 
 
 def test_settings_of_older_records_are_those_that_they_were_made_with():

@@ -8,7 +8,7 @@ import torch
 from pipelines import pixel_pipeline
 
 from benchmarks.common.plain import plain_loop, plain_rows
-from benchmarks.speed.throughput import seeds_of
+from benchmarks.speed.bench import seeds_of
 from dreamda_aug import BottleneckNoise, load_backbone
 from dreamda_aug.backbones import is_backbone
 from dreamda_aug.backbones.unet import PixelBackbone

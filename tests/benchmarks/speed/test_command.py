@@ -1,38 +1,99 @@
-"""The whole command: its record, and the page that is made of several."""
+"""The whole command: its record, and the pages that are made of several."""
 
 import json
 
 import pytest
 
 from benchmarks.speed.__main__ import main
+from benchmarks.speed.page import FORMAT, section, write_docs
 from benchmarks.speed.switches import COMPILE, SWITCHES
 
 
-def test_the_benchmark_writes_a_row_for_each_path_and_switch(sd_pipeline, tmp_path):
-    sd_pipeline.save_pretrained(tmp_path / "model")
-    record = main(["--arch", str(tmp_path / "model"), "--quick", "--steps", "3", "--device", "cpu",
-                   "--no-compile", "--out", str(tmp_path / "results"),
-                   "--page", str(tmp_path / "speed.md")])
-    assert record == json.loads((tmp_path / "results" / "throughput_model.json").read_text())
-    plain, one, four, *_ = record["paths"]
-    assert (plain["encoder_rows"], one["batch_size"], four["batch_size"]) == (8, 1, 4)
-    # 2 steps: an inversion for every 3 replicas, 2 guided rows for each of them
-    assert one["encoder_rows"] == 2 / 3 + 4
-    assert one["max_difference_in_float32"] < 1e-3
-    exact = [s for s in record["switches"] if "max_difference" in s][:6]
-    assert all(s["max_difference"] < 2e-2 for s in exact)
-    page = (tmp_path / "speed.md").read_text()
+@pytest.fixture(scope="module")
+def record(sd_pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speed")
+    sd_pipeline.save_pretrained(folder / "model")
+    made = main(["--arch", str(folder / "model"), "--quick", "--steps", "3", "--device", "cpu",
+                 "--presets", "official", "fast", "few", "--no-compile",
+                 "--out", str(folder / "results"), "--page", str(folder / "speed.md")])
+    assert made == json.loads((folder / "results" / "throughput_model.json").read_text())
+    return made, folder
+
+
+def test_every_run_has_the_rows_that_its_method_needs(record):
+    rows = {(row["arm"], row["batch_size"]): row for row in record[0]["arms"]}
+
+    def of(name, size):
+        return rows[name, size]["encoder_rows"], rows[name, size]["decoder_rows"]
+
+    # 2 steps run, 2 rows with guidance; replicas share what they have in common at the first step
+    assert of("diffusers img2img", 1) == of("diffusers img2img", 4) == (4, 4)
+    assert of("diffusers CycleDiffusion", 1) == of("released cost structure, 4 rows", 1) == (8, 8)
+    assert of("a sample, symmetric rule", 1) == of("DreamDAugment, an image per call", 1) == (4, 4)
+    assert of("a sample, symmetric rule", 4) == (3, 4)
+    assert of("a sample, asymmetric rule", 1) == (4, 8)
+    assert of("preset official, K = 1", 1) == (2 + 4, 2 + 4)
+    assert of("preset official, K = 3", 1) == (2 / 3 + 4, 2 / 3 + 4)
+    plain, ours = (rows["released cost structure, 4 rows", 1], rows["a sample, symmetric rule", 1])
+    assert 1.5 < plain["flop"] / ours["flop"] < 2.5
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 and row["images_per_kwh"] is None
+               and len(row["times"]) == 2 for row in rows.values())
+
+
+def test_targets_are_ratios_of_the_same_round(record):
+    made = record[0]
+    times = {(row["arm"], row["batch_size"]): row["times"] for row in made["arms"]}
+    first, *_, last = made["targets"]
+    assert first["what"] == "a sample, symmetric rule, to diffusers img2img, batch 1"
+    ratios = [a / b for a, b in zip(times["a sample, symmetric rule", 1],
+                                    times["diffusers img2img", 1])]
+    assert (first["low"], first["high"]) == (min(ratios), max(ratios))
+    assert first["met"] == (first["median"] <= 1.03) and first["ceiling"]
+    assert last["goal"] == 25 and last["met"] == (last["median"] >= 25) and not last["ceiling"]
+    assert made["exactness"]["max_difference_in_float32"] < 1e-3
+
+
+def test_the_page_has_a_section_for_each_record_and_no_times_of_a_busy_machine(record):
+    made, folder = record
+    page = (folder / "speed.md").read_text()
     for switch in [*SWITCHES, COMPILE]:
         assert f"| {switch.name} | {switch.instead} |" in page
     assert page.count("GPU only, not measured yet") == 2 and "prove nothing" in page
-    main(["--arch", str(tmp_path / "model"), "--quick", "--steps", "3", "--device", "cpu",
-          "--low-memory", "--out", str(tmp_path / "results"),
-          "--page", str(tmp_path / "speed.md")])
-    page = (tmp_path / "speed.md").read_text()
+    main(["--arch", str(folder / "model"), "--quick", "--steps", "3", "--device", "cpu",
+          "--low-memory", "--presets", "few", "--out", str(folder / "results"),
+          "--page", str(folder / "speed.md")])
+    page = (folder / "speed.md").read_text()
     assert page.count("### Each switch by itself") == 1 and ", low memory" in page
+    calm, busy = ({**made, "load": [load, 0.1], "cores": 2} for load in (0.5, 7))
+    assert "| ms |" in section(calm) and "TFLOP/s" in section(calm)
+    assert "| ms |" not in section(busy) and "TFLOP/s" not in section(busy)
+    assert "ratios only" in section(busy)
 
 
-def test_a_page_without_a_folder_of_records_is_refused(tmp_path, capsys):
+def test_figures_are_filled_into_their_marked_places(record, tmp_path):
+    made, folder = record
+    page = tmp_path / "cost.md"
+    page.write_text("# Cost\n\n<!-- figures: speed/model -->\nold\n<!-- end of figures -->\n\n"
+                    "<!-- figures: speed/other -->\nkept\n<!-- end of figures -->\nprose\n")
+    write_docs(folder / "results", page)
+    text = page.read_text()
+    assert "old" not in text and "kept" in text and text.endswith("prose\n")
+    assert f"| **{made['targets'][0]['median']:.2f}×**" in text
+    again = page.read_text()
+    write_docs(folder / "results", page)
+    assert page.read_text() == again
+
+
+def test_records_of_another_format_are_left_out(tmp_path):
+    (tmp_path / "throughput_old.json").write_text(json.dumps({"format": FORMAT - 1}))
+    page = tmp_path / "cost.md"
+    page.write_text("<!-- figures: speed/old -->\nkept\n<!-- end of figures -->\n")
+    write_docs(tmp_path, page)
+    assert "kept" in page.read_text()
+
+
+@pytest.mark.parametrize("option", ["--page", "--docs"])
+def test_a_page_without_a_folder_of_records_is_refused(option, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--page", str(tmp_path / "speed.md")])
-    assert "--page is written from the JSON files in --out" in capsys.readouterr().err
+        main([option, str(tmp_path / "speed.md")])
+    assert "are written from the JSON files in --out" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Every family of diffusion transformers, tiny and random, through the same checks."""

@@ -1,0 +1,138 @@
+"""The runs that are timed: what others would run, and ours."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.bench import Bench, plainly
+from benchmarks.speed.peers import Peer
+from dreamda_aug import PRESETS, DreamDAugment, Settings, Synthesizer
+from dreamda_aug.generation.cache import LatentCache
+
+IMG2IMG = "diffusers img2img"
+CYCLE = "diffusers CycleDiffusion"
+RELEASED = "released cost structure, {rows} rows"
+SYMMETRIC = "a sample, symmetric rule"
+ASYMMETRIC = "a sample, asymmetric rule"
+TRANSFORM = "DreamDAugment, an image per call"
+PRESET = "preset {name}, K = {replicas}"
+FEW_STEPS = "few"
+# Presets are written for so many steps of the released run; with fewer, all are cut alike.
+_RELEASED_STEPS = 100
+# Calls of one image are short: so many make a measurement.
+_SINGLE = 4
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    Attributes:
+        name: what runs; one of this module's names.
+        batch_size: images per denoiser call.
+        samples: images that ``run`` makes.
+        run: makes them, (samples or fewer, C, H, W).
+        rows: denoiser rows so far, before and behind the tap.
+        replicas: K, of how many samples an inversion serves; 0: it is cached, or there is none.
+    """
+
+    name: str
+    batch_size: int
+    samples: int
+    run: Callable[[], object]
+    rows: Callable[[], tuple[int, int]]
+    replicas: int = 0
+
+
+def arms(
+    bench: Bench, cache: Path, batch_sizes: Sequence[int], replicas: Sequence[int],
+    presets: Sequence[str],
+) -> Iterator[Arm]:
+    """All arms of one model.
+
+    Args:
+        bench: model and settings of the released run.
+        cache: folder for inversions.
+        batch_sizes: rising.
+        replicas: numbers K to try with each preset.
+        presets: names of presets, and `FEW_STEPS`.
+    """
+    peer, tap = Peer(bench.backbone, bench.settings), bench.backbone.tap
+
+    def of_peer() -> tuple[int, int]:
+        return peer.rows, peer.rows
+
+    def of_tap() -> tuple[int, int]:
+        return tap.encoder_rows, tap.decoder_rows
+
+    for size in batch_sizes:
+        calls = _SINGLE if size == 1 else 1
+        images, requests = replace(bench, replicas=1).work(size)
+        yield Arm(IMG2IMG, size, size * calls,
+                  _again(lambda images=images: peer.img2img(images), calls), of_peer)
+        for name, rule in ((SYMMETRIC, "symmetric"), (ASYMMETRIC, "asymmetric")):
+            synthesizer = bench.synthesizer(
+                batch_size=size, cache=LatentCache(cache), update_rule=rule)
+            yield Arm(name, size, size * calls,
+                      _again(lambda s=synthesizer, n=size: bench.run(s, n), calls), of_tap)
+    images, requests = bench.work(1)
+    for rows in (4,) if bench.backbone.guidable else (4, 2):
+        plain = bench.synthesizer()
+        yield Arm(RELEASED.format(rows=rows), 1, _SINGLE, _again(
+            lambda s=plain, rows=rows: _without_gradients(s, images, requests[0], rows), _SINGLE),
+            of_tap)
+    if peer.has_cycle and bench.backbone.guidable:
+        yield Arm(CYCLE, 1, _SINGLE, _again(lambda: peer.cycle(images[:1]), _SINGLE), of_peer)
+    yield Arm(TRANSFORM, 1, _SINGLE, _again(_transform(bench, cache), _SINGLE), of_tap)
+    for name in presets:
+        changed = replace(bench, settings=settings_of(name, bench.settings))
+        for count in replicas:
+            inner = replace(changed, replicas=count)
+            for size in batch_sizes:
+                synthesizer = inner.synthesizer(batch_size=size)
+                samples = size * -(-count // size)  # whole batches of all replicas
+                yield Arm(PRESET.format(name=name, replicas=count), size, samples,
+                          lambda b=inner, s=synthesizer, n=samples: b.run(s, n), of_tap, count)
+
+
+def settings_of(name: str, released: Settings) -> Settings:
+    """A preset with as many of its steps as the released run has of its 100.
+
+    Args:
+        name: of a preset; or `FEW_STEPS`: 4 steps without guidance, as distilled models run.
+        released: the settings of the released run here.
+    """
+    if name == FEW_STEPS:
+        return replace(released, steps=4, guidance_scale=1.0)
+    preset = PRESETS[name]
+    steps = max(2, round(preset.steps * released.steps / _RELEASED_STEPS))
+    # numbers for what is calibrated on a user's images
+    return replace(preset, steps=steps, perturbation=released.perturbation, noise_scale=1.0,
+                   adherence=0.9 if preset.adherence is None else preset.adherence)
+
+
+def _transform(bench: Bench, cache: Path) -> Callable[[], Tensor]:
+    images, requests = bench.work(1)
+    condition = requests[0].condition
+    synthesizer = Synthesizer(bench.backbone, bench.settings, cache=LatentCache(cache),
+                              prompt=lambda label: str(condition), batch_size=1)
+    augment = DreamDAugment(synthesizer, p=1.0, labels_getter=lambda sample: torch.tensor([0]))
+    image = (images[0] * 255).round().to(torch.uint8)
+    return lambda: augment(image, 0)[0]
+
+
+def _again(run: Callable[[], object], calls: int) -> Callable[[], object]:
+    def several() -> object:
+        for _ in range(calls):
+            made = run()
+        return made
+
+    return several
+
+
+@torch.no_grad()
+def _without_gradients(*arguments) -> Tensor:
+    return plainly(*arguments)

@@ -1,0 +1,170 @@
+"""What others would run instead, on the same weights: diffusers' own pipelines, or a plain loop."""
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import (
+    CycleDiffusionPipeline,
+    DDIMScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
+from torch import Tensor, nn
+
+from dreamda_aug import Settings
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.backbones.latent import LatentBackbone
+from dreamda_aug.backbones.transformer import TransformerBackbone
+
+PROMPT = "a photo"
+
+
+class Peer:
+    """Image-to-image as diffusers has it: same weights, scheduler, steps and strength.
+
+    Prompts are embedded beforehand, and nothing but the deterministic DDIM step (Euler's for flows)
+    is run: the cheapest form of it.
+
+    Args:
+        backbone: whose weights it uses; our hooks are not in its way.
+        settings: steps, strength, guidance scale and eta are taken.
+
+    Attributes:
+        rows: batch rows that went through the denoiser so far.
+    """
+
+    def __init__(self, backbone: Backbone, settings: Settings):
+        self.backbone, self.settings = backbone, settings
+        self.rows = 0
+        self.denoiser: Any = without_hooks(backbone.denoiser)
+        self.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def img2img(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to such images."""
+        return self._img2img(images)
+
+    def cycle(self, image: Tensor) -> Tensor:
+        """CycleDiffusion of one image, (1, 3, H, W): with guidance its pipeline takes no more."""
+        return self._cycle(image)
+
+    @property
+    def has_cycle(self) -> bool:
+        """Whether diffusers has CycleDiffusion for this model: U-Nets with one text encoder."""
+        return isinstance(self.backbone, LatentBackbone) and self._kind == "sd"
+
+    @property
+    def _kind(self) -> str:
+        if isinstance(self.backbone, TransformerBackbone):
+            return "sd3"
+        if not isinstance(self.backbone, LatentBackbone):
+            return "pixels"
+        added = self.denoiser.config.get("addition_embed_type")
+        return "sdxl" if added == "text_time" else "sd"
+
+    @cached_property
+    def _img2img(self) -> Callable[[Tensor], Tensor]:
+        s, kind, scheduler = self.settings, self._kind, self.backbone.pipeline.scheduler
+        if kind == "pixels":
+            scheduler = DDIMScheduler.from_config(scheduler.config)
+            return lambda images: ddim_loop(self.denoiser, scheduler, images, s.steps, s.strength)
+        vae = self.backbone.vae
+        pipeline: Any
+        if kind == "sd":
+            pipeline = StableDiffusionImg2ImgPipeline(
+                vae, None, None, self.denoiser, scheduler, None, None,
+                requires_safety_checker=False)
+        elif kind == "sdxl":
+            pipeline = StableDiffusionXLImg2ImgPipeline(
+                vae, None, None, None, None, self.denoiser, scheduler, add_watermarker=False)
+        else:
+            pipeline = StableDiffusion3Img2ImgPipeline(
+                self.denoiser, scheduler, vae, None, None, None, None, None, None)
+        pipeline.set_progress_bar_config(disable=True)
+        prompts = self._prompts()
+
+        def run(images: Tensor) -> Tensor:
+            given = {name: value.expand(len(images), *value.shape[1:])
+                     for name, value in prompts.items()}
+            return pipeline(
+                image=images, strength=s.strength, num_inference_steps=s.steps,
+                guidance_scale=s.guidance_scale, output_type="pt", return_dict=False, **given)[0]
+
+        return run
+
+    def _prompts(self) -> dict[str, Tensor]:
+        """A prompt and no prompt, embedded, under the names that the pipelines have for them."""
+        names = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds",
+                 "pooled_projections": "pooled_prompt_embeds"}
+        found = {}
+        for prefix, prompt in (("", PROMPT), ("negative_", None)):
+            for name, value in self.backbone.embed([prompt]).items():
+                if name in names:
+                    found[prefix + names[name]] = value
+        return found
+
+    @cached_property
+    def _cycle(self) -> Callable[[Tensor], Tensor]:
+        s = self.settings
+        target, source = (self.backbone.embed([prompt])["encoder_hidden_states"]
+                          for prompt in (PROMPT, s.source_prompt or None))
+
+        class Embedded(CycleDiffusionPipeline):
+            """Prompts are embedded already."""
+
+            def encode_prompt(self, prompt: Any, *options: Any, **named: Any) -> Any:
+                return (target if prompt == PROMPT else source), source
+
+        scheduler = DDIMScheduler.from_config(self.backbone.pipeline.scheduler.config)
+        pipeline = Embedded(self.backbone.vae, None, None, self.denoiser, scheduler, None, None,
+                            requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return lambda image: pipeline(
+            prompt=PROMPT, source_prompt=s.source_prompt, image=image, strength=s.strength,
+            num_inference_steps=s.steps, guidance_scale=s.guidance_scale, eta=s.eta,
+            output_type="pt", return_dict=False)[0]
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        self.rows += len(x)
+
+
+@torch.no_grad()
+def ddim_loop(
+    unet: Any, scheduler: DDIMScheduler, images: Tensor, steps: int, strength: float
+) -> Tensor:
+    """Image-to-image on pixels as diffusers' pipelines do it on latents: add noise, take it away.
+
+    Args:
+        unet: a ``UNet2DModel``.
+        scheduler: its noise levels.
+        images: (B, C, H, W) in [0, 1].
+        steps: from pure noise to the image; ``strength`` of them are run.
+        strength: in (0, 1].
+    """
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps[steps - min(int(steps * strength), steps):]
+    x = images.to(unet.device, unet.dtype) * 2 - 1
+    x = scheduler.add_noise(x, torch.randn_like(x), timesteps[:1].expand(len(x)))
+    for t in timesteps:
+        x = scheduler.step(unet(x, t, return_dict=False)[0], t, x, return_dict=False)[0]
+    return (x.float() / 2 + 0.5).clamp(0, 1)
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """A copy that shares all weights, and has none of the hooks."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    hooks = [(part, name, getattr(part, name)) for part in module.modules()
+             for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+                          "_forward_pre_hooks_with_kwargs")]
+    # a hook would take along the tap that it belongs to
+    for part, name, found in hooks:
+        setattr(part, name, type(found)())
+    try:
+        return copy.deepcopy(module, shared)
+    finally:
+        for part, name, found in hooks:
+            setattr(part, name, found)

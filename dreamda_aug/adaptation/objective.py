@@ -1,0 +1,167 @@
+"""What is minimised, and the same measured on held-out images with fixed noise."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.method.seeding import derive_seed
+
+# From (x_t, t, labels) to the denoiser's output.
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# About how many denoiser rows a measurement takes, whatever the number of images.
+_MEASURED_ROWS = 256
+# 95 % quantiles of Student's t, one-sided, for 1, 2, ... degrees of freedom.
+_T_QUANTILES = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
+
+
+def noise_levels(backbone: Backbone, train_timesteps: int) -> NoiseSchedule:
+    """The noise levels that are trained: every second one of the model's own.
+
+    Args:
+        backbone: the model.
+        train_timesteps: how many it has.
+    """
+    # without the noisiest one, at which some schedules leave no signal to predict noise from
+    return backbone.schedule(max(1, train_timesteps // 2), 1 - 1 / max(train_timesteps, 2))
+
+
+def spread_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:
+    """Random noise levels, (count,) int64, one from each of ``count`` equal shares of them all."""
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    chosen = (places * levels).long().clamp(max=levels - 1)
+    return chosen[torch.randperm(count, generator=generator)]
+
+
+class Noised(NamedTuple):
+    """Rows of a training batch.
+
+    Attributes:
+        x_t: what the denoiser is called with, (B, C, H, W).
+        t: its time input, (B,).
+        target: what it should answer, (B, C, H, W).
+    """
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+
+
+def add_noise(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, levels: Tensor) -> Noised:
+    """Noisy rows and the output that is right for them.
+
+    Args:
+        schedule: the noise levels.
+        x_0: clean latents, (B, C, H, W).
+        eps: the noise, same shape.
+        levels: number of each row's level, (B,) int64.
+
+    Source: the inverse of `NoiseSchedule.predictions`, which names its sources.
+    """
+    signal = schedule.signal[levels].view(-1, 1, 1, 1)
+    noise = schedule.noise[levels].view(-1, 1, 1, 1)
+    x_t, t = signal * x_0 + noise * eps, schedule.timesteps[levels]
+    kind, sigma_data = schedule.prediction_type, schedule.sigma_data
+    if kind == "epsilon":
+        return Noised(x_t, t, eps)
+    if kind == "v_prediction":
+        return Noised(x_t, t, signal * eps - noise * x_0)
+    if kind == "sample":
+        return Noised(x_t, t, x_0)
+    if kind == "flow":
+        return Noised(x_t, t, eps - x_0)
+    power = noise**2 + sigma_data**2
+    target = (x_0 - sigma_data**2 / power * x_t) * power.sqrt() / (noise * sigma_data)
+    return Noised(x_t / power.sqrt(), t, target)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images with the noise that they are always measured with.
+
+    Attributes:
+        x_0: clean latents, (N, C, H, W).
+        labels: (N,) int64; -1 is none.
+        eps: noise, (N, D, C, H, W), D draws for each image.
+        levels: number of the noise level of each draw, (N, D) int64.
+    """
+
+    x_0: Tensor
+    labels: Tensor
+    eps: Tensor
+    levels: Tensor
+
+    @classmethod
+    def draw(cls, x_0: Tensor, labels: Tensor, levels: int, rng_seed: int) -> "HeldOut":
+        """Noise for some images; that of an image depends on its number alone.
+
+        Args:
+            x_0: clean latents, (N, C, H, W).
+            labels: (N,) int64.
+            levels: how many noise levels there are.
+            rng_seed: another one draws other noise.
+        """
+        draws = min(32, max(4, _MEASURED_ROWS // len(x_0)))
+        eps, chosen = [], []
+        for number in range(len(x_0)):
+            generator = torch.Generator().manual_seed(derive_seed(rng_seed, "held-out", number))
+            eps.append(torch.randn(draws, *x_0.shape[1:], generator=generator))
+            chosen.append(spread_levels(draws, levels, generator))
+        return cls(x_0, labels, torch.stack(eps), torch.stack(chosen))
+
+    @torch.no_grad()
+    def losses(
+        self, denoise: Denoiser, schedule: NoiseSchedule, batch_size: int, device: torch.device
+    ) -> Tensor:
+        """The denoising loss of each image, (N,) float64, on the CPU."""
+        draws = self.levels.shape[1]
+        rows = torch.arange(len(self.x_0)).repeat_interleave(draws)
+        eps, levels = self.eps.flatten(0, 1), self.levels.flatten()
+        found = []
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            noised = add_noise(schedule, self.x_0[rows[part]].to(device), eps[part].to(device),
+                               levels[part].to(device))
+            output = denoise(noised.x_t, noised.t, self.labels[rows[part]])
+            found.append((output - noised.target).square().flatten(1).mean(1).double().cpu())
+        return torch.cat(found).view(-1, draws).mean(1)
+
+
+class Gain(NamedTuple):
+    """How far the held-out loss fell.
+
+    Attributes:
+        mean: mean of loss before minus loss after, over images.
+        noise: what the mean must exceed not to be chance: Student's 95 % bound, one-sided, of the
+            mean of paired differences.
+    """
+
+    mean: float
+    noise: float
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the loss fell by more than chance."""
+        return self.mean > self.noise
+
+
+def paired_gain(before: Tensor, after: Tensor) -> Gain:
+    """What paired losses of the same images, noise and noise levels say.
+
+    Args:
+        before: loss of each image, (N,), N at least 2.
+        after: the same later.
+
+    Source: Student's paired t test.
+    """
+    difference = (before - after).double()
+    freedom = len(difference) - 1
+    quantile = _T_QUANTILES[freedom - 1] if freedom < 10 else 1.645 + 1.6 / freedom
+    error = difference.std().item() / math.sqrt(len(difference))
+    return Gain(difference.mean().item(), quantile * error)

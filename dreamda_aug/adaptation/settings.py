@@ -1,0 +1,95 @@
+"""How an adaptation is trained."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dreamda_aug.arguments import real, whole
+
+TokenKind = Literal["prompt", "learned"]
+
+# Steps with early stopping, where no number is given: few images stop long before.
+DEFAULT_STEPS = 1000
+_PIXEL_RATE, _LATENT_RATE = 1e-3, 1e-4
+
+
+@dataclass(frozen=True)
+class AdaptationSettings:
+    """The settings of `adapt`.
+
+    Attributes:
+        rank: of the LoRA matrices. A low rank, like early stopping, keeps few images from being
+            learned by heart.
+        steps: optimizer steps at most; None: 1,000, where early stopping is on.
+        learning_rate: of AdamW, after 20 steps of warm-up; None: 1e-3 for pixel models, which are
+            small, and 1e-4 for latent ones, as diffusers' own LoRA scripts have it.
+        batch_size: images per denoiser call.
+        accumulate: batches per optimizer step.
+        prior_weight: how strongly the denoiser is held to what it predicted before, on the same
+            noisy image: the weight of the squared distance between both predictions, beside 1 for
+            the squared error. 0: not at all. The prediction is shrunk towards the prior's by
+            1 / (1 + prior_weight).
+        label_dropout: share of images that are trained without their class or prompt, so that
+            guidance goes on working; for models that know such a branch.
+        held_out: share of the images that are not trained on but measured on, in (0, 0.5]; at
+            least 4 images (half of fewer than 8), at most 64.
+        evaluate_every: steps between two measurements.
+        patience: measurements without a new lowest held-out loss after which training stops.
+        early_stopping: False: train on every image, for exactly ``steps`` steps, measure nothing.
+        tokens: for text models: ``"prompt"`` trains under the plain prompt of a class;
+            ``"learned"`` also learns a token for each class, as textual inversion does.
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        rng_seed: another one gives another result.
+
+    Raises:
+        ValueError: an attribute breaks its rule.
+
+    Source: LoRA: Hu et al. 2021, arXiv:2106.09685. ``prior_weight``: learning without forgetting,
+        Li & Hoiem 2016, arXiv:1606.09282, here with the squared distance of predictions.
+        ``tokens``: Gal et al. 2022, arXiv:2208.01618. ``label_dropout``: Ho & Salimans 2022,
+        arXiv:2207.12598.
+    """
+
+    rank: int = 8
+    steps: int | None = None
+    learning_rate: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    prior_weight: float = 0.1
+    label_dropout: float = 0.1
+    held_out: float = 0.2
+    evaluate_every: int = 25
+    patience: int = 5
+    early_stopping: bool = True
+    tokens: TokenKind = "prompt"
+    gradient_checkpointing: bool = False
+    rng_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch_size", "accumulate", "evaluate_every", "patience"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "rng_seed", whole("rng_seed", self.rng_seed, 0, 2**63 - 1))
+        if self.steps is not None:
+            object.__setattr__(self, "steps", whole("steps", self.steps, 1))
+        elif not self.early_stopping:
+            raise ValueError("steps must be given where early_stopping is False, got None.")
+        if self.learning_rate is not None:
+            object.__setattr__(self, "learning_rate", real(
+                "learning_rate", self.learning_rate, "lie in (0, 1]", 1e-12, 1.0))
+        for name, rule, low, high in (
+            ("prior_weight", "be at least 0", 0.0, float("inf")),
+            ("label_dropout", "lie in [0, 1]", 0.0, 1.0),
+            ("held_out", "lie in (0, 0.5]", 1e-6, 0.5),
+        ):
+            object.__setattr__(self, name, real(name, getattr(self, name), rule, low, high))
+        if self.tokens not in ("prompt", "learned"):
+            raise ValueError(f"tokens must be 'prompt' or 'learned', got {self.tokens!r}.")
+
+    def resolved(self, is_pixel_model: bool) -> "AdaptationSettings":
+        """The same with a number for the learning rate."""
+        rate = self.learning_rate or (_PIXEL_RATE if is_pixel_model else _LATENT_RATE)
+        return replace(self, learning_rate=rate)
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps at most."""
+        return DEFAULT_STEPS if self.steps is None else self.steps

@@ -1,0 +1,180 @@
+"""Calibration without being asked: once for a dataset, on a small sample of its images."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import get_worker_info
+
+from dreamda_aug.backbones import BUNDLED, Backbone, Condition
+from dreamda_aug.bundled import FashionMNISTSample
+from dreamda_aug.generation.calibration import (
+    Calibration,
+    calibration_path,
+    find_calibration,
+    is_calibrated,
+    with_calibration,
+)
+from dreamda_aug.generation.familiarity import FOREIGN_RATIO, foreignness
+from dreamda_aug.generation.judging import FoldJudge, GivenJudge, fold_judge
+from dreamda_aug.generation.samples import LabelledImages, Sample, draw_sample
+from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
+from dreamda_aug.generation.sweep import STRENGTHS, choices_for, choose, save
+from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.method.settings import Settings
+from dreamda_aug.metrics.distances import nearest
+
+logger = logging.getLogger(__name__)
+
+# What is tried where nobody says: fewer choices than `calibrate` tries.
+_NOISE_SCALES = (0.5, 1.0, 2.0, 4.0)
+_ADHERENCES = (1.0, 0.9, 0.6, 0.0)
+MIN_AGREEMENT = 0.9
+REPLICAS = 2
+# U-Net rows to spend: under two minutes for the bundled model on one core.
+MAX_ROWS = 7_000
+# Of a judge that is right on fewer seed images, agreement says little.
+_ENOUGH_RIGHT = 6
+# Where classes cannot be judged, images go this share of the way to their nearest neighbour.
+_NEIGHBOUR_SHARE = 0.5
+# Choices that a search looks at, for its price: coarse ones, and full ones.
+_USUAL_LOOKS = (8, 2)
+
+
+def calibrated(
+    synthesizer: Synthesizer, images: LabelledImages, indices: Iterable[int],
+    condition_of: Callable[[int], Condition],
+) -> tuple[Synthesizer, Calibration | None]:
+    """A synthesizer whose dials are numbers: measured on a dataset, once, where they were not.
+
+    What was measured on the same sample before is found beside the cache; so is what `calibrate`
+    measured by hand, and what comes with the bundled model for images of its own kind. Processes
+    that share a cache on one machine measure once: the others wait. In a worker of a DataLoader
+    nothing is measured. Price and choice are logged as warnings.
+
+    Args:
+        synthesizer: what is to be used; stays as it is.
+        images: the dataset.
+        indices: which of its images are used.
+        condition_of: the condition of an image, by its index.
+
+    Returns:
+        The synthesizer, with numbers for what was None; and the calibration that they are from.
+        The synthesizer as it is and None, where all were numbers or there is one image alone.
+    """
+    requested, cache = synthesizer.requested_settings, synthesizer.cache
+    is_bundled = synthesizer.backbone.name == BUNDLED
+    if get_worker_info() is not None or not is_bundled and is_calibrated(requested):
+        return synthesizer, None
+    backbone = synthesizer.backbone
+    by_hand = None if is_calibrated(requested) else find_calibration(
+        requested, backbone, cache, shipped=False)
+    sample = draw_sample(images, indices, backbone, condition_of)
+    foreign = is_bundled and sample is not None and _warn_of_foreign(backbone, sample)
+    if is_calibrated(requested) or sample is None:
+        return synthesizer, None
+    found = by_hand
+    if found is None and not foreign:
+        found = find_calibration(requested, backbone, None)
+    if found is None and cache is None:
+        found = _measure(synthesizer, sample)
+    elif found is None and cache is not None:
+        path = calibration_path(cache.root, requested, backbone, sample.digest)
+        with _alone(path):
+            if path.exists():
+                found = Calibration.load(path)
+            else:
+                found = _measure(synthesizer, sample)
+                save(found, path)
+    assert found is not None
+    logger.warning("calibrated: %s", found.summary())
+    return synthesizer.with_settings(with_calibration(requested, found)), found
+
+
+def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
+    core, requested = synthesizer.core, synthesizer.requested_settings
+    count = sample.measured
+    judge: FoldJudge | None = None
+    if len(sample.labels.unique()) > 1:
+        judge = fold_judge(core.backbone, sample.images, sample.labels)
+    images, labels = sample.images[:count], sample.labels[:count]
+    measurement = Measurement(core, images, labels if judge else None, sample.conditions[:count],
+                              judge or GivenJudge(lambda batch: batch), REPLICAS)
+    target = Target(MIN_AGREEMENT)
+    if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
+        target = Target(max_distance=_reach(sample))
+    choices = choices_for(requested, _strengths(core.backbone, requested), _ADHERENCES,
+                          _NOISE_SCALES)
+    rows = min(MAX_ROWS, _usual_rows(measurement, requested, choices))
+    logger.warning(
+        "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
+        "about %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
+        "defaults instead.", core.backbone.name, count, f"{rows:,}",
+        rows * measurement.seconds_per_row())
+    return choose(measurement, requested, choices, target, MAX_ROWS, sample=sample.digest)
+
+
+def _reach(sample: Sample) -> float:
+    """How far images may go where no judge says: a share of the way to the nearest other one."""
+    flat = sample.images.flatten(1)
+    distances, _ = nearest(flat, flat, exclude=torch.arange(len(flat)))
+    return round(_NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5, 3)
+
+
+def _strengths(backbone: Backbone, settings: Settings) -> list[float]:
+    """Those that the model's schedule has: some leave no signal at the noisiest level."""
+    found = []
+    for strength in STRENGTHS:
+        with contextlib.suppress(ValueError):
+            backbone.schedule(settings.steps, strength, settings.timestep_spacing)
+            found.append(strength)
+    return found
+
+
+def _usual_rows(
+    measurement: Measurement, settings: Settings, choices: list[Dials]
+) -> int:
+    middle = choices[len(choices) // 2].of(settings)
+    looks, full = _USUAL_LOOKS
+    return (min(looks, len(choices)) * measurement.rows(coarse(middle), 16)
+            + min(full, len(choices)) * measurement.rows(middle))
+
+
+def _warn_of_foreign(backbone: Backbone, sample: Sample) -> bool:
+    """Whether the bundled model has never seen such images; if so, a warning says what helps."""
+    known = FashionMNISTSample("train").data[::6, None].float() / 255
+    ratio = foreignness(backbone, sample.images[:32], fit_to(known, backbone))
+    if ratio is None or ratio <= FOREIGN_RATIO:
+        return False
+    warnings.warn(
+        f"these images are unlike what the bundled model was trained on, small grey pictures of "
+        f"clothes: it restores them {ratio:.1f} times worse. It serves to try the library out. For "
+        "photographs take a model of natural images, such as "
+        "--backbone stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of its own, "
+        "adapt it with `dreamda adapt`, or train one with examples/train_backbone.py.",
+        stacklevel=4)
+    return True
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time, as far as the operating system and the file system keep locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_suffix(".lock"), "ab")
+    except OSError:  # a cache that cannot be written; saving will say so
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,119 @@
+"""Which replicas keep their seed image's class: said by judges that have not seen the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamda_aug.backbones import Backbone
+from dreamda_aug.errors import BackboneError
+from dreamda_aug.generation.probe import backbone_features, logistic_regression
+from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
+
+FOLDS = 4
+# C of the logistic regression, as in `LinearProbe`.
+_INVERSE_PENALTY = 30.0
+
+
+class Judge(Protocol):
+    """Says which class an image shows.
+
+    Attributes:
+        name: what it is, in words.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def classify(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Classes of images.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], of the backbone's size.
+            rows: which seed image each one comes from, or is, (B,) int64.
+
+        Returns:
+            Class indices, (B,) int64 on the CPU.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GivenJudge:
+    """A classifier that somebody trained: images to logits (B, K) or to classes (B,)."""
+
+    classifier: Callable[[Tensor], Tensor]
+    name: str = "the given classifier"
+
+    @torch.no_grad()
+    def classify(self, images: Tensor, rows: Tensor) -> Tensor:
+        output = self.classifier(images)
+        return (output.argmax(1) if output.ndim == 2 else output).cpu()
+
+
+class FoldJudge:
+    """Logistic regressions on features, each fitted without a part of the labelled images.
+
+    What was made from an image is judged by the regression that has not seen that image: one that
+    has would know its near-copies by heart.
+
+    Args:
+        features: images (B, C, H, W) in [0, 1] to (B, D).
+        images: labelled images, (N, C, H, W) in [0, 1]; seed images first.
+        labels: their classes, (N,) int64, of at least two classes.
+        name: what the features are, in words.
+
+    Attributes:
+        fold: which part each labelled image belongs to, (N,).
+
+    Source: ours; the regression is that of `LinearProbe`.
+    """
+
+    def __init__(self, features: FeatureFunction, images: Tensor, labels: Tensor, name: str):
+        self.name = name
+        self._features = features
+        found = extract_features(images, features).double()
+        self._mean, self._deviation = found.mean(0), found.std(0).clamp(min=1e-6)
+        scaled = self._scaled(found)
+        self.fold = torch.zeros_like(labels)
+        for label in labels.unique():
+            rows = (labels == label).nonzero().flatten()
+            self.fold[rows] = torch.arange(len(rows)) % FOLDS
+        classes = int(labels.max()) + 1
+        self._fitted = [
+            logistic_regression(scaled[self.fold != number], labels[self.fold != number], classes,
+                                _INVERSE_PENALTY)
+            for number in range(FOLDS)
+        ]
+
+    def classify(self, images: Tensor, rows: Tensor) -> Tensor:
+        scaled = self._scaled(extract_features(images, self._features).double())
+        folds = self.fold[rows]
+        classes = torch.zeros(len(images), dtype=torch.int64)
+        for number, (weight, bias) in enumerate(self._fitted):
+            mine = folds == number
+            classes[mine] = (scaled[mine] @ weight.T + bias).argmax(1)
+        return classes
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return F.normalize((features - self._mean) / self._deviation, dim=1)
+
+
+def fold_judge(backbone: Backbone, images: Tensor, labels: Tensor) -> FoldJudge:
+    """A judge from a diffusion model's own features, or from pixels where it gives none.
+
+    Args:
+        backbone: the diffusion model that makes the images.
+        images: labelled images, (N, C, H, W) in [0, 1], of its size; seed images first.
+        labels: their classes, (N,) int64.
+    """
+    try:
+        return FoldJudge(backbone_features(backbone), images, labels,
+                         "a linear probe on the model's own features, out of fold")
+    except BackboneError:  # a class-conditional model without a class for "none"
+        return FoldJudge(pixel_features(), images, labels, "a linear probe on pixels, out of fold")

@@ -1,0 +1,70 @@
+"""
+A transform in a DataLoader
+===========================
+
+`DreamDAugment` is a torchvision v2 transform. It replaces an image by a synthetic one of the same
+class, with a probability that you choose, and leaves the label alone.
+"""
+
+# %%
+# Ten real images stand for your dataset: one for each class of Fashion-MNIST.
+
+import torch
+from torch.utils.data import DataLoader, Subset, default_collate
+from torchvision.transforms import v2
+
+from dreamda_aug import DreamDAugment
+from dreamda_aug.bundled import FashionMNISTSample
+from dreamda_aug.report.pictures import labelled_grid
+
+torch.manual_seed(0)
+data = FashionMNISTSample("test")
+one_per_class = [data.targets.index(label) for label in range(len(data.classes))]
+
+# %%
+# One image
+# ---------
+#
+# The model is loaded with the first image. ``strength``, ``adherence`` and ``noise_scale`` say how
+# far an image may go (:doc:`plot_2_dials`); left out, they are measured or mild. ``steps`` is small
+# here, for speed. ``p=1`` replaces every image; in training take the default, 0.5.
+
+augment = DreamDAugment(
+    "bundled", p=1, steps=12, strength=0.8, adherence=0.5, noise_scale=1.0
+)
+
+image, label = data[one_per_class[8]]
+new_image, new_label = augment(image, label)
+print(f"{image.mode} {image.size}, {data.classes[label]}, became "
+      f"{new_image.mode} {new_image.size}, {data.classes[new_label]}")
+
+# %%
+# A whole batch
+# -------------
+#
+# One image at a time is slow. Called on a batch, the transform makes all its images together. So in
+# a ``DataLoader`` it belongs into ``collate_fn``, as torchvision's ``MixUp`` does. It finds the
+# labels there too, for models that are conditioned on the class.
+
+data.transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+seed_images, _ = default_collate([data[i] for i in one_per_class])
+
+
+def collate(samples):
+    images, labels = default_collate(samples)
+    return augment(images, labels)
+
+
+loader = DataLoader(Subset(data, one_per_class), batch_size=10, collate_fn=collate)
+replicas = [images for _ in range(2) for images, labels in loader]
+
+# %%
+# Seed images and what became of them in two passes over the loader. Every pass gives new images:
+# ``torch.manual_seed`` decides which.
+
+names = ["seed", "first pass", "second pass"]
+labelled_grid([seed_images, *replicas], names, data.classes, min_side=84)
+
+# %%
+# Real and synthetic images side by side, the same in every run, are what a dataset is for:
+# :doc:`plot_3_dataset`.

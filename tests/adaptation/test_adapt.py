@@ -1,0 +1,244 @@
+"""The whole way: images and a prior to files, and back into a backbone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from adaptation_images import squares
+from pipelines import pixel_pipeline
+from safetensors.torch import load_file
+
+from dreamda_aug import Synthesizer, adapt, load_backbone
+from dreamda_aug.adaptation import AdaptationSettings, training
+from dreamda_aug.adaptation.objective import HeldOut, noise_levels
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.errors import AdaptationError, BackboneError, StorageError
+
+QUICK = dict(rank=2, steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
+LORA, CARD = "pytorch_lora_weights.safetensors", "adaptation.json"
+
+
+def predict(backbone):
+    x_t = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
+    return backbone.predict(x_t, torch.tensor(500), backbone.embed(["right"]))
+
+
+def test_adaptation_helps_is_saved_and_loads_back_equal_in_a_fresh_process(
+    class_folder, image_folder, tmp_path
+):
+    out = tmp_path / "adapted"
+    found = adapt(image_folder, class_folder, out, device="cpu", **QUICK)
+    assert found.verdict == "helped" and found.after < found.before and found.best_step > 0
+    assert found.started_from == {"left": "class 'left'", "right": "the null class"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        CARD, "class_embedding.safetensors", LORA]
+
+    prior, adapted = load_backbone(class_folder), load_backbone(class_folder, lora=out)
+    assert adapted.class_names == ["left", "right"] and adapted.guidable
+    assert adapted.lora == str(out) and prior.lora is None
+    assert adapted.fingerprint != prior.fingerprint
+    code = f"""
+import torch
+from safetensors.torch import save_file
+from dreamda_aug import load_backbone
+torch.set_num_threads(1)
+backbone = load_backbone({str(class_folder)!r}, lora={str(out)!r})
+x_t = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
+output = backbone.predict(x_t, torch.tensor(500), backbone.embed(["right"]))
+save_file({{"output": output}}, {str(tmp_path / 'output.safetensors')!r})
+print(backbone.fingerprint)
+"""
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                           check=True)
+    assert fresh.stdout.strip() == adapted.fingerprint
+    assert torch.equal(load_file(tmp_path / "output.safetensors")["output"], predict(adapted))
+
+
+def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
+    images = squares(12)
+    found = adapt(images, class_folder, tmp_path / "adapted", labels=None, device="cpu", **QUICK)
+    backbone = load_backbone(class_folder, lora=tmp_path / "adapted", device="cpu")
+    assert backbone.class_names == ["left", "up", "down"]  # without labels they stay
+
+    from dreamda_aug.adaptation.images import open_pictures, read_images
+
+    read = read_images(open_pictures(images, None), backbone, AdaptationSettings(**QUICK), 1000)
+    schedule = noise_levels(backbone, 1000)
+    held_out = HeldOut.draw(read.held_out, read.held_out_labels, len(schedule), 0)
+    null = backbone.embed([None])["class_labels"]
+
+    def losses(model):
+        return held_out.losses(lambda x, t, labels: model.predict(
+            x, t, {"class_labels": null.expand(len(x))}), schedule, 32, torch.device("cpu")).mean()
+
+    assert losses(backbone).item() == pytest.approx(found.after, rel=1e-4)
+    assert losses(load_backbone(class_folder)).item() == pytest.approx(found.before, rel=1e-6)
+
+
+def test_an_adapted_model_makes_other_samples(class_folder, image_folder, tmp_path):
+    adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu", **QUICK)
+    image = squares(1)[0]
+    options = dict(cache=None, device="cpu", steps=4, noise_scale=1.0, adherence=0.5)
+    made = [Synthesizer(class_folder, "fast", class_names=["left"], lora=lora, **options)
+            .synthesize([image], [0])[0] for lora in (None, tmp_path / "adapted")]
+    assert (made[0] - made[1]).abs().max() > 1e-3
+
+
+def test_an_interrupted_training_goes_on_to_the_same_files(
+    class_folder, image_folder, tmp_path, monkeypatch
+):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    expected = adapt(image_folder, class_folder, straight, device="cpu", **QUICK)
+    step = training.Training._step
+    with monkeypatch.context() as patch:
+        def stop(self, number):
+            if number == 14:
+                raise KeyboardInterrupt
+            return step(self, number)
+
+        patch.setattr(training.Training, "_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
+    assert [path.name for path in broken.iterdir()] == ["checkpoint.safetensors"]
+    with pytest.raises(AdaptationError, match="settings.rank was 2 and is 3"):
+        adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"rank": 3})
+    steps = []
+    monkeypatch.setattr(training.Training, "_step",
+                        lambda self, number: steps.append(number) or step(self, number))
+    found = adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
+    assert steps == list(range(10, 20)) and found.history == expected.history
+    for name in (LORA, "class_embedding.safetensors"):
+        assert (broken / name).read_bytes() == (straight / name).read_bytes()
+
+    # finished: the same call returns the result, and others are refused
+    again = adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
+    assert again == found and len(steps) == 10
+    with pytest.raises(AdaptationError, match="settings.steps was 20 and is 30"):
+        adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"steps": 30})
+
+
+def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_folder, tmp_path):
+    noise = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="adaptation did not help on held-out images"):
+        found = adapt(noise, class_folder, tmp_path / "adapted", labels=None, device="cpu",
+                      **QUICK | {"learning_rate": 1.0, "patience": 1, "steps": 40})
+    assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
+    adapted = load_backbone(class_folder, lora=tmp_path / "adapted")
+    assert torch.equal(
+        adapted.unet.conv_in.weight, load_backbone(class_folder).unet.conv_in.weight)
+
+
+def test_without_early_stopping_one_image_is_enough(class_folder, tmp_path):
+    found = adapt(squares(1), class_folder, tmp_path / "adapted", labels=None, device="cpu",
+                  early_stopping=False, **QUICK | {"steps": 3})
+    assert (found.verdict, found.steps, found.before) == ("not measured", 3, None)
+    assert json.loads((tmp_path / "adapted" / CARD).read_text())["data"] == {
+        "images": 1, "held_out": 0, "labels": False}
+
+
+def test_the_prior_is_held_on_to(class_folder, tmp_path):
+    """With a heavy weight on the prior's own predictions, the weights hardly move."""
+    def moved(weight):
+        out = tmp_path / f"weight{weight}"
+        adapt(squares(4), class_folder, out, labels=None, device="cpu", early_stopping=False,
+              prior_weight=weight, **QUICK | {"steps": 15})
+        prior, adapted = load_backbone(class_folder), load_backbone(class_folder, lora=out)
+        x_t, t = torch.zeros(1, 1, 16, 16), torch.tensor(500)
+        rows = [b.predict(x_t, t, b.embed([None])) for b in (prior, adapted)]
+        return (rows[0] - rows[1]).square().mean().item()
+
+    assert moved(30.0) < 0.5 * moved(0.0)
+
+
+def test_accumulated_batches_are_one_large_batch_for_the_weights(class_folder, tmp_path):
+    """Two batches of two see the images of one batch of four; only their noise differs."""
+    found = adapt(squares(8), class_folder, tmp_path / "adapted", labels=None, device="cpu",
+                  accumulate=2, **QUICK | {"batch_size": 2})
+    assert found.verdict == "helped"
+
+
+def test_another_base_is_refused(class_folder, image_folder, tmp_path):
+    adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu", **QUICK | {"steps": 2})
+    pipeline = pixel_pipeline("v_prediction", num_classes=4)
+    torch.nn.init.normal_(pipeline.unet.conv_in.weight)
+    pipeline.save_pretrained(tmp_path / "other")
+    with pytest.raises(BackboneError, match="was adapted from .*prior.*found .*other.*another mo"):
+        load_backbone(tmp_path / "other", lora=tmp_path / "adapted")
+    with pytest.raises(BackboneError, match="adapt the model without them"):
+        from dreamda_aug import BackboneSpec
+        adapt(image_folder, BackboneSpec(class_folder, lora=tmp_path / "adapted"), tmp_path / "2")
+
+
+def test_a_loaded_backbone_and_a_pipeline_stay_what_they_are(image_folder, tmp_path):
+    pipeline = pixel_pipeline("v_prediction", num_classes=4)
+    backbone = PixelBackbone(pipeline, "tiny", ["left", "up", "down"], 3)
+    before = backbone.fingerprint
+    adapt(image_folder, backbone, tmp_path / "adapted", **QUICK | {"steps": 2})
+    assert backbone.fingerprint == before and backbone.unet is pipeline.unet
+    with pytest.raises(ValueError, match="lora must be None for the loaded DDPMPipeline"):
+        load_backbone(pipeline, lora=tmp_path / "adapted")
+
+
+def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, tmp_path):
+    with pytest.raises(ValueError, match="out must lie outside the images' folder"):
+        adapt(image_folder, class_folder, image_folder / "adapted")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(AdaptationError, match="holds other files, such as 'thesis.tex'"):
+        adapt(image_folder, class_folder, tmp_path / "full")
+    with pytest.raises(ValueError, match="settings must be given alone, got rank too"):
+        adapt(image_folder, class_folder, tmp_path / "a", settings=AdaptationSettings(), rank=2)
+    with pytest.raises(ValueError, match="class_map is for class-conditional"):
+        adapt(image_folder, class_folder, tmp_path / "a", labels=None, class_map={"left": "up"})
+    with pytest.raises(ValueError, match="tokens must be 'prompt' unless"):
+        adapt(image_folder, class_folder, tmp_path / "a", tokens="learned")
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / CARD).write_text('{"format": "a poem"}')
+    with pytest.raises(StorageError, match="expected dreamda-adaptation 1, found"):
+        load_backbone(class_folder, lora=tmp_path / "card")
+    with pytest.raises(BackboneError, match="must be a folder that dreamda adapt wrote"):
+        load_backbone(class_folder, lora="somebody/some-lora")
+    with pytest.raises(ValueError, match="lora must be a folder, a file or a hub id, got ' '"):
+        load_backbone(class_folder, lora=" ")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"rank": 0}, "rank must be an integer >= 1, got 0"),
+    ({"learning_rate": 0}, r"learning_rate must lie in \(0, 1\], got 0"),
+    ({"prior_weight": -1}, "prior_weight must be at least 0, got -1"),
+    ({"label_dropout": 2}, r"label_dropout must lie in \[0, 1\], got 2"),
+    ({"held_out": 0.9}, r"held_out must lie in \(0, 0.5\], got 0.9"),
+    ({"early_stopping": False}, "steps must be given where early_stopping is False"),
+    ({"tokens": "magic"}, "tokens must be 'prompt' or 'learned', got 'magic'"),
+])
+def test_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptationSettings(**options)
+
+
+def test_a_loss_that_is_nan_is_an_error(class_folder, tmp_path):
+    pipeline = pixel_pipeline("v_prediction", num_classes=4)
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(AdaptationError, match="training loss is nan at step 0"):
+        adapt(squares(4), PixelBackbone(pipeline, null_class=3), tmp_path / "adapted", labels=None,
+              early_stopping=False, steps=2)
+
+
+def test_a_damaged_checkpoint_is_named(class_folder, tmp_path):
+    (tmp_path / "adapted").mkdir()
+    (tmp_path / "adapted" / "checkpoint.safetensors").write_bytes(b"torn")
+    with pytest.raises(AdaptationError, match="expected a checkpoint .*delete it"):
+        adapt(squares(4), class_folder, tmp_path / "adapted", labels=None, device="cpu", **QUICK)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_lora_in_float32(dtype, class_folder, tmp_path):
+    out = tmp_path / "adapted"
+    found = adapt(squares(12), class_folder, out, labels=None, device="cpu", dtype=dtype, **QUICK)
+    assert found.verdict == "helped"
+    assert all(t.dtype == torch.float32 for t in load_file(out / LORA).values())
+    # the base in float32 is the same model
+    assert load_backbone(class_folder, lora=out, device="cpu").dtype == torch.float32

@@ -1,0 +1,151 @@
+"""LoRA layers against peft's own arithmetic, and the frozen prior behind them."""
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug.adaptation.conditions import ClassRows, FixedConditions
+from dreamda_aug.adaptation.model import AdaptedModel, own_backbone
+from dreamda_aug.backbones import BackboneSpec
+from dreamda_aug.backbones.adapted import add_lora_weights, base_identity, check_base, lora_file
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.errors import BackboneError
+
+X = torch.linspace(-1, 1, 2 * 256).view(2, 1, 16, 16)
+T = torch.tensor([10, 700])
+NONE = torch.tensor([-1, -1])
+
+
+def shaken(backbone, rank=2):
+    """An adapted model whose parameters are all different from their start."""
+    model = AdaptedModel(backbone, FixedConditions(backbone, []), rank, 0)
+    generator = torch.Generator().manual_seed(3)
+    model.put({name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+               for name, tensor in model.tensors().items()})
+    return model
+
+
+def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
+    plain = PixelBackbone(pixel_pipeline())
+    expected = plain.denoise(X, T, {}).detach()
+    fresh = AdaptedModel(own_backbone(plain), FixedConditions(plain, []), 2, 0)
+    assert torch.equal(fresh.predict(X, T, NONE), expected)
+    model = shaken(own_backbone(plain))
+    assert not torch.allclose(model.predict(X, T, NONE), expected, atol=1e-3)
+    assert torch.equal(model.prior(X, T, NONE), expected)
+    assert torch.equal(plain.denoise(X, T, {}), expected)  # what was lent is what it was
+
+
+def test_added_weights_are_those_that_peft_merges():
+    model = shaken(own_backbone(PixelBackbone(pixel_pipeline())))
+    added = own_backbone(PixelBackbone(pixel_pipeline()))
+    tensors = lora_file(model.lora_tensors())
+    kinds = {name.split(".")[-3] for name in tensors}
+    assert {"to_q", "conv1", "conv_in", "0"} <= kinds  # to_out.0
+    add_lora_weights(added.unet, tensors)
+    torch.testing.assert_close(added.denoise(X, T, {}), model.predict(X, T, NONE),
+                               atol=1e-5, rtol=1e-4)
+    for layer in model._layers:
+        layer.merge()
+    merged = {name.replace(".base_layer", ""): tensor
+              for name, tensor in model.backbone.unet.state_dict().items() if "lora" not in name}
+    for name, tensor in added.unet.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name])
+
+
+def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone():
+    backbones = [own_backbone(PixelBackbone(pixel_pipeline())) for _ in range(3)]
+    state = torch.get_rng_state()
+    starts = [AdaptedModel(backbone, FixedConditions(backbone, []), 2, seed).tensors()
+              for backbone, seed in zip(backbones, (0, 0, 1))]
+    assert torch.equal(torch.get_rng_state(), state)
+    name = next(name for name in starts[0] if "lora_A" in name)
+    assert torch.equal(starts[0][name], starts[1][name])
+    assert not torch.equal(starts[0][name], starts[2][name])
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: {k.replace("conv_in", "conv_out_of_this_world"): v for k, v in t.items()},
+     "do not fit this model"),
+    (lambda t: {k: v for k, v in t.items() if not k.endswith("conv_in.lora_B.weight")},
+     "do not fit this model"),
+    (lambda t: {k: v[:-1] if k.endswith("conv_in.lora_B.weight") else v for k, v in t.items()},
+     "have the shape"),
+])
+def test_weights_of_another_model_are_refused(change, message):
+    backbone = own_backbone(PixelBackbone(pixel_pipeline()))
+    tensors = change(lora_file(shaken(backbone).lora_tensors()))
+    with pytest.raises(BackboneError, match=message):
+        add_lora_weights(own_backbone(PixelBackbone(pixel_pipeline())).unet, tensors)
+
+
+def test_the_base_is_known_again_in_half_precision_and_no_other_is():
+    unet = pixel_pipeline().unet
+    identity = {"name": "mine", **base_identity(unet)}
+    check_base(identity, unet, "mine", "adapted")
+    for dtype in (torch.float16, torch.bfloat16):
+        half = torch.nn.Module.to(pixel_pipeline().unet, dtype)
+        check_base(identity, half, "mine", "adapted")
+    for dtype in (torch.float32, torch.bfloat16):
+        other = pixel_pipeline().unet
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.05)
+        with pytest.raises(BackboneError, match="adapted from 'mine'.*found 'other'.*another mod"):
+            check_base(identity, torch.nn.Module.to(other, dtype), "other", "adapted")
+
+
+def classes(names, class_map=None, null=3, count=4, prior=("left", "up", "down")):
+    backbone = own_backbone(PixelBackbone(pixel_pipeline(num_classes=count), "prior", prior, null))
+    old = backbone.unet.class_embedding.weight.detach().clone()
+    return ClassRows(backbone, names, class_map or {}), old
+
+
+def test_known_classes_begin_as_copies_and_others_at_the_null_class():
+    rows, old = classes(["Up", "right", "far_left"], {"far_left": "left"})
+    assert torch.equal(rows.files()["rows"], old[[1, 3, 0, 3]])
+    assert rows.started_from == {"Up": "class 'up'", "right": "the null class",
+                                 "far_left": "class 'left'"}
+    found = rows.found()
+    assert (found.class_names, found.null_class) == (["Up", "right", "far_left"], 3)
+    assert rows.rows(torch.tensor([2, -1]))["class_labels"].tolist() == [2, 3]
+
+
+def test_a_map_may_name_rows_and_without_null_class_the_mean_is_the_start():
+    rows, old = classes(["a", "b"], {"a": 2}, null=None, prior=None)
+    torch.testing.assert_close(rows.files()["rows"], torch.stack([old[2], old.mean(0)]))
+    assert not rows.can_drop and rows.found().null_class is None
+    rows, old = classes(["a"], {"a": "1"}, prior=None)
+    assert torch.equal(rows.files()["rows"][0], old[1])
+
+
+def test_without_labels_the_null_class_alone_is_trained():
+    rows, old = classes([])
+    labels = rows.rows(torch.tensor([-1, -1]))["class_labels"]
+    rows._table(labels).sum().backward()
+    moved = rows.parameters["class_rows"].grad.abs().sum(1)
+    assert moved[3] > 0 and moved[:3].sum() == 0
+    assert torch.equal(rows.files()["rows"], old)
+    assert rows.found().class_names == ["left", "up", "down"]
+
+
+@pytest.mark.parametrize("names, class_map, null, error, message", [
+    (["a"], {"b": "up"}, 3, ValueError, r"class_map names 'b', which is not one of .*\['a'\]"),
+    (["a"], {"a": "sideways"}, 3, ValueError, "class_map must name classes of prior .*'sideways'"),
+    (["a"], {"a": 9}, 3, ValueError, "rows 0 to 3, got 9 for 'a'"),
+    ([], {}, None, BackboneError, "without a null class, so images without labels"),
+])
+def test_bad_classes_are_refused(names, class_map, null, error, message):
+    with pytest.raises(error, match=message):
+        classes(names, class_map, null=null)
+
+
+def test_models_with_lora_weights_and_options_of_loaded_ones_are_refused(class_folder):
+    backbone = PixelBackbone(pixel_pipeline(), "tiny")
+    with pytest.raises(ValueError, match="device and dtype belong to loading"):
+        own_backbone(backbone, "cpu")
+    shaken(backbone)
+    with pytest.raises(BackboneError, match="tiny has LoRA weights already"):
+        own_backbone(backbone)
+    with pytest.raises(ValueError, match="device and dtype belong to loading"):
+        own_backbone(BackboneSpec(str(class_folder)), dtype="float16")

@@ -1,0 +1,91 @@
+import pytest
+import scipy.stats
+import torch
+from diffusers import DDPMScheduler
+
+from dreamda_aug.adaptation.objective import (
+    HeldOut,
+    add_noise,
+    noise_levels,
+    paired_gain,
+    spread_levels,
+)
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.method.schedule import NoiseSchedule
+
+
+def rows(count):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, count, 1, 4, 4, generator=generator)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_noise_and_target_are_those_of_diffusers(pixel_backbone, predicts):
+    scheduler = DDPMScheduler(prediction_type=predicts, clip_sample=False)
+    schedule = noise_levels(pixel_backbone(predicts), 1000)
+    x_0, eps = rows(5)
+    levels = torch.tensor([0, 7, 100, 300, 499])
+    found = add_noise(schedule, x_0, eps, levels)
+    t = schedule.timesteps[levels]
+    torch.testing.assert_close(found.x_t, scheduler.add_noise(x_0, eps, t))
+    target = {"epsilon": eps, "sample": x_0}.get(predicts)
+    target = scheduler.get_velocity(x_0, eps, t) if target is None else target
+    torch.testing.assert_close(found.target, target)
+
+
+@pytest.mark.parametrize("kind, sigma_data", [
+    ("epsilon", 0.5), ("v_prediction", 0.5), ("flow", 0.5), ("edm", 0.5), ("edm", -0.5)])
+def test_the_right_answer_leads_back_to_the_clean_image(kind, sigma_data):
+    sigmas = torch.tensor([0.9, 0.5, 0.1, 0.0])
+    signal = {"flow": 1 - sigmas, "edm": torch.ones(4)}.get(kind, (1 - sigmas**2).sqrt())
+    schedule = NoiseSchedule(torch.tensor([900, 500, 100]), signal, sigmas, kind,
+                             sigma_data=sigma_data)
+    x_0, eps = rows(3)
+    found = add_noise(schedule, x_0, eps, torch.tensor([0, 1, 2]))
+    for row in range(3):
+        x_t = signal[row] * x_0[row] + sigmas[row] * eps[row]
+        torch.testing.assert_close(found.x_t[row], schedule.model_input(x_t, row))
+        clean, noise = schedule.predictions(found.target[row], x_t, row)
+        torch.testing.assert_close(clean, x_0[row], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(noise, eps[row], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def pixel_backbone():
+    from pipelines import pixel_pipeline
+
+    return lambda predicts: PixelBackbone(pixel_pipeline(predicts))
+
+
+def test_levels_cover_the_whole_range_in_any_order():
+    levels = spread_levels(8, 80, torch.Generator().manual_seed(0))
+    assert sorted(level // 10 for level in levels.tolist()) == list(range(8))
+    assert levels.tolist() != sorted(levels.tolist())
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 11, 25, 64])
+def test_the_gain_is_judged_as_by_scipys_paired_t_test(count):
+    generator = torch.Generator().manual_seed(count)
+    before = torch.rand(count, generator=generator)
+    step = torch.rand(count, generator=generator)
+    scale = scipy.stats.t.ppf(0.95, count - 1) * step.std().item() / count**0.5
+    for shift, real in ((1.02, True), (0.98, False)):
+        after = before - (step - step.mean() + shift * scale)
+        gain = paired_gain(before.double(), after.double())
+        assert gain.is_real is real
+        p = scipy.stats.ttest_rel(before, after, alternative="greater").pvalue
+        assert bool(p < 0.05) is real
+
+
+def test_held_out_losses_depend_on_the_image_alone(pixel_backbone):
+    backbone = pixel_backbone("epsilon")
+    schedule = noise_levels(backbone, 1000)
+    x_0 = torch.rand(3, 1, 16, 16)
+
+    def losses(count, batch_size):
+        held_out = HeldOut.draw(x_0[:count], torch.full((count,), -1), len(schedule), 0)
+        return held_out.losses(lambda x, t, labels: backbone.predict(x, t, {}), schedule,
+                               batch_size, torch.device("cpu"))
+
+    torch.testing.assert_close(losses(3, 7), losses(3, 32))
+    torch.testing.assert_close(losses(2, 32), losses(3, 32)[:2])

@@ -1,0 +1,50 @@
+"""Curves of time and memory, at sizes that say nothing."""
+
+import json
+
+import pytest
+
+from benchmarks.scale import growth
+from benchmarks.scale.__main__ import main
+from benchmarks.scale.growth import exponent
+from benchmarks.scale.page import summary
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(growth, "SUBJECTS", {
+        name: (measure, (20, 60)) for name, (measure, _) in growth.SUBJECTS.items()})
+
+
+def test_every_stage_gets_a_curve_a_plot_and_a_line_in_the_page(small, tmp_path):
+    page = tmp_path / "cost.md"
+    page.write_text("<!-- figures: scale/growth -->\n<!-- end of figures -->\nprose\n")
+    main(["growth", "--out", str(tmp_path), "--docs", str(page)])
+    record = json.loads((tmp_path / "growth.json").read_text())
+    stages = {(curve["subject"], curve["stage"]) for curve in record["curves"]}
+    assert ("planned images", "make and write") in stages
+    assert ("cache entries", "evict a tenth of it") in stages
+    assert ("manifest lines", "read it") in stages and len(stages) == 10
+    for curve in record["curves"]:
+        assert curve["sizes"] == [20, 60] and all(each >= 0 for each in curve["seconds"])
+        assert curve["exponent"] == exponent([20, 60], curve["seconds"])
+        assert f"| {curve['subject']} | 20 to 60 | {curve['stage']} |" in page.read_text()
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_above_the_largest_are_left_out(small, capsys):
+    main(["growth", "--largest", "20"])
+    record = json.loads(capsys.readouterr().out.split("\n", 3)[3])
+    assert all(curve["sizes"] == [20] and curve["exponent"] is None for curve in record["curves"])
+    assert "| – |" in summary(record)
+
+
+def test_the_exponent_is_that_of_a_power():
+    assert exponent([1, 10, 100], [2.0, 9.0, 2e4]) == pytest.approx(2)
+    assert exponent([10, 1000], [3.0, 3.0]) == 0 and exponent([5], [1.0]) is None
+
+
+def test_a_page_without_a_record_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["growth", "--docs", str(tmp_path / "cost.md")])
+    assert "give --out too" in capsys.readouterr().err

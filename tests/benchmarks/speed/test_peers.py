@@ -1,0 +1,85 @@
+"""What others would run: the same weights, without our hooks."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from pipelines import pixel_pipeline
+
+from benchmarks.common.architectures import build, made, sample_images
+from benchmarks.speed import energy
+from benchmarks.speed.peers import Peer, ddim_loop, without_hooks
+from dreamda_aug import BottleneckNoise, Settings
+from dreamda_aug.backbones.unet import PixelBackbone
+
+
+@pytest.mark.parametrize("arch", ["tiny-sdxl", "tiny-sd3"])
+def test_diffusers_own_pipeline_runs_on_the_weights_of_a_backbone(arch):
+    backbone = build(arch, "cpu")
+    peer = Peer(backbone, Settings(steps=2, strength=0.5))
+    images = sample_images(backbone, 2)
+    torch.manual_seed(0)
+    first = peer.img2img(images)
+    assert first.shape == images.shape and first.isfinite().all() and first.std() > 0
+    assert peer.rows == 4 and not peer.has_cycle  # one step, two images, with guidance
+    next(backbone.denoiser.parameters()).data.mul_(1.5)
+    torch.manual_seed(0)
+    assert not torch.equal(peer.img2img(images), first)
+
+
+@pytest.mark.parametrize("arch, parameters", [
+    ("sdxl", {"unet": 2_567_463_684, "vae": 83_653_863}),
+    ("sd3", {"transformer": 2_028_328_000, "vae": 83_819_683 + 1_328}),
+])
+def test_large_architectures_have_the_published_number_of_weights(arch, parameters):
+    pipeline = made(arch, "meta")
+    assert {name: sum(p.numel() for p in getattr(pipeline, name).parameters())
+            for name in parameters} == parameters
+
+
+def test_a_model_without_hooks_shares_its_weights_and_leaves_the_hooks_where_they_were():
+    backbone = PixelBackbone(pixel_pipeline())
+    twin, x = without_hooks(backbone.unet), torch.rand(1, 1, 16, 16)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in backbone.unet.parameters()]
+    seeds, scale = torch.tensor([1]), torch.ones(1)
+    backbone.tap.set(BottleneckNoise(), None, 0, 1, seeds=seeds, step=torch.tensor(0), scale=scale,
+                     unconditional=torch.zeros(1, dtype=torch.bool))
+    with torch.no_grad():
+        plain, tapped = (unet(x, 10, return_dict=False)[0] for unet in (twin, backbone.unet))
+        backbone.tap.clear()
+        assert torch.equal(plain, backbone.unet(x, 10, return_dict=False)[0])
+    assert not torch.equal(plain, tapped)
+
+
+def test_the_plain_loop_on_pixels_is_image_to_image():
+    unet = pixel_pipeline().unet
+    images = torch.rand(2, 1, 16, 16)
+    scheduler = DDIMScheduler(clip_sample=False)
+
+    class Knows(torch.nn.Module):
+        """Predicts just the noise that was added to the images."""
+
+        device, dtype = unet.device, unet.dtype
+
+        def forward(self, x, t, return_dict):
+            level = scheduler.alphas_cumprod[t]
+            return [(x - level.sqrt() * (2 * images - 1)) / (1 - level).sqrt()]
+
+    made = ddim_loop(Knows(), scheduler, images, steps=10, strength=0.5)
+    torch.testing.assert_close(made, images, atol=1e-3, rtol=0)
+
+
+def test_energy_is_read_from_the_driver_where_it_says_so(monkeypatch):
+    assert energy.energy_meter(torch.device("cpu")) is None
+    counter = iter([5_000, 9_000])
+    asked = []
+    nvml = SimpleNamespace(
+        NVMLError=RuntimeError, nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: asked.append(uuid),
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counter))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(uuid="12"))
+    assert energy.energy_meter(torch.device("cuda"))() == 9.0 and asked == ["GPU-12"]
+    assert energy.per_kwh(10, 36.0) == pytest.approx(1e6) and energy.per_kwh(10, None) is None

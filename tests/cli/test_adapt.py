@@ -1,0 +1,60 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from pipelines import pixel_pipeline
+
+from dreamda_aug.cli.main import main
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, low in (("left", 2), ("right", 8)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            array = rng.integers(0, 30, (16, 16), dtype=np.uint8)
+            array[4:12, low : low + 6] = 230
+            PIL.Image.fromarray(array).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def prior(tmp_path):
+    pixel_pipeline("v_prediction", num_classes=3).save_pretrained(tmp_path / "prior")
+    (tmp_path / "prior" / "training.json").write_text('{"class_names": ["up", "down"]}')
+    return str(tmp_path / "prior")
+
+
+def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
+    out, data = tmp_path / "adapted", tmp_path / "data"
+    assert main(["adapt", str(images), "--backbone", prior, "--out", str(out), "--rank", "2",
+                 "--steps", "15", "--learning-rate", "0.005", "--evaluate-every", "5",
+                 "--class-map", "left=up", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "class left: began as class 'up'" in text and "right: began as the null class" in text
+    assert "held-out loss" in text and text.strip().endswith(": helped")
+    assert json.loads((out / "adaptation.json").read_text())["identity"]["settings"]["rank"] == 2
+
+    expand = ["expand", str(images), "--backbone", prior, "--lora", str(out), "--ratio", "1",
+              "--set", "steps=2", "--limit", "2", "--device", "cpu", "--out"]
+    assert main([*expand, str(data)]) == 0
+    line = json.loads((data / "manifest.jsonl").read_text().splitlines()[0])
+    assert main(["regenerate", str(data), line["id"]]) == 0
+    assert "equal to the stored image" in capsys.readouterr().out
+    del expand[4:6]
+    assert main([*expand, str(data)]) == 2  # without the weights it is another model
+    assert "begun with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--class-map", "left"], "--class-map left: expected CLASS=PRIOR"),
+    (["--no-early-stopping"], "steps must be given where early_stopping is False"),
+    (["--tokens", "learned"], "tokens must be 'prompt' unless"),
+])
+def test_bad_arguments_exit_2_with_one_line(arguments, message, images, prior, tmp_path, capsys):
+    status = main(["adapt", str(images), "--backbone", prior, "--out", str(tmp_path / "adapted"),
+                   *arguments])
+    error = capsys.readouterr().err
+    assert status == 2 and message in error and error.count("\n") == 1

@@ -1,0 +1,125 @@
+"""Datasets that measure for themselves how far their images may go."""
+
+import warnings
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.expansion import Expansion, expand
+from dreamda_aug.generation import automatic
+from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.records.facts import read_plan
+
+pytestmark = pytest.mark.filterwarnings("ignore:no setting kept")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(automatic, "_NOISE_SCALES", (0.5, 4.0))
+    monkeypatch.setattr(automatic, "_ADHERENCES", (0.9, 0.0))
+    monkeypatch.setattr(automatic, "STRENGTHS", (0.3, 0.8))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    calls = []
+    measure = automatic._measure
+    monkeypatch.setattr(automatic, "_measure",
+                        lambda *given: calls.append(given) or measure(*given))
+    return calls
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(0)
+    labels = torch.arange(10) % 2
+    images = 0.5 * labels[:, None, None, None] + 0.5 * torch.rand(10, 1, 16, 16)
+    return TensorDataset(images, labels)
+
+
+@pytest.fixture
+def synthesizer(tmp_path):
+    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
+                       cache=tmp_path / "cache")
+
+
+def test_a_dataset_measures_once_and_workers_never(data, synthesizer, measured):
+    augmented = AugmentedDataset(data, DreamDAugment(synthesizer), 2)
+    assert len(measured) == 1
+    assert augmented.calibration.strength == augmented.synthesizer.requested_settings.strength
+    assert synthesizer.requested_settings.strength is None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not calibrated")
+        images = next(iter(DataLoader(augmented.synthetic, 4, num_workers=1)))[0]
+    torch.testing.assert_close(images[0], augmented[10][0], atol=1e-2, rtol=0)
+    assert len(measured) == 1
+    assert AugmentedDataset(data, synthesizer, 2).calibration == augmented.calibration
+    assert len(measured) == 1
+
+
+def test_without_it_mild_defaults_are_taken_with_a_warning(data, synthesizer, measured):
+    augmented = AugmentedDataset(data, synthesizer, 2, calibrate=False)
+    assert augmented.synthesizer is synthesizer and augmented.calibration is None
+    with pytest.warns(UserWarning, match="tiny was not calibrated.*dreamda calibrate FOLDER"):
+        _ = augmented[10]
+    assert not measured
+
+
+def test_a_dataset_that_keeps_no_labels_is_read_for_some(data, synthesizer, measured):
+    class Bare(Dataset):
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, index):
+            return data[index]
+
+    found = AugmentedDataset(Bare(), synthesizer, 2).calibration
+    assert len(measured) == 1 and found.target == "agreement >= 0.9"
+
+
+def test_an_expansion_measures_once_and_its_record_says_what_and_why(
+    data, synthesizer, measured, tmp_path
+):
+    source = open_source(data, class_names=["dark", "bright"])
+    assert expand(source, tmp_path / "out", synthesizer, 1).whole
+    facts = read_plan(tmp_path / "out")
+    found = facts["calibration"]
+    for dial in ("strength", "noise_scale", "adherence"):
+        assert facts["settings"][dial] == found[dial]
+    assert found["target"] == "agreement >= 0.9" and len(found["digest"]) == 32
+    card = (tmp_path / "out" / "dataset_card.md").read_text()
+    assert f"Measured on the seed images: strength {found['strength']:g}" in card
+    assert expand(source, tmp_path / "out", synthesizer, 1).made == 0
+    assert len(measured) == 1
+
+
+def test_an_expansion_does_not_go_on_with_another_calibration(data, synthesizer, tmp_path):
+    expand(data, tmp_path / "out", synthesizer, 1)
+    other = Expansion(data, synthesizer, 1)
+    other.facts["calibration"] = {**other.facts["calibration"], "digest": "0" * 32}
+    with pytest.raises(Exception, match="calibration.digest: '"):
+        other.run(tmp_path / "out")
+
+
+def test_numbers_leave_nothing_to_measure_and_nothing_in_the_record(data, tmp_path, measured):
+    numbers = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=3, cache=None)
+    expand(data, tmp_path / "out", numbers, 1)
+    assert read_plan(tmp_path / "out")["calibration"] is None and not measured
+    assert "Measured on the seed images" not in (tmp_path / "out/dataset_card.md").read_text()
+    assert AugmentedDataset(data, numbers, 1).calibration is None
+
+
+def test_an_expansion_without_it_takes_what_was_calibrated_by_hand_before(
+    data, synthesizer, measured
+):
+    from dreamda_aug import calibrate
+
+    images, labels = data.tensors
+    by_hand = calibrate(images, labels, synthesizer=synthesizer, max_distance=0.3,
+                        strengths=(0.3,), noise_scales=(1.0,), adherences=(0.9,), replicas=2)
+    work = Expansion(data, synthesizer, 1, calibrate=False)
+    assert work.facts["calibration"] == by_hand.facts() and not measured

@@ -1,0 +1,184 @@
+"""Datasets and trainers of other libraries around an `AugmentedDataset`."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torchvision.transforms import v2
+
+from dreamda_aug import AugmentedDataset, Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.datasets import Origin
+from dreamda_aug.expansion import ExpansionError, expand, open_source, read_manifest
+
+TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+@pytest.fixture(scope="module")
+def synthesizer():
+    return Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+                       cache=None, batch_size=4)
+
+
+def arrays(count=4, channels=()):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, *channels), dtype=np.uint8)
+
+
+class Rows:
+    """A dataset of given samples."""
+
+    def __init__(self, *samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+@pytest.mark.parametrize("channels", [(), (1,)])
+def test_arrays_come_back_as_arrays(synthesizer, channels):
+    seeds = arrays(2, channels)
+    both = AugmentedDataset(Rows((seeds[0], 0), (seeds[1], 1)), synthesizer, 2)
+    made, label = both[5]
+    assert isinstance(made, np.ndarray) and made.dtype == np.uint8 and label == 1
+    assert made.shape == seeds[0].shape and (made != seeds[1]).any()
+    images, labels = next(iter(DataLoader(both, 6)))
+    assert images.shape == (6, 16, 16, *channels) and labels.tolist() == [0, 1, 0, 0, 1, 1]
+
+
+def test_dicts_stay_dicts_and_what_else_they_hold_stays_with_the_seed(synthesizer):
+    rows = Rows(*({"image": image, "label": i, "patient": f"p{i}"}
+                  for i, image in enumerate(arrays(2))))
+    both = AugmentedDataset(rows, synthesizer, 2, transform=TO_FLOAT, with_origin=True)
+    sample = both[4]
+    assert sample.keys() == {"image", "label", "patient", "origin"}
+    assert sample["patient"] == "p1" and sample["label"] == 1
+    assert sample["origin"] == Origin(True, 1, 0, 0) and sample["image"].dtype == torch.float32
+    batch = next(iter(DataLoader(both, 6)))
+    assert batch["image"].shape == (6, 1, 16, 16) and batch["origin"].index.tolist()[-1] == 1
+
+
+def test_an_index_behind_the_label_stays_with_the_seed(synthesizer):
+    rows = Rows(*((image, i, 10 + i) for i, image in enumerate(arrays(2))))
+    both = AugmentedDataset(rows, synthesizer, 2)
+    assert [both[i][1:] for i in range(6)] == [(0, 10), (1, 11), *[(0, 10)] * 2, *[(1, 11)] * 2]
+    assert len(AugmentedDataset(rows, synthesizer, 2, with_origin=True)[3]) == 4
+
+
+@pytest.mark.parametrize("make", [
+    lambda image, i: (image, i), lambda image, i: (image, i, 10 + i),
+    lambda image, i: {"image": image, "label": i},
+    lambda image, i: {"img": PIL.Image.fromarray(image), "labels": torch.tensor(i)},
+])
+def test_expand_takes_the_same_rows_and_reads_them_back(synthesizer, tmp_path, make):
+    rows = Rows(*(make(image, i) for i, image in enumerate(arrays(3))))
+    assert expand(rows, tmp_path / "out", synthesizer, 2).tally.images == {"0": 2, "1": 2, "2": 2}
+    stored = AugmentedDataset.from_folder(rows, tmp_path / "out")
+    live = AugmentedDataset(rows, synthesizer, 2)
+    assert len(stored) == len(live) == 9
+    for i in range(9):
+        sample, expected = stored[i], live[i]
+        if isinstance(sample, dict):
+            assert sample.keys() == expected.keys()
+            sample, expected = tuple(sample.values()), tuple(expected.values())
+        assert sample[1:] == expected[1:]
+        difference = np.asarray(sample[0]).astype(int) - np.asarray(expected[0])
+        assert abs(difference).max() <= 1
+
+
+def test_labels_after_a_target_transform_are_expanded(synthesizer, tmp_path):
+    class Digits(TensorDataset):
+        classes = ["zero", "one", "two", "three"]
+        target_transform = staticmethod(lambda label: label % 2)
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, self.target_transform(int(label))
+
+    data = Digits(torch.rand(4, 1, 16, 16), torch.arange(4))
+    data.targets = [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="class_names must be given for a dataset whose target"):
+        expand(data, tmp_path / "out", synthesizer, 1)
+    source = open_source(data, class_names=["even", "odd"])
+    assert expand(source, tmp_path / "out", synthesizer, 1).tally.images == {"even": 2, "odd": 2}
+    stored = AugmentedDataset.from_folder(data, tmp_path / "out")
+    assert stored.targets == [stored[i][1] for i in range(8)] == [0, 1] * 4
+    live = AugmentedDataset(data, synthesizer, 1)
+    assert live.targets == [live[i][1] for i in range(8)] == [0, 1] * 4
+    data.target_transform = lambda label: 1 - label % 2
+    with pytest.raises(ExpansionError, match="was of class 'even', the real dataset says"):
+        AugmentedDataset.from_folder(data, tmp_path / "out")
+
+
+def test_a_list_of_labels_that_samples_contradict_is_refused(synthesizer, tmp_path):
+    rows = Rows(*((image, 1) for image in arrays(2)))
+    rows.targets = [0, 1]
+    with pytest.raises(ValueError, match="sample 0 has label 1, and the list says 0"):
+        expand(rows, tmp_path / "out", synthesizer, 1)
+
+
+def test_a_sample_that_is_there_twice_gets_replicas_of_its_own(synthesizer):
+    data = TensorDataset(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
+    once = AugmentedDataset(data, synthesizer, 2)
+    twice = AugmentedDataset(Subset(data, [1, 0, 1]), synthesizer, 2)
+    alone = AugmentedDataset(Subset(data, [1]), synthesizer, 4)
+    made = [twice[3 + i][0] for i in (0, 1, 4, 5)]
+    assert len({image.numpy().tobytes() for image in made}) == 4
+    for image, expected in zip(made, (alone[1 + i][0] for i in range(4))):
+        torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(made[0], once[4][0], atol=1e-5, rtol=0)
+    joined = AugmentedDataset(ConcatDataset([data, data]), synthesizer, 1)
+    assert not torch.allclose(joined[4][0], joined[6][0])
+
+
+@pytest.fixture
+def table():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(),
+                                  "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [PIL.Image.fromarray(each) for each in arrays()], "label": [0, 1, 1, 0]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_hugging_face_datasets_can_be_augmented_and_expanded(table, synthesizer, tmp_path):
+    both = AugmentedDataset(table, synthesizer, 2)
+    assert both.classes == ["cat", "dog"] and both.targets[:4] == [0, 1, 1, 0]
+    sample = both[4]
+    assert sample.keys() == {"image", "label"} and isinstance(sample["image"], PIL.Image.Image)
+    assert expand(table, tmp_path / "out", synthesizer, 2).tally.images == {"cat": 4, "dog": 4}
+    stored = AugmentedDataset.from_folder(table, tmp_path / "out")
+    assert [stored[i]["label"] for i in range(12)] == both.targets
+    assert {line.class_name for line in read_manifest(tmp_path / "out")} == {"cat", "dog"}
+
+
+def test_a_hugging_face_trainer_trains_on_it(table, synthesizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def transform(batch):
+        return {"pixel_values": [TO_FLOAT(image) for image in batch["image"]],
+                "labels": batch["label"]}
+
+    both = AugmentedDataset(table.with_transform(transform), synthesizer, 2)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(256, 2)
+            self.seen = []
+
+        def forward(self, pixel_values, labels):
+            self.seen += labels.tolist()
+            logits = self.layer(pixel_values.flatten(1))
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    model = Model()
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=5, num_train_epochs=1, report_to=[],
+        use_cpu=True, disable_tqdm=True, save_strategy="no", logging_strategy="no")
+    done = transformers.Trainer(model, arguments, train_dataset=both).train()
+    assert done.global_step == 3 and sorted(model.seen) == [0] * 6 + [1] * 6
+    assert np.isfinite(done.training_loss)

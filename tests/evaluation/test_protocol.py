@@ -1,0 +1,71 @@
+"""The study on a folder so small that it takes seconds."""
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from torch import nn
+
+from dreamda_aug import Synthesizer, evaluate
+from dreamda_aug.evaluation.protocol import _draw
+from dreamda_aug.evaluation.training import class_accuracy, rand_augment
+
+
+@pytest.fixture
+def synthesizer():
+    return Synthesizer(pixel_pipeline(), cache=None, steps=3, strength=0.6, adherence=0.5,
+                       noise_scale=1.0)
+
+
+def marked(count: int) -> list[tuple[torch.Tensor, int]]:
+    """Images whose upper or lower half is bright."""
+    rows = []
+    for number in range(count):
+        image = torch.full((1, 16, 16), 0.2)
+        image[:, 8 * (number % 2) : 8 * (number % 2) + 8] = 0.9
+        rows.append((image + number / 1000, number % 2))
+    return rows
+
+
+def tiny(channels: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                         nn.Linear(16 * channels, num_classes))
+
+
+def test_all_arms_are_trained_alike_and_the_same_call_gives_the_same_numbers(synthesizer):
+    options = {"shots": 2, "draws": 2, "replicas": 2, "steps": 8, "batch_size": 6,
+               "classifier": tiny, "flip": 0.0, "learning_rate": 0.1}
+    found = evaluate(marked(16), synthesizer, **options)
+    assert list(found.accuracies) == ["real only", "RandAugment", "DreamDA, seed labels",
+                                      "DreamDA, linear probe", "DreamDA + AMST"]
+    assert all(len(values) == 2 for values in found.accuracies.values())
+    assert sum(found.accuracies["real only"]) / 2 > 0.9  # it learned the halves
+    assert found.same_label["DreamDA, seed labels"] == 1
+    assert found.settings["test_images"] == "12"
+    assert evaluate(marked(16), synthesizer, **options) == found
+
+
+def test_labelled_and_test_images_are_disjoint_and_cover_all():
+    labels = torch.arange(30) % 3
+    chosen, test = _draw(labels, 4, 0)
+    assert labels[chosen].bincount().tolist() == [4, 4, 4]
+    assert sorted(chosen.tolist() + test.tolist()) == list(range(30))
+    assert _draw(labels, 4, 1)[0].tolist() != chosen.tolist()
+
+
+def test_what_cannot_be_studied_is_refused(synthesizer):
+    with pytest.raises(ValueError, match=r"more than 8 images of each class.*class '0' has 8"):
+        evaluate(marked(16), synthesizer, shots=8)
+    with pytest.raises(ValueError, match="steps must be a multiple of 4, got 6"):
+        evaluate(marked(16), synthesizer, steps=6)
+    with pytest.raises(ValueError, match="shots must be"):
+        evaluate(marked(16), synthesizer, shots=1)
+
+
+def test_accuracy_is_averaged_over_classes_and_views_stay_in_range():
+    images = torch.rand(4, 1, 16, 16)
+    always_first = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    nn.init.zeros_(always_first[1].weight)
+    always_first[1].bias.data = torch.tensor([1.0, 0.0])
+    assert class_accuracy(always_first, images, torch.tensor([0, 0, 0, 1]), "cpu") == 0.5
+    view = rand_augment(images)
+    assert view.shape == images.shape and view.min() >= 0 and view.max() <= 1

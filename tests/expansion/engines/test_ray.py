@@ -1,0 +1,174 @@
+"""Expansions on Ray: the same files, whatever happens to the processes."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug import Synthesizer
+from dreamda_aug.cli.main import main
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.engines.reopened import ReopenedFilter
+from dreamda_aug.expansion.expansion import Expansion
+
+ray = pytest.importorskip("ray")
+from dreamda_aug.expansion.engines.ray import RayEngine, make_units  # noqa: E402
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ.setdefault("RAY_DISABLE_MEMORY_MONITOR", "1")
+    # the workers of a pool would be started ahead, one for each CPU, and are not needed
+    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+             configure_logging=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    pixel_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "train"
+    generator = torch.Generator().manual_seed(0)
+    for i in range(8):
+        folder = root / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (16, 16), generator=generator, dtype=torch.uint8)
+        PIL.Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return root
+
+
+def test_two_processes_one_of_them_killed_write_the_files_of_one(
+    cluster, model, train, tmp_path
+):
+    options = dict(preset="paper", steps=3, cache=None, batch_size=2, device="cpu")
+    filters = [ReopenedFilter("seed-copy", 2)]
+
+    def expansion():
+        return Expansion(train, Synthesizer(str(model), **options), 6, filters=filters,
+                         keep_flagged=True)
+
+    expansion().run(tmp_path / "one")
+    made, killed = [], []
+
+    def progress(now):
+        made.append(now.made)
+        if now.made >= 6 and not killed:  # in the middle: whoever works now loses its batch
+            killed.append(min(workers()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    def workers():
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                try:
+                    title = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if title.startswith(b"ray::UnitWorker"):
+                    found.add(int(entry.name))
+        return found
+
+    summary = expansion().run(tmp_path / "two", engine=RayEngine(workers=2), progress=progress)
+    assert summary.whole and summary.made == 48 and killed and made[-1] == 48
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+def test_an_error_in_a_process_is_raised_here_as_it_was(cluster, model, train, tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "train" / "cat" / f"{name}.png").write_bytes(
+            (train / "cat" / "0.png").read_bytes())
+    (tmp_path / "train" / "cat" / "b.png").write_bytes(b"no picture")
+    work = Expansion(tmp_path / "train", Synthesizer(str(model), "paper", steps=2, cache=None,
+                                                     device="cpu"), 2, strict=True)
+    with pytest.raises(ExpansionError, match="^strict: cat/b.png: "):
+        work.run(tmp_path / "out", engine=RayEngine(workers=1))
+
+
+def local_classes():
+    """Defined inside of a function, so that they go to other processes by value."""
+    class Quick:
+        def ready(self):
+            pass
+
+        def make(self, unit):
+            pass
+
+    class Deadly(Quick):
+        def make(self, unit):
+            if unit == 1:
+                os._exit(1)
+
+    return Quick, Deadly
+
+
+def test_ten_thousand_units_are_given_out_without_the_driver_growing(cluster):
+    quick = ray.remote(num_cpus=1)(local_classes()[0])
+    done, sizes = set(), []
+
+    def finished(unit):
+        done.add(unit)
+        if len(done) in (500, 10_000):
+            sizes.append(resident())
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    make_units(range(10_000), quick.remote, 2, finished)
+    assert done == set(range(10_000))
+    assert sizes[1] - sizes[0] < 100e6
+
+
+def test_a_unit_that_kills_every_process_is_named(cluster):
+    deadly = ray.remote(num_cpus=1, max_restarts=0)(local_classes()[1])
+    done = []
+    with pytest.raises(ExpansionError, match="batch 1: its process died 3 times"):
+        make_units(range(3), deadly.remote, 1, done.append)
+    assert done == [0] or done == [0, 2]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--workers", "2"], "--workers belongs to --engine ray"),
+    (["--address", "auto"], "--address belongs to --engine ray"),
+    (["--engine", "ray", "--shard", "0/2"], "share out the work in two ways"),
+])
+def test_options_that_do_not_go_together_are_refused(arguments, message, tmp_path, capsys):
+    assert main(["expand", "bundled", "--out", str(tmp_path / "o"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_ray_the_extra_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'dreamda_aug\[ray\]'"):
+        RayEngine()
+    assert main(["expand", "bundled", "--out", str(tmp_path / "o"), "--engine", "ray"]) == 2
+    assert "dreamda_aug[ray]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_where_nobody_is_costs_an_error_and_no_wait(address, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    started = time.perf_counter()
+    with pytest.raises(ExpansionError, match=f"Ray at {address} could not be reached"):
+        RayEngine(address).run(None)
+    assert time.perf_counter() - started < 15

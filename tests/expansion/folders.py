@@ -1,0 +1,35 @@
+"""Folders of seed images, and what an expansion wrote."""
+
+from pathlib import Path
+
+import PIL.Image
+import torch
+
+
+def write_images(root: Path, counts: dict[str, int], size: int = 16) -> Path:
+    """Class folders of random grey PNG files; ``counts`` is images by class name."""
+    generator = torch.Generator().manual_seed(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(256, (size, size), generator=generator, dtype=torch.uint8)
+            PIL.Image.fromarray(pixels.numpy()).save(root / name / f"{i}.png")
+    return root
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*") if path.is_file()}
+
+
+def once_per_unit(make):
+    """``UnitMaker.make`` that makes each batch once, and gives the same again."""
+    made = {}
+
+    def call(unit, planned, layout):
+        if unit not in made:
+            made[unit] = make(unit, planned, layout)
+        return made[unit]
+
+    return call

@@ -1,0 +1,157 @@
+"""Calibration without being asked: once for a dataset, and the same for every process."""
+
+import logging
+import threading
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug import Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.bundled import FashionMNISTSample
+from dreamda_aug.generation import automatic
+from dreamda_aug.generation.automatic import calibrated
+from dreamda_aug.generation.calibration import calibration_path
+from dreamda_aug.generation.sweep import calibrate
+
+pytestmark = pytest.mark.filterwarnings("ignore:no setting kept")
+
+
+class Images:
+    """Dark and bright noise, by class."""
+
+    def __init__(self, count=12, classes=2):
+        self.labels = [i % classes for i in range(count)]
+
+    def open(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return 0.5 * self.labels[index] + 0.5 * torch.rand(1, 16, 16, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(automatic, "_NOISE_SCALES", (0.5, 4.0))
+    monkeypatch.setattr(automatic, "_ADHERENCES", (0.9, 0.0))
+    monkeypatch.setattr(automatic, "STRENGTHS", (0.3, 0.8))
+
+
+@pytest.fixture
+def synthesizer(tmp_path):
+    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
+                       cache=tmp_path / "cache")
+
+
+def run(synthesizer, images=None, indices=None):
+    images = images or Images()
+    return calibrated(synthesizer, images, indices or range(len(images.labels)), lambda _: None)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How often something was measured."""
+    calls = []
+    measure = automatic._measure
+    monkeypatch.setattr(automatic, "_measure",
+                        lambda *given: calls.append(given) or measure(*given))
+    return calls
+
+
+def test_price_and_choice_are_said_and_the_dials_are_numbers(synthesizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        ready, found = run(synthesizer)
+    price, choice = (record.getMessage() for record in caplog.records)
+    assert "U-Net rows, " in price and "--no-calibrate" in price
+    assert choice.startswith("calibrated: strength=") and "agreement >= 0.9" in choice
+    assert "out of fold" in choice
+    settings = ready.requested_settings
+    assert (settings.strength, settings.noise_scale, settings.adherence) == (
+        found.strength, found.noise_scale, found.adherence)
+    assert synthesizer.requested_settings.strength is None
+    assert ready.backbone is synthesizer.backbone
+
+
+def test_the_same_dataset_is_measured_once_and_another_one_anew(synthesizer, measured):
+    _, first = run(synthesizer)
+    other = Synthesizer(synthesizer.backbone, steps=4, strength=None, cache=synthesizer.cache)
+    _, again = run(other)
+    assert len(measured) == 1 and again == first and again.facts() == first.facts()
+    _, different = run(synthesizer, Images(14))
+    assert len(measured) == 2 and different.facts()["digest"] != first.facts()["digest"]
+
+
+def test_processes_that_start_together_measure_once(synthesizer, measured):
+    others = [Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
+                          cache=synthesizer.cache) for _ in range(2)]
+    found = []
+    threads = [threading.Thread(target=lambda s=s: found.append(run(s)[1])) for s in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(measured) == 1 and found[0] == found[1]
+
+
+def test_what_was_calibrated_by_hand_comes_first(synthesizer, measured):
+    torch.manual_seed(0)
+    by_hand = calibrate(torch.rand(4, 1, 16, 16), synthesizer=synthesizer, max_distance=0.2,
+                        strengths=(0.3,), noise_scales=(1.0,), adherences=(0.9,), replicas=2)
+    ready, found = run(synthesizer)
+    assert not measured and found == by_hand and ready.settings.strength == 0.3
+
+
+def test_numbers_in_the_settings_stay_and_are_not_measured(tmp_path, measured):
+    numbers = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", cache=tmp_path)
+    assert run(numbers) == (numbers, None) and not measured
+    part = Synthesizer(PixelBackbone(pixel_pipeline()), steps=4, adherence=0.7, cache=None)
+    ready, found = run(part)
+    assert ready.settings.adherence == found.adherence == 0.7 and len(measured) == 1
+
+
+def test_one_class_goes_part_of_the_way_to_its_neighbours(synthesizer):
+    _, found = run(synthesizer, Images(classes=1))
+    # uniform noise of half the range: the distance of two images is 0.5 / sqrt(6)
+    limit = float(found.target.removeprefix("distance <= "))
+    assert limit == pytest.approx(0.5 * 0.5 / 6**0.5, rel=0.1)
+    assert not found.met or found.chosen.distance <= limit
+
+
+def test_one_image_is_nothing_to_measure_on(synthesizer, measured):
+    assert run(synthesizer, Images(1)) == (synthesizer, None) and not measured
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(synthesizer, monkeypatch):
+    (synthesizer.cache.root / "calibration").write_text("in the way")
+    with pytest.warns(UserWarning, match="could not be saved"):
+        ready, found = run(synthesizer)
+    assert ready.settings.strength == found.strength
+
+
+def test_the_bundled_model_knows_its_own_kind_and_warns_of_others(tmp_path, bundled, measured):
+    synthesizer = Synthesizer(bundled, "paper", cache=tmp_path)
+    clothes = FashionMNISTSample("test")
+
+    class Clothes:
+        labels = clothes.targets
+
+        def open(self, index):
+            return clothes[index][0]
+
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrated(synthesizer, Clothes(), range(0, 300, 20), lambda _: None)
+    with pytest.warns(UserWarning, match="unlike what the bundled model was trained on.*take a"):
+        run(synthesizer)
+    assert not measured
+
+
+def test_a_damaged_file_is_named(synthesizer, tmp_path):
+    run(synthesizer)
+    path, = (synthesizer.cache.root / "calibration").glob("*.json")
+    sample = path.name.split(".")[1]
+    assert path == calibration_path(synthesizer.cache.root, synthesizer.requested_settings,
+                                    synthesizer.backbone, sample)
+    path.write_text("{}")
+    with pytest.raises(Exception, match=f"{path.name}.*expected a calibration"):
+        run(synthesizer)

@@ -1,0 +1,50 @@
+"""Judges that have not seen the seed image."""
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.generation.judging import FoldJudge, GivenJudge, fold_judge
+from dreamda_aug.metrics.features import pixel_features
+
+
+@pytest.fixture
+def noise():
+    """Images that carry nothing about their labels."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 2
+
+
+def test_an_image_is_judged_by_a_regression_that_has_not_seen_it(noise):
+    images, labels = noise
+    judge = FoldJudge(pixel_features(), images, labels, "pixels")
+    own = (judge.classify(images, torch.arange(40)) == labels).float().mean()
+    other = torch.arange(40).roll(2)  # of another part
+    known = (judge.classify(images, other) == labels).float().mean()
+    # pixels of noise foretell no label; who has seen the image knows it by heart
+    assert own < 0.75 < 0.9 < known
+
+
+def test_classes_that_differ_are_told_apart():
+    labels = torch.arange(24) % 3
+    torch.manual_seed(0)
+    images = (labels[:, None, None, None] / 3 + 0.1 * torch.rand(24, 1, 16, 16))
+    judge = fold_judge(PixelBackbone(pixel_pipeline()), images, labels)
+    assert torch.equal(judge.classify(images, torch.arange(24)), labels)
+    assert "own features" in judge.name
+
+
+def test_a_model_without_an_unconditional_branch_leaves_the_pixels():
+    backbone = PixelBackbone(pixel_pipeline(num_classes=3))
+    assert not backbone.guidable
+    torch.manual_seed(0)
+    assert "pixels" in fold_judge(backbone, torch.rand(6, 1, 16, 16), torch.arange(6) % 2).name
+
+
+def test_a_given_classifier_may_give_logits_or_classes():
+    images = torch.rand(4, 1, 2, 2)
+    logits = torch.eye(4)
+    for classifier in (lambda batch: logits, lambda batch: torch.arange(4)):
+        found = GivenJudge(classifier).classify(images, torch.arange(4))
+        assert found.tolist() == [0, 1, 2, 3]

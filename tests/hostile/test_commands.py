@@ -1,0 +1,383 @@
+"""Every command on damaged and hostile files: one clear line with the file's name, or the work."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from expansion.folders import content, write_images
+from pipelines import pixel_pipeline
+
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.cli.main import main
+from dreamda_aug.inputs import opening
+
+QUICK = ["--preset", "fast", "--batch-size", "4"]
+FEW = [*QUICK, "--set", "steps=2", "--set", "strength=0.5"]
+
+
+def png(width, height, data=b""):
+    """A PNG file of 8-bit grey whose header says this size."""
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data))
+            + chunk(b"IEND", b""))
+
+
+GOOD = png(4, 4, b"\0\1\2\3\4" * 4)
+IMAGES = {
+    "empty": b"", "text": b"not an image", "cut": GOOD[: len(GOOD) // 2], "header": GOOD[:40],
+    "check sum": GOOD[:60].replace(b"IDAT", b"IDAS") + GOOD[60:], "no rows": png(4, 0),
+    "no columns": png(0, 4),
+    "bomb": png(100_000, 100_000), "81 million pixels": png(9000, 9000),
+    "a jpeg's head": b"\xff\xd8\xff\xe0" + bytes(20), "a gif's head": b"GIF89a" + bytes(20),
+    "a tiff's head": b"II*\0\x08\0\0\0\xff\xff" + bytes(30), "webp": b"RIFF\x10\0\0\0WEBPVP8 ",
+    "a bmp's head": b"BM" + bytes(60), "pgm": b"P5 999999999 999999999 255\n",
+}
+JSON = {
+    "empty": b"", "half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]",
+    "null": b"null", "deep": b"[" * 50_000, "other": b'{"something": "else"}',
+    "UTF-16": '{"a": 1}\n'.encode("utf-16"), "NUL": b"\0" * 100,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    """Whatever is loaded, a tiny model comes."""
+    backbone = PixelBackbone(pixel_pipeline())
+    backbone.name = "bundled"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamda_aug.backbones.BackboneSpec.load", lambda spec: backbone)
+        yield
+
+
+def run(capsys, *arguments):
+    """Status, output and lines of errors of a command; warnings are left out."""
+    capsys.readouterr()
+    try:
+        status = main([str(each) for each in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, [line for line in err.splitlines() if not line.startswith("warning:")]
+
+
+def is_refused(capsys, name, *arguments):
+    status, _, lines = run(capsys, *arguments)
+    assert status == 2 and len(lines) == 1, (status, lines)
+    assert str(name) in lines[0] and lines[0].startswith("dreamda "), lines[0]
+
+
+@pytest.fixture
+def train(tmp_path):
+    return write_images(tmp_path / "train", {"cat": 2, "dog": 2})
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_broken_image_is_named_by_preview_and_calibrate(train, tmp_path, capsys, kind):
+    (train / "cat" / "1.png").write_bytes(IMAGES[kind])
+    for command in ("preview", "calibrate"):
+        is_refused(capsys, train / "cat" / "1.png", command, train, "--out", tmp_path / "x.png",
+                   *QUICK)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_broken_image_is_left_out_by_expand_and_counted(train, tmp_path, capsys, kind):
+    (train / "cat" / "1.png").write_bytes(IMAGES[kind])
+    arguments = ["expand", train, "--out", tmp_path / "out", "--ratio", "1", *FEW]
+    status, out, lines = run(capsys, *arguments)
+    assert status == 0 and not lines and "3 synthetic images, 1 left out" in out
+    entry = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
+    assert entry["seed_path"] == "cat/1.png"
+    too_large = kind in ("bomb", "81 million pixels", "pgm")
+    assert entry["skipped"].startswith("larger than 67,108,864 pixels" if too_large else
+                                       "unreadable (")
+
+
+def test_the_limit_of_pixels_is_exact_and_needs_no_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "MAX_PIXELS", 16)
+    (tmp_path / "a.png").write_bytes(GOOD)
+    assert opening.open_image(tmp_path / "a.png").size == (4, 4)
+    monkeypatch.setattr(opening, "MAX_PIXELS", 15)
+    monkeypatch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(opening.TooLarge, match="larger than 15 pixels"):
+        opening.open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("out", ["nowhere/x.png", ".", "x.unknown", "x"])
+def test_a_place_for_a_picture_is_looked_at_before_the_work(train, tmp_path, capsys, out):
+    for command in ("preview", "calibrate"):
+        is_refused(capsys, "--out", command, train, "--out", tmp_path / out, *QUICK)
+
+
+@pytest.fixture(scope="module", params=["folder", "webdataset"])
+def finished(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished")
+    train = write_images(root / "train", {"cat": 2, "dog": 2})
+    command = ["expand", str(train), "--out", str(root / "out"), "--ratio", "2", "--format",
+               request.param, *FEW]
+    assert main(command) == 0
+    return root, command[6:]
+
+
+@pytest.fixture
+def made(finished, train, tmp_path):
+    """A finished dataset beside its seed images."""
+    return shutil.copytree(finished[0] / "out", tmp_path / "out")
+
+
+@pytest.fixture
+def again(finished, train, made):
+    """The command that goes on with it."""
+    return ["expand", train, "--out", made, "--ratio", "2", *finished[1]]
+
+
+@pytest.mark.parametrize("kind", JSON)
+def test_damaged_facts_are_named_by_every_command(made, again, capsys, kind):
+    (made / "plan.json").write_bytes(JSON[kind])
+    for command in (["report", made], ["regenerate", made, "00000000_0000"], again):
+        is_refused(capsys, "plan.json", *command)
+
+
+# good JSON that only the command that wrote it could tell from its own
+READ = [("metrics.json", "other"), ("metrics.json", "UTF-16")]
+
+
+@pytest.mark.parametrize("kind", JSON)
+@pytest.mark.parametrize("name", ["manifest.jsonl", "skipped.jsonl", "metrics.json"])
+def test_damaged_records_are_named_or_made_anew(made, again, capsys, name, kind):
+    expected = content(made)
+    (made / name).write_bytes(JSON[kind])
+    if kind != "empty" and (name, kind) not in READ:
+        is_refused(capsys, name, "report", made)
+    if name == "metrics.json":
+        return
+    if name == "manifest.jsonl":
+        is_refused(capsys, made, "regenerate", made, "00000000_0000")
+    assert run(capsys, *again)[0] == 0
+    assert {n: data for n, data in content(made).items() if n != "report.html"} == expected
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "header"])
+def test_a_damaged_image_of_a_dataset_is_named(made, capsys, kind):
+    path = next(path for path in sorted(made.rglob("*")) if path.suffix in (".png", ".tar"))
+    data = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"text" * 300, "cut": data[: len(data) // 2],
+                      "header": data[:40]}[kind])
+    is_refused(capsys, path, "report", made)
+
+
+@pytest.mark.parametrize("name", ["out", "out/plan.json"])
+def test_a_file_where_a_folder_should_be_is_named(train, tmp_path, capsys, name):
+    (tmp_path / "out").write_bytes(b"")
+    for command in (["expand", train, "--out", tmp_path / name, *FEW],
+                    ["report", tmp_path / name], ["regenerate", tmp_path / name, "x"],
+                    ["preview", tmp_path / name, "--out", tmp_path / "x.png"],
+                    ["metrics", tmp_path / name, tmp_path / name]):
+        is_refused(capsys, tmp_path / "out", *command)
+
+
+NAMES = ["manifest.jsonl", "plan.json", "report.html", "dataset_card.md", "skipped.jsonl",
+         "SHA256SUMS", "metadata.jsonl", "Manifest.JSONL", "nul", "CON.txt", "shard-000000.tar",
+         "a b", "..b", "cat_2"]
+
+
+def test_classes_called_like_our_files_lose_nothing(tmp_path, capsys):
+    rows = "".join(f"a.png,{name}\n".replace("a.png", f"{i}.png") for i, name in enumerate(
+        [*NAMES, ".dreamda"]))
+    for i in range(len(NAMES) + 1):
+        PIL.Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "list.csv").write_text("path,label\n" + rows)
+    out = tmp_path / "out"
+    command = ["expand", tmp_path / "list.csv", "--out", out, "--ratio", "2", *FEW]
+    assert run(capsys, *command)[0] == 0
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert {line["class_name"] for line in lines} == {*NAMES, ".dreamda"}
+    assert len({line["file"].casefold() for line in lines}) == 2 * (len(NAMES) + 1)
+    assert all((out / line["file"]).is_file() for line in lines)
+    before = content(out)
+    assert run(capsys, *command)[0] == 0 and content(out) == before
+    status, _, lines = run(capsys, "report", out)
+    assert status == 0, lines
+
+
+MARKED = [
+    ("list.csv", "path,label\ncat/0.png,cat\ndog/0.png,dog\n"),
+    ("list.jsonl", '{"path": "cat/0.png", "label": "cat"}\n{"path": "dog/0.png", "label": "d"}\n'),
+]
+
+
+@pytest.mark.parametrize("name, text", MARKED)
+@pytest.mark.parametrize("mark", ["utf-8-sig", "twice", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_name(train, tmp_path, capsys, name, text, mark):
+    path = train / name
+    if mark == "twice":  # two files of other programs, put together
+        if name == "list.csv":
+            pytest.skip("a table has one head")
+        text = "\n".join("\ufeff" + line for line in text.splitlines())
+    path.write_bytes(text.encode("utf-8" if mark == "twice" else mark))
+    command = ["expand", path, "--out", tmp_path / "out", "--ratio", "1", *FEW]
+    if mark == "utf-16":
+        is_refused(capsys, path, *command)
+    else:
+        assert "2 synthetic images" in run(capsys, *command)[1]
+
+
+def test_class_names_with_a_byte_order_mark(train, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("cat\ndog\n", "utf-8-sig")
+    (train / "list.csv").write_text("path,label\ncat/0.png,cat\n")
+    status, out, _ = run(capsys, "expand", train / "list.csv", "--classes", tmp_path / "names.txt",
+                         "--out", tmp_path / "out", "--ratio", "1", *FEW)
+    assert status == 0 and "1 synthetic images" in out
+
+
+@pytest.mark.parametrize("ratio", ["1000001", "99999999999999999999"])
+def test_a_ratio_beyond_all_bounds_is_refused(train, tmp_path, capsys, ratio):
+    for option in (["--ratio", ratio], ["--class-ratio", f"dog={ratio}"]):
+        is_refused(capsys, "1,000,000 replicas", "expand", train, "--out", tmp_path / "out",
+                   *option, *FEW)
+
+
+def test_a_list_names_no_place_of_this_machine(train, tmp_path, capsys):
+    """Absolute paths in a list: neither in the records nor in an image."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "list.csv").write_text(
+        f"path,label\n{train}/cat/0.png,cat\n{train}/dog/0.png,dog\n{train}/cat/0.png,cat\n")
+    out = tmp_path / "out"
+    assert run(capsys, "expand", lists / "list.csv", "--out", out, "--ratio", "1", *FEW)[0] == 0
+    assert not any(str(tmp_path).encode() in data for data in content(out).values())
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [line["seed_path"] for line in lines] == ["cat/0.png", "dog/0.png"]
+    assert run(capsys, "regenerate", out, lines[1]["id"])[1].strip().endswith("stored image")
+    # together, dataset and seed images may move
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(out, moved / "out")
+    is_refused(capsys, "lists/list.csv", "regenerate", moved / "out", lines[1]["id"])
+    status, out, _ = run(capsys, "regenerate", moved / "out", lines[1]["id"], "--source",
+                         lists / "list.csv")
+    assert status == 0 and "equal to" in out
+
+
+def test_what_shares_no_folder_with_the_dataset_is_asked_for(train, made, capsys):
+    plan = json.loads((made / "plan.json").read_text())
+    plan["where"] |= {"ask": ["source"], "source": plan["where"]["source"] | {"spec": "train"}}
+    (made / "plan.json").write_text(json.dumps(plan))
+    is_refused(capsys, "give the source (--source)", "regenerate", made, "00000000_0000")
+    assert run(capsys, "regenerate", made, "00000000_0000", "--source", train)[0] == 0
+    plan["where"] |= {"ask": ["backbone"]}
+    (made / "plan.json").write_text(json.dumps(plan))
+    is_refused(capsys, "give backbone (--backbone)", "regenerate", made, "00000000_0000",
+               "--source", train)
+    status, out, _ = run(capsys, "regenerate", made, "00000000_0000", "--source", train,
+                         "--backbone", "anything")
+    assert status == 0 and "equal to" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["expand", "--help"], ["info"]])
+def test_a_closed_pipe_ends_a_command_quietly(arguments):
+    code = "import sys; from dreamda_aug.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=closed,
+                              stderr=subprocess.PIPE, text=True)
+    # argparse itself drops what it cannot print
+    assert done.returncode in ((0, 141) if "--help" in arguments else (141,)) and not done.stderr
+
+
+@pytest.mark.parametrize("kind", JSON)
+def test_a_damaged_file_that_is_given_beside_the_images_is_named(train, tmp_path, capsys, kind):
+    out = tmp_path / "out"
+    for name, *command in (
+        ("c.csv", "expand", train, "--out", out, "--captions"),
+        ("c.jsonl", "expand", train, "--out", out, "--captions"),
+        ("c.pt", "expand", train, "--out", out, "--filter", "label={}"),
+        ("c.onnx", "expand", train, "--out", out, "--filter", "label={}"),
+        ("c.safetensors", "expand", train, "--out", out, "--filter", "label=resnet18:{}"),
+        ("d.safetensors", "metrics", train, train, "--classifier", "resnet18:{}"),
+        ("i.pt", "metrics", train, train, "--inception"),
+    ):
+        if name == "c.onnx":
+            pytest.importorskip("onnxruntime")
+        path = tmp_path / name
+        path.write_bytes(JSON[kind])
+        last = command.pop().format(path) if "{}" in str(command[-1]) else path
+        status, _, lines = run(capsys, *command, last)
+        if (name, kind, status) == ("c.csv", "deep", 2):
+            continue  # a line of 50,000 brackets is the head of a table without our columns
+        assert status == 2 and len(lines) == 1 and str(path) in lines[0], (name, status, lines)
+
+
+ROWS = [
+    '{"path": "\\ud800.png", "label": "a"}', '{"path": "a.png", "label": 1.5}',
+    '{"path": "a.png", "label": null}', '{"path": "a.png", "label": -1}',
+    '{"path": "a.png", "label": 1e999}', '{"path": "a.png", "label": ' + "9" * 400 + "}",
+    '{"path": "", "label": "a"}', '{"path": "a\\u0000.png", "label": "a"}',
+    '{"path": "' + "d/" * 3000 + '", "label": "a"}', '{"path": "/dev/zero", "label": "a"}',
+    '{"path": "..", "label": "a"}', '{"label": "a"}', '{"path": "cat", "label": {"x": 1}}',
+    '{"path": "a.png", "label": "' + "x" * 5000 + '"}', '{"path": "a.png", "label": "a\\nb"}',
+    '{"path": "a.png", "label": "\\ud800"}',
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_a_hostile_row_of_a_list_is_refused_or_left_out(train, tmp_path, capsys, row):
+    (train / "list.jsonl").write_text(row + "\n")
+    status, out, lines = run(capsys, "expand", train / "list.jsonl", "--out", tmp_path / "out",
+                             "--ratio", "1", *FEW)
+    if status == 0:
+        assert "0 synthetic images, 1 left out" in out and not lines
+    else:
+        assert status == 2 and len(lines) == 1 and lines[0].startswith("dreamda expand: ")
+
+
+WRONG = [
+    ["report", "{made}", "--out", "{tmp}"], ["report", "{made}", "--out", "{tmp}/no/x.html"],
+    ["report", "{tmp}/no"], ["report", "{tmp}"], ["regenerate", "{made}", ""],
+    ["regenerate", "{made}", "00000000_0000", "--out", "{tmp}"],
+    ["regenerate", "{made}", "00000000_0000", "--out", "{tmp}/no/x.png"],
+    ["regenerate", "{made}", "00000000_0000", "--source", "{tmp}/no"],
+    ["regenerate", "{made}", "00000000_0000", "--source", "bundled"],
+    ["expand", "{train}", "--out", ""], ["expand", "{train}", "--out", "."],
+    ["expand", "{train}", "--out", "/dev/null"], ["expand", "{train}", "--out", "{train}/cat/x"],
+    ["expand", "{train}", "--out", "{tmp}/" + "x" * 300],
+    ["expand", "{train}", "--out", "{train}/cat/0.png/x"],
+    ["expand", "hf:", "--out", "{tmp}/o"], ["expand", "torchvision:", "--out", "{tmp}/o"],
+    ["expand", "torchvision:VisionDataset", "--out", "{tmp}/o"],
+    ["expand", "bundled", "--split", "no", "--out", "{tmp}/o"],
+    ["expand", "{train}", "--out", "{tmp}/o", "--batch-size", "9" * 12],
+    ["expand", "{train}", "--out", "{tmp}/o", "--rng-seed", "9" * 40],
+    ["expand", "{train}", "--out", "{tmp}/o", "--threads", "100000"],
+    ["expand", "{train}", "--out", "{tmp}/o", "--preset", "fast", "--set", f"steps={10**12}"],
+    ["preview", "{train}", "--noise-scales", "nan"], ["preview", "{train}", "--noise-scales", "-1"],
+    ["preview", "{train}", "--replicas", "9" * 12], ["preview", "{tmp}/no"],
+    ["calibrate", "{train}", "--min-agreement", "5"],
+    ["calibrate", "{train}", "--max-distance", "nan"], ["metrics", "{train}", "{tmp}/no"],
+]
+
+
+@pytest.mark.parametrize("finished", ["folder"], indirect=True)
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda words: " ".join(words)[:70])
+def test_wrong_arguments_end_in_one_clear_line(
+    made, train, tmp_path, capsys, monkeypatch, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    before = content(tmp_path)
+    places = {"made": made, "train": train, "tmp": tmp_path}
+    status, out, lines = run(capsys, *(word.format(**places) for word in arguments))
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("dreamda "), (status, lines)
+    assert len(lines[0]) > 25 and not out
+    left = {name: data for name, data in content(tmp_path).items() if "default_cache" not in name}
+    assert left == before

@@ -1,0 +1,128 @@
+"""Expanded datasets in the programs that people read datasets with."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
+
+from dreamda_aug import Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.expansion import expand, read_manifest
+from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.records.layouts import in_label_order
+
+# not in alphabetical order, and one with what no file name bears
+CLASSES = ["zebra", "T-shirt/top", "ant"]
+LABELS = [0, 1, 2, 2, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(0)
+    return open_source(TensorDataset(torch.rand(6, 1, 16, 16), torch.tensor(LABELS)),
+                       class_names=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def synthesizer():
+    return Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=2, cache=None, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def folder(source, synthesizer, tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "out"
+    expand(source, root, synthesizer, 2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(source, synthesizer, tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "out"
+    expand(source, root, synthesizer, 2, image_format="webdataset", shard_samples=8)
+    return root
+
+
+def expected(root):
+    return {line.file: (line.label, line.pixels) for line in read_manifest(root)}
+
+
+def test_image_folder_keeps_the_labels(folder):
+    found = ImageFolder(folder)
+    assert found.classes == ["0_zebra", "1_T-shirt_top", "2_ant"]
+    of_file = expected(folder)
+    assert len(found) == 12
+    for path, label in found.samples:
+        assert label == of_file[str(path).removeprefix(f"{folder}/")][0]
+
+
+def test_folders_get_numbers_only_where_their_order_needs_them():
+    kept = {"ant": "ant", "zebra": "zebra"}
+    assert in_label_order(kept) == kept
+    many = {f"class {i}": f"class {i}" for i in range(11)}
+    assert list(in_label_order(many).values())[1::9] == ["01_class 1", "10_class 10"]
+
+
+def test_hugging_face_reads_the_folder_with_its_labels(folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train",
+                                  cache_dir=str(tmp_path))
+    assert len(table) == 12 and set(table.column_names) >= {"image", "label", "class_name"}
+    for row in table:
+        assert CLASSES[row["label"]] == row["class_name"] and row["synthetic"] is True
+        assert row["image"].size == (16, 16)
+    assert sorted(table["label"]) == sorted(LABELS * 2)
+
+
+def test_webdataset_streams_the_shards(shards):
+    webdataset = pytest.importorskip("webdataset")
+    urls = sorted(map(str, shards.glob("shard-*.tar")))
+    assert len(urls) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = webdataset.WebDataset(urls, shardshuffle=False).decode("pil")
+        rows = list(stream.to_tuple("png", "cls", "json"))
+    assert [label for _, label, _ in rows] == [line.label for line in read_manifest(shards)]
+    assert all(CLASSES[label] == line["class_name"] and image.size == (16, 16)
+               for image, label, line in rows)
+
+
+def test_hugging_face_streams_the_shards(shards, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    stream = datasets.load_dataset("webdataset", data_files=str(shards / "shard-*.tar"),
+                                   split="train", streaming=True, cache_dir=str(tmp_path))
+    rows = list(stream)
+    assert [row["cls"] for row in rows] == [line.label for line in read_manifest(shards)]
+    assert rows[0]["png"].size == (16, 16) and rows[0]["json"]["class_name"] in CLASSES
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_croissant_is_valid_and_its_records_are_the_manifest(kind, request):
+    mlcroissant = pytest.importorskip("mlcroissant")
+    root = request.getfixturevalue(kind)
+    dataset = mlcroissant.Dataset(jsonld=str(root / "croissant.json"))
+    assert not dataset.metadata.issues.errors
+    records = list(dataset.records(record_set="samples"))
+    lines = list(read_manifest(root))
+    assert [record["samples/label"] for record in records] == [line.label for line in lines]
+    assert records[0]["samples/class_name"].decode() == lines[0].class_name
+    text = (root / "croissant.json").read_text()
+    assert str(root.parent) not in text and "synthetic" in text
+
+
+def test_files_for_others_are_made_again_where_they_are_missing(
+    source, synthesizer, folder, tmp_path
+):
+    whole = {name: (folder / name).read_bytes() for name in ("metadata.jsonl", "croissant.json")}
+    expand(source, tmp_path / "out", synthesizer, 2)
+    for name in whole:
+        (tmp_path / "out" / name).unlink()
+    expand(source, tmp_path / "out", synthesizer, 2)
+    for name, data in whole.items():
+        assert (tmp_path / "out" / name).read_bytes() == data
+    line = json.loads(whole["metadata.jsonl"].splitlines()[0])
+    assert set(line) == {"file_name", "label", "class_name", "synthetic", "seed_path", "replica",
+                         "distance"}

@@ -1,0 +1,199 @@
+"""The page with sliders: what it measures, what it says, and that it works in a browser."""
+
+import json
+import re
+
+import PIL.Image
+import pytest
+import torch
+from pipelines import pixel_pipeline
+from report.test_report import CHROMIUM, Elements, chromium
+
+from dreamda_aug import Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.cli.main import main
+from dreamda_aug.report.explorer import explore, render_exploration, write_exploration
+
+EVIL = "<b>&\"'x"
+GRIDS = dict(strengths=(0.5, 1.0), adherences=(1.0, 0.5), noise_scales=(0.0, 4.0))
+
+
+class Images:
+    """Dark and bright noise, by class."""
+
+    def __init__(self, classes=2):
+        self.labels = [i % classes for i in range(8)]
+
+    def open(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return 0.5 * self.labels[index] + 0.5 * torch.rand(1, 16, 16, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def synthesizer():
+    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=8, cache=None)
+
+
+def run(synthesizer, images=None, **options):
+    images = images or Images()
+    return explore(images, range(8), synthesizer, lambda index: None,
+                   lambda label: (EVIL, "dog")[label],
+                   **{"shown": 3, "steps": 4, **GRIDS, **options})
+
+
+@pytest.fixture(scope="module")
+def exploration(synthesizer):
+    return run(synthesizer, command=["dreamda", "expand", "my train", "--out", "o"],
+               arguments={"backbone": "a/b"})
+
+
+@pytest.fixture(scope="module")
+def page(exploration):
+    return render_exploration(exploration)
+
+
+def test_every_position_has_its_pictures_figures_and_lines(exploration):
+    assert len(exploration.choices) == 8 and len(exploration.seeds) == 3
+    assert {seed.name for seed in exploration.seeds} == {EVIL, "dog"}
+    assert exploration.values("strength") == [0.5, 1.0]
+    assert exploration.values("adherence") == [1.0, 0.5]
+    of = {(c.point.strength, c.point.adherence, c.point.noise_scale): c
+          for c in exploration.choices}
+    still, wild = of[0.5, 1.0, 0.0], of[1.0, 0.5, 4.0]
+    assert still.point.distance < 1e-3 < wild.point.distance
+    assert still.point.agreement == 1 and still.point.images == 6
+    assert len(wild.pictures) == 3 and all(len(each) == 2 for each in wild.pictures)
+    # nothing moves at adherence 1 without noise: the replicas are the seed images
+    for seed, replicas in zip(exploration.seeds, still.pictures):
+        assert set(replicas) == {seed.data}
+    assert wild.command == ("dreamda expand 'my train' --out o --set strength=1 "
+                            "--set adherence=0.5 --set noise_scale=4")
+    assert wild.python == ("Synthesizer(backbone='a/b', strength=1, adherence=0.5, "
+                           "noise_scale=4)")
+    assert eval(wild.python, {"Synthesizer": dict})["noise_scale"] == 4
+
+
+def test_the_best_position_is_the_furthest_that_keeps_the_labels(exploration):
+    best = exploration.choices[exploration.best].point
+    keeping = [c.point for c in exploration.choices if c.point.agreement >= 0.9]
+    assert best == max(keeping, key=lambda point: point.distance)
+
+
+def test_the_price_is_said_before_anything_is_made(synthesizer):
+    said, before = [], synthesizer.core.backbone.tap.encoder_rows
+    one = dict(strengths=(0.5,), adherences=(1.0,), noise_scales=(1.0,))
+    run(synthesizer, announce=said.append, **one)
+    rows = synthesizer.core.backbone.tap.encoder_rows - before
+    assert re.fullmatch(r"1 positions of the sliders, 12 images each: about \d+ U-Net rows, \d+ s",
+                        said[0])
+    assert 0.5 * rows < int(re.search(r"about (\d+)", said[0])[1]) < 1.5 * rows
+
+
+def test_one_class_is_measured_without_a_judge(synthesizer):
+    found = run(synthesizer, Images(classes=1), strengths=(0.5,))
+    text = render_exploration(found)
+    assert not found.judge and found.best == 0
+    assert 'id="agreement"' not in text and "Labels were not judged" in text
+
+
+@pytest.mark.parametrize("wrong", [dict(shown=0), dict(replicas=1), dict(steps=0)])
+def test_wrong_numbers_are_refused(synthesizer, wrong):
+    with pytest.raises(ValueError, match="shown and steps must be at least 1, and replicas 2"):
+        run(synthesizer, **wrong)
+
+
+def test_the_page_asks_nothing_of_a_network_and_shows_names_as_they_are(page):
+    assert EVIL not in page and "&lt;b&gt;" in page
+    for tag, attributes in Elements(page).found:
+        for name in ("src", "href", "action", "srcset"):
+            assert attributes.get(name, "data:image/").startswith("data:image/"), tag
+    # every control has a name, and keys reach it
+    labels = {a["for"] for tag, a in Elements(page).found if tag == "label"}
+    inputs = [a["id"] for tag, a in Elements(page).found if tag in ("input", "textarea")]
+    assert set(inputs) <= labels and len(inputs) == 5
+    assert not any("tabindex" in a for _, a in Elements(page).found)
+
+
+USE = """<script>
+const out = {}, slider = get('strength'), other = get('noise_scale');
+const state = () => ({
+  strength: get('strength-value').textContent, command: get('command').value,
+  distance: get('distance').textContent, agreement: get('agreement').textContent,
+  shown: choices.filter(choice => !choice.hidden).length,
+  pressed: cells.filter(cell => cell.getAttribute('aria-pressed') === 'true').length,
+  said: slider.getAttribute('aria-valuetext'),
+});
+out.first = state();
+const move = (input, value) => { input.value = value; input.dispatchEvent(new Event('input')); };
+move(slider, 0); move(get('adherence'), 0); move(other, 0);
+out.mildest = state();
+move(other, 1);
+out.noisy = state();
+out.overview = get('overview-noise').textContent;
+cells[3].focus(); cells[3].click();
+out.cell = state();
+out.focus = document.activeElement === cells[3];
+get('best').click();
+out.best = state();
+document.querySelector('.copy').click();
+setTimeout(() => { out.copied = get('copied').textContent;
+  out.selected = get('command').selectionEnd === get('command').value.length;
+  document.title = 'RESULT' + JSON.stringify(out) + 'END'; }, 300);
+</script></body>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_sliders_cells_and_lines_work_in_a_browser(page, exploration, tmp_path):
+    # the page's own policy lets no script run but its own
+    page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    (tmp_path / "page.html").write_text(page.replace("</body>", USE))
+    dom = chromium(tmp_path, "--virtual-time-budget=3000", "--dump-dom",
+                   f"file://{tmp_path / 'page.html'}")
+    found = re.search(r"RESULT(\{.*?\})END", dom)
+    assert found, dom[:500]
+    result = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    best = exploration.choices[exploration.best]
+    for name in ("first", "best"):
+        assert result[name]["command"] == best.command
+    for name in ("first", "mildest", "noisy", "cell", "best"):
+        assert result[name]["shown"] == result[name]["pressed"] == 1
+        assert result[name]["said"] == result[name]["strength"]
+    assert "strength=0.5" in result["mildest"]["command"]
+    assert result["mildest"]["distance"] == "0.000" and result["mildest"]["agreement"] == "100 %"
+    assert result["noisy"]["command"].endswith("noise_scale=4") and result["overview"] == "4"
+    assert float(result["noisy"]["distance"]) > 0
+    assert "strength=1 --set adherence=0.5" in result["cell"]["command"] and result["focus"]
+    assert result["selected"] and result["copied"] in ("Copied.", "Press Ctrl+C to copy.")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_runs_the_page_under_its_own_policy(exploration, tmp_path):
+    write_exploration(exploration, tmp_path / "page.html")
+    shot = tmp_path / "shot.png"
+    dom = chromium(tmp_path, "--virtual-time-budget=2000", "--dump-dom",
+                   f"file://{tmp_path / 'page.html'}")
+    assert re.search(r'id="distance">0\.\d\d\d<', dom)
+    chromium(tmp_path, "--window-size=900,1200", f"--screenshot={shot}",
+             f"file://{tmp_path / 'page.html'}")
+    with PIL.Image.open(shot) as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, capsys):
+    pixel_pipeline().save_pretrained(tmp_path / "model")
+    for index in range(4):
+        folder = tmp_path / "train" / ("cat", "dog")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = torch.randint(256, (16, 16), dtype=torch.uint8)
+        PIL.Image.fromarray(picture.numpy()).save(folder / f"{index}.png")
+    arguments = ["explore", str(tmp_path / "train"), "--backbone", str(tmp_path / "model"),
+                 "--out", str(tmp_path / "page.html"), "--strengths", "0.5", "--adherences", "1",
+                 "--noise-scales", "0", "2", "--steps", "2", "--images", "2"]
+    assert main(arguments) == 0
+    assert f"wrote {tmp_path / 'page.html'}" in capsys.readouterr().out
+    text = (tmp_path / "page.html").read_text()
+    assert f"--out train_synthetic --backbone {tmp_path / 'model'} --set strength=0.5" in text
+    assert ">cat<" in text and "take 50" in text
+    assert main([*arguments, "--strengths", "2"]) == 2
+    assert "strength must lie in" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+"""Datasets on the hub: what is uploaded, and that it can be read from there."""
+
+import fnmatch
+import inspect
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from pipelines import pixel_pipeline
+from torch.utils.data import TensorDataset
+
+from dreamda_aug import Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.cli.main import main
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion import expand, write_report
+from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.report import publishing
+from dreamda_aug.report.publishing import push
+
+CLASSES = ["zebra", "test"]
+
+
+class FakeHub:
+    """Keeps what it is given in a folder, as a repository would; has the real one's arguments."""
+
+    def __init__(self, root):
+        self.root, self.calls = root, []
+
+    def create_repo(self, repo_id, *, repo_type, private, exist_ok):
+        self.calls.append(("create_repo", repo_id, repo_type, private))
+
+    def _copy(self, folder, ignored):
+        for path in Path(folder).rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and not any(fnmatch.fnmatch(name, each) for each in ignored):
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, self.root / name)
+
+    def upload_folder(self, *, repo_id, folder_path, repo_type, ignore_patterns, commit_message):
+        self.calls.append(("upload_folder", repo_id, repo_type))
+        self._copy(folder_path, ignore_patterns)
+
+    def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, repo_type, commit_message):
+        (self.root / path_in_repo).write_bytes(path_or_fileobj)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    torch.manual_seed(0)
+    source = open_source(TensorDataset(torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 1, 0])),
+                         class_names=CLASSES)
+    synthesizer = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=2, cache=None)
+    root = tmp_path_factory.mktemp("made") / "out"
+    expand(source, root, synthesizer, 2)
+    write_report(root)
+    return root
+
+
+@pytest.fixture
+def hub(tmp_path):
+    (tmp_path / "repository").mkdir()
+    return FakeHub(tmp_path / "repository")
+
+
+def test_everything_but_the_page_with_real_images_is_there(dataset, hub):
+    assert push(dataset, "me/clothes", private=True, api=hub) == (
+        "https://huggingface.co/datasets/me/clothes")
+    assert hub.calls == [("create_repo", "me/clothes", "dataset", True),
+                         ("upload_folder", "me/clothes", "dataset")]
+    here = {path.relative_to(dataset) for path in dataset.rglob("*") if path.is_file()}
+    there = {path.relative_to(hub.root) for path in hub.root.rglob("*") if path.is_file()}
+    assert there == here - {Path("report.html")} | {Path("README.md")}
+    card = (hub.root / "README.md").read_text()
+    assert "Every image in this dataset is synthetic" in card and "- synthetic" in card
+
+
+def test_the_repository_is_read_with_class_names_and_one_split(dataset, hub, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    push(dataset, "me/clothes", api=hub)
+    table = datasets.load_dataset(str(hub.root), cache_dir=str(tmp_path / "cache"))
+    assert list(table) == ["train"]  # and not a split called "test", as a class is
+    labels = table["train"].features["label"]
+    assert labels.names == CLASSES and len(table["train"]) == 8
+    for row in table["train"]:
+        assert labels.int2str(row["label"]) == row["class_name"]
+
+
+def test_too_many_files_for_the_hub_are_refused(dataset, hub, monkeypatch):
+    monkeypatch.setattr(publishing, "_MAX_FILES", 3)
+    with pytest.raises(ValueError, match="takes 3 files in a folder.*--format webdataset"):
+        push(dataset, "me/clothes", api=hub)
+    assert not hub.calls
+
+
+def test_only_finished_datasets_are_uploaded(dataset, hub, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected an expanded dataset"):
+        push(tmp_path, "me/clothes", api=hub)
+    shutil.copytree(dataset, tmp_path / "half")
+    (tmp_path / "half" / "manifest.jsonl").unlink()
+    with pytest.raises(ExpansionError, match="expected a finished dataset"):
+        push(tmp_path / "half", "me/clothes", api=hub)
+
+
+def test_the_real_hub_takes_these_arguments(hub):
+    for name in ("create_repo", "upload_folder", "upload_file"):
+        real = inspect.signature(getattr(HfApi, name)).parameters
+        assert set(inspect.signature(getattr(hub, name)).parameters) <= set(real)
+
+
+def test_the_command_prints_the_address(dataset, hub, monkeypatch, capsys):
+    monkeypatch.setattr(publishing, "HfApi", lambda: hub)
+    assert main(["push", str(dataset), "me/clothes"]) == 0
+    assert capsys.readouterr().out == "https://huggingface.co/datasets/me/clothes\n"
+    assert hub.calls[0][-1] is None
