@@ -57,7 +57,7 @@ def summary(record: dict[str, Any]) -> str:
             curve["memory_mb"][0], curve["memory_mb"][-1]))
         power = curve["exponent"]
         rows.append([curve["subject"], sizes, curve["stage"],
-                     "–" if power is None else f"{power:.2f}", f"{memory} MB"])
+                     "–" if power is None else f"{round(power, 1) + 0:.1f}", f"{memory} MB"])
     return (
         "Processor time grows as size to this power: 1 is in proportion, 0 is not at all. Memory "
         f"is what a stage took above its start. {record['machine']}, commit {record['commit']}; "

@@ -132,7 +132,7 @@ def spawn_workers(device: str, toy: bool) -> dict[str, Any]:
 
     plain = batches(made(), 0)
     ahead = made(ahead=1)
-    ahead.wait(100)
+    ahead.wait(300)
     from_pool = batches(ahead, 0)
     told = str(ahead.freshness)
     ahead.close()

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from dreamda_aug.files import atomic_file
+
 FORMAT = 1
 
 
@@ -17,10 +19,8 @@ def write_checkpoint(
     path: str | os.PathLike[str], settings: Mapping[str, object], state: Mapping[str, object]
 ) -> None:
     """Replace ``path`` at once: at any moment it holds a whole checkpoint, the old or the new."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"format": FORMAT, "settings": settings, "state": state}, partial)
-    os.replace(partial, path)
+    with atomic_file(Path(path)) as file:
+        torch.save({"format": FORMAT, "settings": settings, "state": state}, file)
 
 
 def read_checkpoint(

@@ -437,6 +437,16 @@ def test_another_rng_seed_gives_another_run():
     assert not torch.equal(one.wrapper.model[1].weight, other.wrapper.model[1].weight)
 
 
+def test_a_checkpoint_follows_no_link_that_lies_beside_it(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (tmp_path / "run.pt.partial").symlink_to(victim)
+    (tmp_path / "run.pt").symlink_to(victim)
+    make().save(tmp_path / "run.pt")
+    assert victim.read_text() == "untouched"
+    make().load(tmp_path / "run.pt")
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     make().save(path)

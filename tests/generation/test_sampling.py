@@ -217,3 +217,30 @@ def test_no_step_waits_for_the_gpu(kind, settings, sd_pipeline, monkeypatch):
         waits.calls = 0
         generator.invert(torch.rand(2, backbone.channels, *backbone.image_size))
         assert waits.calls >= (4 if generator.settings.adherence else 0) and not waits.found
+
+
+def test_replicas_part_where_nothing_is_replayed(bundled):
+    """The larger the part of the run that is free, the further replicas are apart."""
+    x = images(bundled, 1)
+    requests = [Request(0, replica=k) for k in range(4)]
+
+    def spread(interval):
+        made = make(bundled, steps=10, noise_scale=0.0, adherence_interval=interval,
+                    timestep_spacing="uniform").synthesize(x, requests).images
+        return (made[1:] - made[:1]).square().mean().sqrt().item()
+
+    whole, late, half, none = map(spread, ((0.0, 1.0), (0.0, 0.7), (0.0, 0.4), (0.0, 0.0)))
+    assert whole < 1e-4 < late < min(half, none)
+
+
+def test_an_interval_of_the_whole_run_changes_nothing_and_an_empty_one_draws_as_no_adherence_does(
+    pixel
+):
+    """From the recorded start, a free step is the sampler's own: mean plus fresh noise."""
+    x = images(pixel, 1)
+    default = make(pixel, adherence=0.7).synthesize(x, [Request(0)]).images
+    stated = make(pixel, adherence=0.7, adherence_interval=(0, 1)).synthesize(x, [Request(0)])
+    assert torch.equal(default, stated.images)
+    free = [make(pixel, adherence=a, adherence_interval=(0.5, 0.5)).synthesize(x, [Request(0)])
+            for a in (0.2, 1.0)]
+    assert torch.equal(free[0].images, free[1].images)

@@ -17,6 +17,7 @@ from dreamda_aug.method.settings import resolve_settings
     (dict(timestep_spacing="even"),
      "timestep_spacing must be 'uniform' or 'scheduler', got 'even'"),
     (dict(guidance_interval=(0.5, 0.2)), r"guidance_interval must rise within \[0, 1\], got"),
+    (dict(adherence_interval=(0.5, 1.2)), r"adherence_interval must rise within \[0, 1\], got"),
     (dict(update_rule="both"), "update_rule must be 'asymmetric' or 'symmetric', got 'both'"),
     (dict(guidance_scale=-1), "guidance_scale must be >= 0, got -1"),
     (dict(paths=0), "paths must be an integer >= 1 and <= 10000, got 0"),
