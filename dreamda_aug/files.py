@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,27 @@ from dreamda_aug.errors import StorageError
 
 # What a killed process leaves half-written ends so; it may be deleted at any time.
 TEMPORARY = ".dreamda-tmp"
+# A URL, also with the single slash that a Path leaves of it. One letter is a drive.
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
+# What `local_path` says to those who want a page or a picture elsewhere.
+WRITE_HERE = "write to this machine, and copy it there"
+
+
+def local_path(place: str | Path, name: str, fix: str) -> Path:
+    """A path on this machine.
+
+    Args:
+        place: the path.
+        name: what it is called in the message.
+        fix: what to do instead, for the message.
+
+    Raises:
+        ValueError: it is a URL, or a Path that was made of one.
+    """
+    if _URL.match(str(place)):
+        url = str(place) if "://" in str(place) else str(place).replace(":/", "://", 1)
+        raise ValueError(f"{name} must be a path on this machine, got the URL {url!r}; {fix}.")
+    return Path(place)
 
 
 @contextmanager
@@ -40,6 +62,36 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock while in the block, as far as the system and the file system keep locks.
+
+    A killed process holds nothing.
+
+    Args:
+        path: a file of its own for the lock; made, with its folder, and left there.
+        wait: whether to wait for a process that holds it.
+
+    Yields:
+        False: another process holds it, and was not waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass  # this file system keeps no locks
+        yield True
 
 
 def write_atomically(path: Path, data: bytes) -> None:

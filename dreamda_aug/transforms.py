@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision import tv_tensors
@@ -14,6 +15,7 @@ from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.generation.tensors import Request
 from dreamda_aug.inputs.images import read_pixels
 from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
+from dreamda_aug.inputs.rows import is_image
 from dreamda_aug.method.settings import Settings
 
 _UNSUPPORTED = {
@@ -38,6 +40,12 @@ class DreamDAugment(v2.Transform):
     (uint8, another integer type, or float in [0, 1]; on any device), a ``tv_tensors.Image``, a
     batch (B, C, H, W) of either, or any nesting of them with labels. What comes back has the same
     type, mode, dtype, size and device; images are resized to the backbone's size and back.
+
+    Where a sample holds none of these, its one numpy array that can only be an image is taken:
+    (H, W) of integers of 8 or 16 bits, or (H, W, C) of integers or floats in [0, 1], with C = 1
+    or 3, for uint8 also 4. Numbers, arrays of one dimension, and arrays (H, W) of floats or wide
+    integers, such as one-hot labels, pass through. Several such arrays, or one with 3 or more
+    dimensions of another shape (channels first, a batch), are refused.
 
     A transform sees one image at a time, so it measures nothing itself: dials that are None are
     what `calibrate`, or ``dreamda calibrate FOLDER``, found; before that, mild defaults, with a
@@ -66,8 +74,8 @@ class DreamDAugment(v2.Transform):
 
     Raises:
         ValueError: an argument, an image or a label breaks its rule.
-        TypeError: the sample holds boxes, masks, key points or videos: a synthetic image keeps
-            its class, but not where objects are.
+        TypeError: the sample holds no image, or arrays of which any could be it; or boxes, masks,
+            key points or videos: a synthetic image keeps its class, but not where objects are.
         GenerationError: CUDA in a forked worker.
 
     Source: Fu et al. 2024, arXiv:2403.12803; as a transform: ours.
@@ -105,12 +113,7 @@ class DreamDAugment(v2.Transform):
         sample = inputs if len(inputs) > 1 else inputs[0]
         flat, spec = tree_flatten(sample)
         self.check_inputs(flat)
-        places = [i for i, needed in enumerate(self._needs_transform_list(flat)) if needed]
-        if not places:
-            raise TypeError(
-                f"{type(self).__name__} found no image in the sample; it needs a PIL image, an "
-                "image tensor or a tv_tensors.Image."
-            )
+        places = self._places_of_images(flat)
         params = self.make_params([flat[i] for i in places])
         if any(chosen.any() for chosen in params["chosen"]):
             labels = None
@@ -139,6 +142,33 @@ class DreamDAugment(v2.Transform):
                         f"{type(self).__name__} cannot keep {name}: a synthetic image keeps its "
                         "class, not the place of things. Use it on classification samples only."
                     )
+
+    def _places_of_images(self, flat: list[Any]) -> list[int]:
+        """Which of a sample's values are images: by torchvision's rule, then by that for arrays."""
+        found = [i for i, needed in enumerate(self._needs_transform_list(flat)) if needed]
+        # torchvision takes the first tensor for the image, whatever its shape: it may be a label
+        if any(not isinstance(flat[i], torch.Tensor) or flat[i].ndim > 2 for i in found):
+            return found
+        arrays = [i for i, value in enumerate(flat) if isinstance(value, np.ndarray)
+                  and (value.ndim > 2 or is_image(value, surely=True))]
+        if len(arrays) == 1 and is_image(flat[arrays[0]], surely=True):
+            return arrays
+        shapes = [f"{value.shape} of {value.dtype}" for value in flat
+                  if isinstance(value, np.ndarray) and value.ndim > 1]
+        if shapes:
+            raise TypeError(
+                f"{type(self).__name__} cannot tell which array of the sample is its image, among "
+                f"{', '.join(shapes)}: just one must be (H, W) of integers of 8 or 16 bits, or "
+                "(H, W, C) with C = 1 or 3, for uint8 also 4. Put channels last, as in "
+                "array.transpose(1, 2, 0); give grey floats as (H, W, 1); take a batch image by "
+                "image; or give the image as a PIL image or a tensor (C, H, W)."
+            )
+        if not found:
+            raise TypeError(
+                f"{type(self).__name__} found no image in the sample; it needs a PIL image, an "
+                "image tensor, a tv_tensors.Image or a numpy array (H, W) or (H, W, C)."
+            )
+        return found
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw which images are replaced, and by which replica."""

@@ -55,3 +55,34 @@ def bundled():
     from dreamda_aug import load_backbone
 
     return load_backbone(device="cpu")
+
+
+@pytest.fixture
+def class_folder(tmp_path):
+    """A pixel model of the classes left, up and down, with a null class, saved in a folder."""
+    folder = tmp_path / "prior"
+    pixel_pipeline("v_prediction", num_classes=4).save_pretrained(folder)
+    (folder / "training.json").write_text('{"class_names": ["left", "up", "down"]}')
+    return folder
+
+
+@pytest.fixture
+def few_choices(monkeypatch):
+    """Calibration without being asked tries few choices."""
+    from dreamda_aug.generation import automatic
+
+    monkeypatch.setattr(automatic, "_NOISE_SCALES", (0.5, 4.0))
+    monkeypatch.setattr(automatic, "_ADHERENCES", (0.9, 0.0))
+    monkeypatch.setattr(automatic, "STRENGTHS", (0.3, 0.8))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A list that has an entry for each time that dials were measured without being asked."""
+    from dreamda_aug.generation import automatic
+
+    calls = []
+    measure = automatic._measure
+    monkeypatch.setattr(automatic, "_measure",
+                        lambda *given: calls.append(given) or measure(*given))
+    return calls

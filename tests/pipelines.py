@@ -49,3 +49,15 @@ def tiny_text_unet(width: int = 16, in_channels: int = 4) -> UNet2DConditionMode
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     ).eval()
+
+
+def spy_on(model) -> dict:
+    """What a model is called with from now on, by argument; a later call overwrites."""
+    seen, forward = {}, model.forward
+
+    def spy(sample, t, **inputs):
+        seen.update(inputs)
+        return forward(sample, t, **inputs)
+
+    model.forward = spy
+    return seen

@@ -2,6 +2,7 @@ import copy
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pictures import MODES, picture
@@ -50,6 +51,91 @@ def test_tensors_come_back_in_their_type_dtype_and_shape(augment, dtype, shape, 
     assert (made != image).any()
 
 
+def array_of(shape, dtype):
+    values = np.random.default_rng(0).integers(0, 256, shape)
+    return (values / 255 if np.dtype(dtype).kind == "f" else values).astype(dtype)
+
+
+@pytest.mark.parametrize("shape, dtype", [
+    ((16, 16), "u1"), ((20, 24), "<u2"), ((20, 24), ">u2"), ((16, 16), "i2"),
+    ((16, 16, 1), "u1"), ((20, 24, 3), "u1"), ((16, 16, 4), "u1"), ((16, 16, 1), "i4"),
+    ((16, 16, 3), "f4"), ((20, 24, 1), "f8"),
+])
+def test_arrays_come_back_in_their_dtype_and_shape(augment, shape, dtype):
+    image = array_of(shape, dtype)
+    given = image.copy()
+    made = augment(image)
+    assert (type(made), made.dtype, made.shape) == (np.ndarray, image.dtype, shape)
+    assert (made != image).any() and np.array_equal(image, given)
+
+
+def test_an_array_gives_what_the_pil_image_of_its_pixels_gives(augment):
+    image = array_of((20, 24, 3), "u1")
+    made = []
+    for each in (image, image[::-1, ::-1].copy()[::-1, ::-1], PIL.Image.fromarray(image)):
+        torch.manual_seed(7)
+        made.append(np.asarray(augment(each)))
+    assert np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("label", [
+    np.int64(3), np.uint8(3), np.array(3), np.array([3]), np.array([[3]], np.uint8),
+    np.eye(4, dtype=np.uint8)[3], np.eye(4)[3], np.eye(4), np.eye(4, dtype=np.int64),
+    torch.tensor(3), torch.tensor([3]), torch.eye(4), "cat", 3.5,
+])
+@pytest.mark.parametrize("make", [
+    lambda image, label: (image, label), lambda image, label: (label, image),
+    lambda image, label: {"image": image, "label": label},
+])
+def test_labels_beside_an_array_pass_through_untouched(augment, label, make):
+    image = array_of((16, 16, 3), "u1")
+    made = augment(make(image, label))
+    values = list(made.values()) if isinstance(made, dict) else list(made)
+    new, = (value for value in values if value is not label)
+    assert len(values) == 2 and any(value is label for value in values)
+    assert new.shape == image.shape and (new != image).any()
+
+
+@pytest.mark.parametrize("image", [picture("RGB"), torch.rand(3, 16, 16)], ids=["PIL", "tensor"])
+def test_arrays_beside_another_image_pass_through(augment, image):
+    more = array_of((16, 16), "u1")
+    made, same = augment(image, more)
+    assert same is more and np.any(np.asarray(made) != np.asarray(image))
+
+
+@pytest.mark.parametrize("sample, shapes", [
+    (array_of((3, 16, 18), "u1"), r"\(3, 16, 18\) of uint8"),
+    (array_of((3, 16, 18), "f4"), r"\(3, 16, 18\) of float32"),
+    (array_of((2, 16, 16, 3), "u1"), r"\(2, 16, 16, 3\) of uint8"),
+    # one-hot labels of bytes look like an image
+    ((array_of((2, 16, 16, 3), "u1"), np.eye(4, dtype=np.uint8)),
+     r"\(2, 16, 16, 3\) of uint8, \(4, 4\) of uint8"),
+    ((array_of((3, 16, 18), "u1"), 3), r"\(3, 16, 18\)"),
+    ({"image": array_of((16, 16, 3), "u1"), "mask": array_of((16, 16), "u1")},
+     r"\(16, 16, 3\) of uint8, \(16, 16\) of uint8"),
+    (array_of((16, 16), "f4"), r"\(16, 16\) of float32"),
+    ((np.eye(4), np.int64(1)), r"\(4, 4\) of float64"),
+    (array_of((16, 16, 4), "f4"), r"\(16, 16, 4\) of float32"),
+    (np.zeros((16, 16), bool), r"\(16, 16\) of bool"),
+])
+def test_an_array_that_may_be_no_image_is_refused(augment, sample, shapes):
+    with pytest.raises(TypeError, match=f"cannot tell which array .* is its image, among {shapes}"
+                                        ".* Put channels last"):
+        augment(sample)
+
+
+def test_a_numpy_label_is_what_a_class_conditional_backbone_is_told():
+    backbone = PixelBackbone(pixel_pipeline(channels=3, num_classes=3), "three classes")
+    augment = DreamDAugment(backbone, **FAST)
+    image, made = array_of((16, 16, 3), "u1"), []
+    for label in (2, np.array([2]), np.array([[2]], np.uint8), np.int64(2), 1):
+        torch.manual_seed(0)
+        made.append(augment(image, label)[0].tobytes())
+    assert made[0] == made[1] == made[2] == made[3] != made[4]
+    with pytest.raises(ValueError, match=r"labels must be class indices, got float64 of shape \(3"):
+        augment(image, np.eye(3)[2])
+
+
 @pytest.mark.parametrize("make", [
     lambda image: (image, 3), lambda image: [image, 3], lambda image: {"image": image, "label": 3},
     lambda image: {"deep": (image, {"label": 3})},
@@ -85,6 +171,12 @@ def test_it_works_in_compose_before_other_transforms(augment):
     pipeline = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     image, label = pipeline(picture("RGB"), 1)
     assert image.shape == (3, 24, 20) and label == 1
+
+
+def test_arrays_go_on_to_torchvisions_transforms(augment):
+    pipeline = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    image, label = pipeline(array_of((20, 24, 3), "u1"), np.int64(1))
+    assert image.shape == (3, 20, 24) and 0 <= image.min() and image.max() <= 1 and label == 1
 
 
 def test_torch_manual_seed_decides_the_replica(augment):
@@ -126,6 +218,29 @@ def test_it_works_in_spawned_workers(tmp_path):
     loader = DataLoader(Pictures(augment), 2, num_workers=1, multiprocessing_context="spawn")
     images, labels = next(iter(loader))
     assert images.shape == (2, 3, 24, 20) and labels.tolist() == [0, 1]
+
+
+class Arrays(torch.utils.data.Dataset):
+    """Rows of numpy arrays alone, as ``np.load`` gives them."""
+
+    def __init__(self, images, labels, transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.transform((self.images[index], self.labels[index]))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 1), (16, 16, 3)])
+def test_a_data_loader_collates_arrays(augment, shape):
+    images, labels = array_of((4, *shape), "u1"), np.arange(4)
+    batches = list(DataLoader(Arrays(images, labels, augment), 2))
+    made = torch.cat([batch for batch, _ in batches])
+    assert made.shape == images.shape and made.dtype == torch.uint8
+    assert (made.numpy() != images).reshape(4, -1).any(1).all()
+    assert torch.cat([batch for _, batch in batches]).tolist() == [0, 1, 2, 3]
 
 
 def test_the_repr_shows_backbone_and_settings(augment):

@@ -4,6 +4,7 @@
     python -m benchmarks.accuracy cifar10 --data FOLDER --export images/  # then train_backbone.py
     python -m benchmarks.accuracy cifar10 --data FOLDER --backbone my_backbone --minutes 9
     python -m benchmarks.accuracy usps --data usps.npz --ablation strength
+    python -m benchmarks.accuracy usps --data usps.npz --quick
 
 Every choice (of augmentation, guidance, strength and adherence) is made on labelled validation
 images, with rng seeds that are not among the reported ones; the test set is looked at once, with
@@ -16,9 +17,11 @@ training.py.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,8 +29,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import RESULTS
 from benchmarks.accuracy.ablations import ABLATIONS
+from benchmarks.accuracy.arms import CHOSEN, MAIN
 from benchmarks.accuracy.estimate import estimate
 from benchmarks.accuracy.pools import Stopped
+from benchmarks.accuracy.presets import presets
 from benchmarks.accuracy.runs import Setup, judge_of
 from benchmarks.accuracy.smoke import smoke
 from benchmarks.accuracy.study import Selection, ablation, study
@@ -41,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if args.export:
         return export(TASKS[args.task], args.data, args.export)
-    setup = Setup(TASKS[args.task], args.data, args.state, args.backbone, args.weights,
+    task = replace(TASKS[args.task], corpus=args.corpus)
+    setup = Setup(task, args.data, args.state, args.backbone, args.weights,
                   args.device, time.time() + 60 * args.minutes)  # fmt: skip
     if args.smoke:
         setup = smoke(setup)
@@ -50,11 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tuple(args.shots or (count for count, _ in setup.task.shots)),
         args.arms and tuple(args.arms), args.replicas, args.choices, args.processes,
     )  # fmt: skip
+    if args.quick:
+        selection = quick(setup, selection)
     if args.dry_run:
         return print(estimate(setup, selection))
     judge_of(setup)
     try:
-        if args.ablation:
+        if args.presets:
+            presets(setup, selection.out, selection.arms, selection.processes)
+        elif args.ablation:
             ablation(setup, selection, args.ablation)
         else:
             study(setup, selection)
@@ -74,6 +84,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--state", type=Path, default=Path("build/accuracy"),
                         help="folder for pools, runs and choices")
     parser.add_argument("--backbone", help="folder of the diffusion model")
+    parser.add_argument("--corpus", type=Path,
+                        help="idx files of what the backbone was trained on, for further arms")
     parser.add_argument("--weights", type=Path, help="of a pretrained classifier")
     parser.add_argument("--arms", nargs="+", help="names, of an ablation's rows too; default: all")
     parser.add_argument("--shots", nargs="+", type=int, help="all of the task by default")
@@ -83,15 +95,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="begin nothing new after this time; the same command goes on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ablation", choices=ABLATIONS)
+    parser.add_argument("--presets", action="store_true",
+                        help="no classifiers: what settings cost, and how far images go")
     parser.add_argument("--choices", type=Path,
                         help="JSON of an earlier result: take its choices, make none")
     parser.add_argument("--replicas", type=int,
                         help="images per labelled one in an ablation; default: the task's")
     parser.add_argument("--dry-run", action="store_true",
                         help="print how much of the main table is missing")
+    parser.add_argument("--quick", action="store_true",
+                        help="the headline in 15 minutes: few arms, three draws; results go to "
+                             "build/quick")
     parser.add_argument("--smoke", action="store_true", help="two classes, a few steps, to try it")
     parser.add_argument("--export", type=Path, help="write the training images here, and stop")
     return parser.parse_args(arguments)
+
+
+def quick(setup: Setup, selection: Selection) -> Selection:
+    """The few arms that the headline speaks of, with the choices of the recorded study."""
+    recorded = RESULTS / "accuracy" / f"{setup.task.name}.json"
+    if not recorded.exists():
+        raise SystemExit(f"--quick takes the choices of {recorded}, which is not there.")
+    arms = [json.loads(recorded.read_text())["choices"][CHOSEN]["chosen"], *MAIN]
+    arms[0] = setup.task.classical[arms[0]]
+    return replace(selection, out=Path("build/quick"), rng_seeds=(0, 1, 2), arms=tuple(arms),
+                   shots=(setup.task.shots[0][0],), choices=recorded)  # fmt: skip
 
 
 def export(task: Task, data: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The arms of the accuracy study; `training` says how one is trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.accuracy.tasks import Task
 from benchmarks.common.amst_parts import AMST_PLUS, AMSTOptions
@@ -26,6 +26,7 @@ class Arm:
         weak: of the weak view, probability of a mirrored image and largest shift, as a share of
             the image's side.
         amst: what differs of AMST, where it labels the pool or trains on it.
+        pretrained: it starts from a classifier of the corpus.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Arm:
     unlabelled: bool = False
     weak: tuple[float, float] = (0.5, 0.125)
     amst: AMSTOptions = field(default_factory=AMSTOptions)
+    pretrained: bool = False
 
     @property
     def is_classical(self) -> bool:
@@ -53,12 +55,17 @@ METHODS = {
     "noise": "samples from noise",
     "img2img": "img2img",
     "interpolation": "interpolated inversions",
+    "adapted": "adapted prior, img2img",
     "paper": "DreamDA as published",
     "tuned": "DreamDA, tuned",
+    "tuned_adapted": "adapted prior, DreamDA",
 }
 # The arms that the aims speak of.
-OURS = ("paper", "tuned")
+OURS = ("paper", "tuned", "tuned_adapted")
 WEAK, REAL = "flip + crop", "real only"
+# What a plot over shots shows beside the chosen classical operation, and what --quick runs.
+MAIN = (REAL, "samples from noise + classical", "img2img + classical",
+        "DreamDA as published + classical", "DreamDA, tuned + classical", "DreamDA, tuned, AMST+")
 
 
 def arms_of(task: Task) -> tuple[Arm, ...]:
@@ -85,4 +92,12 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
         arms += [Arm("AMST, unlabelled images", labels="amst", view=CHOSEN, unlabelled=True),
                  Arm("DreamDA, tuned, AMST, unlabelled images", "tuned", "amst", view=CHOSEN,
                      unlabelled=True)]  # fmt: skip
+    if task.corpus:
+        name = METHODS["tuned"]
+        arms.append(Arm("the prior's own images + classical", "corpus", view=CHOSEN))
+        arms += [replace(arm, name=f"pretrained, {arm.name}", pretrained=True) for arm in (
+            Arm(REAL, view="none"), Arm("classical", view=CHOSEN),
+            *(Arm(f"{METHODS[recipe]} + classical", recipe, view=CHOSEN)
+              for recipe in ("noise", "img2img", "tuned")),
+            Arm(f"{name}, AMST+", "tuned", "amst", view=CHOSEN, amst=AMST_PLUS))]  # fmt: skip
     return tuple(arm for arm in arms if task.judge or arm.labels != "oracle")

@@ -20,8 +20,11 @@ def small_cnn(task: Task, weights: Path | None) -> nn.Module:
                 nn.MaxPool2d(2)]  # fmt: skip
 
     side = task.image_size // 8
-    return nn.Sequential(*block(task.channels, 16), *block(16, 32), *block(32, 64), nn.Flatten(),
-                         nn.Dropout(0.2), nn.Linear(64 * side * side, task.classes))  # fmt: skip
+    net = nn.Sequential(*block(task.channels, 16), *block(16, 32), *block(32, 64), nn.Flatten(),
+                        nn.Dropout(0.2), nn.Linear(64 * side * side, task.classes))  # fmt: skip
+    if weights is not None:
+        net.load_state_dict(load_file(weights))
+    return net
 
 
 def resnet18(task: Task, weights: Path | None) -> nn.Module:

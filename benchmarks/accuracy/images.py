@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
+from benchmarks.accuracy.tasks import Split
 from benchmarks.accuracy.training import predictions
-from benchmarks.common.statistics import interval
 from dreamda_aug.metrics import (
     SmallSampleWarning,
     classifier_features,
@@ -19,6 +20,7 @@ from dreamda_aug.metrics import (
     pixel_features,
     replica_diversity,
 )
+from dreamda_aug.statistics import interval
 
 REFERENCE = 2000  # real training images that fidelity is measured against
 _MARKERS = "o^sDvPX*<>dph"
@@ -35,26 +37,33 @@ def measure(setup: Setup, run: Run) -> dict[str, float | None]:
         ``diversity`` between its replicas: root mean square over pixels, in [0, 1].
     """
     images, pool, judge = images_of(setup, run), pool_of(setup, run), judge_of(setup)
-    features = pixel_features() if judge is None else classifier_features(judge)
-    order = torch.randperm(len(images.rest), generator=torch.Generator().manual_seed(0))
-    real, made = (torch.cat([features(part.to(setup.device).float() / 255).cpu()
-                             for part in pixels.split(500)])
-                  for pixels in (images.rest.pixels[order[:REFERENCE]], pool.pixels))  # fmt: skip
+    frechet, kernel = fidelity(setup, images, pool.pixels)
     flat = pool.pixels.flatten(1).float() / 255
     seeds = images.shots.pixels.flatten(1).float() / 255
     seed_index = torch.arange(len(flat)) // run.spec.replicas
     root = flat.shape[1] ** 0.5
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SmallSampleWarning)  # pools of one size are compared
-        frechet = frechet_distance(real, made)
     return {
         "frechet": frechet,
-        "kernel": kernel_distance(real, made, subsets=20).mean,
+        "kernel": kernel,
         "agreement": None if judge is None else label_agreement(
             predictions(judge, pool.pixels, setup.device), pool.seed_labels).overall,
         "distance": distance_to_seed(flat, seeds, seed_index).mean().item() / root,
         "diversity": replica_diversity(flat, seed_index).mean / root,
     }  # fmt: skip
+
+
+def fidelity(setup: Setup, images: Split, pixels: Tensor) -> tuple[float, float]:
+    """Fréchet and kernel distance of uint8 images to real training images."""
+    judge = judge_of(setup)
+    features = pixel_features() if judge is None else classifier_features(judge)
+    order = torch.randperm(len(images.rest), generator=torch.Generator().manual_seed(0))
+    real, made = (torch.cat([features(part.to(setup.device).float() / 255).cpu()
+                             for part in each.split(500)])
+                  for each in (images.rest.pixels[order[:REFERENCE]], pixels))  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SmallSampleWarning)  # sets of one size are compared
+        frechet = frechet_distance(real, made)
+    return frechet, kernel_distance(real, made, subsets=20).mean
 
 
 def tradeoff_table(runs: list[dict], names: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.accuracy import interpolation
+from benchmarks.accuracy.adapted import ADAPTATION_CODE, ADAPTED_TO
 from benchmarks.accuracy.interpolation import interpolate
-from benchmarks.accuracy.tasks import Images, Task
+from benchmarks.accuracy.tasks import Images, Task, read_corpus
 from dreamda_aug import Settings, load_backbone, method
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.generation import recording, sampling, tensors
@@ -36,21 +37,21 @@ class PoolSpec:
 
     Attributes:
         kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``,
-            ``"interpolation"`` of two seed images of a class, or ``"none"``.
+            ``"interpolation"`` of two seed images of a class, the prior's own labelled
+            ``"corpus"``, or ``"none"``; or a key of `ADAPTED_TO`: replicas by a prior that was
+            adapted.
         replicas: images per seed image; samples from noise are as many in all.
-        settings: what images are made with; None for copies.
-        prior: folder of an adapted prior; "": the task's own.
+        settings: what images are made with; None where none are made.
     """
 
     kind: str
     replicas: int = 0
     settings: Settings | None = None
-    prior: str = ""
 
     @property
     def is_made(self) -> bool:
         """Whether a diffusion model makes the images."""
-        return self.kind in ("replicas", "noise", "interpolation")
+        return self.settings is not None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[
 def pool_folder(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
                 backbone: Backbone) -> Path:  # fmt: skip
     """Where the images of a pool lie: named after everything that they depend on."""
-    parts = [spec, rng_seed, backbone.fingerprint, code_digest(GENERATION_CODE),
+    code = GENERATION_CODE + (ADAPTATION_CODE if spec.kind in ADAPTED_TO else [])
+    parts = [spec, rng_seed, backbone.fingerprint, code_digest(code),
              hashlib.sha256(shots.pixels.numpy().tobytes()).hexdigest()]  # fmt: skip
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return state / "pools" / f"{task.name}-{spec.kind}-{rng_seed}-{key}"
@@ -112,12 +114,19 @@ def open_backbone(task: Task, folder: str | None, device: str) -> Backbone:
 
 
 def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
-              backbone: Backbone | None, deadline: float = float("inf")) -> Pool:  # fmt: skip
+              backbone: Backbone | None, deadline: float = float("inf"),
+              adapted: Callable[[], Backbone] | None = None) -> Pool:  # fmt: skip
     """Read a pool, making first what is missing of it.
+
+    Args:
+        adapted: adapts the backbone, where the pool's kind asks for that.
 
     Raises:
         Stopped: ``deadline`` (of ``time.time``) has passed; finished slices are kept.
     """
+    if spec.kind == "corpus":
+        corpus = read_corpus(task)
+        return Pool(corpus.pixels, corpus.labels, 0.0)
     if not spec.is_made:
         pixels = shots.pixels.repeat_interleave(spec.replicas, dim=0)
         return Pool(pixels, shots.labels.repeat_interleave(spec.replicas), 0.0)
@@ -137,8 +146,9 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
             if time.time() > deadline:
                 raise Stopped
             if make is None:
+                maker = adapted() if spec.kind in ADAPTED_TO else backbone
                 make = _make(spec, shots.labels,
-                             TensorSynthesizer(backbone, spec.settings, rng_seed=rng_seed))
+                             TensorSynthesizer(maker, spec.settings, rng_seed=rng_seed))
             began = time.process_time()
             made = fit_back(make(fit_to(images, backbone), requests[start : start + length]).cpu(),
                             images)

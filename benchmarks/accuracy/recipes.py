@@ -17,6 +17,11 @@ TUNED: tuple[Dials, ...] = (
     (1.0, 1.0, 1.0, (0.0, 0.4)),
     (1.0, 1.0, 1.0, (0.5, 1.0)),
     (1.0, 0.5, 1.0, (0.0, 1.0)),
+    # noise on the bottleneck of img2img, alone or with a little of the inversion
+    (0.8, 0.0, 1.0, (0.0, 1.0)),
+    (0.8, 0.0, 3.0, (0.0, 1.0)),
+    (0.8, 0.3, 2.0, (0.0, 1.0)),
+    (0.9, 0.3, 1.0, (0.0, 1.0)),
 )
 
 
@@ -52,6 +57,19 @@ def tuned(task: Task) -> list[PoolSpec]:
     )) for s, a, n, part in TUNED]  # fmt: skip
 
 
+def adapted(task: Task) -> list[PoolSpec]:
+    """DA-Fusion's recipe (Trabucco et al. 2023, arXiv:2302.07944): SDEdit by an adapted prior."""
+    return [PoolSpec("adapted", 0, base(task, strength=s, adherence=0.0, guidance_scale=2.0))
+            for s in (0.7, 0.9, 1.0)]  # fmt: skip
+
+
+def tuned_adapted(task: Task) -> list[PoolSpec]:
+    """The same prior, with the seed image's inversion."""
+    return [PoolSpec("adapted", 0, base(task, strength=s, adherence=a, noise_scale=1.0,
+                                        guidance_scale=2.0, update_rule="symmetric"))
+            for s, a in ((0.9, 0.5), (1.0, 0.5))]  # fmt: skip
+
+
 def interpolation(task: Task) -> list[PoolSpec]:
     """Diff-II (Wang and Chen 2024, arXiv:2408.16266): between inversions of one class."""
     return [PoolSpec("interpolation", 0, base(
@@ -64,4 +82,6 @@ RECIPES: dict[str, Callable[[Task], list[PoolSpec]]] = {
     "interpolation": interpolation,
     "paper": paper,
     "tuned": tuned,
+    "adapted": adapted,
+    "tuned_adapted": tuned_adapted,
 }

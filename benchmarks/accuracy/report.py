@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.arms import OURS, Arm
-from benchmarks.common.statistics import interval
+from dreamda_aug.statistics import interval
 
 
 def of_arm(runs: list[dict], arm: str, shots: int, name: str) -> dict[int, float]:
@@ -55,12 +55,14 @@ def comparisons(runs: list[dict], arms: Sequence[Arm], shots: Sequence[int]) -> 
     """The best of our arms against the best classical one and the strongest other diffusion arm.
 
     Ours is the best DreamDA arm that a user could run (true labels are nobody's); the others are
-    the best by test means, to our disadvantage. Other diffusion arms have seed labels.
+    the best by test means, to our disadvantage. Other diffusion arms have seed labels. Arms that
+    start from a pretrained classifier are compared among themselves.
     """
     rows = []
-    for count in shots:
+    for count, pretrained in [(count, start) for count in shots for start in (False, True)]:
         mean = {arm.name: summary(runs, arm.name, count, arm.name)["mean"] for arm in arms
-                if of_arm(runs, arm.name, count, "test")}  # fmt: skip
+                if arm.pretrained == pretrained and of_arm(runs, arm.name, count, "test")
+                }  # fmt: skip
 
         def best(wanted: Callable[[Arm], bool], mean: dict[str, float] = mean) -> str | None:
             return max((arm.name for arm in arms if wanted(arm) and arm.name in mean),
@@ -84,6 +86,37 @@ def sentences(row: dict) -> list[str]:
     margin = "{:+.1f} ± {:.1f}".format(*(100 * value for value in row["margin"]))
     return [f"At {row['shots']} per class, {row['arm']} minus {row['other']}, {row['what']}: "
             f"{margin}."]  # fmt: skip
+
+
+def plot_by_number(
+    runs: list[dict], lines: dict[str, dict[int, str]], axis: str, path: Path
+) -> None:
+    """Mean accuracy and interval over a number, such as labelled images per class.
+
+    Args:
+        runs: with ``arm``, ``shots`` and ``test``.
+        lines: name of each line -> number -> arm; an arm of one number may stand for several.
+        axis: what the number is; ``"shots"`` picks runs of that many.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    numbers = sorted({number for arms in lines.values() for number in arms})
+    for place, (name, arms) in enumerate(lines.items()):
+        found = {number: interval([100 * run["test"] for run in runs if run["arm"] == arm
+                                   and (axis != "shots" or run["shots"] == number)])
+                 for number, arm in arms.items()}  # fmt: skip
+        x = [numbers.index(number) + 0.04 * (place - len(lines) / 2) for number in found]
+        axes.errorbar(x, [mean for mean, _ in found.values()],
+                      yerr=[half for _, half in found.values()], fmt="o-", capsize=3,
+                      markersize=4, label=name)  # fmt: skip
+    axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    axes.set_xlabel("labelled images per class" if axis == "shots" else axis)
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right", fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def plot(runs: list[dict], arms: Sequence[str], shots: Sequence[int], title: str,

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 
+from benchmarks.accuracy.adapted import adapted_backbone
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.classifiers import CLASSIFIERS
 from benchmarks.accuracy.pools import (
@@ -25,7 +26,7 @@ from benchmarks.accuracy.pools import (
     open_backbone,
     pool_folder,
 )
-from benchmarks.accuracy.tasks import Images, Split, Task, split
+from benchmarks.accuracy.tasks import Images, Split, Task, read_corpus, split
 from benchmarks.accuracy.training import (
     LABELLING_CODE,
     TRAINING_CODE,
@@ -42,8 +43,8 @@ from dreamda_aug.generation.out_of_fold import predict_out_of_fold
 from dreamda_aug.generation.probe import LinearProbe, backbone_features
 from dreamda_aug.inputs.images import fit_to
 
-# The judge takes so many times the steps of an arm.
-JUDGE_TIMES = 8
+# The judge, and the classifier of the corpus, take so many times the steps of an arm.
+LONGER = 8
 # Where pseudo-labels are made, their code decides a classifier's weights too.
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
                   "probe": [*LABELLING_CODE, Path(probe.__file__)],
@@ -116,8 +117,10 @@ def pool_of(setup: Setup, run: Run) -> Pool:
     """The pool of a run, made now if it is not there."""
     images = images_of(setup, run)
     backbone = _backbone(setup) if run.spec.is_made else None
+    adapted = partial(adapted_backbone, run.spec.kind, images, backbone,
+                      setup.backbone or setup.task.backbone, setup.state, run.rng_seed)
     return load_pool(setup.state, setup.task, run.spec, images.shots, run.rng_seed, backbone,
-                     setup.deadline)  # fmt: skip
+                     setup.deadline, adapted)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -127,29 +130,40 @@ def judge_of(setup: Setup) -> nn.Module | None:
     if task.judge is None:
         return None
     judge = CLASSIFIERS[task.classifier](task, setup.weights).to(setup.device)
-    longer = replace(task, steps=JUDGE_TIMES * task.steps)
-    path = setup.state / f"judge-{task.name}-{task.classes}-{longer.steps}.safetensors"
-    if task.judge != "trained":
+    if task.judge == "trained":
+        path = _trained(setup, "judge", _split(setup, 1, 0).rest)
+    else:
         path = Path(task.judge)
-    elif not path.exists():
-        images = _split(setup, 1, 0)
-        everything = Split(images.rest, images.validation, images.test, images.unlabelled,
-                           images.rest)  # fmt: skip
-        nothing = Pool(images.rest.pixels[:0], images.rest.labels[:0], 0.0)
-        judge = Training(longer, Arm("judge", weak=task.weak_views[0]), everything, nothing,
-                         images.rest.labels[:0], 0, setup.weights, setup.device
-                         ).run().classifier  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(judge.state_dict(), path)
     judge.load_state_dict(load_file(path))
     return judge.eval().requires_grad_(False)
+
+
+def corpus_classifier(setup: Setup) -> Path:
+    """Weights of the task's classifier, trained on the prior's own labelled images."""
+    return _trained(setup, "corpus", read_corpus(setup.task))
+
+
+def _trained(setup: Setup, name: str, images: Images) -> Path:
+    """Weights of the task's classifier, trained longer, on other images than an arm has."""
+    task = setup.task
+    longer = replace(task, steps=LONGER * task.steps)
+    path = setup.state / f"{name}-{task.name}-{task.classes}-{longer.steps}.safetensors"
+    if not path.exists():
+        everything = replace(_split(setup, 1, 0), shots=images)
+        nothing = Pool(images.pixels[:0], images.labels[:0], 0.0)
+        arm = Arm(name, weak=task.weak_views[0])
+        found = Training(longer, arm, everything, nothing, nothing.seed_labels, 0, setup.weights,
+                         setup.device).run().classifier  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(found.state_dict(), path)
+    return path
 
 
 def result_path(setup: Setup, run: Run) -> Path:
     """The file of a run's result: named after everything that it depends on."""
     task, images = setup.task, images_of(setup, run)
     # the candidates of choices do not change a run; pixels stand for the reader
-    without = ("read", "guidances", "classical", "weak_views", "shots")
+    without = ("read", "guidances", "classical", "weak_views", "shots", "corpus")
     if run.spec.is_made:
         pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
                            _backbone(setup)).name  # fmt: skip
@@ -181,7 +195,8 @@ def result(setup: Setup, run: Run) -> dict:
         truth = predictions(judge, pool.pixels, setup.device)
     if time.time() > setup.deadline:
         raise Stopped
-    training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, setup.weights,
+    weights = corpus_classifier(setup) if run.arm.pretrained else setup.weights
+    training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, weights,
                         setup.device, labeler_of(setup, run.arm, images),
                         label_prior_of(setup, run, images, pool))  # fmt: skip
     outcome = training.run()
@@ -207,7 +222,7 @@ def labeler_of(setup: Setup, arm: Arm, images: Split) -> Labeler | None:
     if arm.labels not in ("probe", "prior"):
         return None
     backbone, shots = _backbone(setup), images.shots
-    resize = v2.Lambda(lambda pixels: fit_to(pixels, backbone))
+    resize = v2.Lambda(partial(fit_to, backbone=backbone))
     if arm.labels == "probe":
         classifier = LinearProbe(backbone_features(backbone), resize(shots.pixels.float() / 255),
                                  shots.labels, num_classes=setup.task.classes,

@@ -5,11 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.accuracy.ablations import ABLATIONS
-from benchmarks.accuracy.arms import CHOSEN, REAL, WEAK, Arm, arms_of
+from benchmarks.accuracy.arms import CHOSEN, MAIN, REAL, WEAK, Arm, arms_of
 from benchmarks.accuracy.images import measure, plot_tradeoff, tradeoff_table
+from benchmarks.accuracy.pictures import draw
 from benchmarks.accuracy.pools import PoolSpec
 from benchmarks.accuracy.recipes import RECIPES
-from benchmarks.accuracy.report import comparisons, plot, sentences, summary, table
+from benchmarks.accuracy.report import (
+    comparisons,
+    of_arm,
+    plot,
+    plot_by_number,
+    sentences,
+    summary,
+    table,
+)
 from benchmarks.accuracy.runs import Run, Setup, make_pool, perform, result
 from benchmarks.accuracy.tasks import Task
 from benchmarks.common.provenance import commit, machine_and_torch
@@ -28,7 +37,8 @@ class Selection:
         shots: numbers of labelled images per class; of the main table only.
         arms: names of arms, or of an ablation's rows; None: all.
         replicas: synthetic images per labelled one in an ablation; None: the task's.
-        choices: JSON of an earlier result whose choices are taken; None: they are made now.
+        choices: JSON of an earlier result whose choices are taken, where it has any for a recipe;
+            None: all are made now.
         processes: training runs beside each other.
     """
 
@@ -61,13 +71,15 @@ class Choices:
     specs: dict[str, PoolSpec]
     record: dict[str, dict]
 
-    def run(self, arm: Arm, shots: int, replicas: int, rng_seed: int) -> Run:
-        """The run of an arm with what was chosen."""
-        view = self.classical if arm.view == CHOSEN else arm.view
+    def spec(self, arm: Arm, replicas: int) -> PoolSpec:
+        """The pool of an arm."""
         if arm.recipe in RECIPES:
-            spec = replace(self.specs[arm.recipe], replicas=replicas)
-        else:
-            spec = PoolSpec(arm.recipe or "none", replicas if arm.recipe else 0)
+            return replace(self.specs[arm.recipe], replicas=replicas)
+        return PoolSpec(arm.recipe or "none", replicas if arm.recipe else 0)
+
+    def run(self, arm: Arm, spec: PoolSpec, shots: int, rng_seed: int) -> Run:
+        """The run of an arm on a pool."""
+        view = self.classical if arm.view == CHOSEN else arm.view
         return Run(replace(arm, weak=self.weak, view=view), spec, shots, rng_seed)
 
 
@@ -78,8 +90,8 @@ def candidates(task: Task) -> dict[str, list[PoolSpec]]:
 
 
 def choices_of(setup: Setup, selection: Selection) -> Choices:
-    """Those of an earlier result, if one is named; otherwise made now."""
-    record = None
+    """Those of an earlier result, if one is named; what it lacks is chosen now."""
+    record: dict[str, dict] = {}
     if selection.choices is not None:
         found = json.loads(selection.choices.read_text())
         record = found["choices"]
@@ -88,8 +100,7 @@ def choices_of(setup: Setup, selection: Selection) -> Choices:
                              f"between today's candidates; {selection.choices} did not. Leave it "
                              "out to choose now.")  # fmt: skip
     recipes = {arm.recipe for arm in arms_of(setup.task) if selection.wants(arm.name)}
-    if record is None:
-        record = choose(setup, selection.processes, recipes)
+    record = choose(setup, selection.processes, recipes, record)
     task = setup.task
     specs = {name: each[record[name]["chosen"]] for name, each in candidates(task).items()
              if name in record}  # fmt: skip
@@ -105,11 +116,13 @@ def _fits(task: Task, record: dict[str, dict]) -> bool:
                for name, settings in today.items() if name in record)  # fmt: skip
 
 
-def choose(setup: Setup, processes: int, recipes: set[str]) -> dict[str, dict]:
+def choose(
+    setup: Setup, processes: int, recipes: set[str], known: dict[str, dict]
+) -> dict[str, dict]:
     """Choose on validation: what was chosen, and what each candidate reached.
 
     First the weak view, then the operation on top of it, then each recipe's settings, with seed
-    labels under that operation.
+    labels under that operation. What is known is not chosen again.
     """
     task, count = setup.task, setup.task.shots[0][0]
 
@@ -118,13 +131,17 @@ def choose(setup: Setup, processes: int, recipes: set[str]) -> dict[str, dict]:
                 for rng_seed in TUNING_SEEDS]  # fmt: skip
 
     names = [f"flip={flip}, padding={padding}" for flip, padding in task.weak_views]
-    record = {WEAK: compare(setup, [plain(weak=w) for w in task.weak_views], names, processes)}
+    record = dict(known)
+    if WEAK not in record:
+        views = [plain(weak=w) for w in task.weak_views]
+        record[WEAK] = compare(setup, views, names, processes)
     weak = task.weak_views[record[WEAK]["chosen"]]
-    operations = [plain(weak=weak, view=view) for view in task.classical]
-    record[CHOSEN] = compare(setup, operations, list(task.classical), processes)
+    if CHOSEN not in record:
+        operations = [plain(weak=weak, view=view) for view in task.classical]
+        record[CHOSEN] = compare(setup, operations, list(task.classical), processes)
     view = task.classical[record[CHOSEN]["chosen"]]
     for name, specs in candidates(task).items():
-        if name not in recipes:
+        if name not in recipes or name in record:
             continue
         arm = Arm(name, name, view=view, weak=weak)
         groups = [[Run(arm, spec, count, rng_seed, True) for rng_seed in POOL_TUNING_SEEDS]
@@ -154,7 +171,7 @@ def make_pools(setup: Setup, runs: list[Run], processes: int) -> None:
 
 def planned(choices: Choices, task: Task, selection: Selection) -> list[Run]:
     """All runs of the table, the arms of one split together."""
-    return [choices.run(arm, count, replicas, rng_seed)
+    return [choices.run(arm, choices.spec(arm, replicas), count, rng_seed)
             for count, replicas in task.shots if count in selection.shots
             for rng_seed in selection.rng_seeds
             for arm in arms_of(task) if selection.wants(arm.name)]  # fmt: skip
@@ -180,6 +197,14 @@ def study(setup: Setup, selection: Selection) -> None:
     write(setup, selection, task.name, text, found, choices=choices.record, summary=rows,
           compared=compared)  # fmt: skip
     plot(found, arms, shots, task.name, selection.out / f"{task.name}.png")
+    shown = [arm for arm in (choices.classical, *MAIN) if arm in arms]
+    lines = {arm: {count: arm for count in shots if of_arm(found, arm, count, "test")}
+             for arm in shown}  # fmt: skip
+    plot_by_number(found, lines, "shots", selection.out / f"{task.name}_shots.png")
+    for recipe, spec in choices.specs.items():
+        run = Run(Arm(recipe, recipe), replace(spec, replicas=task.shots[0][1]), task.shots[0][0],
+                  selection.rng_seeds[0])  # fmt: skip
+        draw(setup, run, selection.out / "pictures" / f"{task.name}_{recipe}.png")
 
 
 def ablation(setup: Setup, selection: Selection, name: str) -> None:
@@ -191,10 +216,8 @@ def ablation(setup: Setup, selection: Selection, name: str) -> None:
     variants = [variant for variant in rows
                 if selection.wants(variant.name)
                 and (task.judge or variant.arm.labels != "oracle")]  # fmt: skip
-    runs = [choices.run(variant.named_arm(), count, 0, rng_seed) for variant in variants
-            for rng_seed in selection.rng_seeds]  # fmt: skip
-    runs = [replace(run, spec=variant.spec) for run, variant in zip(
-        runs, (v for v in variants for _ in selection.rng_seeds), strict=True)]  # fmt: skip
+    runs = [choices.run(variant.named_arm(), variant.spec, count, rng_seed)
+            for variant in variants for rng_seed in selection.rng_seeds]  # fmt: skip
     make_pools(setup, runs, selection.processes)
     found = perform(result, setup, runs, selection.processes)
     measured = [measure(setup, run) for run in runs]
@@ -203,7 +226,14 @@ def ablation(setup: Setup, selection: Selection, name: str) -> None:
     title = f"{task.name}_{name}"
     text = f"\n{count} labelled images per class.\n" + tradeoff_table(found, names)
     write(setup, selection, title, text, found, choices=choices.record)
-    if len({variant.spec for variant in variants}) == 1:  # the same images: only training differs
+    if name == "replicas":
+        lines: dict[str, dict[int, str]] = {}
+        for each in names:
+            method, _, number = each.rpartition(", K = ")
+            lines.setdefault(method, {})[int(number)] = each
+        plot_by_number(found, lines, "synthetic images per labelled one",
+                       selection.out / f"{title}.png")
+    elif len({variant.spec for variant in variants}) == 1:  # the same images: only training differs
         plot(found, names, [count], title, selection.out / f"{title}.png")
     else:
         plot_tradeoff(found, names, selection.out / f"{title}.png")

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Task:
             trained longer on all training labels outside ``seen``; a file with its weights; or
             None: no oracle arm.
         unlabelled: real images without labels that join the pool of the ``unlabelled`` arms.
+        corpus: folder with idx files of the labelled images that the backbone was trained on.
+            With it come the arms that use them themselves.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Task:
     validation_from: str = "train"
     judge: str | None = "trained"
     unlabelled: int = 0
+    corpus: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,14 @@ def read_idx(folder: Path) -> tuple[Images, Images]:
                load(f"{part}-labels-idx1-ubyte").long())
         for part in ("train", "t10k")
     )  # fmt: skip
+
+
+def read_corpus(task: Task) -> Images:
+    """The labelled images that a task's backbone was trained on, in the task's size."""
+    assert task.corpus is not None
+    images, _ = read_idx(task.corpus)
+    size = [task.image_size, task.image_size]
+    return Images(tvf.resize(images.pixels, size, antialias=True), images.labels)
 
 
 def read_atlases(folder: Path) -> tuple[Images, Images]:

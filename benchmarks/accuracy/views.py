@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from dreamda_aug.evaluation.training import per_image
+
 
 def random_affine(images: Tensor) -> Tensor:
     """Rotated, sheared, scaled and shifted, each image by itself; what is usual for digits.
@@ -29,18 +31,8 @@ def random_affine(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def per_image(name: str) -> Callable[[Tensor], Tensor]:
-    """One of torchvision's transforms, with draws of its own for every image."""
-    transform = getattr(v2, name)()
-
-    def apply(images: Tensor) -> Tensor:
-        whole = (images * 255).round().to(torch.uint8)
-        return torch.stack([transform(image) for image in whole]).float() / 255
-
-    return apply
-
-
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "affine": random_affine,
-    **{name: per_image(name) for name in ("RandAugment", "TrivialAugmentWide", "AugMix")},
+    **{name: per_image(getattr(v2, name)())
+       for name in ("RandAugment", "TrivialAugmentWide", "AugMix")},
 }

@@ -28,10 +28,10 @@ import torch
 from benchmarks import RESULTS
 from benchmarks.common.amst_parts import AMST_PARTS
 from benchmarks.common.provenance import commit, machine_and_torch
-from benchmarks.common.statistics import interval
 from benchmarks.digits.arms import ARMS
 from benchmarks.digits.data import GENERATION, train_backbone
 from benchmarks.digits.runs import Job, perform, table
+from dreamda_aug.statistics import interval
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common.statistics import interval
 from benchmarks.digits.arms import run_arm
 from benchmarks.digits.data import RunData
 from dreamda_aug.amst import CollapseWarning
+from dreamda_aug.statistics import interval
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import PIL.Image
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,6 +19,7 @@ from dreamda_aug.backbones import Backbone
 from dreamda_aug.inputs.dataset_fields import as_sized
 from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
 from dreamda_aug.inputs.labels import plain_label
+from dreamda_aug.inputs.opening import open_image
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.inputs.untransformed import Untransformed
 from dreamda_aug.method.seeding import derive_seed
@@ -100,10 +100,8 @@ def open_pictures(
         return _of_memory(source, labels, given, class_names)
     if isinstance(source, str | Path) and (names := _flat_folder(Path(source))):
         root = Path(source)
-        if given is None:
-            return Pictures(names, _none(len(names)), [], lambda i: _open_file(root / names[i]))
-        return _labelled(Pictures(names, _none(len(names)), [],
-                                  lambda i: _open_file(root / names[i])), given, class_names)
+        flat = Pictures(names, _none(len(names)), [], lambda i: open_image(root / names[i]))
+        return flat if given is None else _labelled(flat, given, class_names)
     if labels is None and isinstance(source, Dataset) and not isinstance(source, Source):
         return _of_dataset(source)
     opened = source if isinstance(source, Source) else open_source(
@@ -262,14 +260,6 @@ def _flat_folder(root: Path) -> list[str]:
     if any(entry.is_dir() for entry in entries):
         return []
     return sorted(e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS))
-
-
-def _open_file(path: Path) -> PIL.Image.Image:
-    if not path.is_file():
-        raise OSError(f"{path}: expected a file")
-    with PIL.Image.open(path) as image:
-        image.load()
-        return image
 
 
 def _none(count: int) -> Tensor:

@@ -1,6 +1,5 @@
 """What is minimised, and the same measured on held-out images with fixed noise."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,14 +10,13 @@ from torch import Tensor
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.statistics import standard_error, student_quantile
 
 # From (x_t, t, labels) to the denoiser's output.
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # About how many denoiser rows a measurement takes, whatever the number of images.
 _MEASURED_ROWS = 256
-# 95 % quantiles of Student's t, one-sided, for 1, 2, ... degrees of freedom.
-_T_QUANTILES = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
 
 
 def noise_levels(backbone: Backbone, train_timesteps: int) -> NoiseSchedule:
@@ -160,8 +158,5 @@ def paired_gain(before: Tensor, after: Tensor) -> Gain:
 
     Source: Student's paired t test.
     """
-    difference = (before - after).double()
-    freedom = len(difference) - 1
-    quantile = _T_QUANTILES[freedom - 1] if freedom < 10 else 1.645 + 1.6 / freedom
-    error = difference.std().item() / math.sqrt(len(difference))
-    return Gain(difference.mean().item(), quantile * error)
+    mean, error = standard_error((before - after).double().tolist())
+    return Gain(mean, student_quantile(0.95, len(before) - 1) * error)

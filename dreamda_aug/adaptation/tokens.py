@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamda_aug.backbones.adapted import Conditions, add_tokens
+from dreamda_aug.backbones.adapted import ENCODERS, Conditions, add_tokens
 from dreamda_aug.backbones.conditioning import TextConditioning, put_tokens
 from dreamda_aug.backbones.unet import UNetBackbone
-
-_PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 
 class LearnedTokens:
@@ -51,7 +49,7 @@ class LearnedTokens:
         plain = backbone.embed([*prompts, None])
         self._plain = {name: value.clone() for name, value in plain.items()}
         starts: dict[str, Tensor] = {}
-        for tokenizer_name, encoder_name in _PARTS:
+        for tokenizer_name, encoder_name in ENCODERS:
             if getattr(pipeline, encoder_name, None) is None:
                 continue
             for part in (tokenizer_name, encoder_name):
@@ -64,7 +62,7 @@ class LearnedTokens:
                 starts[f"{encoder_name}/{token}"] = table[spelled].mean(0)
         add_tokens(pipeline, starts)
         self._conditioning.tokens = dict(self._tokens)
-        for tokenizer_name, encoder_name in _PARTS:
+        for tokenizer_name, encoder_name in ENCODERS:
             if getattr(pipeline, encoder_name, None) is not None:
                 self._hook(getattr(pipeline, tokenizer_name), getattr(pipeline, encoder_name),
                            encoder_name)

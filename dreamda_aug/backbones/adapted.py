@@ -23,7 +23,7 @@ LORA = "pytorch_lora_weights.safetensors"
 CLASS_ROWS = "class_embedding.safetensors"
 TOKENS = "tokens.safetensors"
 _PREFIX = "unet."
-_ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 # A base in another precision is compared by so many tensors, and entries of each.
 _SAMPLED_TENSORS, _SAMPLED_ENTRIES = 64, 4
@@ -189,7 +189,7 @@ def add_tokens(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         BackboneError: a tokenizer knows a token already.
     """
-    for tokenizer_name, encoder_name in _ENCODERS:
+    for tokenizer_name, encoder_name in ENCODERS:
         new = {name.partition("/")[2]: vector for name, vector in tensors.items()
                if name.partition("/")[0] == encoder_name}
         tokenizer = getattr(pipeline, tokenizer_name, None)

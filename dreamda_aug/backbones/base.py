@@ -32,6 +32,9 @@ class Backbone(Protocol):
         in_tiles: whether images are encoded in tiles, which gives other latents.
         low_memory: whether images are decoded one at a time.
         lora: what LoRA weights are added to its own, as `BackboneSpec` takes them, or None.
+        tap_index: for transformers, the number of the block behind which noise enters; else None.
+        embedded_guidance: for guidance-distilled transformers, the guidance scale that they take as
+            an input; else None.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Backbone(Protocol):
     tap: Tap
     low_memory: bool
     lora: str | None
+    tap_index: int | None
+    embedded_guidance: float | None
 
     @property
     def in_tiles(self) -> bool: ...
@@ -144,18 +149,25 @@ def check_unet(unet: Any) -> None:
             f"{kind} takes {channels} channels and gives {out}: an inpainting or super-resolution "
             "model, which needs a mask or an image beside the noise. Use the text-to-image model."
         )
-    if unet.config.get("encoder_hid_dim_type") in ("ip_image_proj", "text_image_proj"):
-        raise BackboneError(
-            f"{kind} has an IP-Adapter loaded, which conditions on an image too; unload it with "
-            "pipeline.unload_ip_adapter()."
-        )
-    if any(parameter.is_meta for parameter in unet.parameters()):
-        raise BackboneError(
-            f"{kind} has weights on the meta device (offloaded or not loaded yet); load the "
-            "pipeline without offloading, and give low_memory=True on small GPUs."
-        )
+    check_ready(unet, unet.config.get("encoder_hid_dim_type") in (
+        "ip_image_proj", "text_image_proj"))
     if unet.config.get("time_embedding_type") == "fourier":
         raise BackboneError(
             f"{kind} has time_embedding_type='fourier' (a score-SDE model), whose noise schedule "
             "is not a DDPM one. Use a backbone with time_embedding_type='positional'."
+        )
+
+
+def check_ready(denoiser: Any, has_ip_adapter: bool) -> None:
+    """Refuse a denoiser that is conditioned on an image, or whose weights are not there."""
+    kind = type(denoiser).__name__
+    if has_ip_adapter:
+        raise BackboneError(
+            f"{kind} has an IP-Adapter loaded, which conditions on an image too; unload it with "
+            "pipeline.unload_ip_adapter()."
+        )
+    if any(parameter.is_meta for parameter in denoiser.parameters()):
+        raise BackboneError(
+            f"{kind} has weights on the meta device (offloaded or not loaded yet); load the "
+            "pipeline without offloading, and give low_memory=True on small GPUs."
         )

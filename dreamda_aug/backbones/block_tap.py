@@ -8,12 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dreamda_aug.backbones.tap import Tap
+from dreamda_aug.backbones.tap import Reached, Tap
 from dreamda_aug.errors import GenerationError
-
-
-class Reached(Exception):
-    """The block whose output was wanted has run."""
 
 
 @dataclass(frozen=True)

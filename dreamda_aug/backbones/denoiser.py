@@ -34,6 +34,8 @@ class DenoiserBackbone:
     channels: int
     low_memory: bool = False
     lora: str | None = None
+    tap_index: int | None = None
+    embedded_guidance: float | None = None
 
     def __init__(
         self, pipeline: Any, name: str, denoiser: Any, tap: Tap, conditioning: Conditioning
@@ -115,6 +117,14 @@ class DenoiserBackbone:
         """A condition in the denoiser's dtype; indices and masks keep their own."""
         return {name: value.to(self.dtype) if value.is_floating_point() else value
                 for name, value in condition.items()}
+
+    def _finished(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """The prediction in a denoiser's output, float32, contiguous; its rows are counted."""
+        # models with learned variance predict it in the second half of the channels
+        output = output[:, : x_t.shape[1]].float().contiguous()
+        self.tap.encoder_rows += len(x_t)
+        self.tap.decoder_rows += len(output)
+        return output
 
     def compiled(self, **options: Any) -> Self:
         """The same model, run through ``torch.compile``; this one stays as it is.

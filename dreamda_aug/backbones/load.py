@@ -1,19 +1,15 @@
 """From a name, a folder, a file or a pipeline object to a backbone."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 
 from dreamda_aug.backbones.base import Backbone, is_backbone
+from dreamda_aug.backbones.opening import BUNDLED, open_pipeline, read_class_names
 from dreamda_aug.errors import BackboneError
 
-BUNDLED = "bundled"
-# A thousand are usual.
-_MAX_TIMESTEPS = 1_000_000
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "weights" / "fashion_mnist"
 
 
@@ -110,52 +106,60 @@ class BackboneSpec:
         Raises:
             BackboneError: it cannot be found or reached, or has no place to perturb.
         """
+        from dreamda_aug.backbones.latent import OnLatents
+
+        class_names, pipeline = None, self.source
+        if self.is_named:
+            place = _BUNDLED_FOLDER if self.source == BUNDLED else Path(self.source)
+            facts = place / "training.json"
+            if facts.exists():
+                class_names = read_class_names(facts)
+            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            where = place if place.exists() else self.name
+            pipeline = open_pipeline(
+                where, _dtype(self.dtype), self.variant, self.config, device)
+            pipeline = pipeline.to(device)
+        backbone = (self._with_transformer(pipeline) if getattr(pipeline, "unet", None) is None
+                    else self._with_unet(pipeline, class_names))
+        backbone.lora = None if self.lora is None else str(self.lora)
+        if self.is_named and isinstance(backbone, OnLatents):
+            # nobody else uses this pipeline: its VAE need not stay on the device beside a copy
+            setattr(pipeline, "vae" if getattr(pipeline, "vae", None) else "vqvae", backbone.vae)
+        return backbone
+
+    def _with_unet(self, pipeline: Any, class_names: list[str] | None) -> Backbone:
         from dreamda_aug.backbones.adapted import Conditions, apply_lora
         from dreamda_aug.backbones.conditioning import TextConditioning
         from dreamda_aug.backbones.latent import LatentBackbone
         from dreamda_aug.backbones.unet import PixelBackbone
 
-        class_names, pipeline, null_class = None, self.source, self.null_class
-        if self.is_named:
-            place = _BUNDLED_FOLDER if self.source == BUNDLED else Path(self.source)
-            facts = place / "training.json"
-            if facts.exists():
-                class_names = _class_names(facts)
-            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            where = place if place.exists() else self.name
-            pipeline = _open_pipeline(
-                where, _dtype(self.dtype), self.variant, self.config, device)
-            pipeline = pipeline.to(device)
-        if getattr(pipeline, "unet", None) is None:
-            return self._load_transformer(pipeline)
         for option in ("tap_index", "embedded_guidance"):
             if getattr(self, option) is not None:
                 raise ValueError(
                     f"{option} is for transformers, and {self.name} ({type(pipeline).__name__}) "
                     f"has a U-Net, got {getattr(self, option)!r}; leave it out."
                 )
+        null_class = self.null_class
         if class_names and null_class is None:
             null_class = len(class_names)
         conditions = Conditions(class_names, null_class)
         if self.lora is not None:
             conditions = apply_lora(pipeline, self.name, self.lora, conditions)
-        vae = next((part for part in ("vae", "vqvae") if getattr(pipeline, part, None)), None)
-        if vae is None:
+        if not any(getattr(pipeline, part, None) for part in ("vae", "vqvae")):
             pixels = PixelBackbone(
                 pipeline, self.name, conditions.class_names, conditions.null_class)
-            pixels.lora = None if self.lora is None else str(self.lora)
+            if self.image_size not in (None, pixels.image_size):
+                raise ValueError(
+                    f"image_size is for latent models, and {self.name} makes images of "
+                    f"{pixels.image_size} pixels, got {self.image_size}; leave it out.")
             return pixels
         backbone = LatentBackbone(pipeline, self.name, self.image_size, conditions.class_names,
                                   conditions.null_class, low_memory=self.low_memory)
-        backbone.lora = None if self.lora is None else str(self.lora)
         if isinstance(backbone.conditioning, TextConditioning):
             backbone.conditioning.tokens = dict(conditions.tokens)
-        if self.is_named:
-            # nobody else uses this pipeline: its VAE need not stay on the device beside a copy
-            setattr(pipeline, vae, backbone.vae)
         return backbone
 
-    def _load_transformer(self, pipeline: Any) -> Backbone:
+    def _with_transformer(self, pipeline: Any) -> Backbone:
         from dreamda_aug.backbones.adapted import CARD, Conditions, apply_lora
         from dreamda_aug.backbones.transformer import TransformerBackbone
 
@@ -174,14 +178,10 @@ class BackboneSpec:
                     "load it with the backbone that it was adapted from."
                 )
             apply_lora(pipeline, self.name, self.lora, Conditions())
-        backbone = TransformerBackbone(
+        return TransformerBackbone(
             pipeline, self.name, self.image_size, null_class=self.null_class,
             low_memory=self.low_memory, tap_index=self.tap_index,
             embedded_guidance=self.embedded_guidance)
-        backbone.lora = None if self.lora is None else str(self.lora)
-        if self.is_named:
-            pipeline.vae = backbone.vae
-        return backbone
 
 
 def load_backbone(source: Any = BUNDLED, **options: Any) -> Backbone:
@@ -236,91 +236,8 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise BackboneError(f"{path}: expected JSON, found something else ({error}).") from error
-    if not isinstance(found, dict):
-        raise BackboneError(f"{path}: expected a JSON object, found a {type(found).__name__}.")
-    return found
-
-
-def _check_timesteps(path: Path) -> None:
-    """Refuse a table of noise levels that would fill the memory before anything is checked."""
-    count = _read_json(path).get("num_train_timesteps", 1) if path.is_file() else 1
-    if isinstance(count, int | float) and count > _MAX_TIMESTEPS:
-        raise BackboneError(
-            f"{path}: num_train_timesteps must be at most {_MAX_TIMESTEPS:,}, found {count}.")
-
-
-def _class_names(path: Path) -> list[str] | None:
-    names = _read_json(path).get("class_names")
-    if names is not None and not (
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-    ):
-        raise BackboneError(f"{path}: class_names must be a list of text, found {names!r}.")
-    return names
-
-
 def _same(wanted: Any, own: Any) -> bool:
     if isinstance(own, torch.device):
         wanted = torch.device(wanted)
         return wanted.type == own.type and wanted.index in (None, own.index)
     return bool(wanted == own)
-
-
-def _open_pipeline(
-    source: str | Path, dtype: torch.dtype | None, variant: str | None,
-    config: str | Path | None, device: torch.device | str,
-) -> Any:
-    """The pipeline in a folder or file (a Path), or on the hub (a str)."""
-    import diffusers
-    from diffusers.utils import logging
-
-    parts: dict[str, Any] = {"vae": None}
-    if isinstance(source, Path) and source.is_dir():
-        index = source / "model_index.json"
-        if not index.exists():
-            raise BackboneError(
-                f"{source} is not a diffusers pipeline folder: model_index.json is missing. Save "
-                "one with pipeline.save_pretrained(folder)."
-            )
-        parts = _read_json(index)
-        _check_timesteps(source / "scheduler" / "scheduler_config.json")
-    # opening a folder is too quick for a progress bar; a download is not
-    quiet = isinstance(source, Path) and logging.is_progress_bar_enabled()
-    if quiet:
-        logging.disable_progress_bar()
-    try:
-        on_cuda = str(device).startswith("cuda")
-        if dtype is None and on_cuda and isinstance(source, str):
-            parts = dict(diffusers.DiffusionPipeline.load_config(source))
-        if dtype is None:
-            half = torch.bfloat16 if "transformer" in parts else torch.float16
-            dtype = half if on_cuda and ("vae" in parts or "vqvae" in parts) else torch.float32
-        if isinstance(source, Path) and source.is_file():
-            if source.suffix != ".safetensors":
-                raise ValueError("only .safetensors files are opened: nothing is unpickled")
-            kind: Any = diffusers.StableDiffusionPipeline
-            with safetensors.safe_open(source, "pt") as file:
-                if any(name.startswith("conditioner.embedders.1") for name in file.keys()):
-                    kind = diffusers.StableDiffusionXLPipeline
-            return kind.from_single_file(
-                str(source), dtype=dtype, config=None if config is None else str(config)
-            )
-        return diffusers.DiffusionPipeline.from_pretrained(
-            source, dtype=dtype, variant=variant, use_safetensors=True
-        )
-    # a damaged folder fails in many ways inside diffusers, and each is about that folder
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError,
-            safetensors.SafetensorError) as error:
-        raise BackboneError(
-            f"could not load {str(source)!r} as a diffusers pipeline: {error}\n"
-            "Without a connection to the hub, download it on another machine "
-            "(hf download NAME --local-dir FOLDER) and pass the folder, or use "
-            f"backbone={BUNDLED!r}, which needs no download."
-        ) from error
-    finally:
-        if quiet:
-            logging.enable_progress_bar()

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dreamda_aug.backbones.base import check_ready
 from dreamda_aug.backbones.codec import ImageCodec
 from dreamda_aug.backbones.families import Family
 from dreamda_aug.backbones.known_families import FAMILIES
@@ -117,17 +118,8 @@ def check_transformer(pipeline: Any, codec: ImageCodec, patch: int) -> None:
             f"{type(pipeline).__name__} needs an image beside the prompt: an editing model. Use "
             "the text-to-image model of its family."
         )
-    if any(getattr(transformer, name, None) is not None
-           for name in ("image_proj", "encoder_hid_proj")):
-        raise BackboneError(
-            f"{kind} has an IP-Adapter loaded, which conditions on an image too; unload it with "
-            "pipeline.unload_ip_adapter()."
-        )
-    if any(parameter.is_meta for parameter in transformer.parameters()):
-        raise BackboneError(
-            f"{kind} has weights on the meta device (offloaded or not loaded yet); load the "
-            "pipeline without offloading, and give low_memory=True on small GPUs."
-        )
+    check_ready(transformer, any(getattr(transformer, name, None) is not None
+                                 for name in ("image_proj", "encoder_hid_proj")))
     check_uncached(transformer)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamda_aug.arguments import real
 from dreamda_aug.errors import BackboneError
 
 # Options of ``encode_prompt`` for which a pipeline's call has defaults of its own.
@@ -24,7 +25,7 @@ class PipelinePrompts:
         embed: what the family makes of the pipeline's embeddings; see `Family`.
         image_size: height and width in pixels, which some models are conditioned on.
         guidance: the guidance scale that a guidance-distilled model takes as an input; None: the
-            default of the pipeline's own call.
+            model takes none.
     """
 
     pipeline: Any
@@ -35,8 +36,8 @@ class PipelinePrompts:
     def __call__(self, prompt: str) -> dict[str, Tensor]:
         """The inputs, each with one row; the empty prompt is the unconditional branch."""
         condition = self.embed(self, prompt)
-        if self.transformer.config.get("guidance_embeds"):
-            condition["guidance"] = torch.tensor([self._guidance()])
+        if self.guidance is not None:
+            condition["guidance"] = torch.tensor([self.guidance])
         return {name: value.to(self.transformer.device) for name, value in condition.items()}
 
     @property
@@ -68,14 +69,35 @@ class PipelinePrompts:
         known = inspect.signature(self.pipeline.__call__).parameters
         return {name: known[name].default for name in _OPTIONS if name in known}
 
-    def _guidance(self) -> float:
-        if self.guidance is not None:
-            return float(self.guidance)
-        default = inspect.signature(self.pipeline.__call__).parameters["guidance_scale"].default
-        if default is None:
-            raise BackboneError(
-                f"{type(self.transformer).__name__} takes a guidance scale as an input, and "
-                f"{type(self.pipeline).__name__} has no default for it; give "
-                "load_backbone(embedded_guidance=...)."
-            )
-        return float(default)
+
+def guidance_input(pipeline: Any, asked: float | None) -> float | None:
+    """The guidance scale that a guidance-distilled transformer takes as an input.
+
+    Args:
+        pipeline: has ``transformer``.
+        asked: the scale to use, >= 0; None: the default of the pipeline's own call.
+
+    Returns:
+        The scale; None: the transformer takes none.
+
+    Raises:
+        ValueError: a scale is asked for that is no number >= 0, or where none is taken.
+        BackboneError: none is asked for, and the pipeline has no default.
+    """
+    kind = type(pipeline.transformer).__name__
+    if not pipeline.transformer.config.get("guidance_embeds"):
+        if asked is None:
+            return None
+        raise ValueError(
+            f"embedded_guidance must be None for this {kind}, which takes no guidance scale as an "
+            f"input, got {asked!r}; leave it out."
+        )
+    if asked is not None:
+        return real("embedded_guidance", asked, "be a number >= 0", 0)
+    default = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+    if default is None:
+        raise BackboneError(
+            f"{kind} takes a guidance scale as an input, and {type(pipeline).__name__} has no "
+            "default for it; give embedded_guidance."
+        )
+    return float(default)

@@ -10,6 +10,10 @@ from dreamda_aug.errors import GenerationError
 from dreamda_aug.method.perturbation import Perturbation
 
 
+class Reached(Exception):
+    """The block whose output was wanted has run."""
+
+
 class Tap:
     """What the hooks on a denoiser do, and what `set` said last; after `clear` it is the plain one.
 

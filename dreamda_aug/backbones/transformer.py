@@ -26,7 +26,7 @@ from dreamda_aug.backbones.places import (
     family_of,
     tapped_block,
 )
-from dreamda_aug.backbones.prompts import PipelinePrompts
+from dreamda_aug.backbones.prompts import PipelinePrompts, guidance_input
 from dreamda_aug.backbones.schedules import path_kind
 
 
@@ -51,11 +51,11 @@ class TransformerBackbone(OnLatents):
             None: the default of its pipeline's own call.
         family: how the transformer is called; None: as the table of known families says.
 
-    Attributes are those of `Backbone`, and ``tap_index``.
+    Attributes are those of `Backbone`.
 
     Raises:
         BackboneError: the transformer is not understood, or is not one from text or class to image.
-        ValueError: ``image_size`` or ``tap_index`` is not possible here.
+        ValueError: ``image_size``, ``tap_index`` or ``embedded_guidance`` is not possible here.
     """
 
     def __init__(
@@ -86,20 +86,38 @@ class TransformerBackbone(OnLatents):
                 f"image_size must be square for {type(transformer).__name__}, got "
                 f"{self.image_size}."
             )
+        self._blocks = [block for stages in block_lists(transformer, self.family)
+                        for stage in stages for block in stage]
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
+        self.embedded_guidance = guidance_input(pipeline, embedded_guidance)
+        conditioning = self._condition(pipeline, name, class_names, null_class)
+        self._block_tap = self._tap_behind(transformer, tap_index)
+        super().__init__(pipeline, name, transformer, self._block_tap, conditioning)
+
+    def _tap_behind(self, transformer: Any, tap_index: int | None) -> BlockTap:
         before, lists = block_lists(transformer, self.family)
         self.tap_index, stage, index = tapped_block(transformer, self.family, tap_index)
-        self._blocks = [block for each in (*before, *lists) for block in each]
-        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
-        self._embedded_guidance = embedded_guidance
-        self._block_tap = BlockTap(
+        return BlockTap(
             [*before, *lists], len(before) + stage, index, self.family.has_long_skips)
-        super().__init__(
-            pipeline, name, transformer, self._block_tap,
-            self._condition(pipeline, name, class_names, null_class, embedded_guidance))
+
+    def with_tap(self, tap_index: int) -> Self:
+        """The same model, perturbed behind another block; this one stays as it is.
+
+        Both share weights and embedded prompts. The new one's hooks stay on the transformer, and do
+        nothing while the other is used, until its ``tap.remove()``.
+
+        Args:
+            tap_index: number of the tapped block, in the order in which blocks run.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        other = copy.copy(self)
+        other.tap = other._block_tap = other._tap_behind(self.denoiser, tap_index)
+        return other
 
     def _condition(
-        self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None,
-        guidance: float | None,
+        self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
     ) -> Conditioning:
         config = pipeline.transformer.config
         if self.family.embed is None:
@@ -107,14 +125,15 @@ class TransformerBackbone(OnLatents):
             names = class_names or _class_names(getattr(pipeline, "labels", {}), count)
             return ClassConditioning(pipeline.transformer, count + 1, name, names,
                                      count if null_class is None else null_class)
-        prompts = PipelinePrompts(pipeline, self.family.embed, self.image_size, guidance)
+        prompts = PipelinePrompts(
+            pipeline, self.family.embed, self.image_size, self.embedded_guidance)
         distilled = config.get("guidance_embeds") or pipeline.config.get("is_distilled")
         return TextConditioning(pipeline, name, prompts, self.family.guidable and not distilled)
 
     @property
     def fingerprint(self) -> str:
         # a calibration belongs to the tap and to the guidance, too
-        facts = f"{super().fingerprint}{self.tap_index}{self._embedded_guidance}"
+        facts = f"{super().fingerprint}{self.tap_index}{self.embedded_guidance}"
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def _flow_options(self, steps: int) -> dict[str, Any]:
@@ -140,11 +159,7 @@ class TransformerBackbone(OnLatents):
                 rows = {name: value[tap.rows] for name, value in inputs.items()}
                 with tap.recalling():
                     output = self._denoise(x_t[tap.rows], t, rows)
-        # models with learned variance predict it in the second half of the channels
-        output = output[:, : x_t.shape[1]].float().contiguous()
-        tap.encoder_rows += len(x_t)
-        tap.decoder_rows += len(output)
-        return output
+        return self._finished(output, x_t)
 
     def _denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         count = x_t.shape[2] * x_t.shape[3] // self._patch**2

@@ -17,25 +17,19 @@ from dreamda_aug.backbones.conditioning import (
 )
 from dreamda_aug.backbones.denoiser import DenoiserBackbone, pair
 from dreamda_aug.backbones.schedules import path_kind
-from dreamda_aug.backbones.tap import BottleneckTap
-
-
-class _Reached(Exception):
-    """The block whose output was wanted has run."""
-
+from dreamda_aug.backbones.tap import BottleneckTap, Reached
 
 # Conditions that SDXL's U-Net takes inside ``added_cond_kwargs``.
 _ADDED = ("text_embeds", "time_ids")
 
 
 class UNetBackbone(DenoiserBackbone):
-    """What pixel and latent models share."""
+    """What pixel and latent models share; they have checked the U-Net by `check_unet`."""
 
     def __init__(
         self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
     ):
         unet = pipeline.unet
-        check_unet(unet)
         path_kind(pipeline.scheduler)
         conditioning: Conditioning
         if hasattr(pipeline, "encode_prompt"):
@@ -66,24 +60,19 @@ class UNetBackbone(DenoiserBackbone):
         # one layout, whatever a VAE or a caller gives: other strides run other kernels, and what
         # one kernel recorded another does not replay exactly
         x_t = x_t.to(self.dtype).contiguous(memory_format=self._memory_format)
-        output = self._call(x_t, t, return_dict=False, **inputs)[0]
-        # models with learned variance predict it in the second half of the channels
-        output = output[:, : x_t.shape[1]].float().contiguous()
-        self.tap.encoder_rows += len(x_t)
-        self.tap.decoder_rows += len(output)
-        return output
+        return self._finished(self._call(x_t, t, return_dict=False, **inputs)[0], x_t)
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         found: list[Tensor] = []
 
         def stop(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             found.append(output.float())
-            raise _Reached  # the blocks that follow are the U-Net's most costly ones
+            raise Reached  # the blocks that follow are the U-Net's most costly ones
 
         self.tap.clear()
         hook = self.unet.up_blocks[0].register_forward_hook(stop)
         try:
-            with contextlib.suppress(_Reached):
+            with contextlib.suppress(Reached):
                 self.predict(x_t, t, condition)
         finally:
             hook.remove()

@@ -7,116 +7,100 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import Subset
+from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
+from dreamda_aug.datasets import AugmentedDataset
 from dreamda_aug.expansion import expand
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.images import read_pixels
+from dreamda_aug.metrics import distance_to_seed, replica_diversity
 from dreamda_aug.report.pictures import labelled_grid
 
 SEEDS_PER_CLASS = 2
-EXPANSION_RATIO = 4
-NOISE_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)
+EXPANSION_RATIO = 8
 
 
 @dataclass(frozen=True)
-class DemoRow:
-    """One line of the demo's table.
+class DemoFigures:
+    """What the demo measured.
 
     Attributes:
-        noise_scale: as in `Settings`.
-        agreement: share of replicas in which the bundled judge sees the seed's class, in [0, 1].
+        images: synthetic images.
+        agreement: share of them in which the bundled judge sees the seed's class, in [0, 1].
         distance: root mean square pixel distance from the seed image, in [0, 1].
-        encoder_rows: U-Net rows through the down path per sample.
-        decoder_rows: U-Net rows through the up path per sample.
-        seconds: per sample.
+        diversity: the same between replicas of one seed image.
+        encoder_rows: U-Net rows through the down path per image, the inversion's share included.
+        decoder_rows: U-Net rows through the up path per image.
+        seconds: per image.
     """
 
-    noise_scale: float
+    images: int
     agreement: float
     distance: float
+    diversity: float
     encoder_rows: float
     decoder_rows: float
     seconds: float
 
+    def __str__(self) -> str:
+        """For a terminal."""
+        return (f"{self.images} synthetic images: {self.agreement:.0%} show the class of their seed "
+                f"image; distance from it {self.distance:.2f}, between replicas "
+                f"{self.diversity:.2f} (RMS over pixels, 0 to 1)\n{self.seconds:.2f} s an image: "
+                f"{self.encoder_rows:.0f} U-Net rows down, {self.decoder_rows:.0f} up")
 
-def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> list[DemoRow]:
-    """Write ``grid.png`` and, in ``dataset``, class folders of PNG files with a manifest.
+    def save(self, path: Path) -> None:
+        """Write the figures as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoFigures:
+    """Write class folders of PNG files with a manifest to ``dataset``, and a picture of them.
 
     Args:
         out: folder to write to; made if it does not exist.
         say: called with a line for each stage.
 
     Returns:
-        One row per noise scale.
+        How far the images went, whether they kept their class, and what they cost.
     """
     sample = FashionMNISTSample("test")
-    chosen = [[i for i, label in enumerate(sample.targets) if label == c][:SEEDS_PER_CLASS]
-              for c in range(len(sample.classes))]
-    rows = [i for per_class in chosen for i in per_class]
-    pixels = [read_pixels(sample[row][0]) for row in rows]
-    images, digests = torch.cat([p.values for p in pixels]), [p.digests[0] for p in pixels]
-    labels = torch.tensor(sample.targets)[rows]
+    rows = [i for c in range(len(sample.classes))
+            for i in [i for i, label in enumerate(sample.targets) if label == c][:SEEDS_PER_CLASS]]
+    seeds = Subset(sample, rows)
     out.mkdir(parents=True, exist_ok=True)
-    cache = LatentCache(out / "cache")
-    synthesizer = Synthesizer("bundled", "recommended", cache=cache)
-    core = synthesizer.core
-    tap = core.backbone.tap
-    say(f"settings: {core.settings.summary()}")
+    synthesizer = Synthesizer("bundled", "recommended", cache=LatentCache(out / "cache"))
+    tap = synthesizer.backbone.tap
+    say(f"settings: {synthesizer.settings.summary()}")
+    say(f"{EXPANSION_RATIO} synthetic images of each of {len(rows)} seed images ...")
+    before, started = (tap.encoder_rows, tap.decoder_rows), time.perf_counter()
+    # these images are the model's own kind: it comes with their calibration
+    expand(seeds, out / "dataset", synthesizer, EXPANSION_RATIO, new=True, calibrate=False)
+    seconds = time.perf_counter() - started
+    say(f"wrote {out / 'dataset'}; inversions: {synthesizer.cache.info()}")
 
-    say(f"inverting {len(images)} seed images ...")
-    started, rows_before = time.perf_counter(), tap.encoder_rows
-    trajectories = core.invert(images, digests)
-    say(f"  {(time.perf_counter() - started) / len(images):.2f} s and "
-        f"{(tap.encoder_rows - rows_before) / len(images):.0f} U-Net rows per image, once; cached: "
-        f"{cache.info()}")
-
-    judge = fashion_mnist_judge()
-    table, columns = [], []
-    for scale in NOISE_SCALES:
-        started, before = time.perf_counter(), (tap.encoder_rows, tap.decoder_rows)
-        made = core.generate([t for t in trajectories for _ in range(2)],
-                                  noise_scales=[scale] * (2 * len(images)))
-        seconds = time.perf_counter() - started
-        seeds = images.repeat_interleave(2, 0)
-        agree = judge(made).argmax(1) == labels.repeat_interleave(2)
-        table.append(DemoRow(
-            scale, agree.float().mean().item(),
-            (made - seeds).flatten(1).square().mean(1).sqrt().mean().item(),
-            (tap.encoder_rows - before[0]) / len(made), (tap.decoder_rows - before[1]) / len(made),
-            seconds / len(made),
-        ))
-        columns.append(made.unflatten(0, (len(images), 2)))
-        say(f"noise scale {scale:g}: {len(made)} images in {seconds:.0f} s")
-    first = range(0, len(images), SEEDS_PER_CLASS)
+    stored = AugmentedDataset.from_folder(seeds, out / "dataset")
+    real, made = _stack(stored.real), _stack(stored.synthetic)
     grid = labelled_grid(
-        [[images[i], *(image for column in columns for image in column[i])] for i in first],
-        sample.classes,
-        ["seed", *(f"noise {scale:g}" for scale in NOISE_SCALES for _ in range(2))],
-    )
+        [[real[i], *made[i * EXPANSION_RATIO : (i + 1) * EXPANSION_RATIO]]
+         for i in range(0, len(rows), SEEDS_PER_CLASS)],
+        sample.classes, ["seed", *["synthetic"] * EXPANSION_RATIO])
     grid.save(out / "grid.png")
     say(f"wrote {out / 'grid.png'}")
-
-    say(f"writing {EXPANSION_RATIO} replicas of each seed image ...")
-    expand(Subset(sample, rows), out / "dataset", synthesizer, EXPANSION_RATIO, new=True,
-           calibrate=False)  # these images are the model's own kind
-    say(f"wrote {out / 'dataset'}")
-    return table
-
-
-def format_table(table: list[DemoRow]) -> str:
-    """The demo's table for a terminal."""
-    lines = ["noise scale  label agreement  distance  U-Net rows down/up  seconds per sample"]
-    lines += [
-        f"{row.noise_scale:11g}  {row.agreement:15.2f}  {row.distance:8.3f}  "
-        f"{row.encoder_rows:12.1f} /{row.decoder_rows:5.1f}  {row.seconds:18.3f}"
-        for row in table
-    ]
-    return "\n".join(lines)
+    index = torch.arange(len(rows)).repeat_interleave(EXPANSION_RATIO)
+    labels = torch.tensor([sample.targets[row] for row in rows])[index]
+    root = real[0].numel() ** 0.5
+    return DemoFigures(
+        len(made), (fashion_mnist_judge()(made).argmax(1) == labels).float().mean().item(),
+        distance_to_seed(made.flatten(1), real.flatten(1), index).mean().item() / root,
+        replica_diversity(made.flatten(1), index).mean / root,
+        (tap.encoder_rows - before[0]) / len(made), (tap.decoder_rows - before[1]) / len(made),
+        seconds / len(made))
 
 
-def table_as_json(table: list[DemoRow]) -> str:
-    """The demo's table as JSON."""
-    return json.dumps([asdict(row) for row in table], indent=2) + "\n"
+def _stack(samples: Subset) -> Tensor:
+    """PIL images as (N, C, H, W) in [0, 1]."""
+    return torch.stack([F.to_dtype(F.pil_to_tensor(image), scale=True) for image, *_ in samples])

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from dreamda_aug.cli.options import Subparsers, add_model_options, model_options, positive, say
+from dreamda_aug.cli.options import (
+    Subparsers,
+    add_calibrate_option,
+    add_model_options,
+    model_options,
+    positive,
+    say,
+)
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -19,6 +26,7 @@ def add_commands(commands: Subparsers) -> None:
     command.add_argument("--image-size", type=positive, help="pixels that the classifier sees")
     command.add_argument("--flip", type=float, default=0.5,
                          help="probability that training images are mirrored; 0 for digits")
+    add_calibrate_option(command)
     command.add_argument("--out", type=Path, help="JSON with all numbers")
     command.set_defaults(run=_evaluate)
 
@@ -26,14 +34,12 @@ def add_commands(commands: Subparsers) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from dreamda_aug.evaluation import evaluate
     from dreamda_aug.generation.synthesizer import Synthesizer
-    from dreamda_aug.inputs.sources import open_source
 
-    source = open_source(args.folder)
     found = evaluate(
-        args.folder, Synthesizer(class_names=source.classes, **model_options(args)),
+        args.folder, Synthesizer(**model_options(args)),
         shots=args.shots, draws=args.draws, replicas=args.replicas, steps=args.steps,
         image_size=args.image_size, flip=args.flip, device=args.device or "cpu",
-        rng_seed=args.rng_seed)
+        calibrate=args.calibrate, rng_seed=args.rng_seed)
     if args.out:
         found.save(args.out)
     say(str(found))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamda_aug.cli.options import (
     Subparsers,
+    add_calibrate_option,
     add_model_options,
     check_device,
     model_options,
@@ -62,8 +63,7 @@ def add_commands(subparsers: Subparsers) -> None:
                          help="set an existing result aside and begin anew")
     command.add_argument("--shard", type=_shard, metavar="I/N",
                          help="this is process I of N, for engines of your own")
-    command.add_argument("--no-calibrate", dest="calibrate", action="store_false",
-                         help="do not measure on your images how far they may go")
+    add_calibrate_option(command)
     command.add_argument("--engine", choices=("ray",), help="run batches on Ray (extra 'ray')")
     command.add_argument("--address", help="of a Ray cluster, auto or ray://HOST:PORT; default: "
                                            "start Ray on this machine")
@@ -216,7 +216,8 @@ def _overrides(texts: list[str]) -> dict[str, Any]:
     from dreamda_aug.generation.calibration import DIALS
     from dreamda_aug.method.settings import Settings
 
-    known = {f.name for f in fields(Settings)} - {"inversion", "perturbation", "guidance_interval"}
+    known = {f.name for f in fields(Settings)} - {
+        "inversion", "perturbation", "guidance_interval", "adherence_interval"}
     found: dict[str, Any] = {}
     for text in texts:
         name, given, value = text.partition("=")

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from dreamda_aug.inputs.sources import Source
 
 # Options of the model that the page's lines repeat, by their name in Python.
-_REPEATED = ("backbone", "lora", "preset", "prompt", "captions", "rng_seed")
+_REPEATED = ("backbone", "lora", "tap_index", "embedded_guidance", "preset", "prompt", "captions",
+             "rng_seed")
 
 
 def add_commands(subparsers: Subparsers) -> None:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 import dreamda_aug
 from dreamda_aug.arguments import real
-from dreamda_aug.cli.options import Subparsers, add_model_options, model_options, positive, say
+from dreamda_aug.cli.options import (
+    Subparsers,
+    add_model_options,
+    model_options,
+    positive,
+    say,
+    whole,
+)
 
 if TYPE_CHECKING:
     from dreamda_aug.backbones import Condition
@@ -48,6 +55,8 @@ def add_commands(commands: Subparsers) -> None:
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")
     command.add_argument("--images", type=positive, default=64, help="seed images to measure on")
     command.add_argument("--replicas", type=positive, default=4, help="per image")
+    command.add_argument("--tap-indices", type=whole, nargs="+", metavar="N",
+                         help="for transformers: measure with noise behind each of these blocks")
     command.add_argument("--min-agreement", type=float, default=0.9,
                          help="share of replicas that must keep their label")
     command.add_argument("--max-distance", type=float,
@@ -91,12 +100,12 @@ def _open_sample(args: argparse.Namespace) -> "tuple[FolderImages, list[int], Sy
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from dreamda_aug.cli.demo import format_table, run_demo, table_as_json
+    from dreamda_aug.cli.demo import run_demo
 
     started = time.perf_counter()
-    table = run_demo(args.out, say)
-    (args.out / "table.json").write_text(table_as_json(table))
-    say(f"\n{format_table(table)}\n\n{time.perf_counter() - started:.0f} s in all")
+    figures = run_demo(args.out, say)
+    figures.save(args.out / "figures.json")
+    say(f"\n{figures}\n\n{time.perf_counter() - started:.0f} s in all")
 
 
 def _preview(args: argparse.Namespace) -> None:
@@ -193,13 +202,16 @@ def _calibrate(args: argparse.Namespace) -> None:
     result = calibrate(
         values, labels, synthesizer=synthesizer, conditions=_conditions(data, rows, synthesizer),
         min_agreement=args.min_agreement, max_distance=args.max_distance, replicas=args.replicas,
-        max_rows=None if args.full else args.max_rows,
+        tap_indices=args.tap_indices, max_rows=None if args.full else args.max_rows,
         progress=lambda p: say(
+            f"{'' if p.tap_index is None else f'tap {p.tap_index}  '}"
             f"{p.steps} steps  {p.images} images  strength {p.strength:<5g} adherence "
             f"{p.adherence:<5g} noise scale {p.noise_scale:<5g} agreement "
             f"{p.agreement:.2f}  distance {p.distance:.3f}  diversity {p.diversity:.3f}"),
     )
-    say(f"chosen: {result.summary()}; saved beside the cache, where it is found again")
+    use = ("" if result.tap_index == backbone.tap_index
+           else f" with --tap-index {result.tap_index}")
+    say(f"chosen: {result.summary()}; saved beside the cache, where it is found again{use}")
     plot_calibration(result, args.out)
     say(f"wrote {args.out}")
 

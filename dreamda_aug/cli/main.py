@@ -5,11 +5,13 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import NoReturn
 
 import dreamda_aug
 from dreamda_aug.cli import adapt, evaluate, expand, explore, inspect, push
 from dreamda_aug.errors import DreamDAError
+from dreamda_aug.files import WRITE_HERE, local_path
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +51,8 @@ def _run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
+        if isinstance(getattr(args, "out", None), Path):  # `expand` takes URLs, and its own is text
+            local_path(args.out, "--out", WRITE_HERE)
         status = args.run(args) or 0
         sys.stdout.flush()
         return status

@@ -16,6 +16,11 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
     command.add_argument("--lora", help="folder that dreamda adapt wrote; or a LoRA file, folder "
                                         "or hub id")
+    command.add_argument("--tap-index", type=whole, metavar="N",
+                         help="for transformers: noise enters behind block N; default: the middle")
+    command.add_argument("--embedded-guidance", type=float, metavar="X",
+                         help="for FLUX.1 dev and its like: the guidance scale that the model "
+                              "takes as an input; default: its pipeline's own")
     command.add_argument("--preset", default="recommended")
     command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
     command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
@@ -35,10 +40,16 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 
     check_device(args.device)
-    names = ("backbone", "lora", "compile", "preset", "captions", "batch_size", "low_memory",
-             "rng_seed", "device")
+    names = ("backbone", "lora", "tap_index", "embedded_guidance", "compile", "preset", "captions",
+             "batch_size", "low_memory", "rng_seed", "device")
     return {name: getattr(args, name) for name in names} | {
         "prompt": args.prompt or DEFAULT_PROMPT, "cache": args.cache or "default"}
+
+
+def add_calibrate_option(command: argparse.ArgumentParser) -> None:
+    """The option that leaves out what `generation.automatic` does."""
+    command.add_argument("--no-calibrate", dest="calibrate", action="store_false",
+                         help="do not measure on your images how far they may go")
 
 
 def check_device(device: str | None) -> None:

@@ -38,7 +38,9 @@ class AugmentedDataset(RealAndSynthetic):
     replicas of its own. Equal images at different places of the base dataset get equal ones.
 
     ``DataLoader`` fetches whole batches at once (``__getitems__``), so the diffusion model sees
-    batches too. ``classes``, ``class_to_idx`` and ``targets`` are those of the base dataset.
+    batches too. ``classes``, ``class_to_idx`` and ``targets`` are those of the base dataset. Where
+    the synthesizer has no ``class_names``, labels are put into words by the dataset's ``classes``,
+    unless a ``target_transform`` changes them.
 
     Args:
         dataset: a map-style dataset of ``(image, label)``: torchvision's, a ``Subset`` or
@@ -87,7 +89,8 @@ class AugmentedDataset(RealAndSynthetic):
         ahead = whole("ahead", ahead, 0)
         self._raw = Untransformed(dataset)
         self._occurrences = occurrences_of(dataset)
-        self.synthesizer = as_synthesizer(synthesizer)
+        self.synthesizer = as_synthesizer(synthesizer).with_class_names(
+            self._raw.names_of_labels())
         captions = self.synthesizer.conditioner.captions
         self._images = (None if captions is None
                         else captions.images(find_names(dataset), len(self._raw)))

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from dreamda_aug.amst import SeedLabeler, SingleHeadLabeler
 from dreamda_aug.arguments import real, whole
+from dreamda_aug.backbones import Condition
 from dreamda_aug.evaluation.training import Trainer, class_accuracy, small_classifier
 from dreamda_aug.evaluation.verdict import Evaluation
+from dreamda_aug.generation.automatic import calibrated
 from dreamda_aug.generation.probe import LinearProbe, backbone_features
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.images import fit_to
-from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.progress import bar
 
 REAL, CLASSICAL = "real only", "RandAugment"
@@ -40,6 +43,7 @@ def evaluate(
     image_size: int | None = None,
     classifier: Callable[[int, int], nn.Module] = small_classifier,
     device: str = "cpu",
+    calibrate: bool = True,
     rng_seed: int = 0,
 ) -> Evaluation:
     """Train classifiers on a few of the images, with and without synthetic ones, and compare.
@@ -52,7 +56,8 @@ def evaluate(
 
     Args:
         source: what `expand` takes: class folders, a list, or a dataset of ``(image, label)``.
-        synthesizer: makes the synthetic images, with its own settings.
+        synthesizer: makes the synthetic images, with its own settings. Where it has no
+            ``class_names``, classes are called what the source calls them.
         shots: labelled images per class, at least 2.
         draws: how often they are drawn, at least 2; each makes new synthetic images.
         replicas: synthetic images per labelled one.
@@ -63,6 +68,8 @@ def evaluate(
         image_size: pixels that the classifier sees; None: the backbone's, at most 64.
         classifier: channels and number of classes to a fresh classifier of images in [0, 1].
         device: where classifiers train, such as ``"cuda"``.
+        calibrate: where dials are None, measure them anew in each draw, on its labelled images.
+            False: take what `calibrate` found, or mild defaults.
         rng_seed: of draws and training.
 
     Returns:
@@ -79,16 +86,12 @@ def evaluate(
     if whole("steps", steps, 4) % 4:
         raise ValueError(f"steps must be a multiple of 4, got {steps}.")
     opened = open_source(source)
-    synthesizer = as_synthesizer(synthesizer)
-    conditioner = synthesizer.conditioner
-    if synthesizer.backbone.condition_kind == "text" and conditioner.class_names is None \
-            and conditioner.captions is None:
-        raise ValueError("synthesizer must have class_names or captions, from which prompts are "
-                         f"made; Synthesizer(…, class_names={opened.classes[:2]} + …).")
+    synthesizer = as_synthesizer(synthesizer).with_class_names(opened.classes)
     size = image_size or min(64, *synthesizer.backbone.image_size)
     labels = torch.tensor([int(label) for label in opened.labels])
     classes = len(opened.classes)
     _check_counts(labels, opened.classes, shots)
+    settings: list[str] = []
     accuracies: dict[str, list[float]] = {}
     agreement: dict[str, list[float]] = {}
     with bar("evaluating", 5 * draws, "arms") as shown:
@@ -111,7 +114,9 @@ def evaluate(
 
             note(REAL, trainer.supervised(trainer.weak))
             note(CLASSICAL, trainer.supervised(trainer.strong))
-            made = synthesizer.synthesize(
+            maker = _calibrated(synthesizer, opened, chosen) if calibrate else synthesizer
+            settings.append(maker.settings.summary())
+            made = maker.synthesize(
                 [image for image in images for _ in range(replicas)],
                 labels[chosen].repeat_interleave(replicas).tolist(),
                 list(range(replicas)) * len(images),
@@ -125,30 +130,28 @@ def evaluate(
     return Evaluation(
         accuracies, {arm: sum(values) / len(values) for arm, values in agreement.items()},
         [REAL, CLASSICAL], AMST,
-        {"backbone": synthesizer.backbone.name, "settings": synthesizer.settings.summary(),
+        {"backbone": synthesizer.backbone.name, "settings": "; ".join(dict.fromkeys(settings)),
          "shots": str(shots), "replicas": str(replicas), "steps": str(steps),
          "image_size": str(size), "test_images": str(len(test))})
+
+
+def _calibrated(synthesizer: Synthesizer, source: Source, chosen: Tensor) -> Synthesizer:
+    """With dials that were measured on these images alone."""
+    def condition(index: int) -> Condition:
+        return synthesizer.conditioner.condition(
+            source.labels[index], synthesizer.backbone, source.paths[index])
+
+    return calibrated(synthesizer, source, chosen.tolist(), condition)[0]
 
 
 def _probe(
     synthesizer: Synthesizer, pixels: Tensor, labels: Tensor, classes: int
 ) -> SingleHeadLabeler:
     backbone = synthesizer.backbone
-    resize = _FitTo(backbone)
+    resize = v2.Lambda(partial(fit_to, backbone=backbone))
     probe = LinearProbe(backbone_features(backbone), resize(pixels), labels, num_classes=classes,
                         inverse_penalty=None)
     return SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)
-
-
-class _FitTo(nn.Module):
-    """Images in the size and channels of the diffusion model."""
-
-    def __init__(self, backbone: Any) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        return fit_to(images, self.backbone)
 
 
 def _check_counts(labels: Tensor, classes: list[str], shots: int) -> None:

@@ -44,11 +44,16 @@ def small_classifier(channels: int, num_classes: int) -> nn.Module:
                          nn.Linear(64 * 9, num_classes))
 
 
-def rand_augment(images: Tensor) -> Tensor:
-    """torchvision's RandAugment, each image with a draw of its own."""
-    operation = v2.RandAugment()
-    whole = (images * 255).round().to(torch.uint8)
-    return torch.stack([operation(image) for image in whole]).to(images) / 255
+def per_image(operation: nn.Module) -> View:
+    """One of torchvision's transforms as a view: each image has draws of its own."""
+    def apply(images: Tensor) -> Tensor:
+        whole = (images * 255).round().to(torch.uint8)
+        return torch.stack([operation(image) for image in whole]).to(images) / 255
+
+    return apply
+
+
+rand_augment = per_image(v2.RandAugment())
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dreamda_aug.files import write_atomically
-
-# Student's t, 97.5 %, by degrees of freedom 1, 2, ...; beyond them close to the last.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-      2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval, by Student's t; nan for a single value."""
-    count = len(values)
-    mean = sum(values) / count
-    if count < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean, _T[min(count - 1, len(_T)) - 1] * math.sqrt(variance / count)
+from dreamda_aug.statistics import interval
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.inputs.prompts import Conditioner
@@ -25,13 +25,11 @@ def conditions(
                  for index in chosen}
         digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
         return {"captions": digest}, texts.__getitem__
-    names: Sequence[str] | None = conditioner.class_names
-    if names is not None and len(names) != len(source.classes):
+    names = source.classes if conditioner.class_names is None else conditioner.class_names
+    if len(names) != len(source.classes):
         raise ValueError(
             f"class_names must name the source's {len(source.classes)} classes, got {len(names)}."
         )
-    if names is None and (backbone.condition_kind == "text" or backbone.class_names):
-        names = source.classes
     conditioner = Conditioner(names, conditioner.prompt)
     of_class = [conditioner.condition(label, backbone) for label in range(len(source.classes))]
     labels = source.labels

@@ -35,16 +35,15 @@ from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_s
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.records.conventions import conventions_of, write_conventions
-from dreamda_aug.records.facts import FORMAT, FORMAT_VERSION, PLAN, WHERE
+from dreamda_aug.records.facts import CARD, FORMAT, FORMAT_VERSION, PLAN, WHERE
 from dreamda_aug.records.layouts import FolderLayout, Layout, ShardLayout
 from dreamda_aug.records.manifest import MAX_BATCH, library_versions, settings_to_json
-from dreamda_aug.records.output import OutputFolder
+from dreamda_aug.records.output import LocalFolder, OutputFolder
 from dreamda_aug.records.remote import open_folder
 from dreamda_aug.records.tally import Tally
 from dreamda_aug.report.card import dataset_card, license_of
 
 ImageFormatName = Literal["folder", "webdataset"]
-CARD = "dataset_card.md"
 FORMATS: tuple[ImageFormatName, ...] = get_args(ImageFormatName)
 
 
@@ -53,14 +52,15 @@ class Summary:
     """The result of an expansion.
 
     Attributes:
-        root: the dataset's folder.
+        root: the dataset's folder: its path, or what ``out_dir`` calls itself where that is no
+            folder of this machine, such as ``"s3://bucket/folder"``.
         whole: whether it is finished; False where other processes are still at work.
         made: samples that this process made.
         tally: counts of the whole dataset; None unless ``whole``.
         warnings: what a user should look into.
     """
 
-    root: Path
+    root: Path | str
     whole: bool
     made: int
     tally: Tally | None
@@ -195,6 +195,9 @@ class Expansion:
             "threads": self.threads,
             # the VAE's batches change the last bits; None, not False: as in older records
             "low_memory": backbone.low_memory or None,
+            "image_size": list(backbone.image_size),
+            "tap_index": backbone.tap_index,
+            "embedded_guidance": backbone.embedded_guidance,
             "compile": self.core.static_shapes or None,
             "versions": library_versions(),
             "source": {
@@ -329,7 +332,8 @@ class Expansion:
                 "without strict; see skipped.jsonl."
             )
         warnings = self.source.problems + state.warnings() + (tally.warnings() if tally else [])
-        return Summary(Path(str(store.folder)), tally is not None, made, tally, warnings)
+        root = folder.root if isinstance(folder, LocalFolder) else str(folder)
+        return Summary(root, tally is not None, made, tally, warnings)
 
     def _places(self, folder: OutputFolder) -> dict[str, Any]:
         return places_from(folder, self.source, self.core.backbone) | {"license": self._license}

@@ -75,7 +75,10 @@ def regenerate(
                  if place is not None}
         source_of_model, lora_of_model = recorded_model(root, facts, given)
         model = load_backbone(source_of_model, device=device, lora=lora_of_model,
-                              low_memory=bool(facts.get("low_memory")))
+                              low_memory=bool(facts.get("low_memory")),
+                              image_size=_pair(facts.get("image_size")),
+                              tap_index=facts.get("tap_index"),
+                              embedded_guidance=facts.get("embedded_guidance"))
         settings = settings_from_json(line.settings)
     else:
         if backbone is not None or lora is not None:
@@ -85,7 +88,8 @@ def regenerate(
     if model.fingerprint != line.backbone:
         raise ExpansionError(
             f"{line.id}: expected the backbone {line.backbone[:16]}, found "
-            f"{model.fingerprint[:16]} ({model.name}): other weights or another dtype."
+            f"{model.fingerprint[:16]} ({model.name}): other weights, another dtype, "
+            "or, for a transformer, another tap_index or embedded_guidance."
         )
     index = _find_seed_image(source, line)
     try:
@@ -147,3 +151,8 @@ def _find_seed_image(source: Source, line: ManifestLine) -> int:
     raise ExpansionError(
         f"{line.id}: its seed image {line.seed_path} is not in the source any more."
     )
+
+
+def _pair(size: list[int] | None) -> tuple[int, int] | None:
+    """JSON's list as the tuple that it was."""
+    return None if size is None else (size[0], size[1])

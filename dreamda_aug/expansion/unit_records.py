@@ -1,8 +1,6 @@
 """The records of an expansion: one of each unit while it is made, merged once all are there."""
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -18,7 +16,7 @@ from dreamda_aug.files import read_numbered
 from dreamda_aug.records.facts import PLAN, SKIPPED, Skipped
 from dreamda_aug.records.layouts import WORK
 from dreamda_aug.records.manifest import MANIFEST, ManifestLine
-from dreamda_aug.records.output import OutputFolder, read_bytes
+from dreamda_aug.records.output import OutputFolder, read_bytes, sha256_of
 from dreamda_aug.records.tally import Tally, count
 
 # Digests of the merged records, as ``sha256sum -c`` reads them; written last, so that a dataset is
@@ -130,14 +128,10 @@ class UnitRecords:
         )
 
     def _sum_of(self, name: str) -> str:
-        digest = hashlib.sha256()
         try:
-            with self.folder.open(name) as file:
-                for block in iter(partial(file.read, 2**20), b""):
-                    digest.update(block)
+            return f"{sha256_of(self.folder, name)}  {name}"
         except FileNotFoundError:
             return f"missing  {name}"
-        return f"{digest.hexdigest()}  {name}"
 
     def _numbered(self, name: str) -> Iterator[tuple[str, str]]:
         with self.folder.open(name) as file:

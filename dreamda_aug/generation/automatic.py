@@ -3,14 +3,14 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.utils.data import get_worker_info
 
 from dreamda_aug.backbones import BUNDLED, Backbone, Condition
 from dreamda_aug.bundled import FashionMNISTSample
+from dreamda_aug.files import locked
 from dreamda_aug.generation.calibration import (
     Calibration,
     calibration_path,
@@ -19,7 +19,7 @@ from dreamda_aug.generation.calibration import (
     with_calibration,
 )
 from dreamda_aug.generation.familiarity import FOREIGN_RATIO, foreignness
-from dreamda_aug.generation.judging import FoldJudge, GivenJudge, fold_judge
+from dreamda_aug.generation.judging import fold_judge
 from dreamda_aug.generation.samples import LabelledImages, Sample, draw_sample
 from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
 from dreamda_aug.generation.sweep import STRENGTHS, choices_for, choose, save
@@ -84,7 +84,9 @@ def calibrated(
         found = _measure(synthesizer, sample)
     elif found is None and cache is not None:
         path = calibration_path(cache.root, requested, backbone, sample.digest)
-        with _alone(path):
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(OSError):  # a cache that cannot be written; saving will say so
+                alone.enter_context(locked(path.with_suffix(".lock"), wait=True))
             if path.exists():
                 found = Calibration.load(path)
             else:
@@ -98,12 +100,9 @@ def calibrated(
 def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
     core, requested = synthesizer.core, synthesizer.requested_settings
     count = sample.measured
-    judge: FoldJudge | None = None
-    if len(sample.labels.unique()) > 1:
-        judge = fold_judge(core.backbone, sample.images, sample.labels)
-    images, labels = sample.images[:count], sample.labels[:count]
-    measurement = Measurement(core, images, labels if judge else None, sample.conditions[:count],
-                              judge or GivenJudge(lambda batch: batch), REPLICAS)
+    judge = fold_judge(core.backbone, sample.images, sample.labels)
+    measurement = Measurement(core, sample.images[:count], sample.labels[:count],
+                              sample.conditions[:count], judge, REPLICAS)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
@@ -158,23 +157,3 @@ def _warn_of_foreign(backbone: Backbone, sample: Sample) -> bool:
         "adapt it with `dreamda adapt`, or train one with examples/train_backbone.py.",
         stacklevel=4)
     return True
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time, as far as the operating system and the file system keep locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path.with_suffix(".lock"), "ab")
-    except OSError:  # a cache that cannot be written; saving will say so
-        yield
-        return
-    with file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dreamda_aug.arguments import real
+from dreamda_aug.arguments import real, whole
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import parse_json, write_atomically
@@ -39,6 +39,7 @@ class CalibrationPoint:
         strength: as in `Settings`; None in records of before 0.2.
         steps: reverse steps that were run; None in records of before 0.2.
         images: seed images that it was measured on; None in records of before 0.2.
+        tap_index: behind which block of a transformer noise entered; None for U-Nets.
     """
 
     noise_scale: float
@@ -49,6 +50,7 @@ class CalibrationPoint:
     strength: float | None = None
     steps: int | None = None
     images: int | None = None
+    tap_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Calibration:
         judge: what said which images keep their class, in words; "" where none was asked.
         sample: digest of the images that it was measured on, if it holds for their dataset alone;
             "" if it was asked for by hand, and holds for the backbone.
+        tap_index: behind which block of a transformer noise entered; it holds for this tap alone.
+            None for U-Nets.
     """
 
     noise_scale: float
@@ -75,24 +79,29 @@ class Calibration:
     strength: float | None = None
     judge: str = ""
     sample: str = ""
+    tap_index: int | None = None
 
     @property
     def chosen(self) -> CalibrationPoint | None:
         """The point that was chosen, as it was measured last; None where points were not kept."""
         found = [point for point in self.points
-                 if (point.noise_scale, point.adherence, point.strength)
-                 == (self.noise_scale, self.adherence, self.strength)]
+                 if (point.noise_scale, point.adherence, point.strength, point.tap_index)
+                 == (self.noise_scale, self.adherence, self.strength, self.tap_index)]
         return found[-1] if found else None
 
     def facts(self) -> dict[str, Any]:
-        """The choice and its reasons, without the points, for a dataset's record."""
-        found = {name: value for name, value in asdict(self).items() if name != "points"}
+        """The choice and its reasons, without the points, for a dataset's record.
+
+        The tap is left out: the record holds that of its backbone.
+        """
+        found = {name: value for name, value in asdict(self).items()
+                 if name not in ("points", "tap_index")}
         digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
         return {"digest": digest[:32], **found}
 
     def summary(self) -> str:
         """What was chosen and why, in one line."""
-        dials = [f"{name}={getattr(self, name):g}" for name in DIALS
+        dials = [f"{name}={getattr(self, name):g}" for name in (*DIALS, "tap_index")
                  if getattr(self, name) is not None]
         why = f"{self.target}{'' if self.met else ', which nothing kept: the closest was taken'}"
         point = self.chosen
@@ -127,6 +136,8 @@ class Calibration:
             real("adherence", found.adherence, "lie in [0, 1]", 0, 1)
             if found.strength is not None:
                 real("strength", found.strength, "lie in [0, 1]", 0, 1)
+            if found.tap_index is not None:
+                whole("tap_index", found.tap_index, 0)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path}: expected a calibration, found other JSON ({error}). Delete the file, and "

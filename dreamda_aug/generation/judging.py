@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.errors import BackboneError
-from dreamda_aug.generation.probe import backbone_features, logistic_regression
+from dreamda_aug.generation.probe import backbone_features, deal_out, logistic_regression
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
 
 FOLDS = 4
@@ -67,34 +67,40 @@ class FoldJudge:
         images: labelled images, (N, C, H, W) in [0, 1]; seed images first.
         labels: their classes, (N,) int64, of at least two classes.
         name: what the features are, in words.
+        folds: how many parts there are, at most.
+        inverse_penalty: as in `LinearProbe`.
 
     Attributes:
         fold: which part each labelled image belongs to, (N,).
+        held_out: the class that each labelled image is seen as, (N,) int64.
 
     Source: ours; the regression is that of `LinearProbe`.
     """
 
-    def __init__(self, features: FeatureFunction, images: Tensor, labels: Tensor, name: str):
+    def __init__(
+        self, features: FeatureFunction, images: Tensor, labels: Tensor, name: str,
+        folds: int = FOLDS, inverse_penalty: float = _INVERSE_PENALTY,
+    ):
         self.name = name
         self._features = features
         found = extract_features(images, features).double()
         self._mean, self._deviation = found.mean(0), found.std(0).clamp(min=1e-6)
         scaled = self._scaled(found)
-        self.fold = torch.zeros_like(labels)
-        for label in labels.unique():
-            rows = (labels == label).nonzero().flatten()
-            self.fold[rows] = torch.arange(len(rows)) % FOLDS
+        self.fold = deal_out(labels, folds)
         classes = int(labels.max()) + 1
         self._fitted = [
             logistic_regression(scaled[self.fold != number], labels[self.fold != number], classes,
-                                _INVERSE_PENALTY)
-            for number in range(FOLDS)
+                                inverse_penalty)
+            for number in range(int(self.fold.max()) + 1)
         ]
+        self.held_out = self._classes(scaled, self.fold)
 
     def classify(self, images: Tensor, rows: Tensor) -> Tensor:
         scaled = self._scaled(extract_features(images, self._features).double())
-        folds = self.fold[rows]
-        classes = torch.zeros(len(images), dtype=torch.int64)
+        return self._classes(scaled, self.fold[rows])
+
+    def _classes(self, scaled: Tensor, folds: Tensor) -> Tensor:
+        classes = torch.zeros(len(scaled), dtype=torch.int64)
         for number, (weight, bias) in enumerate(self._fitted):
             mine = folds == number
             classes[mine] = (scaled[mine] @ weight.T + bias).argmax(1)
@@ -104,14 +110,18 @@ class FoldJudge:
         return F.normalize((features - self._mean) / self._deviation, dim=1)
 
 
-def fold_judge(backbone: Backbone, images: Tensor, labels: Tensor) -> FoldJudge:
+def fold_judge(backbone: Backbone, images: Tensor, labels: Tensor) -> FoldJudge | None:
     """A judge from a diffusion model's own features, or from pixels where it gives none.
+
+    None where all images are of one class.
 
     Args:
         backbone: the diffusion model that makes the images.
         images: labelled images, (N, C, H, W) in [0, 1], of its size; seed images first.
         labels: their classes, (N,) int64.
     """
+    if len(labels.unique()) < 2:
+        return None
     try:
         return FoldJudge(backbone_features(backbone), images, labels,
                          "a linear probe on the model's own features, out of fold")

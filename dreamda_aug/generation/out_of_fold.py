@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.generation.probe import logistic_regression
+from dreamda_aug.generation.judging import FoldJudge
 from dreamda_aug.metrics.distances import check_integers
-from dreamda_aug.metrics.features import FeatureFunction, extract_features
+from dreamda_aug.metrics.features import FeatureFunction
 
 
 def predict_out_of_fold(
@@ -57,21 +56,9 @@ def predict_out_of_fold(
             "every class needs two labelled images or more: one to learn from while the other is "
             "held out."
         )
-    real, made = (extract_features(part, features).double() for part in (images, synthetic))
-    mean, deviation = real.mean(0), real.std(0).clamp(min=1e-6)
-    real, made = (F.normalize((part - mean) / deviation, dim=1) for part in (real, made))
-    fold = torch.zeros_like(targets)
-    for label in range(num_classes):
-        rows = (targets == label).nonzero().flatten()
-        fold[rows] = torch.arange(len(rows)) % folds
-    predicted = torch.zeros(len(synthetic), dtype=torch.int64)
-    seen = torch.zeros_like(targets)
-    for number in fold.unique():
-        held_out, of_held_out = fold == number, fold[seed_index] == number
-        weight, bias = logistic_regression(
-            real[~held_out], targets[~held_out], num_classes, inverse_penalty)
-        seen[held_out] = (real[held_out] @ weight.T + bias).argmax(1)
-        predicted[of_held_out] = (made[of_held_out] @ weight.T + bias).argmax(1)
+    judge = FoldJudge(features, images, targets, "a linear probe, out of fold", folds,
+                      inverse_penalty)
+    predicted, seen = judge.classify(synthetic, seed_index), judge.held_out
     cells = torch.bincount(targets * num_classes + seen, minlength=num_classes**2)
     confusion = cells.view(num_classes, num_classes).double()
     # with few images, errors are spread evenly rather than trusted cell by cell

@@ -175,6 +175,15 @@ def logistic_regression(
     return weight.detach(), bias.detach()
 
 
+def deal_out(targets: Tensor, folds: int) -> Tensor:
+    """The fold that each image belongs to, (N,) int64: each class is dealt out in turn."""
+    fold = torch.zeros_like(targets)
+    for label in targets.unique():
+        rows = (targets == label).nonzero().flatten()
+        fold[rows] = torch.arange(len(rows)) % folds
+    return fold
+
+
 def cross_validate(
     features: Tensor, targets: Tensor, num_classes: int, folds: int,
     choices: Sequence[float] = _CHOICES,
@@ -200,10 +209,7 @@ def cross_validate(
             "cross-validate on."
         )
     folds = min(folds, smallest)
-    fold = torch.zeros_like(targets)
-    for label in targets.unique():
-        rows = (targets == label).nonzero().flatten()
-        fold[rows] = torch.arange(len(rows)) % folds
+    fold = deal_out(targets, folds)
     best = (math.inf, 0.0, 1.0)
     for penalty in choices:
         logits = features.new_zeros(len(targets), num_classes)

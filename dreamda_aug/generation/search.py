@@ -68,6 +68,13 @@ class Target:
         assert self.min_agreement is not None
         return point.agreement >= self.min_agreement
 
+    def furthest(self, points: Sequence[CalibrationPoint]) -> CalibrationPoint:
+        """Of points that keep it, the one that moves images most; if none does, the closest."""
+        good = [point for point in points if self.kept(point)]
+        if not good:
+            return self.closest(points)
+        return max(good, key=lambda p: (p.distance, p.noise_scale))
+
     def closest(self, points: Sequence[CalibrationPoint]) -> CalibrationPoint:
         """Of points that all miss it, the one that misses it least."""
         if self.max_distance is not None:
@@ -81,21 +88,22 @@ class Measurement:
     Args:
         core: makes the images.
         images: seed images, (N, C, H, W) in [0, 1], of the backbone's size.
-        labels: their classes, (N,) int64; None: agreement is not measured, and is 1.
+        labels: their classes, (N,) int64; None: there are none.
         conditions: what generation is conditioned on, for each image; None: nothing.
-        judge: says which class an image shows.
+        judge: says which class an image shows; without it, or without labels, agreement is not
+            measured, and is 1.
         replicas: per image, at least 2.
     """
 
     def __init__(
         self, core: TensorSynthesizer, images: Tensor, labels: Tensor | None,
-        conditions: Sequence[Condition] | None, judge: Judge, replicas: int,
+        conditions: Sequence[Condition] | None, judge: Judge | None, replicas: int,
     ):
-        self.images, self.labels = images.cpu(), labels
-        self.conditions, self.judge, self.replicas = conditions, judge, replicas
+        self.images, self.conditions, self.replicas = images.cpu(), conditions, replicas
+        self.judge = None if labels is None else judge
+        self._labels = None if labels is None else labels.cpu()
         self._rows = torch.arange(len(images))
-        self._right = (None if labels is None
-                       else judge.classify(self.images, self._rows) == labels.cpu())
+        self._right = self._keeps(self.images, self._rows)
         # what is made to measure is not kept
         self.core = TensorSynthesizer(core.backbone, core.requested_settings,
                                       batch_size=core.batch_size, rng_seed=core.rng_seed)
@@ -126,15 +134,22 @@ class Measurement:
         seeds = self.images[:count]
         variation = measure_variation(seeds, made, self.replicas, lambda batch: batch, None)
         agreement = 1.0
-        if self.labels is not None and self._right is not None:
-            rows = self._rows[:count].repeat_interleave(self.replicas)
-            same = self.judge.classify(made, rows) == self.labels.cpu()[rows]
+        rows = self._rows[:count].repeat_interleave(self.replicas)
+        same = self._keeps(made, rows)
+        if same is not None and self._right is not None:
             right = self._right[rows]
             agreement = same[right].double().mean().item() if right.any() else 0.0
         assert settings.noise_scale is not None and settings.adherence is not None
         return CalibrationPoint(
             settings.noise_scale, settings.adherence, agreement, variation.distance,
-            variation.diversity, settings.strength, len(core.schedule), count), made
+            variation.diversity, settings.strength, len(core.schedule), count,
+            core.backbone.tap_index), made
+
+    def _keeps(self, images: Tensor, rows: Tensor) -> Tensor | None:
+        """Which images show the class of their seed image, (B,) bool; None: nobody says."""
+        if self.judge is None or self._labels is None:
+            return None
+        return self.judge.classify(images, rows) == self._labels[rows]
 
     def rows(self, settings: Settings, images: int | None = None) -> int:
         """U-Net rows that `point` takes, about; a second decoder pass counts as half a row."""

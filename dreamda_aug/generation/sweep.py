@@ -1,13 +1,15 @@
 """`calibrate`: how far a backbone may take images, measured on the user's own images."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from dreamda_aug import progress as bars
-from dreamda_aug.backbones import Condition
+from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.errors import StorageError
 from dreamda_aug.generation.calibration import Calibration, CalibrationPoint, calibration_path
 from dreamda_aug.generation.judging import GivenJudge, Judge, fold_judge
@@ -32,6 +34,7 @@ def calibrate(
     strengths: Sequence[float] = STRENGTHS,
     noise_scales: Sequence[float] = NOISE_SCALES,
     adherences: Sequence[float] = ADHERENCES,
+    tap_indices: Sequence[int] | None = None,
     replicas: int = 4,
     max_rows: int | None = None,
     progress: Callable[[CalibrationPoint], None] | None = None,
@@ -52,13 +55,18 @@ def calibrate(
         strengths: what to try, in (0, 1]; only where the setting is None.
         noise_scales: what to try, >= 0; only where the setting is None.
         adherences: what to try, in [0, 1]; only where the setting is None.
+        tap_indices: for transformers, blocks behind which noise may enter: all other dials are
+            measured behind each, with the same judge, and the tap is kept that moves images
+            furthest. None: the tap of the synthesizer.
         replicas: replicas per image, at least 2.
         max_rows: U-Net rows to spend, about: a coarse look at some choices, and a full one at what
-            it found, see `search`. None: a full look at every choice.
+            it found, see `search`; taps share them. None: a full look at every choice.
         progress: called with each point as it is measured.
 
     Returns:
         The calibration; it is also saved beside the synthesizer's cache, where it is found again.
+        With ``tap_indices`` that of each tap is saved, and the best is returned. The synthesizer
+        keeps the tap that it has: load the model with ``tap_index=calibration.tap_index``.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -75,23 +83,60 @@ def calibrate(
         raise ValueError(f"replicas must be at least 2 to measure diversity, got {replicas}.")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}; None spends what it takes.")
-    judge: Judge | None = None if classifier is None else GivenJudge(classifier)
-    if labels is not None and judge is None:
-        if len(labels.unique()) > 1:
-            judge = fold_judge(core.backbone, images.cpu(), labels.cpu())
-        elif max_distance is None:
-            raise ValueError(
-                "labels must be of two classes or more for the agreement target, got one class; "
-                "give max_distance instead, or a classifier."
-            )
-    measurement = Measurement(core, images, labels if judge else None, conditions,
-                              judge or GivenJudge(lambda batch: batch), replicas)
     choices = choices_for(requested, strengths, adherences, noise_scales)
-    result = choose(measurement, requested, choices, Target(min_agreement, max_distance),
-                    max_rows, progress)
-    if core.cache is not None:
-        save(result, calibration_path(core.cache.root, requested, core.backbone))
-    return result
+    target = Target(min_agreement, max_distance)
+    with _taps(core.backbone, tap_indices) as backbones:
+        judge: Judge | None = None if classifier is None else GivenJudge(classifier)
+        if labels is not None and judge is None:
+            judge = fold_judge(core.backbone, images.cpu(), labels.cpu())
+            if judge is None and max_distance is None:
+                raise ValueError(
+                    "labels must be of two classes or more for the agreement target, got one "
+                    "class; give max_distance instead, or a classifier."
+                )
+        share = None if max_rows is None else max(1, max_rows // len(backbones))
+        found = []
+        for backbone in backbones:
+            measurement = Measurement(core.with_settings(requested, backbone), images, labels,
+                                      conditions, judge, replicas)
+            found.append(choose(measurement, requested, choices, target, share, progress))
+        chosen = [each.chosen for each in found]
+        best = chosen.index(target.furthest([point for point in chosen if point is not None]))
+        found[best] = replace(
+            found[best], points=[point for each in found for point in each.points])
+        if core.cache is not None:
+            for backbone, each in zip(backbones, found, strict=True):
+                save(each, calibration_path(core.cache.root, requested, backbone))
+    return found[best]
+
+
+@contextmanager
+def _taps(backbone: Backbone, tap_indices: Sequence[int] | None) -> Iterator[list[Backbone]]:
+    """The same model perturbed behind each of these blocks; None: as it is.
+
+    Raises:
+        ValueError: there is no such block, or the model is no transformer.
+    """
+    from dreamda_aug.backbones.transformer import TransformerBackbone
+
+    if tap_indices is None:
+        yield [backbone]
+        return
+    if not isinstance(backbone, TransformerBackbone):
+        raise ValueError(
+            f"tap_indices are for transformers, and {backbone.name} has a U-Net, got "
+            f"{list(tap_indices)}; leave them out."
+        )
+    if len(tap_indices) == 0:
+        raise ValueError("tap_indices must name one block or more, got none.")
+    others: list[Backbone] = []
+    try:
+        for index in dict.fromkeys(tap_indices):
+            others.append(backbone.with_tap(index))
+        yield others
+    finally:
+        for other in others:
+            other.tap.remove()
 
 
 def choices_for(
@@ -134,17 +179,15 @@ def choose(
             for each in choices:
                 points.append(measurement.point(each.of(settings)))
                 said(points[-1], measurement.rows(each.of(settings)))
-            good = [point for point in points if target.kept(point)]
-            chosen = (max(good, key=lambda p: (p.distance, p.noise_scale)) if good
-                      else target.closest(points))
+            chosen = target.furthest(points)
         else:
             chosen, points = search(measurement, settings, choices, target, max_rows, said)
     if not target.kept(chosen):
         warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=3)
-    judged = measurement.labels is not None and target.max_distance is None
-    judge = measurement.judge.name if judged else ""
+    judge = measurement.judge if target.max_distance is None else None
     return Calibration(chosen.noise_scale, chosen.adherence, str(target), target.kept(chosen),
-                       points, chosen.strength, judge, sample)
+                       points, chosen.strength, judge.name if judge else "", sample,
+                       chosen.tap_index)
 
 
 def save(result: Calibration, path: Path) -> None:

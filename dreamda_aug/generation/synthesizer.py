@@ -36,7 +36,9 @@ class Synthesizer:
         backbone: a name, a folder, a file or a pipeline object, as `BackboneSpec` takes it as its
             source; a `BackboneSpec`; or a loaded backbone.
         preset: ``"recommended"``, ``"paper"``, ``"official"``, ``"fast"`` or `Settings`.
-        class_names: the name of each class in label order, for text-to-image backbones.
+        class_names: the name of each class in label order, for text-to-image backbones and those
+            that know their classes by name. `AugmentedDataset`, `expand` and `evaluate` take the
+            dataset's own names where None is given.
         prompt: template with ``{class_name}`` and ``{article}``, or a function from a label to a
             prompt. The default is the authors' template.
         captions: a prompt of its own for each image, instead of ``prompt``: what `Captions` takes,
@@ -57,6 +59,10 @@ class Synthesizer:
         low_memory: as in `BackboneSpec`, for a source; use ``batch_size=1`` with it.
         lora: as in `BackboneSpec`, for a source: a folder that `dreamda_aug.adapt` wrote, or LoRA
             weights as diffusers knows them.
+        tap_index: as in `BackboneSpec`, for a source: behind which block of a transformer noise
+            enters.
+        embedded_guidance: as in `BackboneSpec`, for a source: the guidance scale of a
+            guidance-distilled transformer.
         overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
 
     Raises:
@@ -84,21 +90,26 @@ class Synthesizer:
         dtype: torch.dtype | None = None,
         low_memory: bool = False,
         lora: str | Path | None = None,
+        tap_index: int | None = None,
+        embedded_guidance: float | None = None,
         **overrides: Any,
     ):
         self._source: Backbone | BackboneSpec
+        loading: dict[str, Any] = {
+            "device": device, "dtype": dtype, "low_memory": low_memory, "lora": lora,
+            "tap_index": tap_index, "embedded_guidance": embedded_guidance}
         if isinstance(backbone, BackboneSpec) or is_backbone(backbone):
-            if low_memory or (device, dtype, lora) != (None, None, None):
+            given = [f"{name}={value}" for name, value in loading.items()
+                     if value is not None and value is not False]
+            if given:
                 raise ValueError(
-                    "device, dtype, low_memory and lora belong to loading, and this backbone is "
-                    f"loaded or specified already, got device={device}, dtype={dtype}, "
-                    f"low_memory={low_memory}, lora={lora}; give them to BackboneSpec or "
+                    f"{', '.join(loading)} belong to loading, and this backbone is loaded or "
+                    f"specified already, got {', '.join(given)}; give them to BackboneSpec or "
                     "load_backbone."
                 )
             self._source = backbone
         else:
-            self._source = BackboneSpec(
-                backbone, device, dtype, low_memory=low_memory, lora=lora)
+            self._source = BackboneSpec(backbone, **loading)
         self.requested_settings = resolve_settings(preset, **overrides)
         if not isinstance(captions, Captions | None):
             captions = Captions(captions)
@@ -149,6 +160,19 @@ class Synthesizer:
         other.requested_settings = settings
         if self._core is not None:
             other._core = self._core.with_settings(settings)
+        return other
+
+    def with_class_names(self, class_names: Sequence[str] | None) -> "Synthesizer":
+        """Another one that knows these names of classes; this one where it knows names already.
+
+        Args:
+            class_names: one per class, in label order; None: this one.
+        """
+        known = self.conditioner
+        if class_names is None or known.class_names is not None:
+            return self
+        other = copy.copy(self)
+        other.conditioner = Conditioner(class_names, known.prompt, known.captions)
         return other
 
     def synthesize(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import Condition, as_backbone
+from dreamda_aug.backbones import Backbone, Condition, as_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, cache_key
 from dreamda_aug.generation.calibration import resolve_calibrated
@@ -135,10 +135,13 @@ class TensorSynthesizer:
         assert s.strength is not None
         return self.backbone.schedule(s.steps, s.strength, s.timestep_spacing)
 
-    def with_settings(self, settings: Settings) -> "TensorSynthesizer":
-        """Another one on the same backbone and cache."""
-        other = TensorSynthesizer(self.backbone, settings, cache=self.cache,
-                                  batch_size=self.batch_size, rng_seed=self.rng_seed)
+    def with_settings(
+        self, settings: Settings, backbone: Backbone | None = None
+    ) -> "TensorSynthesizer":
+        """Another one on the same cache, and on the same backbone where no other is given."""
+        other = TensorSynthesizer(self.backbone if backbone is None else backbone, settings,
+                                  cache=self.cache, batch_size=self.batch_size,
+                                  rng_seed=self.rng_seed)
         other.static_shapes = self.static_shapes
         return other
 

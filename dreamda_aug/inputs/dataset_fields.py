@@ -82,7 +82,7 @@ def find_classes(dataset: Dataset[Any]) -> list[str] | None:
         return None
     if classes is None:
         return None
-    return [name[0] if isinstance(name, tuple) else name for name in classes]
+    return [str(name[0] if isinstance(name, tuple) else name) for name in classes]
 
 
 def find_targets(dataset: Dataset[Any]) -> list[Any]:

@@ -187,8 +187,13 @@ def _read_tensor(image: Tensor) -> Pixels:
     return Pixels(values, digests, restore)
 
 
+def channels_of(array: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """The numbers of channels that an image array (H, W, C) of this type may have."""
+    return (1, 3, 4) if array.dtype == np.uint8 else (1, 3)
+
+
 def _check_array(array: np.ndarray[Any, Any]) -> None:
-    channels = (1, 3, 4) if array.dtype == np.uint8 else (1, 3)
+    channels = channels_of(array)
     if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in channels:
         raise ValueError(
             f"an image array must have shape (H, W) or (H, W, C) with C one of {channels}, got "

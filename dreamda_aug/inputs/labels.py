@@ -1,8 +1,10 @@
 """Where the labels, or the file names, of a sample are."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import PIL.Image
 import torch
 
@@ -52,14 +54,16 @@ def find_file_names(
 
 def label_of(labels: Any, row: int, image: Any) -> Any:
     """The label of one image of a batch, or of a single image."""
-    if isinstance(labels, torch.Tensor):
-        if labels.is_floating_point() or labels.ndim > 1 and labels.shape[1:].numel() != 1:
+    if isinstance(labels, torch.Tensor | np.ndarray):
+        floats = (labels.is_floating_point() if isinstance(labels, torch.Tensor)
+                  else labels.dtype.kind == "f")
+        if floats or math.prod(labels.shape[1:]) != 1:
             raise ValueError(
-                f"labels must be class indices, got a {labels.dtype} tensor of shape "
+                f"labels must be class indices, got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}; put DreamDAugment before MixUp and CutMix."
             )
         labels = labels.reshape(labels.shape[:1]).tolist()
-    if isinstance(image, PIL.Image.Image) or image.ndim == 3 or not isinstance(labels, Sequence):
+    if isinstance(image, PIL.Image.Image) or image.ndim < 4 or not isinstance(labels, Sequence):
         return labels
     return labels if isinstance(labels, str) else labels[row]
 

@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
+from dreamda_aug.inputs.images import channels_of
+
 _IMAGE_KEYS = ("image", "img", "pixel_values", "picture")
 _LABEL_KEYS = ("label", "labels", "target", "class", "fine_label")
 
@@ -52,11 +54,26 @@ def read_row(sample: Any, index: int) -> Row:
     return Row(image, label, lambda image, label: (image, label, *rest))
 
 
-def is_image(value: Any) -> bool:
-    """Whether a value can only be an image."""
+def is_image(value: Any, *, surely: bool = False) -> bool:
+    """Whether a value can be an image.
+
+    A PIL image is one; so is a tensor or an array of 2 or 3 dimensions and more than one number.
+
+    Args:
+        value: of any type.
+        surely: leave out arrays that may as well be labels (one-hot), boxes or something else. An
+            array is surely an image as (H, W) of integers of 8 or 16 bits, and as (H, W, C) of
+            integers or floats with C = 1 or 3, for uint8 also 4.
+    """
     if isinstance(value, PIL.Image.Image):
         return True
-    return isinstance(value, Tensor | np.ndarray) and value.ndim in (2, 3) and value.size != 1
+    if not isinstance(value, Tensor | np.ndarray) or value.ndim not in (2, 3) or is_label(value):
+        return False
+    if isinstance(value, Tensor) or not surely:
+        return True
+    if value.ndim == 2:
+        return value.dtype.kind in "iu" and value.dtype.itemsize <= 2
+    return value.dtype.kind in "iuf" and value.shape[2] in channels_of(value)
 
 
 def is_label(value: Any) -> bool:

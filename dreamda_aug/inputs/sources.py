@@ -27,7 +27,7 @@ from dreamda_aug.inputs.hubs import open_hugging_face, open_torchvision
 from dreamda_aug.inputs.images import UNREADABLE, array_to_pil
 from dreamda_aug.inputs.labels import plain_label
 from dreamda_aug.inputs.opening import check_pixels
-from dreamda_aug.inputs.untransformed import Untransformed, kept_labels_of, labels_of
+from dreamda_aug.inputs.untransformed import Untransformed, labels_of
 
 
 @runtime_checkable
@@ -173,16 +173,15 @@ class DatasetSource:
             )
         self._raw = Untransformed(dataset)
         self.spec = spec
-        kept, labels = kept_labels_of(self._raw), labels_of(self._raw)
-        self.labels = [_whole(label) for label in labels]
-        if class_names is None and find_classes(dataset) is not None and (
-            [plain_label(label) for label in kept] != self.labels
-        ):
+        self.labels = [_whole(label) for label in labels_of(self._raw)]
+        names = self._raw.names_of_labels()
+        if class_names is None and names is None and find_classes(dataset) is not None:
             raise ValueError(
                 "class_names must be given for a dataset whose target_transform changes labels: "
                 "its classes name those before. Pass open_source(dataset, class_names=[...])."
             )
-        self.classes = list(class_names or _classes_of(dataset, self.labels))
+        count = max(self.labels, default=-1) + 1
+        self.classes = list(class_names or names or map(str, range(count)))
         check_labels(self.labels, len(self.classes))
         self.paths = [f"#{i}" for i in range(len(self._raw))]
         self.file_names = find_names(dataset)
@@ -272,13 +271,6 @@ def lies_at(source: Source, index: int, path: str) -> bool:
     if isinstance(source, FileSource):
         return source.lies_at(index, path)
     return source.paths[index] == path
-
-
-def _classes_of(dataset: Dataset[Any], labels: list[int]) -> list[str]:
-    classes = find_classes(dataset)
-    if classes is None:
-        return [str(label) for label in range(max(labels, default=-1) + 1)]
-    return classes
 
 
 def _whole(label: Any) -> int:

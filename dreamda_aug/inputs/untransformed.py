@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dreamda_aug.inputs.dataset_fields import Table, as_sized, find_targets
+from dreamda_aug.inputs.dataset_fields import Table, as_sized, find_classes, find_targets
+from dreamda_aug.inputs.labels import plain_label
 from dreamda_aug.inputs.rows import Row, is_image, read_row
 
 # What a dataset does to another image and the row whose image it replaces: the whole sample.
@@ -43,7 +44,8 @@ class Untransformed:
     def __init__(self, dataset: Dataset[Any]):
         self.dataset = dataset
         self._sized = as_sized(dataset)
-        self._leaf_of = _split(dataset)
+        self._leaves: list[_Leaf] = []
+        self._leaf_of = _split(dataset, self._leaves)
 
     def __reduce__(self) -> tuple[type["Untransformed"], tuple[Dataset[Any]]]:
         return Untransformed, (self.dataset,)  # split again: closures cannot be pickled
@@ -86,6 +88,18 @@ class Untransformed:
         """A label as the dataset keeps it to one as its samples have it."""
         leaf, _ = self._leaf_of(index)
         return leaf.target_transform(label) if leaf.target_transform else label
+
+
+    def names_of_labels(self) -> list[str] | None:
+        """The dataset's names of its classes, where samples have the labels that they name.
+
+        Returns:
+            None where it keeps no names, or a ``target_transform`` changes labels.
+        """
+        names = find_classes(self.dataset)
+        changed = any(leaf.changes_label(label) for leaf in self._leaves
+                      for label in range(len(names or ())))
+        return None if changed else names
 
 
 def labels_of(raw: Untransformed) -> list[Any]:
@@ -156,6 +170,14 @@ class _Leaf:
             target = getattr(joint, "target_transform", None)
             self.target_transform = self.target_transform or target
             self._replace("transforms", self._watched_joint(joint, target))
+
+    def changes_label(self, label: int) -> bool:
+        """Whether the ``target_transform`` makes another label of it."""
+        try:
+            return (self.target_transform is not None
+                    and plain_label(self.target_transform(label)) != label)
+        except Exception:  # the user's own function, for labels of another kind
+            return True
 
     def read(self, index: int) -> tuple[Any, Finish | None]:
         """A sample, and what its dataset does with it; None: nothing."""
@@ -247,14 +269,19 @@ def _pair(image: Any, label: Any) -> tuple[Any, Any]:
     return image, label
 
 
-def _split(dataset: Dataset[Any]) -> Callable[[int], tuple[_Leaf, int]]:
-    """For each index the dataset that the sample is in at last, and its number there."""
+def _split(
+    dataset: Dataset[Any], leaves: list[_Leaf]
+) -> Callable[[int], tuple[_Leaf, int]]:
+    """For each index the dataset that the sample is in at last, and its number there.
+
+    These datasets are added to ``leaves``.
+    """
     if isinstance(dataset, Subset):
-        leaf_of = _split(dataset.dataset)
+        leaf_of = _split(dataset.dataset, leaves)
         indices = dataset.indices
         return lambda index: leaf_of(indices[index])
     if isinstance(dataset, ConcatDataset):
-        parts, ends = [_split(part) for part in dataset.datasets], dataset.cumulative_sizes
+        parts, ends = [_split(part, leaves) for part in dataset.datasets], dataset.cumulative_sizes
 
         def part_of(index: int) -> tuple[_Leaf, int]:
             start = 0
@@ -266,4 +293,5 @@ def _split(dataset: Dataset[Any]) -> Callable[[int], tuple[_Leaf, int]]:
 
         return part_of
     leaf = _Leaf(dataset)
+    leaves.append(leaf)
     return lambda index: (leaf, index)

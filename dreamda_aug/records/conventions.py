@@ -1,6 +1,5 @@
 """What other programs read beside the images: Hugging Face's ``metadata.jsonl``, and Croissant."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from dreamda_aug.files import read_numbered
 from dreamda_aug.records.facts import WHERE
 from dreamda_aug.records.manifest import MANIFEST, ManifestLine
-from dreamda_aug.records.output import OutputFolder, read_bytes
+from dreamda_aug.records.output import OutputFolder, sha256_of
 
 METADATA, CROISSANT = "metadata.jsonl", "croissant.json"
 
@@ -75,7 +74,7 @@ def croissant(folder: OutputFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     in_folders = facts["image_format"] == "folder"
     classes = list(facts["source"]["classes"])
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    digest = hashlib.sha256(read_bytes(folder, MANIFEST)).hexdigest()
+    digest = sha256_of(folder, MANIFEST)
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",

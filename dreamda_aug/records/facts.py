@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.files import parse_json, read_lines
+from dreamda_aug.files import local_path, parse_json, read_lines
 
 FORMAT = "dreamda-expansion"
 FORMAT_VERSION = 1
 PLAN = "plan.json"
 SKIPPED = "skipped.jsonl"
+CARD = "dataset_card.md"
 # Facts for finding things again, which may differ from one machine to the next.
 WHERE = "where"
+
+
+def local_dataset(place: str | Path) -> Path:
+    """The path of a dataset that is read; ValueError for a URL."""
+    return local_path(place, "the dataset's folder", "copy the dataset to this machine first")
 
 
 def read_plan(root: str | Path) -> dict[str, Any]:
@@ -24,8 +30,9 @@ def read_plan(root: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder holds no expansion.
         ExpansionError: the file is damaged.
+        ValueError: it is a URL.
     """
-    path = Path(root) / PLAN
+    path = local_dataset(root) / PLAN
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected an expanded dataset, found none.")
     return parse_plan(path.read_bytes(), str(path))

@@ -15,6 +15,7 @@ from dreamda_aug.files import parse_json, read_lines, shorten
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
+from dreamda_aug.records.facts import local_dataset
 from dreamda_aug.version import __version__
 
 MANIFEST = "manifest.jsonl"
@@ -174,8 +175,9 @@ def read_manifest(path: str | Path) -> Iterator[ManifestLine]:
     Raises:
         FileNotFoundError: there is none.
         ExpansionError: a line is damaged; the message names file, line, expected and found.
+        ValueError: it is a URL.
     """
-    path = Path(path)
+    path = local_dataset(path)
     path = path / MANIFEST if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,15 +1,24 @@
 """Where a synthetic dataset is written: a folder behind a narrow interface."""
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from dreamda_aug.backbones import BUNDLED
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.files import TEMPORARY, atomic_file, remove_temporaries, write_atomically
+from dreamda_aug.files import (
+    TEMPORARY,
+    atomic_file,
+    local_path,
+    locked,
+    remove_temporaries,
+    write_atomically,
+)
 
 
 @runtime_checkable
@@ -78,10 +87,13 @@ class LocalFolder:
 
     Args:
         root: the folder; made when something is written.
+
+    Raises:
+        ValueError: it is a URL.
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = local_path(root, "out_dir", "give a URL as text, with both slashes")
 
     def __str__(self) -> str:
         return str(self.root)
@@ -145,24 +157,8 @@ class LocalFolder:
     def tidy(self, folder: str = "") -> None:
         remove_temporaries(self.root / folder)
 
-    @contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield True
-            return
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError:
-                pass  # this file system keeps no locks
-            yield True
+    def claim(self, name: str) -> AbstractContextManager[bool]:
+        return locked(self.root / name, wait=False)
 
     def set_aside(self) -> None:
         number = 1
@@ -209,3 +205,12 @@ def read_bytes(folder: OutputFolder, name: str) -> bytes:
     """A file's content; FileNotFoundError where there is none."""
     with folder.open(name) as file:
         return file.read()
+
+
+def sha256_of(folder: OutputFolder, name: str) -> str:
+    """SHA-256 of a file in hexadecimal, read piece by piece; FileNotFoundError without one."""
+    digest = hashlib.sha256()
+    with folder.open(name) as file:
+        for block in iter(partial(file.read, 2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()

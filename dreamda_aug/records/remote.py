@@ -164,7 +164,8 @@ def open_folder(place: str | Path | OutputFolder) -> OutputFolder:
 
     Raises:
         ImportError: the package for this kind of place is not installed.
-        ValueError: there is no such kind of place.
+        ValueError: there is no such kind of place; or it is a Path made of a URL, which lacks a
+            slash.
     """
     if isinstance(place, str) and "://" in place:
         return RemoteFolder(place)

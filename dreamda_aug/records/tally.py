@@ -10,6 +10,8 @@ from dreamda_aug.records.manifest import ManifestLine, read_manifest
 
 # Prefix of a skipped entry whose image was made, and left out because a filter objected.
 FLAGGED = "flagged: "
+# Pairs of equal seed images that a warning names.
+_SHOWN = 10
 
 
 @dataclass
@@ -22,8 +24,8 @@ class Tally:
         dropped: images that were made and not kept, by filter's name.
         unreadable: images that could not be made, by reason.
         events: images for which one of the generator's guards had to act.
-        repeated: seed images whose pixels equal those of another one, and that have replicas of
-            the same numbers: these are equal too.
+        same_pixels: for the path of each seed image whose pixels equal those of an earlier one,
+            and that has replicas of the same numbers, which are equal too: that one's path.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -31,12 +33,17 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
     events: int = 0
-    repeated: int = 0
+    same_pixels: dict[str, str] = field(default_factory=dict)
 
     @property
     def made(self) -> int:
         """Images in the dataset."""
         return sum(self.images.values())
+
+    @property
+    def repeated(self) -> int:
+        """How many seed images are in ``same_pixels``."""
+        return len(self.same_pixels)
 
     def warnings(self) -> list[str]:
         """What a user should look into, in words."""
@@ -55,9 +62,13 @@ class Tally:
                 "may have memorised it. Look at them before you publish the dataset."
             )
         if self.repeated:
+            pairs = [f"{path} = {other}" for path, other in self.same_pixels.items()]
+            more = ", ..." if len(pairs) > _SHOWN else ""
             found.append(
-                f"{self.repeated} seed images are pixel for pixel equal to another one; their "
-                "replicas are equal too."
+                f"{self.repeated} seed images are pixel for pixel equal to another one, and so are "
+                f"their replicas ({', '.join(pairs[:_SHOWN])}{more}): delete one file of each "
+                "pair, or overwrite it with the other, since copies get replicas of their own; "
+                "then begin anew with --new (new=True)."
             )
         if self.unreadable:
             found.append(f"{sum(self.unreadable.values())} images were not made, because their "
@@ -81,19 +92,17 @@ def count(lines: Iterable[ManifestLine], skipped: Iterable[str]) -> Tally:
         skipped: the reason for each sample that is not there.
     """
     tally = Tally()
-    # pixels of a seed image -> its number, and the end of the replica numbers that are taken
-    seen: dict[bytes, tuple[int, int]] = {}
-    repeated = set()
+    # pixels of a seed image -> its path, and the end of the replica numbers that are taken
+    seen: dict[bytes, tuple[str, int]] = {}
     for line in lines:
         tally.images[line.class_name] += 1
         tally.flags.update(line.flags)
         tally.events += bool(line.events)
         pixels = bytes.fromhex(line.seed_digest)
-        first, end = seen.get(pixels, (line.seed_index, 0))
-        if first != line.seed_index and line.replica < end:
-            repeated.add(line.seed_index)
-        seen[pixels] = (line.seed_index, max(end, line.replica + 1))
-    tally.repeated = len(repeated)
+        other, end = seen.get(pixels, (line.seed_path, 0))
+        if other != line.seed_path and line.replica < end:
+            tally.same_pixels[line.seed_path] = other
+        seen[pixels] = (line.seed_path, max(end, line.replica + 1))
     for reason in skipped:
         if reason.startswith(FLAGGED):
             tally.dropped.update(reason.removeprefix(FLAGGED).split(", "))

@@ -108,6 +108,9 @@ def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield from facts["settings"].items()
     for name in ("rng_seed", "unit_size", "image_format", "device", "threads", "backbone"):
         yield name, facts[name]
+    for name in ("tap_index", "embedded_guidance"):  # of transformers alone
+        if facts.get(name) is not None:
+            yield name, facts[name]
     yield from facts["expansion"].items()
     for described in facts["filters"]:
         yield f"filter {described['name']}", described

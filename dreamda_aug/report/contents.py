@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.files import parse_json, write_atomically
+from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.records.facts import read_plan, read_skipped, recorded_source
@@ -56,9 +56,10 @@ def write_report(
     Raises:
         FileNotFoundError: the folder holds no finished dataset.
         ExpansionError: the record is damaged.
-        ValueError: ``metrics`` for a dataset that is not in folders.
+        ValueError: ``metrics`` for a dataset that is not in folders; or a place is a URL.
     """
     root = Path(root)
+    out = root / "report.html" if out is None else local_path(out, "out", WRITE_HERE)
     facts = read_plan(root)
     tally = tally_of(root)
     found = tally.made + sum((tally.dropped + tally.unreadable).values())
@@ -71,7 +72,6 @@ def write_report(
         _compute_metrics(root, facts, seed_images)
     known = [*places_of(facts, root), str(root), str(root.resolve())]
     page = _page(root, facts, tally, seed_images, notes, known)
-    out = root / "report.html" if out is None else Path(out)
     write_atomically(out, render(page).encode())
     return out
 

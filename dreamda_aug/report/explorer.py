@@ -12,11 +12,12 @@ from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug import progress as bars
 from dreamda_aug.backbones import Condition
-from dreamda_aug.files import write_atomically
+from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
+from dreamda_aug.generation.automatic import MIN_AGREEMENT
 from dreamda_aug.generation.calibration import CalibrationPoint
-from dreamda_aug.generation.judging import GivenJudge, fold_judge
+from dreamda_aug.generation.judging import fold_judge
 from dreamda_aug.generation.samples import LabelledImages, draw_sample
-from dreamda_aug.generation.search import Measurement, grid
+from dreamda_aug.generation.search import Measurement, Target, grid
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.report.rendering import content_hash, packaged_text, render_html
 from dreamda_aug.report.thumbnails import make_thumbnail
@@ -24,8 +25,6 @@ from dreamda_aug.report.thumbnails import make_thumbnail
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 ADHERENCES = (1.0, 0.9, 0.6, 0.0)
 NOISE_SCALES = (0.0, 1.0, 3.0)
-# The share of labels that the page marks as kept.
-MIN_AGREEMENT = 0.9
 # Images are measured on more of them than are shown.
 _MEASURED_PER_SHOWN = 2
 _MAX_SIDE = 160
@@ -98,10 +97,10 @@ class Exploration:
         """
         if not self.judge:
             return 0
-        points = [choice.point for choice in self.choices]
-        keeping = [i for i, point in enumerate(points) if point.agreement >= MIN_AGREEMENT]
+        points, target = [choice.point for choice in self.choices], Target(MIN_AGREEMENT)
+        keeping = [i for i, point in enumerate(points) if target.kept(point)]
         if not keeping:
-            return max(range(len(points)), key=lambda i: points[i].agreement)
+            return points.index(target.closest(points))
         return max(keeping, key=lambda i: points[i].distance)
 
 
@@ -152,12 +151,9 @@ def explore(
     if sample is None:
         raise ValueError("images must hold at least two that differ and can be read.")
     count = min(_MEASURED_PER_SHOWN * shown, len(sample.images))
-    judge = None
-    if len(sample.labels.unique()) > 1:
-        judge = fold_judge(core.backbone, sample.images, sample.labels)
-    measurement = Measurement(
-        core, sample.images[:count], sample.labels[:count] if judge else None,
-        sample.conditions[:count], judge or GivenJudge(lambda batch: batch), replicas)
+    judge = fold_judge(core.backbone, sample.images, sample.labels)
+    measurement = Measurement(core, sample.images[:count], sample.labels[:count],
+                              sample.conditions[:count], judge, replicas)
     settings = replace(core.requested_settings, steps=min(steps, core.requested_settings.steps),
                        timestep_spacing="uniform")
     choices = grid(strengths, adherences, noise_scales)
@@ -197,8 +193,8 @@ def render_exploration(exploration: Exploration) -> str:
 
 
 def write_exploration(exploration: Exploration, out: str | Path) -> None:
-    """Write the page, as a whole or not at all."""
-    write_atomically(Path(out), render_exploration(exploration).encode())
+    """Write the page, as a whole or not at all; ValueError where ``out`` is a URL."""
+    write_atomically(local_path(out, "out", WRITE_HERE), render_exploration(exploration).encode())
 
 
 # Field of a point, name and meaning.

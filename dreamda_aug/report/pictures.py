@@ -67,11 +67,13 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> None:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     several = len({point.strength for point in calibration.points}) > 1
-    for key in dict.fromkeys((p.strength, p.adherence) for p in calibration.points):
-        line = [p for p in calibration.points if (p.strength, p.adherence) == key]
-        strength = f"strength {key[0]:g}, " if several and key[0] is not None else ""
+    taps = len({point.tap_index for point in calibration.points}) > 1
+    for key in dict.fromkeys((p.tap_index, p.strength, p.adherence) for p in calibration.points):
+        line = [p for p in calibration.points if (p.tap_index, p.strength, p.adherence) == key]
+        strength = f"strength {key[1]:g}, " if several and key[1] is not None else ""
+        tap = f"tap {key[0]}, " if taps else ""
         axes.plot([p.distance for p in line], [p.agreement for p in line],
-                  "o-" if len(line) > 1 else "o", label=f"{strength}adherence {key[1]:g}")
+                  "o-" if len(line) > 1 else "o", label=f"{tap}{strength}adherence {key[2]:g}")
         for point in line:
             axes.annotate(f"{point.noise_scale:g}", (point.distance, point.agreement),
                           xytext=(4, 4), textcoords="offset points", fontsize=8)

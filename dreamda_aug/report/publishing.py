@@ -8,11 +8,12 @@ from typing import Any, Protocol
 from huggingface_hub import DatasetCard, HfApi
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.records.facts import WHERE, read_plan
+from dreamda_aug.records.conventions import METADATA
+from dreamda_aug.records.facts import CARD, WHERE, read_plan
 from dreamda_aug.records.layouts import WORK
 from dreamda_aug.records.manifest import MANIFEST
 
-_CARD, _README = "dataset_card.md", "README.md"
+_README = "README.md"
 # Never uploaded: unfinished work, and the page that shows the real seed images.
 _LEFT_OUT = [f"{WORK}/**", "**/.*", "report.html"]
 # The hub takes no more files in one folder.
@@ -56,7 +57,7 @@ def push(
     """
     root = Path(root)
     facts = read_plan(root)
-    if not (root / MANIFEST).is_file() or (root / WORK).exists() or not (root / _CARD).is_file():
+    if not (root / MANIFEST).is_file() or (root / WORK).exists() or not (root / CARD).is_file():
         raise ExpansionError(
             f"{root}: expected a finished dataset, found one under way; run `dreamda expand` "
             "again until it is done."
@@ -86,13 +87,13 @@ def hub_card(root: Path, facts: Mapping[str, Any]) -> str:
         root: the dataset's folder.
         facts: what `read_plan` returns.
     """
-    card = DatasetCard((root / _CARD).read_text("utf-8"))
+    card = DatasetCard((root / CARD).read_text("utf-8"))
     in_folders = facts["image_format"] == "folder"
     classes = {str(label): name for label, name in enumerate(facts["source"]["classes"])}
     label = {"class_label": {"names": classes}}
     # said outright: the hub would take a class folder called "test" for a split
     config: dict[str, Any] = {"config_name": "default", "data_files": [{
-        "split": "train", "path": ["*/*.png", "metadata.jsonl"] if in_folders else "shard-*.tar"}]}
+        "split": "train", "path": ["*/*.png", METADATA] if in_folders else "shard-*.tar"}]}
     fields: dict[str, Any] = {"task_categories": ["image-classification"], "configs": [config]}
     if in_folders:
         kinds = {"image": "image", "label": label, "class_name": "string", "synthetic": "bool",

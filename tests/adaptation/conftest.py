@@ -5,16 +5,7 @@ import pytest
 import torch
 from adaptation_images import squares
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from pipelines import pixel_pipeline, text_encoder_and_tokenizer, tiny_text_unet
-
-
-@pytest.fixture
-def class_folder(tmp_path):
-    """A pixel model of the classes left, up and down, with a null class, saved in a folder."""
-    folder = tmp_path / "prior"
-    pixel_pipeline("v_prediction", num_classes=4).save_pretrained(folder)
-    (folder / "training.json").write_text('{"class_names": ["left", "up", "down"]}')
-    return folder
+from pipelines import text_encoder_and_tokenizer, tiny_text_unet
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
-from pipelines import pixel_pipeline, text_encoder_and_tokenizer, tiny_text_unet
+from pipelines import pixel_pipeline, spy_on, text_encoder_and_tokenizer, tiny_text_unet
 
 from benchmarks.common.plain import plain_rows
 from dreamda_aug import LatentCache, load_backbone
@@ -240,14 +240,7 @@ def test_cached_and_uncached_generation_are_equal(backbone, plain, tmp_path):
 def test_sdxl_is_told_what_its_own_pipeline_tells_it(tmp_path):
     pipeline = sdxl(tmp_path)
     backbone = load_backbone(pipeline)
-    seen = {}
-    forward = pipeline.unet.forward
-
-    def spy(sample, t, **inputs):
-        seen.update(inputs)
-        return forward(sample, t, **inputs)
-
-    pipeline.unet.forward = spy
+    seen = spy_on(pipeline.unet)
     pipeline("a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent")
     ours = backbone.embed(["a cat"])
     assert torch.equal(ours["encoder_hidden_states"], seen["encoder_hidden_states"])

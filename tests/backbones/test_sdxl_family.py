@@ -13,7 +13,7 @@ from diffusers import (
 
 pytest.importorskip("transformers")
 
-from pipelines import tiny_text_unet
+from pipelines import spy_on, tiny_text_unet
 
 from benchmarks.families import checks, parts
 from dreamda_aug import load_backbone
@@ -39,14 +39,7 @@ def test_the_refiner_is_told_the_aesthetic_scores_of_its_own_pipeline():
         DDIMScheduler(clip_sample=False), requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False)
     pipeline.set_progress_bar_config(disable=True)
-    seen = {}
-    forward = pipeline.unet.forward
-
-    def spy(sample, t, **inputs):
-        seen.update(inputs)
-        return forward(sample, t, **inputs)
-
-    pipeline.unet.forward = spy
+    seen = spy_on(pipeline.unet)
     pipeline("a cat", image=checks.images(1), strength=0.5, num_inference_steps=2,
              guidance_scale=4.0, output_type="latent")
     backbone = load_backbone(pipeline)

@@ -188,7 +188,51 @@ def test_calibrations_belong_to_the_tap_and_to_the_embedded_guidance():
     fingerprints = {load_backbone(pipeline, **options).fingerprint for options in (
         {}, {"tap_index": 0}, {"embedded_guidance": 2.0})}
     assert len(fingerprints) == 3
-    assert load_backbone(pipeline, tap_index=2).fingerprint in fingerprints  # the middle one
+    # the middle one, and the default of FluxPipeline's own call
+    said = load_backbone(pipeline, tap_index=2, embedded_guidance=3.5)
+    assert said.fingerprint == load_backbone(pipeline).fingerprint
+    assert (said.tap_index, said.embedded_guidance) == (2, 3.5)
+
+
+def test_an_embedded_guidance_that_is_not_taken_or_not_known_is_refused():
+    with pytest.raises(ValueError, match="must be None for this SD3Transformer2DModel.* got 2"):
+        load_backbone(pipelines.sd3(), image_size=SIZE, embedded_guidance=2.0)
+    pipeline = pipelines.flux()
+    for wrong in (-1.0, float("nan"), True):
+        with pytest.raises(ValueError, match=f"must be a number >= 0, got {wrong}"):
+            load_backbone(pipeline, embedded_guidance=wrong)
+
+    class NoDefault(type(pipeline)):
+        def __call__(self, prompt, guidance_scale=None):
+            raise AssertionError
+
+    pipeline.__class__ = NoDefault
+    with pytest.raises(BackboneError, match="NoDefault has no default for it; give embedded_guid"):
+        load_backbone(pipeline)
+    assert load_backbone(pipeline, embedded_guidance=2).embedded_guidance == 2
+
+
+def test_another_tap_on_the_same_weights_is_that_of_another_load(sd3):
+    def noisy(backbone):
+        return TensorSynthesizer(backbone, "paper", steps=2, noise_scale=8.0,
+                                 source_prompt="a cat").synthesize(X, ASKED).images
+
+    pipeline = pipelines.sd3()
+    backbone = load_backbone(pipeline, image_size=SIZE)
+    plain = noisy(backbone)
+    hooks = sum(len(part._forward_hooks) for part in pipeline.transformer.modules())
+    other = backbone.with_tap(1)
+    assert (backbone.tap_index, other.tap_index) == (2, 1)
+    loaded = load_backbone(pipelines.sd3(), image_size=SIZE, tap_index=1)
+    assert other.fingerprint == loaded.fingerprint != backbone.fingerprint
+    made = noisy(other)
+    assert torch.equal(made, noisy(loaded)) and not torch.equal(made, plain)
+    assert torch.equal(noisy(backbone), plain)  # with both taps in place
+    assert checks.rows_per_step(other) == (2, 4)
+    other.tap.remove()
+    assert sum(len(part._forward_hooks) for part in pipeline.transformer.modules()) == hooks
+    with pytest.raises(ValueError, match="tap_index must be a whole number from 0 to 3 .*got 4"):
+        backbone.with_tap(4)
 
 
 def test_a_transformer_that_is_not_known_is_refused_with_what_was_found():
@@ -251,6 +295,12 @@ def test_options_of_transformers_are_refused_for_a_unet():
     for option in ("tap_index", "embedded_guidance"):
         with pytest.raises(ValueError, match=f"{option} is for transformers, and bundled .* got 1"):
             load_backbone("bundled", device="cpu", **{option: 1})
+
+
+def test_an_image_size_is_refused_where_the_model_has_one_of_its_own():
+    with pytest.raises(ValueError, match=r"image_size is for latent models, and bundled makes"):
+        load_backbone("bundled", device="cpu", image_size=(32, 32))
+    assert load_backbone("bundled", device="cpu", image_size=(28, 28)).image_size == (28, 28)
 
 
 def test_a_scheduler_that_is_not_understood_is_refused():

@@ -28,19 +28,36 @@ def model(tmp_path):
 
 def test_the_demo_does_the_whole_job(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dreamda_aug.cli.demo.SEEDS_PER_CLASS", 1)
-    monkeypatch.setattr("dreamda_aug.cli.demo.EXPANSION_RATIO", 1)
-    monkeypatch.setattr("dreamda_aug.cli.demo.NOISE_SCALES", (0.0, 4.0))
+    monkeypatch.setattr("dreamda_aug.cli.demo.EXPANSION_RATIO", 2)
     assert main(["demo", "--out", str(tmp_path)]) == 0
-    assert "label agreement" in capsys.readouterr().out
-    assert PIL.Image.open(tmp_path / "grid.png").width > 5 * 56
-    lines = [json.loads(line) for line in
-             (tmp_path / "dataset" / "manifest.jsonl").read_text().splitlines()]
-    assert len(lines) == 10 and len({line["label"] for line in lines}) == 10
-    for line in lines:
-        image = PIL.Image.open(tmp_path / "dataset" / line["file"])
-        assert (image.mode, image.size, image.info["synthetic"]) == ("L", (28, 28), "true")
-    mild, strong = json.loads((tmp_path / "table.json").read_text())
-    assert mild["agreement"] >= 0.7 and mild["distance"] < strong["distance"]
+    assert "20 synthetic images" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["images"] == 20
+    with PIL.Image.open(tmp_path / "grid.png") as picture:
+        assert picture.height > 10 * 56
+    # what a stranger looks for: other images of the same class
+    assert figures["agreement"] >= 0.8
+    assert figures["distance"] > 0.1 and figures["diversity"] > 0.1
+    files = list((tmp_path / "dataset").rglob("*.png"))
+    assert len(files) == 20 and len({file.parent for file in files}) == 10
+    for file in files[::7]:
+        with PIL.Image.open(file) as image:
+            assert (image.mode, image.size, image.info["synthetic"]) == ("L", (28, 28), "true")
+
+
+@pytest.mark.parametrize("command", [
+    ["demo"], ["preview", "images"], ["calibrate", "images"], ["explore", "bundled"],
+    ["report", "out"], ["regenerate", "out", "00000000_0000"], ["adapt", "images"],
+])
+def test_a_url_is_refused_by_what_writes_to_this_machine_alone(
+    tmp_path, monkeypatch, capsys, command
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--out", "s3://bucket/x.png"]) == 2
+    assert capsys.readouterr().err == (
+        f"dreamda {command[0]}: --out must be a path on this machine, got the URL "
+        "'s3://bucket/x.png'; write to this machine, and copy it there.\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_preview_writes_a_grid(folder, model, tmp_path, capsys):
@@ -103,3 +120,31 @@ def test_the_sample_is_balanced_and_refuses_other_splits():
         assert [sample.targets.count(c) for c in range(10)] == [per_class] * 10
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
         FashionMNISTSample("val")
+
+
+def test_a_transformer_is_calibrated_at_several_taps_and_made_with_the_best(
+    folder, tmp_path, capsys
+):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("transformers")
+    from benchmarks.families import pipelines
+
+    pipelines.dit().save_pretrained(tmp_path / "dit")
+    arguments = [str(folder), "--backbone", str(tmp_path / "dit"), "--cache",
+                 str(tmp_path / "cache"), "--images", "4", "--device", "cpu"]
+    assert main(["calibrate", *arguments, "--replicas", "2", "--max-rows", "100", "--max-distance",
+                 "1", "--tap-indices", "0", "3", "--out", str(tmp_path / "plot.png")]) == 0
+    said = capsys.readouterr().out
+    best = re.search(r"chosen: .*tap_index=(\d).* found again with --tap-index (\d)", said)
+    assert best and best[1] == best[2] in ("0", "3")
+    assert "tap 0  " in said and "tap 3  " in said
+    preview = ["preview", *arguments, "--images", "1", "--replicas", "1", "--out",
+               str(tmp_path / "p.png")]
+    assert main([*preview, "--tap-index", best[1]]) == 0
+    assert "not calibrated" not in capsys.readouterr().err
+    assert main(preview) == 0
+    assert "was not calibrated for these settings yet" in capsys.readouterr().err
+    assert main([*preview, "--tap-index", "4"]) == 2
+    assert "tap_index must be a whole number from 0 to 3" in capsys.readouterr().err
+    assert main([*preview, "--embedded-guidance", "2"]) == 2
+    assert "embedded_guidance must be None for this DiT" in capsys.readouterr().err

@@ -237,3 +237,19 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
     bar(Progress(done=300, total=1000, made=200, seconds=20.0))
     bar.close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_tap_from_the_shell_is_on_record_and_regenerate_takes_it(train, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from benchmarks.families import pipelines
+
+    pipelines.dit().save_pretrained(tmp_path / "dit")
+    command = ["expand", str(train), "--out", str(tmp_path / "out"), "--ratio", "1", *QUICK,
+               "--backbone", str(tmp_path / "dit"), "--set", "noise_scale=2"]
+    assert main([*command, "--tap-index", "1"]) == 0
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["tap_index"] == 1
+    capsys.readouterr()
+    assert main(["regenerate", str(tmp_path / "out"), "00000001_0000", "--device", "cpu"]) == 0
+    assert "equal to the stored image" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "tap_index: 1 -> 2" in capsys.readouterr().err

@@ -114,7 +114,6 @@ def test_a_synthesizer_and_a_transform_around_it_give_the_same_images(folder, ba
     # p and the labels_getter belong to the transform and play no role here
     transform = DreamDAugment(backbone, p=0.0, labels_getter=None, **options)
     handed_over = AugmentedDataset(folder, transform, K)
-    assert handed_over.synthesizer is transform.synthesizer
     wanted = list(alone.synthetic.indices)
     for one, other in zip(alone.__getitems__(wanted), handed_over.__getitems__(wanted)):
         assert torch.equal(one[0], other[0]) and one[1] == other[1]
@@ -195,3 +194,27 @@ def test_plain_datasets_take_a_transform_of_their_own(augment):
 def test_wrong_use_is_refused(folder, augment, make, error, message):
     with pytest.raises(error, match=message):
         make(folder, augment)
+
+
+@pytest.mark.parametrize("target_transform", [None, lambda label: label * 1])
+def test_classes_are_asked_for_by_the_names_that_the_dataset_gives_them(
+    class_folder, target_transform
+):
+    data = FakeData(2, (1, 16, 16), 2, TO_FLOAT, target_transform)
+    data.classes, data.targets = ["down", "left"], [0, 1]
+    synthesizer = Synthesizer(class_folder, "paper", steps=3, cache=None)
+    images = [AugmentedDataset(data, synthesizer, 1)[2 + i] for i in range(2)]
+    raw = [FakeData.__getitem__(data, i) for i in range(2)]
+    assert len(raw) == 2 and synthesizer.conditioner.class_names is None  # stays as it was
+    seeds = [v2.functional.to_pil_image(image) for image, _ in raw]
+    by_name = synthesizer.synthesize(seeds, [data.classes[label] for _, label in raw])
+    by_number = synthesizer.synthesize(seeds, [label for _, label in raw])
+    for (made, _), named, numbered in zip(images, by_name, by_number, strict=True):
+        assert torch.equal(made, TO_FLOAT(named)) and not torch.equal(made, TO_FLOAT(numbered))
+
+
+def test_names_of_classes_are_not_put_on_labels_that_a_target_transform_changed(class_folder):
+    data = FakeData(2, (1, 16, 16), 2, TO_FLOAT, target_transform=lambda label: 1 - label)
+    data.classes = ["down", "left"]
+    made = AugmentedDataset(data, Synthesizer(class_folder, "paper", cache=None), 1)
+    assert made.synthesizer.conditioner.class_names is None

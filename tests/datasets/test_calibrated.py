@@ -10,27 +10,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import Expansion, expand
-from dreamda_aug.generation import automatic
 from dreamda_aug.inputs.sources import open_source
 from dreamda_aug.records.facts import read_plan
 
-pytestmark = pytest.mark.filterwarnings("ignore:no setting kept")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(automatic, "_NOISE_SCALES", (0.5, 4.0))
-    monkeypatch.setattr(automatic, "_ADHERENCES", (0.9, 0.0))
-    monkeypatch.setattr(automatic, "STRENGTHS", (0.3, 0.8))
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    calls = []
-    measure = automatic._measure
-    monkeypatch.setattr(automatic, "_measure",
-                        lambda *given: calls.append(given) or measure(*given))
-    return calls
+pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
+              pytest.mark.usefixtures("few_choices")]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pipelines import pixel_pipeline
 from torch import nn
 
 from dreamda_aug import Synthesizer, evaluate
+from dreamda_aug.backbones.conditioning import ClassConditioning
 from dreamda_aug.evaluation.protocol import _draw
 from dreamda_aug.evaluation.training import class_accuracy, rand_augment
 
@@ -69,3 +70,30 @@ def test_accuracy_is_averaged_over_classes_and_views_stay_in_range():
     assert class_accuracy(always_first, images, torch.tensor([0, 0, 0, 1]), "cpu") == 0.5
     view = rand_augment(images)
     assert view.shape == images.shape and view.min() >= 0 and view.max() <= 1
+
+
+def test_dials_are_measured_on_the_labelled_images_of_each_draw(measured, few_choices):
+    synthesizer = Synthesizer(pixel_pipeline(), cache=None, steps=3)
+    options = {"shots": 4, "draws": 2, "replicas": 1, "steps": 4, "batch_size": 6,
+               "classifier": tiny}
+    with pytest.warns(match="was not calibrated for these settings yet"):
+        evaluate(marked(16), synthesizer, calibrate=False, **options)
+    assert not measured
+    evaluate(marked(16), synthesizer, **options)
+    digests = {sample.digest for _, sample in measured}
+    assert len(digests) == 2 and all(len(sample.images) == 8 for _, sample in measured)
+
+
+def test_classes_are_asked_for_by_name(class_folder, monkeypatch):
+    class Named(list):
+        classes = ["up", "left"]
+
+    asked = set()
+    embed = ClassConditioning.embed
+    monkeypatch.setattr(ClassConditioning, "embed",
+                        lambda self, given: asked.update(given) or embed(self, given))
+    synthesizer = Synthesizer(class_folder, cache=None, steps=3, strength=0.6, adherence=0.5,
+                              noise_scale=1.0)
+    evaluate(Named(marked(10)), synthesizer, shots=2, draws=2, replicas=1, steps=4, batch_size=6,
+             classifier=tiny)
+    assert asked == {"up", "left", None}

@@ -337,7 +337,17 @@ def test_equal_files_get_other_replicas_and_equal_pixels_in_other_files_are_repo
         replicas.setdefault(line.seed_path, []).append(line.replica)
     assert replicas.pop("dog/7.png") == [2, 3] and set(map(tuple, replicas.values())) == {(0, 1)}
     assert summary.tally.repeated == 1
-    assert any("equal to another one" in warning for warning in summary.warnings)
+    said, = (warning for warning in summary.warnings if "equal to another one" in warning)
+    assert said.startswith("1 seed images are pixel for pixel equal") and "(new=True)" in said
+    assert "(dog/8.bmp = cat/1.png)" in said
+    assert "dog/8.bmp = cat/1.png" in (tmp_path / "out" / "dataset_card.md").read_text()
+    # what it says helps
+    shutil.copy(mine / "cat" / "1.png", mine / "dog" / "8.bmp")
+    summary = expand(mine, tmp_path / "out", augment, 2, new=True)
+    assert summary.tally.repeated == 0 and not any("equal" in each for each in summary.warnings)
+    lines = list(read_manifest(tmp_path / "out"))
+    assert {line.replica for line in lines if line.seed_path == "dog/8.bmp"} == {2, 3}
+    assert len({line.pixels for line in lines}) == len(lines)
 
 
 def test_the_source_may_hold_images_of_many_modes(augment, tmp_path):

@@ -9,27 +9,11 @@ import signal
 import time
 
 import pytest
-from expansion.folders import content, once_per_unit, write_images
-from pipelines import pixel_pipeline
+from expansion.folders import content, once_per_unit
 
-from dreamda_aug import Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion.expansion import Expansion
 
 FORK = multiprocessing.get_context("fork")
-
-
-@pytest.fixture(scope="module")
-def synthesizer():
-    return Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
-                       cache=None, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def train(tmp_path_factory):
-    root = write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
-    (root / "dog" / "2.png").write_bytes(b"no image")
-    return root
 
 
 def in_child(function):

@@ -10,12 +10,12 @@ from pipelines import pixel_pipeline
 from dreamda_aug import Synthesizer
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.generation import automatic
 from dreamda_aug.generation.automatic import calibrated
 from dreamda_aug.generation.calibration import calibration_path
 from dreamda_aug.generation.sweep import calibrate
 
-pytestmark = pytest.mark.filterwarnings("ignore:no setting kept")
+pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
+              pytest.mark.usefixtures("few_choices")]
 
 
 class Images:
@@ -29,13 +29,6 @@ class Images:
         return 0.5 * self.labels[index] + 0.5 * torch.rand(1, 16, 16, generator=generator)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(automatic, "_NOISE_SCALES", (0.5, 4.0))
-    monkeypatch.setattr(automatic, "_ADHERENCES", (0.9, 0.0))
-    monkeypatch.setattr(automatic, "STRENGTHS", (0.3, 0.8))
-
-
 @pytest.fixture
 def synthesizer(tmp_path):
     return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
@@ -45,16 +38,6 @@ def synthesizer(tmp_path):
 def run(synthesizer, images=None, indices=None):
     images = images or Images()
     return calibrated(synthesizer, images, indices or range(len(images.labels)), lambda _: None)
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """How often something was measured."""
-    calls = []
-    measure = automatic._measure
-    monkeypatch.setattr(automatic, "_measure",
-                        lambda *given: calls.append(given) or measure(*given))
-    return calls
 
 
 def test_price_and_choice_are_said_and_the_dials_are_numbers(synthesizer, caplog):

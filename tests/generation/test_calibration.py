@@ -9,6 +9,7 @@ from pipelines import pixel_pipeline
 
 from dreamda_aug import PRESETS, LatentCache, Settings
 from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.errors import StorageError
 from dreamda_aug.generation.calibration import (
     Calibration,
     CalibrationPoint,
@@ -30,6 +31,20 @@ def test_a_calibration_survives_its_file(tmp_path):
     calibration.save(tmp_path / "deep" / "c.json")
     assert Calibration.load(tmp_path / "deep" / "c.json") == calibration
     assert json.loads((tmp_path / "deep" / "c.json").read_text())["points"][0]["agreement"] == 0.95
+
+
+def test_the_tap_of_a_transformer_is_kept_and_said(tmp_path):
+    points = [CalibrationPoint(1.0, 0.9, 0.95, 0.1 * tap, 0.05, tap_index=tap) for tap in (1, 2)]
+    calibration = Calibration(1.0, 0.9, "agreement >= 0.9", True, points, tap_index=1)
+    calibration.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == calibration
+    assert calibration.chosen == points[0] and "tap_index=1" in calibration.summary()
+    unet = Calibration(1.0, 0.9, "agreement >= 0.9", True)
+    assert unet.facts() == Calibration(1.0, 0.9, "agreement >= 0.9", True, tap_index=1).facts()
+    (tmp_path / "c.json").write_text((tmp_path / "c.json").read_text().replace(
+        '"tap_index": 1\n}', '"tap_index": -1\n}'))
+    with pytest.raises(StorageError, match="tap_index must be an integer >= 0"):
+        Calibration.load(tmp_path / "c.json")
 
 
 def save(calibration, settings, backbone, cache):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug import DreamDAugment, Synthesizer, calibrate
+from dreamda_aug import DreamDAugment, Synthesizer, calibrate, load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.generation import sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")
 SCALES = (0.0, 1.0, 4.0)
@@ -121,3 +122,76 @@ def test_a_budget_of_rows_finds_something_close_for_less(tmp_path, images):
     quick = run(synthesizer, images, max_rows=1000, **options)
     assert backbone.tap.encoder_rows - between < 0.6 * (between - before)
     assert quick.chosen.distance > 0.5 * whole.chosen.distance and quick.met
+
+
+@pytest.fixture
+def transformer():
+    pytest.importorskip("transformers")
+    from benchmarks.families import pipelines
+
+    return load_backbone(pipelines.dit())
+
+
+def measure(backbone, cache, **options):
+    torch.manual_seed(0)
+    given = {"noise_scales": (1.0, 8.0), "adherences": (1.0,), "max_distance": 1.0, **options}
+    return calibrate(torch.rand(6, 3, 16, 16), LABELS, replicas=2,
+                     synthesizer=Synthesizer(backbone, steps=4, cache=cache), **given)
+
+
+def test_taps_are_measured_alike_and_the_furthest_that_keeps_the_target_is_chosen(
+    transformer, tmp_path
+):
+    def bright(batch):
+        return (batch.mean((1, 2, 3)) > 0.5).long()
+
+    single = {tap: measure(transformer.with_tap(tap), None, classifier=bright)
+              for tap in (0, 1, 3)}
+    assert len({each.chosen.distance for each in single.values()}) == 3
+    seen = []
+    result = measure(transformer, tmp_path, classifier=bright, tap_indices=[3, 0, 1, 0],
+                     progress=seen.append)
+    assert result.points == seen == [p for tap in (3, 0, 1) for p in single[tap].points]
+    best = max(single, key=lambda tap: single[tap].chosen.distance)
+    assert result.tap_index == best and result.chosen == single[best].chosen and result.met
+
+
+def test_each_tap_has_its_own_calibration_and_no_other_tap_takes_it(transformer, tmp_path):
+    hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
+    result = measure(transformer, tmp_path, tap_indices=[0, 1])
+    assert hooks == [len(each._forward_hooks) for each in transformer.denoiser.modules()]
+    assert transformer.tap_index == 2  # the synthesizer's model is as it was
+
+    def found(**options):
+        return Synthesizer(transformer.pipeline, steps=4, cache=tmp_path, **options).settings
+
+    assert found(tap_index=result.tap_index).noise_scale == result.noise_scale
+    assert found(tap_index=1 - result.tap_index).noise_scale in (1.0, 8.0)
+    with pytest.warns(UserWarning, match="not calibrated for these settings yet"):
+        found()
+
+
+def test_taps_have_one_judge_and_share_the_rows(transformer, monkeypatch):
+    """Features are taken at a tap: judges of their own would see other things."""
+    judged, rows, fold_judge, choose = [], [], sweep.fold_judge, sweep.choose
+    monkeypatch.setattr(sweep, "fold_judge", lambda backbone, *rest: (
+        judged.append(backbone.tap_index), fold_judge(backbone, *rest))[1])
+    monkeypatch.setattr(sweep, "choose", lambda *given: (
+        rows.append(given[4]), choose(*given))[1])
+    measure(transformer, None, tap_indices=[0, 1, 3], max_rows=1000)
+    assert judged == [2] and rows == [333, 333, 333]
+
+
+def test_taps_that_are_not_there_are_refused_before_anything_is_measured(
+    transformer, synthesizer, images
+):
+    hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
+    before = transformer.tap.encoder_rows
+    with pytest.raises(ValueError, match="tap_index must be a whole number from 0 to 3.*got 4"):
+        measure(transformer, None, tap_indices=[0, 4])
+    with pytest.raises(ValueError, match="tap_indices must name one block or more, got none"):
+        measure(transformer, None, tap_indices=[])
+    assert transformer.tap.encoder_rows == before
+    assert hooks == [len(each._forward_hooks) for each in transformer.denoiser.modules()]
+    with pytest.raises(ValueError, match=r"tap_indices are for transformers.*U-Net, got \[1\]"):
+        run(synthesizer, images, tap_indices=[1])

@@ -158,7 +158,8 @@ def test_a_specification_is_loaded_as_it_says(tmp_path):
 
 
 @pytest.mark.parametrize("loading", [{"device": "cpu"}, {"dtype": torch.float16},
-                                     {"low_memory": True}])
+                                     {"low_memory": True}, {"tap_index": 0},
+                                     {"embedded_guidance": 0.0}])
 def test_arguments_of_loading_are_refused_for_a_loaded_backbone(colour, loading):
     for backbone in (colour, BackboneSpec()):
         with pytest.raises(ValueError, match="loaded or specified already.*; give them to Back"):

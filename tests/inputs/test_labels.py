@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from pictures import picture
@@ -11,6 +12,7 @@ from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 IMAGE, BATCH = torch.rand(3, 4, 4), torch.rand(2, 3, 4, 4)
+ARRAY = np.zeros((4, 4), np.uint8)
 
 
 @pytest.mark.parametrize("sample", [
@@ -48,13 +50,18 @@ def test_a_file_name_stands_in_a_dict_or_is_found_by_a_function():
     (3, picture("L"), 3), (3, IMAGE, 3), ("cat", IMAGE, "cat"), ("cat", BATCH, "cat"),
     (torch.tensor(3), IMAGE, 3), (torch.tensor([3, 5]), BATCH, 5), ([3, 5], BATCH, 5),
     (["cat", "dog"], BATCH, "dog"), (3, BATCH, 3), (None, BATCH, None),
+    (np.array(3), ARRAY, 3), (np.array([3, 5]), BATCH, 5), (np.array([[3], [5]]), BATCH, 5),
+    (np.array(["cat", "dog"]), BATCH, "dog"), (np.array([3]), ARRAY, [3]),
 ])
 def test_each_image_of_a_batch_has_its_own_label(labels, image, expected):
     found = label_of(labels, 1, image)
     assert found == expected and type(found) is type(expected)
 
 
-@pytest.mark.parametrize("labels", [torch.rand(2, 4), torch.rand(2), torch.ones(2, 4).long()])
+@pytest.mark.parametrize("labels", [
+    torch.rand(2, 4), torch.rand(2), torch.ones(2, 4).long(), np.ones((2, 4)), np.ones(2),
+    np.ones((2, 4), int),
+])
 def test_labels_that_mixup_made_are_refused(labels):
     with pytest.raises(ValueError, match=r"must be class indices, got .* before MixUp and CutMix"):
         label_of(labels, 0, BATCH)

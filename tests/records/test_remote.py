@@ -1,6 +1,7 @@
 """Expansions in places that fsspec knows, here its own memory."""
 
 import sys
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -8,15 +9,22 @@ import torch
 from expansion.folders import once_per_unit
 from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
+from torchvision.datasets import FakeData
 
-from dreamda_aug import Synthesizer
+from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError, StorageError
 from dreamda_aug.expansion.expansion import Expansion
+from dreamda_aug.expansion.regeneration import regenerate
 from dreamda_aug.records import remote
+from dreamda_aug.records.facts import read_plan
+from dreamda_aug.records.manifest import read_manifest
 from dreamda_aug.records.output import LocalFolder, OutputFolder
 from dreamda_aug.records.remote import RemoteFolder, open_folder
+from dreamda_aug.records.tally import tally_of
+from dreamda_aug.report.contents import write_report
+from dreamda_aug.report.publishing import push
 
 
 @pytest.fixture
@@ -58,7 +66,35 @@ def content(url):
 def test_files_are_those_of_a_local_folder(expansion, local, place):
     summary = expansion.run(place)
     assert summary.whole and content(place) == local
-    assert expansion.run(place).made == 0
+    again = expansion.run(RemoteFolder(place))
+    assert again.made == 0 and summary.root == again.root == place
+
+
+def test_the_root_of_a_local_folder_is_its_path(expansion, tmp_path):
+    assert expansion.run(str(tmp_path / "out")).root == tmp_path / "out"
+
+
+def test_a_url_that_was_made_a_path_is_refused_before_anything_is_written(
+    expansion, place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for broken in (Path(place), str(Path(place))):
+        with pytest.raises(ValueError, match="out_dir must be a path on this machine, got the URL "
+                                             f"'{place}'; give a URL as text"):
+            expansion.run(broken)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("read", [
+    read_plan, lambda root: next(read_manifest(root)), tally_of, write_report,
+    lambda root: regenerate(root, "00000000_0000"), lambda root: push(root, "user/name"),
+    lambda root: AugmentedDataset.from_folder(FakeData(4), root),
+])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_who_reads_local_datasets_alone_says_so_of_a_url(read, kind):
+    with pytest.raises(ValueError, match="the dataset's folder must be a path on this machine, got "
+                                         "the URL 's3://bucket/out'; copy the dataset to this"):
+        read(kind("s3://bucket/out"))
 
 
 class Killed(BaseException):

@@ -47,7 +47,7 @@ def kinds(card):
 def test_whatever_names_and_texts_hold_the_card_has_the_same_shape(text):
     def tally(name):
         return Tally(Counter({name: 2, "cat": 4}), Counter({name: 1}), Counter({name: 1}),
-                     Counter({name: 1}))
+                     Counter({name: 1}), 0, {f"{name}/1.png": f"cat/{name}"})
 
     hostile = dataset_card(hostile_facts(text), tally(text))
     tame = dataset_card(hostile_facts("dog"), tally("dog"))

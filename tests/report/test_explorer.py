@@ -1,17 +1,20 @@
 """The page with sliders: what it measures, what it says, and that it works in a browser."""
 
-import json
+import argparse
 import re
 
 import PIL.Image
 import pytest
 import torch
 from pipelines import pixel_pipeline
-from report.test_report import CHROMIUM, Elements, chromium
+from report.browser import CHROMIUM, chromium, run_in_browser
+from report.test_report import Elements
 
 from dreamda_aug import Synthesizer
 from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.cli.explore import _repeated
 from dreamda_aug.cli.main import main
+from dreamda_aug.cli.options import add_model_options
 from dreamda_aug.report.explorer import explore, render_exploration, write_exploration
 
 EVIL = "<b>&\"'x"
@@ -145,14 +148,7 @@ setTimeout(() => { out.copied = get('copied').textContent;
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_sliders_cells_and_lines_work_in_a_browser(page, exploration, tmp_path):
-    # the page's own policy lets no script run but its own
-    page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    (tmp_path / "page.html").write_text(page.replace("</body>", USE))
-    dom = chromium(tmp_path, "--virtual-time-budget=3000", "--dump-dom",
-                   f"file://{tmp_path / 'page.html'}")
-    found = re.search(r"RESULT(\{.*?\})END", dom)
-    assert found, dom[:500]
-    result = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    result = run_in_browser(page.replace("</body>", USE), tmp_path, 3000)
     best = exploration.choices[exploration.best]
     for name in ("first", "best"):
         assert result[name]["command"] == best.command
@@ -180,6 +176,11 @@ def test_a_browser_runs_the_page_under_its_own_policy(exploration, tmp_path):
         assert len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
+def test_the_page_is_written_to_this_machine(exploration):
+    with pytest.raises(ValueError, match="out must be a path on this machine, got the URL 's3://b"):
+        write_exploration(exploration, "s3://bucket/explore.html")
+
+
 def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, capsys):
     pixel_pipeline().save_pretrained(tmp_path / "model")
     for index in range(4):
@@ -197,3 +198,10 @@ def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, cap
     assert ">cat<" in text and "take 50" in text
     assert main([*arguments, "--strengths", "2"]) == 2
     assert "strength must lie in" in capsys.readouterr().err
+
+
+def test_the_lines_repeat_how_a_transformer_is_loaded():
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    args = parser.parse_args(["--tap-index", "0", "--embedded-guidance", "2.5"])
+    assert _repeated(args) == ["--tap-index", "0", "--embedded-guidance", "2.5"]

@@ -3,13 +3,13 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import PIL.Image
 import pytest
 import torch
 from pipelines import pixel_pipeline
+from report.browser import CHROMIUM, chromium, run_in_browser
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
@@ -17,9 +17,6 @@ from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import ExpansionError, expand, write_report
 from dreamda_aug.report.page import Page, render
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 EVIL = "<b>&\"'x"
 
 
@@ -60,6 +57,11 @@ def dataset(tmp_path_factory, augment):
 @pytest.fixture(scope="module")
 def page(dataset):
     return write_report(dataset).read_text()
+
+
+def test_the_page_is_written_to_this_machine(dataset):
+    with pytest.raises(ValueError, match="out must be a path on this machine, got the URL 's3://b"):
+        write_report(dataset, "s3://bucket/report.html")
 
 
 class Elements(HTMLParser):
@@ -193,21 +195,9 @@ setTimeout(() => { out.returned = document.activeElement === buttons[0];
 """
 
 
-def chromium(tmp_path, *arguments) -> str:
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_filters_enlarging_and_keys_work_in_a_browser(page, tmp_path):
-    # the page's own policy lets no script run but its own
-    page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    (tmp_path / "page.html").write_text(page.replace("</body>", USE))
-    dom = chromium(tmp_path, "--virtual-time-budget=2000", "--dump-dom",
-                   f"file://{tmp_path / 'page.html'}")
-    found = re.search(r"RESULT(\{.*?\})END", dom)
-    assert found, dom[:500]
-    result = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    result = run_in_browser(page.replace("</body>", USE), tmp_path, 2000)
     assert (result["all"], result["dog"], result["said"]) == (12, 8, "8 synthetic images shown")
     assert (result["flagged"], result["clean"]) == (6, 6)
     assert result["focus"] and result["open"] and result["closed"] and result["returned"]

@@ -3,12 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.pools import PoolSpec, Stopped
-from benchmarks.accuracy.runs import Run, Setup, result, result_path
+from benchmarks.accuracy.runs import Run, Setup, corpus_classifier, pool_of, result, result_path
 from benchmarks.accuracy.training import Training
+from dreamda_aug import Settings
 
 REAL = Arm("real only", view="none")
 
@@ -36,3 +40,51 @@ def test_tuning_looks_at_validation_alone(tmp_path, tiny):
     run = Run(REAL, PoolSpec("none"), 2, 100, tuning=True)
     found = result(Setup(tiny, Path(), tmp_path), run)
     assert found["test"] is None and 0 <= found["validation"] <= 1
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Sixty images of 28×28 pixels in MNIST's files: of each class another grey."""
+    folder, labels = tmp_path / "corpus", np.arange(60, dtype=np.uint8) % 3
+    folder.mkdir()
+    for part in ("train", "t10k"):
+        for what, values in (("images-idx3", np.tile(labels[:, None, None] * 100, (1, 28, 28))),
+                             ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+            (folder / f"{part}-{what}-ubyte").write_bytes(head + values.tobytes())
+    return folder
+
+
+def test_the_priors_own_images_are_a_pool_and_pretrain_a_classifier(tmp_path, tiny, corpus):
+    setup = Setup(replace(tiny, corpus=corpus), Path(), tmp_path)
+    arm = Arm("corpus", "corpus", view="none")
+    pool = pool_of(setup, Run(arm, PoolSpec("corpus"), 2, 0))
+    assert pool.pixels.shape == (60, 1, 16, 16)
+    assert pool.pixels[:, 0, 8, 8].tolist() == [100 * label for label in pool.seed_labels]
+    run = Run(replace(arm, name="pretrained", pretrained=True), PoolSpec("none"), 2, 0)
+    started = []
+
+    class Spied(Training):
+        def run(self):
+            started.append({name: each.clone() for name, each in self.model.state_dict().items()})
+            return super().run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.accuracy.runs.Training", Spied)
+        result(setup, run)
+    of_corpus, of_arm = started
+    kept = load_file(corpus_classifier(setup))
+    assert all(torch.equal(of_arm[name], kept[name]) for name in kept)
+    assert not all(torch.equal(of_corpus[name], kept[name]) for name in kept)
+
+
+def test_an_adapted_prior_makes_other_images_and_is_adapted_once(setup_with_backbone, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr("dreamda_aug.adaptation.settings.DEFAULT_STEPS", 4)
+    settings = Settings(steps=3, strength=0.5, adherence=0.0, noise_scale=0.0)
+    plain, adapted, free = (
+        pool_of(setup_with_backbone, Run(Arm(kind, kind), PoolSpec(kind, 1, settings), 2, 0)).pixels
+        for kind in ("replicas", "adapted", "adapted without labels"))
+    assert not torch.equal(plain, adapted) and not torch.equal(adapted, free)
+    folders = list((setup_with_backbone.state / "adaptations").iterdir())
+    assert len(folders) == 2

@@ -55,7 +55,7 @@ def test_choices_of_an_earlier_result_are_taken_and_others_refused(tmp_path, com
     command(*arms)
     earlier = tmp_path / "earlier.json"
     earlier.write_text((tmp_path / "out" / "tiny.json").read_text())
-    monkeypatch.setattr(study, "choose", None)  # would fail if it were called
+    monkeypatch.setattr(study, "compare", None)  # would fail if it were called
     command(*arms, "--choices", str(earlier))
     assert (tmp_path / "out" / "tiny.json").read_text() == earlier.read_text()
     monkeypatch.setattr(recipes, "TUNED", ((0.7, 0.0, 0.0, (0.0, 1.0)),))
@@ -82,3 +82,32 @@ def test_the_training_images_are_exported_for_a_backbone(tmp_path, command):
 def test_minutes_that_are_over_stop_the_command_and_keep_what_is_finished(command, capsys):
     command("--minutes", "0")
     assert "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
+
+
+def test_an_earlier_result_that_lacks_a_recipe_is_completed(tmp_path, command):
+    command("--arms", "real only", "DreamDA, tuned")
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text((tmp_path / "out" / "tiny.json").read_text())
+    command("--arms", "samples from noise", "--choices", str(earlier))
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text())["choices"]
+    before = json.loads(earlier.read_text())["choices"]
+    assert "noise" in found and "noise" not in before
+    assert {name: found[name] for name in before} == before
+
+
+def test_a_quick_run_takes_the_recorded_choices_and_says_where_they_should_be(
+    tmp_path, command, monkeypatch
+):
+    monkeypatch.setattr("benchmarks.accuracy.__main__.RESULTS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"takes the choices of .*tiny\.json, which is not there"):
+        command("--quick")
+    command("--arms", "real only", "DreamDA, tuned")
+    (tmp_path / "accuracy").mkdir()
+    (tmp_path / "out" / "tiny.json").rename(tmp_path / "accuracy" / "tiny.json")
+    monkeypatch.setattr("benchmarks.accuracy.__main__.MAIN", ("DreamDA, tuned + classical",))
+    command("--quick")
+    runs = json.loads((tmp_path / "build" / "quick" / "tiny.json").read_text())["runs"]
+    assert {(run["arm"], run["rng_seed"]) for run in runs} == {
+        (arm, seed) for arm in ("affine", "DreamDA, tuned + classical") for seed in (0, 1, 2)}
+    assert (tmp_path / "build" / "quick" / "pictures" / "tiny_tuned.png").exists()

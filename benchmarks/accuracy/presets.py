@@ -1,0 +1,126 @@
+"""What settings cost and give: the table that the presets are chosen from.
+
+1,000 seed images that the backbone has never seen, one replica of each in each of three draws.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.accuracy.arms import Arm
+from benchmarks.accuracy.images import fidelity, measure
+from benchmarks.accuracy.pools import PoolSpec, open_backbone
+from benchmarks.accuracy.runs import Run, Setup, images_of, make_pool, perform, pool_of
+from benchmarks.common.provenance import commit, machine_and_torch
+from dreamda_aug import Settings
+from dreamda_aug.generation.search import Measurement
+from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.statistics import interval
+
+SEEDS, DRAWS, PER_SEED = 1000, 3, 10  # PER_SEED: replicas that share the price of an inversion
+# Figures, and whether more of it is better; a setting is on the front if none is as good in all.
+FIGURES = {"rows": False, "frechet": False, "agreement": True, "diversity": True, "distance": True}
+
+_FEW = Settings(steps=10, solver="dpmsolver++", guidance_scale=2.0, update_rule="symmetric",
+                adherence=0.0, noise_scale=0.0)  # fmt: skip
+CANDIDATES = {
+    "0.1's recommended": Settings(steps=50, strength=0.5, adherence=0.9, noise_scale=1.0,
+                                  guidance_scale=2.0, timestep_spacing="scheduler"),
+    "2M, 10 steps, strength 0.5, adherence 0": replace(_FEW, strength=0.5),
+    "2M, 10 steps, strength 0.65, adherence 0": replace(_FEW, strength=0.65),
+    "2M, 10 steps, strength 0.8, adherence 0": _FEW,
+    "2M, 10 steps, strength 0.9, adherence 0": replace(_FEW, strength=0.9),
+    "2M, 10 steps, strength 1, adherence 0": replace(_FEW, strength=1.0),
+    "2M, 10 steps, strength 0.8, adherence 0.5, noise 1": replace(
+        _FEW, adherence=0.5, noise_scale=1.0),
+    "2M, 10 steps, strength 0.9, adherence 0.5, noise 1": replace(
+        _FEW, strength=0.9, adherence=0.5, noise_scale=1.0),
+    "2M, 10 steps, strength 0.8, adherence 0, noise 2": replace(_FEW, noise_scale=2.0),
+    "2M, 10 steps, strength 0.8, adherence 1, noise 2": replace(
+        _FEW, adherence=1.0, noise_scale=2.0),
+    "2M, 6 steps, strength 0.8, adherence 0": replace(_FEW, steps=6),
+    "2M, 6 steps, strength 0.8, adherence 0, guided in the middle": replace(
+        _FEW, steps=6, guidance_interval=(0.2, 0.8)),
+    "2M, 20 steps, strength 0.8, adherence 0": replace(_FEW, steps=20),
+    "DDIM, 10 steps, strength 0.8, adherence 0": replace(_FEW, solver="ddim"),
+    "DDIM, 20 steps, strength 0.8, adherence 0": replace(_FEW, steps=20, solver="ddim"),
+    "Heun, 6 steps, strength 0.8, adherence 0": replace(_FEW, steps=6, solver="heun"),
+    "2M, 10 steps, strength 0.8, guidance 1": replace(_FEW, guidance_scale=1.0),
+    "2M, 10 steps, strength 0.8, guidance 3": replace(_FEW, guidance_scale=3.0),
+}  # fmt: skip
+
+
+def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int) -> None:
+    """Measure the candidates, and write table, plot and JSON."""
+    shots = SEEDS // setup.task.classes
+    runs = [Run(Arm(name, "replicas"), PoolSpec("replicas", DRAWS, settings), shots, 0)
+            for name, settings in CANDIDATES.items() if names is None or name in names]
+    perform(make_pool, setup, runs, processes)
+    backbone = open_backbone(setup.task, setup.backbone, setup.device)
+    image = fit_to(images_of(setup, runs[0]).shots.pixels[:1].float() / 255, backbone)
+    found = []
+    for run in runs:
+        assert run.spec.settings is not None
+        images, pool = images_of(setup, run), pool_of(setup, run)
+        figures = measure(setup, run)
+        figures["frechet"], figures["half"] = interval(
+            [fidelity(setup, images, pool.pixels[draw::DRAWS])[0] for draw in range(DRAWS)])
+        core = TensorSynthesizer(backbone, run.spec.settings)
+        rows = Measurement(core, image, None, None, None, PER_SEED).rows(run.spec.settings)
+        found.append({"name": run.arm.name, "rows": rows / PER_SEED, **figures,
+                      "settings": run.spec.settings.summary()})  # fmt: skip
+    for row in found:
+        row["front"] = not any(_beats(other, row) for other in found)
+    facts = {"seed_images": SEEDS, "draws": DRAWS, "machine": machine_and_torch(setup.device),
+             "commit": commit(), "settings": found}  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "presets.json").write_text(json.dumps(facts, indent=1) + "\n")
+    text = table(found)
+    (out / "presets.md").write_text(
+        f"# What settings cost and give, on {setup.task.name}\n\n{SEEDS} seed images, {DRAWS} draws"
+        f"; rows: denoiser rows per sample, {PER_SEED} to an inversion; Fréchet distance on the "
+        "judge's features, with a 95 % interval over draws; distance and diversity: RMS over "
+        f"pixels. {facts['machine']}; commit {facts['commit']}.\n\n{text}")  # fmt: skip
+    print(text)
+    plot(found, out / "presets.png")
+
+
+def _beats(one: dict, other: dict) -> bool:
+    """Whether a setting is as good as another in all figures, and better in one."""
+    signs = [(1 if more else -1) * (one[name] - other[name]) for name, more in FIGURES.items()]
+    return min(signs) >= 0 and max(signs) > 0
+
+
+def table(found: Sequence[dict]) -> str:
+    """One row per setting, in Markdown."""
+    lines = ["| setting | rows | Fréchet | class kept | distance | diversity | front |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in found:
+        lines.append(
+            f"| {row['name']} | {row['rows']:.1f} | {row['frechet']:.1f} ± {row['half']:.1f} "
+            f"| {row['agreement']:.1%} | {row['distance']:.3f} | {row['diversity']:.3f} "
+            f"| {'yes' if row['front'] else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Sequence[dict], path: Path) -> None:
+    """Fidelity over cost, and class kept over distance."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((13, 4.5), layout="constrained")
+    panels = (("rows", "frechet"), ("distance", "agreement"))
+    words = {"rows": "denoiser rows per sample", "frechet": "Fréchet distance",
+             "distance": "RMS distance from the seed image",
+             "agreement": "share that keeps its class"}  # fmt: skip
+    for axes, (x, y) in zip(figure.subplots(1, 2), panels, strict=True):
+        for number, row in enumerate(found):
+            axes.plot(row[x], row[y], "os^vDPX*<>dph8"[number // 10 % 14],
+                      color=f"C{number % 10}", fillstyle="full" if row["front"] else "none",
+                      label=row["name"] if x == "rows" else None)  # fmt: skip
+        axes.set_xlabel(words[x])
+        axes.set_ylabel(words[y])
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside right", fontsize=7)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,33 @@
+"""The table that presets are chosen from, on a tiny task."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.accuracy import presets
+from benchmarks.accuracy.presets import _beats
+from dreamda_aug import Settings
+
+
+def test_cost_and_figures_of_each_setting_are_written(setup_with_backbone, tmp_path, monkeypatch):
+    few = Settings(steps=4, adherence=0.0, noise_scale=0.0, strength=0.5)
+    monkeypatch.setattr(presets, "SEEDS", 6)
+    monkeypatch.setattr(presets, "CANDIDATES", {
+        "few": few, "many": replace(few, steps=8), "replayed": replace(few, adherence=1.0)})
+    setup = replace(setup_with_backbone, task=replace(setup_with_backbone.task, judge="trained"))
+    presets.presets(setup, tmp_path / "out", None, 1)
+    found = {row["name"]: row
+             for row in json.loads((tmp_path / "out" / "presets.json").read_text())["settings"]}
+    # two of four steps, without guidance; the inversion is shared by ten samples
+    assert found["few"]["rows"] == 2 and found["many"]["rows"] == 4
+    assert found["replayed"]["rows"] == pytest.approx(2.2)
+    assert found["replayed"]["distance"] < 1e-2 < found["few"]["distance"]
+    assert "| few | 2.0 |" in (tmp_path / "out" / "presets.md").read_text()
+    assert (tmp_path / "out" / "presets.png").exists()
+
+
+def test_the_front_holds_what_nothing_else_beats_in_all_figures():
+    row = {"rows": 10, "frechet": 20, "agreement": 0.9, "diversity": 0.1, "distance": 0.2}
+    assert _beats({**row, "rows": 5}, row) and not _beats(row, {**row, "rows": 5})
+    assert not _beats({**row, "rows": 5, "agreement": 0.8}, row) and not _beats(row, row)

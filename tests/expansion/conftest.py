@@ -1,0 +1,21 @@
+"""Seed images, one of them broken, and what makes images of them."""
+
+import pytest
+from expansion.folders import write_images
+from pipelines import pixel_pipeline
+
+from dreamda_aug import Synthesizer
+from dreamda_aug.backbones.unet import PixelBackbone
+
+
+@pytest.fixture(scope="module")
+def synthesizer():
+    return Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+                       cache=None, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    root = write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
+    (root / "dog" / "2.png").write_bytes(b"no image")
+    return root

@@ -1,0 +1,22 @@
+"""Means and their uncertainty, against scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dreamda_aug.statistics import interval, student_quantile
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 10, 31, 200])
+@pytest.mark.parametrize("share", [0.6, 0.95, 0.975, 0.9999])
+def test_quantiles_match_scipys(share, degrees):
+    assert student_quantile(share, degrees) == pytest.approx(stats.t.ppf(share, degrees), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.61, 0.64, 0.58, 0.66], [0.1, 0.3], [0.2, 0.5, 0.4, 0.1, 0.9]])
+def test_the_interval_matches_scipys(values):
+    mean, half = interval(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert np.isnan(interval([0.5])[1])
