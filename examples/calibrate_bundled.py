@@ -29,12 +29,12 @@ warnings.filterwarnings("ignore", message=".*was not calibrated")
 synthesizer = Synthesizer("bundled", "recommended", cache=None)
 result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
+    conditions=[sample.classes[sample.targets[row]] for row in rows],
     synthesizer=synthesizer, classifier=fashion_mnist_judge(), replicas=args.replicas,
-    noise_scales=(0.0, 1.0, 2.0, 4.0), adherences=(1.0, 0.9, 0.8, 0.6),
     progress=lambda point: print(point, flush=True),
 )
 name = calibration_key(synthesizer.requested_settings, synthesizer.backbone) + ".json"
 result.save(WEIGHTS / "calibration" / name)
-print(f"chosen: noise_scale={result.noise_scale}, adherence={result.adherence}")
+print(result.summary())
 if args.plot:
     plot_calibration(result, args.plot)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,8 @@ class DemoFigures:
 
     def __str__(self) -> str:
         """For a terminal."""
-        return (f"{self.images} synthetic images: {self.agreement:.0%} show the class of their seed "
-                f"image; distance from it {self.distance:.2f}, between replicas "
+        return (f"{self.images} synthetic images: {self.agreement:.0%} show the class of their "
+                f"seed image; distance from it {self.distance:.2f}, between replicas "
                 f"{self.diversity:.2f} (RMS over pixels, 0 to 1)\n{self.seconds:.2f} s an image: "
                 f"{self.encoder_rows:.0f} U-Net rows down, {self.decoder_rows:.0f} up")
 
@@ -72,7 +73,8 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
             for i in [i for i, label in enumerate(sample.targets) if label == c][:SEEDS_PER_CLASS]]
     seeds = Subset(sample, rows)
     out.mkdir(parents=True, exist_ok=True)
-    synthesizer = Synthesizer("bundled", "recommended", cache=LatentCache(out / "cache"))
+    cache = LatentCache(out / "cache")
+    synthesizer = Synthesizer("bundled", "recommended", cache=cache)
     tap = synthesizer.backbone.tap
     say(f"settings: {synthesizer.settings.summary()}")
     say(f"{EXPANSION_RATIO} synthetic images of each of {len(rows)} seed images ...")
@@ -80,7 +82,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     # these images are the model's own kind: it comes with their calibration
     expand(seeds, out / "dataset", synthesizer, EXPANSION_RATIO, new=True, calibrate=False)
     seconds = time.perf_counter() - started
-    say(f"wrote {out / 'dataset'}; inversions: {synthesizer.cache.info()}")
+    say(f"wrote {out / 'dataset'}; inversions: {cache.info()}")
 
     stored = AugmentedDataset.from_folder(seeds, out / "dataset")
     real, made = _stack(stored.real), _stack(stored.synthetic)
@@ -101,6 +103,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
         seconds / len(made))
 
 
-def _stack(samples: Subset) -> Tensor:
+def _stack(samples: Subset[Any]) -> Tensor:
     """PIL images as (N, C, H, W) in [0, 1]."""
-    return torch.stack([F.to_dtype(F.pil_to_tensor(image), scale=True) for image, *_ in samples])
+    images = (samples[row][0] for row in range(len(samples)))
+    return torch.stack([F.to_dtype(F.pil_to_tensor(image), scale=True) for image in images])
