@@ -13,6 +13,7 @@ import torch
 
 from dreamda_aug import Synthesizer, calibrate
 from dreamda_aug.bundled import WEIGHTS, FashionMNISTSample, fashion_mnist_judge
+from dreamda_aug.generation import automatic
 from dreamda_aug.generation.calibration import calibration_key
 from dreamda_aug.report.pictures import plot_calibration
 
@@ -31,6 +32,8 @@ result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
     conditions=[sample.classes[sample.targets[row]] for row in rows],
     synthesizer=synthesizer, classifier=fashion_mnist_judge(), replicas=args.replicas,
+    strengths=automatic.AUTOMATIC_STRENGTHS, noise_scales=automatic.AUTOMATIC_NOISE_SCALES,
+    adherences=automatic.AUTOMATIC_ADHERENCES,
     progress=lambda point: print(point, flush=True),
 )
 name = calibration_key(synthesizer.requested_settings, synthesizer.backbone) + ".json"

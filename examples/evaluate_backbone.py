@@ -23,8 +23,12 @@ from torchvision.utils import save_image
 from dreamda_aug import Settings, load_backbone
 from dreamda_aug.bundled import fashion_mnist_judge
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
-from dreamda_aug.metrics.comparison import frechet_distance, kernel_distance, precision_recall
-from dreamda_aug.metrics.features import classifier_features
+from dreamda_aug.metrics import (
+    classifier_features,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--root", type=Path, required=True, help="holds FashionMNIST/raw")

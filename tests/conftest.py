@@ -71,9 +71,9 @@ def few_choices(monkeypatch):
     """Calibration without being asked tries few choices."""
     from dreamda_aug.generation import automatic
 
-    monkeypatch.setattr(automatic, "_NOISE_SCALES", (0.5, 4.0))
-    monkeypatch.setattr(automatic, "_ADHERENCES", (0.9, 0.0))
-    monkeypatch.setattr(automatic, "STRENGTHS", (0.3, 0.8))
+    monkeypatch.setattr(automatic, "AUTOMATIC_NOISE_SCALES", (0.5, 4.0))
+    monkeypatch.setattr(automatic, "AUTOMATIC_ADHERENCES", (0.9, 0.0))
+    monkeypatch.setattr(automatic, "AUTOMATIC_STRENGTHS", (0.3, 0.8))
 
 
 @pytest.fixture

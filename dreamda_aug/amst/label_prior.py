@@ -11,6 +11,10 @@ from dreamda_aug.amst.checks import check_labels
 
 # Rounds of the correction; it changes by less than a thousandth after a few dozen.
 _ROUNDS = 100
+# So few images say nothing about a temperature.
+_ENOUGH = 50
+# What heads may be softened by: from not at all to nearly uniform.
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +91,49 @@ class LabelPrior:
 
         Args:
             probabilities: (heads, N, C), each row summing to 1.
-            asked: (N,) integers; −1 where unknown, which changes nothing.
+            asked: (N,) integers; −1 where unknown, which adds nothing.
             shares: share of each class among all images, (C,).
 
         Returns:
-            (heads, N, C): p · P(class | asked) / P(class), normalised.
+            (heads, N, C): p^(1/T) · P(class | asked) / P(class), normalised, with the temperature
+            T of `temperature_of`.
         """
-        table = self.probabilities.to(probabilities.device)
-        odds = table[asked.clamp(min=0)] / shares.to(probabilities.device).clamp(min=1e-6)
-        odds = torch.where((asked >= 0)[:, None], odds, torch.ones_like(odds))
-        updated = probabilities * odds
+        temperature = self.temperature_of(probabilities, asked, shares)
+        updated = _tempered(probabilities, temperature) * self._odds(asked, shares)
         return updated / updated.sum(-1, keepdim=True).clamp(min=1e-12)
+
+    def temperature_of(self, probabilities: Tensor, asked: Tensor, shares: Tensor) -> float:
+        """How far the heads are to be believed: the temperature under which they explain best
+        what was asked for.
+
+        Heads that learned a few images are sure of too much, and would overrule the prior where
+        they are wrong. The classes asked for are labels that are known for every image, so the
+        temperature needs no labelled image.
+
+        Args:
+            probabilities: as in `update`, and so are the others.
+
+        Returns:
+            Of `TEMPERATURES` the one with the highest likelihood of ``asked``; 1 where fewer than
+            50 images tell it.
+
+        Source: ours; temperature scaling is Guo et al. 2017, arXiv:1706.04599.
+        """
+        known = asked >= 0
+        if int(known.sum()) < _ENOUGH:
+            return 1.0
+        seen, odds = probabilities[:, known], self._odds(asked[known], shares)
+        likelihood = [(_tempered(seen, each) * odds).sum(-1).clamp(min=1e-12).log().mean().item()
+                      for each in TEMPERATURES]
+        return TEMPERATURES[max(range(len(TEMPERATURES)), key=likelihood.__getitem__)]
+
+    def _odds(self, asked: Tensor, shares: Tensor) -> Tensor:
+        """P(class | asked) / P(class), (N, C); 1 where nothing was asked for."""
+        table = self.probabilities.to(asked.device)
+        odds = table[asked.clamp(min=0)] / shares.to(asked.device).clamp(min=1e-6)
+        return torch.where((asked >= 0)[:, None], odds, torch.ones_like(odds))
+
+
+def _tempered(probabilities: Tensor, temperature: float) -> Tensor:
+    powers = probabilities.clamp(min=1e-12) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdim=True)

@@ -29,7 +29,8 @@ class LabellingRule:
         expected_shares: share of each class expected in the pool, one number ≥ 0 per class with
             sum 1; None: all equal.
         label_prior: how often the class asked for (the seed label) is the class that came out;
-            it enters each head's probabilities by Bayes' rule before they vote [ours].
+            it enters each head's probabilities by Bayes' rule before they vote, once heads that
+            are too sure are softened [ours].
         collapse_factor: warn if a class reaches more than this multiple of its expected share
             among the accepted labels, > 0 [ours].
 
@@ -132,7 +133,8 @@ class PoolLabelling:
         # What is measured over the pool is needed before any vote, so probabilities are kept.
         kept: list[Tensor] = []
         whole = self.labeler is self.wrapper and (
-            self.rule.distribution_alignment or self.wrapper.voting.threshold != "fixed"
+            self.rule.distribution_alignment or self.rule.label_prior is not None
+            or self.wrapper.voting.threshold != "fixed"
         )
         for batch in batches:
             seeds.append(batch.seed_labels)

@@ -69,8 +69,9 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
         How far the images went, whether they kept their class, and what they cost.
     """
     sample = FashionMNISTSample("test")
-    rows = [i for c in range(len(sample.classes))
-            for i in [i for i, label in enumerate(sample.targets) if label == c][:SEEDS_PER_CLASS]]
+    of_class = [torch.tensor(sample.targets).eq(label).nonzero()[:SEEDS_PER_CLASS, 0].tolist()
+                for label in range(len(sample.classes))]
+    rows = [row for members in of_class for row in members]
     seeds = Subset(sample, rows)
     out.mkdir(parents=True, exist_ok=True)
     cache = LatentCache(out / "cache")

@@ -28,8 +28,8 @@ class StoredDataset(RealAndSynthetic):
     go through the real dataset's own transform.
 
     Args:
-        real: the dataset that was expanded, or a ``Subset`` of it. Folder datasets are matched by
-            path, others by index.
+        real: the dataset that was expanded, which may be a ``Subset``, or a ``Subset`` of it.
+            Folder datasets are matched by path, others by index.
         folder: the synthetic dataset, of any format.
         transform: image transform to run last.
         with_origin: samples become ``(image, label, Origin)``.
@@ -62,7 +62,9 @@ class StoredDataset(RealAndSynthetic):
         names = _relative_paths(base)
         if names is None:
             expected, count = read_plan(self.root)["source"]["images"], len(as_sized(base))
-            if expected != count:
+            if expected != count and expected == len(self._raw):  # the Subset itself was expanded
+                positions = {i: i for i in range(expected)}
+            elif expected != count:
                 raise ExpansionError(
                     f"{self.root} was made from {expected} images, the real dataset has {count}; "
                     "pass the dataset that was expanded, or a Subset of it."

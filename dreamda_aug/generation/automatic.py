@@ -22,7 +22,7 @@ from dreamda_aug.generation.familiarity import FOREIGN_RATIO, foreignness
 from dreamda_aug.generation.judging import fold_judge
 from dreamda_aug.generation.samples import LabelledImages, Sample, draw_sample
 from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
-from dreamda_aug.generation.sweep import STRENGTHS, choices_for, choose, save
+from dreamda_aug.generation.sweep import choices_for, choose, save
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.method.settings import Settings
@@ -30,9 +30,11 @@ from dreamda_aug.metrics.distances import nearest
 
 logger = logging.getLogger(__name__)
 
-# What is tried where nobody says: fewer choices than `calibrate` tries.
-_NOISE_SCALES = (0.5, 1.0, 2.0, 4.0)
-_ADHERENCES = (1.0, 0.9, 0.6, 0.0)
+# What is tried where nobody says: fewer choices than `calibrate` tries. Further up than 0.85 little
+# of the seed image is left; more noise than 1 breaks images before they lose their class.
+AUTOMATIC_STRENGTHS = (0.3, 0.5, 0.7, 0.85)
+AUTOMATIC_NOISE_SCALES = (0.5, 1.0)
+AUTOMATIC_ADHERENCES = (1.0, 0.9, 0.6, 0.0)
 MIN_AGREEMENT = 0.9
 REPLICAS = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
@@ -106,8 +108,8 @@ def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
-    choices = choices_for(requested, _strengths(core.backbone, requested), _ADHERENCES,
-                          _NOISE_SCALES)
+    choices = choices_for(requested, _strengths(core.backbone, requested),
+                          AUTOMATIC_ADHERENCES, AUTOMATIC_NOISE_SCALES)
     rows = min(MAX_ROWS, _usual_rows(measurement, requested, choices))
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
@@ -127,7 +129,7 @@ def _reach(sample: Sample) -> float:
 def _strengths(backbone: Backbone, settings: Settings) -> list[float]:
     """Those that the model's schedule has: some leave no signal at the noisiest level."""
     found = []
-    for strength in STRENGTHS:
+    for strength in AUTOMATIC_STRENGTHS:
         with contextlib.suppress(ValueError):
             backbone.schedule(settings.steps, strength, settings.timestep_spacing)
             found.append(strength)

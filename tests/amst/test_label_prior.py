@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dreamda_aug.amst import LabellingRule, LabelPrior
 
@@ -40,6 +41,22 @@ def test_bayes_rule_moves_a_doubtful_vote_and_leaves_unknown_images_alone():
     torch.testing.assert_close(updated[0, 0], odds / odds.sum())
     torch.testing.assert_close(updated[0, 1], heads[0, 1])
     assert updated[0, 0].argmax() == 1 and heads[0, 0].argmax() == 0
+
+
+def test_heads_that_are_too_sure_do_not_overrule_a_class_that_was_mostly_kept():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(4, (400,), generator=generator)
+    asked = torch.where(torch.rand(400, generator=generator) < 0.95, truth, (truth + 1) % 4)
+    seen = torch.where(torch.rand(400, generator=generator) < 0.6, truth, (truth + 2) % 4)
+    heads = (0.999 * F.one_hot(seen, 4) + 0.001 / 4)[None]
+    prior, shares = LabelPrior(0.95 * torch.eye(4) + 0.05 / 4), torch.full((4,), 0.25)
+    assert prior.temperature_of(heads, asked, shares) > 3
+    right = (prior.update(heads, asked, shares)[0].argmax(1) == truth).float().mean()
+    assert right > 0.9 > 0.7 > (heads[0].argmax(1) == truth).float().mean()
+    # heads that are as right as they are sure are believed
+    honest = 0.54 * F.one_hot(seen, 4) + 0.36 * F.one_hot((seen + 2) % 4, 4) + 0.1 / 4
+    assert prior.temperature_of(honest[None], asked, shares) <= 1.5
+    assert prior.temperature_of(heads[:, :20], asked[:20], shares) == 1.0
 
 
 @pytest.mark.parametrize("table", [torch.ones(2, 2), torch.ones(2, 3) / 3, torch.eye(2) * 2 - 0.5])

@@ -12,6 +12,7 @@ from dreamda_aug import DreamDAugment, load_backbone
 from dreamda_aug.backbones import BackboneSpec, conditioning, is_backbone
 from dreamda_aug.backbones.latent import LatentBackbone
 from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.bundled import CLASSES
 from dreamda_aug.errors import BackboneError
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
@@ -43,7 +44,8 @@ def test_the_fingerprint_follows_the_weights(sd_pipeline):
 
 
 def test_the_bundled_backbone_needs_no_network_and_is_small(bundled):
-    assert (bundled.image_size, bundled.channels, bundled.condition_kind) == ((28, 28), 1, "none")
+    assert (bundled.image_size, bundled.channels, bundled.condition_kind) == ((28, 28), 1, "class")
+    assert bundled.class_names == CLASSES and bundled.guidable
     assert sum(p.numel() for p in bundled.unet.parameters()) < 4e6
 
 

@@ -134,3 +134,14 @@ def test_the_manifest_gives_each_image_its_seed(train, made):
     lines = list(read_manifest(made))
     assert {line.seed_path for line in lines} == {"cat/0.png", "cat/1.png", "dog/0.png",
                                                   "dog/1.png"}
+
+
+def test_a_subset_that_was_itself_expanded_is_read_with_that_subset(augment, tmp_path):
+    pixels = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    chosen = Subset(TensorDataset(pixels, torch.tensor([0, 1, 2, 1, 0])), [4, 1, 2])
+    expand(chosen, tmp_path / "out", augment, 1)
+    stored = AugmentedDataset.from_folder(chosen, tmp_path / "out", with_origin=True)
+    assert stored.targets == [0, 1, 2, 0, 1, 2]
+    assert [stored[i][2].index for i in range(3, 6)] == [0, 1, 2]
+    with pytest.raises(ExpansionError, match="was made from 3 images, the real dataset has 5"):
+        AugmentedDataset.from_folder(chosen.dataset, tmp_path / "out")
