@@ -53,25 +53,29 @@ def save(calibration, settings, backbone, cache):
 
 def test_numbers_are_read_from_the_cache_for_this_backbone_and_these_settings(backbone, tmp_path):
     cache = LatentCache(tmp_path)
-    save(Calibration(3.0, 0.7, "agreement >= 0.9", True), RECOMMENDED, backbone, cache)
+    found = Calibration(3.0, 0.7, "agreement >= 0.9", True, strength=0.6)
+    save(found, RECOMMENDED, backbone, cache)
     settings = resolve_calibrated(RECOMMENDED, backbone, cache)
-    assert settings == dataclasses.replace(RECOMMENDED, noise_scale=3.0, adherence=0.7)
+    assert settings == dataclasses.replace(
+        RECOMMENDED, strength=0.6, noise_scale=3.0, adherence=0.7)
     other = pixel_pipeline()
     other.unet.conv_out.bias.data += 1e-3
     for unknown in ((dataclasses.replace(RECOMMENDED, steps=7), backbone, cache),
                     (RECOMMENDED, PixelBackbone(other, "tiny"), cache),
                     (RECOMMENDED, backbone, None)):
         with pytest.warns(UserWarning, match="tiny was not calibrated for these settings yet: taki"
-                                             r"ng noise_scale=1\.0, adherence=0\.9"):
+                                             r"ng noise_scale=1\.0, adherence=0\.9, strength=0\.5"):
             resolve_calibrated(*unknown)
 
 
-@pytest.mark.parametrize("given", [dict(noise_scale=5.0), dict(adherence=0.3)])
+@pytest.mark.parametrize("given", [
+    dict(noise_scale=5.0), dict(adherence=0.3), dict(strength=0.4)])
 def test_a_number_in_the_settings_stays(backbone, tmp_path, given):
     settings, cache = dataclasses.replace(RECOMMENDED, **given), LatentCache(tmp_path)
-    save(Calibration(3.0, 0.7, "agreement >= 0.9", True), settings, backbone, cache)
+    dials = {"strength": 0.6, "noise_scale": 3.0, "adherence": 0.7}
+    save(Calibration(target="agreement >= 0.9", met=True, **dials), settings, backbone, cache)
     found = resolve_calibrated(settings, backbone, cache)
-    assert found == dataclasses.replace(settings, **{"noise_scale": 3.0, "adherence": 0.7, **given})
+    assert found == dataclasses.replace(settings, **{**dials, **given})
 
 
 def test_settings_without_none_need_no_calibration(backbone):
