@@ -4,17 +4,19 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug import DreamDAugment, Synthesizer, calibrate, load_backbone
+from dreamda_aug import DreamDAugment, Settings, Synthesizer, calibrate, load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation import sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")
 SCALES = (0.0, 1.0, 4.0)
+OPEN = Settings(steps=4, strength=0.5, adherence=None, noise_scale=None, guidance_scale=2.0,
+                timestep_spacing="scheduler")
 
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, cache=tmp_path)
+    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), OPEN, cache=tmp_path)
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_a_target_that_nothing_keeps_is_said_and_the_closest_is_taken(synthesize
 
 def test_it_is_found_again_beside_the_cache(synthesizer, images):
     result = run(synthesizer, images, max_distance=0.1)
-    again = Synthesizer(synthesizer.backbone, steps=4, cache=synthesizer.cache)
+    again = Synthesizer(synthesizer.backbone, OPEN, cache=synthesizer.cache)
     assert again.settings.noise_scale == result.noise_scale
     assert again.settings.adherence == result.adherence
     with pytest.warns(UserWarning, match="not calibrated"):  # other settings, other calibration
@@ -85,7 +87,7 @@ def test_a_transform_is_calibrated_for_its_synthesizer(synthesizer, images):
 
 def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
     backbone = PixelBackbone(pixel_pipeline(), "tiny")
-    fixed = Synthesizer(backbone, steps=4, adherence=0.7, cache=None)
+    fixed = Synthesizer(backbone, OPEN, adherence=0.7, cache=None)
     points = run(fixed, images).points
     assert {p.adherence for p in points} == {0.7} and len(points) == 3
 

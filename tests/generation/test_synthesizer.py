@@ -120,14 +120,14 @@ def test_the_label_reaches_an_inversion_that_cannot_do_without():
 def test_no_model_is_loaded_before_the_first_image():
     synthesizer = Synthesizer("nobody/never-loaded", cache=None)
     assert synthesizer.requested_settings.noise_scale is None
-    assert repr(synthesizer).startswith("Synthesizer('nobody/never-loaded', steps=50")
+    assert repr(synthesizer).startswith("Synthesizer('nobody/never-loaded', steps=10")
     assert pickle.loads(pickle.dumps(synthesizer)).batch_size == 32
 
 
 def test_settings_are_numbers_once_the_model_is_there(synthesizer, bundled):
     recommended = Synthesizer(bundled, cache=None)
-    assert recommended.requested_settings.adherence is None
-    assert 0 < recommended.settings.adherence <= 1 and recommended.settings.noise_scale > 0
+    assert recommended.requested_settings.strength is None
+    assert 0.5 < recommended.settings.strength <= 1 and recommended.settings.noise_scale > 0
     assert synthesizer.settings == synthesizer.requested_settings
 
 
