@@ -197,10 +197,11 @@ def study(setup: Setup, selection: Selection) -> None:
     write(setup, selection, task.name, text, found, choices=choices.record, summary=rows,
           compared=compared)  # fmt: skip
     plot(found, arms, shots, task.name, selection.out / f"{task.name}.png")
-    shown = [arm for arm in (choices.classical, *MAIN) if arm in arms]
-    lines = {arm: {count: arm for count in shots if of_arm(found, arm, count, "test")}
-             for arm in shown}  # fmt: skip
-    plot_by_number(found, lines, "shots", selection.out / f"{task.name}_shots.png")
+    if len(shots) > 1:
+        shown = [arm for arm in (choices.classical, *MAIN) if arm in arms]
+        lines = {arm: {count: arm for count in shots if of_arm(found, arm, count, "test")}
+                 for arm in shown}  # fmt: skip
+        plot_by_number(found, lines, "shots", selection.out / f"{task.name}_shots.png")
     for recipe, spec in choices.specs.items():
         run = Run(Arm(recipe, recipe), replace(spec, replicas=task.shots[0][1]), task.shots[0][0],
                   selection.rng_seeds[0])  # fmt: skip
