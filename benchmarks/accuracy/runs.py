@@ -108,6 +108,11 @@ def _backbone(setup: Setup) -> Backbone:
     return open_backbone(setup.task, setup.backbone, setup.device)
 
 
+def knows_classes(setup: Setup) -> bool:
+    """Whether the diffusion model can be asked for a class."""
+    return _backbone(setup).condition_kind == "class"
+
+
 def images_of(setup: Setup, run: Run) -> Split:
     """The images of a run."""
     return _split(setup, run.shots, run.rng_seed)

@@ -19,7 +19,7 @@ from benchmarks.accuracy.report import (
     summary,
     table,
 )
-from benchmarks.accuracy.runs import Run, Setup, make_pool, perform, result
+from benchmarks.accuracy.runs import Run, Setup, knows_classes, make_pool, perform, result
 from benchmarks.accuracy.tasks import Task
 from benchmarks.common.provenance import commit, machine_and_torch
 
@@ -99,7 +99,7 @@ def choices_of(setup: Setup, selection: Selection) -> Choices:
             raise SystemExit(f"--choices must name a result of {setup.task.name} that chose "
                              f"between today's candidates; {selection.choices} did not. Leave it "
                              "out to choose now.")  # fmt: skip
-    recipes = {arm.recipe for arm in arms_of(setup.task) if selection.wants(arm.name)}
+    recipes = {arm.recipe for arm in arms_wanted(setup, selection)}
     record = choose(setup, selection.processes, recipes, record)
     task = setup.task
     specs = {name: each[record[name]["chosen"]] for name, each in candidates(task).items()
@@ -169,22 +169,28 @@ def make_pools(setup: Setup, runs: list[Run], processes: int) -> None:
     perform(make_pool, setup, list(distinct.values()), processes)
 
 
-def planned(choices: Choices, task: Task, selection: Selection) -> list[Run]:
+def arms_wanted(setup: Setup, selection: Selection) -> list[Arm]:
+    """The arms of the table; images of no class have no label to be trained on."""
+    return [arm for arm in arms_of(setup.task) if selection.wants(arm.name)
+            and (arm.recipe != "noise" or knows_classes(setup))]  # fmt: skip
+
+
+def planned(choices: Choices, setup: Setup, selection: Selection) -> list[Run]:
     """All runs of the table, the arms of one split together."""
+    arms = arms_wanted(setup, selection)
     return [choices.run(arm, choices.spec(arm, replicas), count, rng_seed)
-            for count, replicas in task.shots if count in selection.shots
-            for rng_seed in selection.rng_seeds
-            for arm in arms_of(task) if selection.wants(arm.name)]  # fmt: skip
+            for count, replicas in setup.task.shots if count in selection.shots
+            for rng_seed in selection.rng_seeds for arm in arms]  # fmt: skip
 
 
 def study(setup: Setup, selection: Selection) -> None:
     """The main table of a task."""
     task, shots = setup.task, selection.shots
     choices = choices_of(setup, selection)
-    runs = planned(choices, task, selection)
+    runs = planned(choices, setup, selection)
     make_pools(setup, runs, selection.processes)
     found = perform(result, setup, runs, selection.processes)
-    chosen = [arm for arm in arms_of(task) if selection.wants(arm.name)]
+    chosen = arms_wanted(setup, selection)
     arms = [arm.name for arm in chosen]
     text = table(found, arms, shots, REAL)
     compared = comparisons(found, chosen, shots)

@@ -88,10 +88,10 @@ def test_an_earlier_result_that_lacks_a_recipe_is_completed(tmp_path, command):
     command("--arms", "real only", "DreamDA, tuned")
     earlier = tmp_path / "earlier.json"
     earlier.write_text((tmp_path / "out" / "tiny.json").read_text())
-    command("--arms", "samples from noise", "--choices", str(earlier))
+    command("--arms", "interpolated inversions", "--choices", str(earlier))
     found = json.loads((tmp_path / "out" / "tiny.json").read_text())["choices"]
     before = json.loads(earlier.read_text())["choices"]
-    assert "noise" in found and "noise" not in before
+    assert "interpolation" in found and "interpolation" not in before
     assert {name: found[name] for name in before} == before
 
 
@@ -111,3 +111,10 @@ def test_a_quick_run_takes_the_recorded_choices_and_says_where_they_should_be(
     assert {(run["arm"], run["rng_seed"]) for run in runs} == {
         (arm, seed) for arm in ("affine", "DreamDA, tuned + classical") for seed in (0, 1, 2)}
     assert (tmp_path / "build" / "quick" / "pictures" / "tiny_tuned.png").exists()
+
+
+def test_samples_of_no_class_are_no_arm(tmp_path, command):
+    command("--arms", "real only", "samples from noise")  # the backbone knows no classes
+    facts = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    assert {run["arm"] for run in facts["runs"]} == {"real only"}
+    assert "noise" not in facts["choices"]
