@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true",
                         help="print how much of the main table is missing")
     parser.add_argument("--quick", action="store_true",
-                        help="the headline in 15 minutes: few arms, three draws; results go to "
+                        help="the headline in minutes: few arms, three draws; results go to "
                              "build/quick")
     parser.add_argument("--smoke", action="store_true", help="two classes, a few steps, to try it")
     parser.add_argument("--export", type=Path, help="write the training images here, and stop")
