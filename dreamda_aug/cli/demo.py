@@ -17,7 +17,7 @@ from dreamda_aug.datasets import AugmentedDataset
 from dreamda_aug.expansion import expand
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.metrics import distance_to_seed, replica_diversity
+from dreamda_aug.metrics.variation import measure_variation
 from dreamda_aug.report.pictures import labelled_grid
 
 SEEDS_PER_CLASS = 2
@@ -93,13 +93,11 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
         sample.classes, ["seed", *["synthetic"] * EXPANSION_RATIO])
     grid.save(out / "grid.png")
     say(f"wrote {out / 'grid.png'}")
-    index = torch.arange(len(rows)).repeat_interleave(EXPANSION_RATIO)
-    labels = torch.tensor([sample.targets[row] for row in rows])[index]
-    root = real[0].numel() ** 0.5
+    labels = torch.tensor([sample.targets[row] for row in rows])
+    same = fashion_mnist_judge()(made).argmax(1) == labels.repeat_interleave(EXPANSION_RATIO)
+    variation = measure_variation(real, made, EXPANSION_RATIO, lambda batch: batch, None)
     return DemoFigures(
-        len(made), (fashion_mnist_judge()(made).argmax(1) == labels).float().mean().item(),
-        distance_to_seed(made.flatten(1), real.flatten(1), index).mean().item() / root,
-        replica_diversity(made.flatten(1), index).mean / root,
+        len(made), same.float().mean().item(), variation.distance, variation.diversity,
         (tap.encoder_rows - before[0]) / len(made), (tap.decoder_rows - before[1]) / len(made),
         seconds / len(made))
 

@@ -62,13 +62,13 @@ class StoredDataset(RealAndSynthetic):
         names = _relative_paths(base)
         if names is None:
             expected, count = read_plan(self.root)["source"]["images"], len(as_sized(base))
-            if expected != count and expected == len(self._raw):  # the Subset itself was expanded
-                positions = {i: i for i in range(expected)}
-            elif expected != count:
+            if expected not in (count, len(self._raw)):
                 raise ExpansionError(
                     f"{self.root} was made from {expected} images, the real dataset has {count}; "
                     "pass the dataset that was expanded, or a Subset of it."
                 )
+            if expected != count:  # the Subset itself was expanded
+                positions = {i: i for i in range(expected)}
         self._files: list[str] = []
         self._origins: list[tuple[int, int]] = []
         self.left_out = 0

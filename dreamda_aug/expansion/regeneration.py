@@ -6,6 +6,7 @@ from pathlib import Path
 import PIL.Image
 
 from dreamda_aug.backbones import load_backbone
+from dreamda_aug.backbones.denoiser import pair
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.processes import cpu_threads
 from dreamda_aug.expansion.seed_images import Unreadable, pixel_digest, read_seed_image
@@ -74,9 +75,10 @@ def regenerate(
         given = {name: str(place) for name, place in (("backbone", backbone), ("lora", lora))
                  if place is not None}
         source_of_model, lora_of_model = recorded_model(root, facts, given)
+        size = facts.get("image_size")
         model = load_backbone(source_of_model, device=device, lora=lora_of_model,
                               low_memory=bool(facts.get("low_memory")),
-                              image_size=_pair(facts.get("image_size")),
+                              image_size=size and pair(size),
                               tap_index=facts.get("tap_index"),
                               embedded_guidance=facts.get("embedded_guidance"))
         settings = settings_from_json(line.settings)
@@ -151,8 +153,3 @@ def _find_seed_image(source: Source, line: ManifestLine) -> int:
     raise ExpansionError(
         f"{line.id}: its seed image {line.seed_path} is not in the source any more."
     )
-
-
-def _pair(size: list[int] | None) -> tuple[int, int] | None:
-    """JSON's list as the tuple that it was."""
-    return None if size is None else (size[0], size[1])
