@@ -50,6 +50,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128],
                         help="channels per resolution level")
     parser.add_argument("--layers-per-block", type=int, default=1)
+    parser.add_argument("--start-from", type=Path,
+                        help="pipeline folder whose weights to begin with; its shape replaces "
+                             "--widths and --layers-per-block")
     parser.add_argument("--prediction-type", default="v_prediction",
                         choices=["epsilon", "v_prediction", "sample"])
     parser.add_argument("--steps", type=int, default=20_000)
@@ -94,6 +97,8 @@ def split(data: Dataset, first: int | None, held_out: int) -> tuple[Subset, Subs
 
 
 def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
+    if args.start_from:
+        return UNet2DModel.from_pretrained(args.start_from / "unet", torch_dtype=torch.float32)
     levels = len(args.widths)
     return UNet2DModel(
         sample_size=args.image_size,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from benchmarks.accuracy.adapted import ADAPTED_TO
 from benchmarks.accuracy.arms import CHOSEN, METHODS, Arm
 from benchmarks.accuracy.pools import PoolSpec
 from benchmarks.common.amst_parts import AMST_PARTS, PLUS_PARTS, AMSTOptions
@@ -51,6 +52,17 @@ def strength(specs: Specs, count: int) -> list[Variant]:
     return rows
 
 
+def adaptation(specs: Specs, count: int) -> list[Variant]:
+    """img2img by the prior as it is, and adapted to ever more images, with and without labels."""
+    rows = []
+    for strength in (0.5, specs["img2img"].settings.strength, 1.0):
+        settings = replace(specs["img2img"].settings, strength=strength)
+        rows += [Variant(f"{name}, strength {strength:g}", replace(SEED, recipe="img2img"),
+                         PoolSpec(kind, count, settings))
+                 for kind, name in (("replicas", "not adapted"), *((k, k) for k in ADAPTED_TO))]
+    return rows
+
+
 def amst(specs: Specs, count: int) -> list[Variant]:
     """The parts of AMST, one at a time, on the same images."""
     spec = replace(specs["tuned"], replicas=count)
@@ -62,5 +74,5 @@ def amst(specs: Specs, count: int) -> list[Variant]:
 
 
 ABLATIONS: dict[str, Callable[[Specs, int], list[Variant]]] = {
-    function.__name__: function for function in (replicas, strength, amst)
+    function.__name__: function for function in (replicas, strength, adaptation, amst)
 }

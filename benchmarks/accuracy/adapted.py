@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from benchmarks.accuracy.tasks import Images, Split
 from dreamda_aug import adapt, adaptation, load_backbone
 from dreamda_aug.backbones import Backbone
@@ -22,9 +24,15 @@ def unlabelled(images: Split) -> tuple[Images, bool]:
     return images.rest, False
 
 
+def few_unlabelled(images: Split) -> tuple[Images, bool]:
+    """50 training images, without their labels."""
+    return images.rest[torch.arange(50)], False
+
+
 # What a pool's prior is adapted to: from a split to images, and whether their labels are used.
 ADAPTED_TO: dict[str, Callable[[Split], tuple[Images, bool]]] = {
-    "adapted": labelled, "adapted without labels": unlabelled}  # fmt: skip
+    "adapted": labelled, "adapted to 50 without labels": few_unlabelled,
+    "adapted without labels": unlabelled}  # fmt: skip
 
 
 def adapted_backbone(

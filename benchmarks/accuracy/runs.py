@@ -37,7 +37,7 @@ from benchmarks.accuracy.training import (
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.generation import diffusion_classifier, probe
+from dreamda_aug.generation import diffusion_classifier, judging, out_of_fold, probe
 from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
 from dreamda_aug.generation.out_of_fold import predict_out_of_fold
 from dreamda_aug.generation.probe import LinearProbe, backbone_features
@@ -49,6 +49,7 @@ LONGER = 8
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
                   "probe": [*LABELLING_CODE, Path(probe.__file__)],
                   "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
+CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judging, out_of_fold, probe)]
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ def result_path(setup: Setup, run: Run) -> Path:
     else:
         pool = run.spec
     code = TRAINING_CODE + CODE_OF_LABELS.get(run.arm.labels, [])
+    if run.arm.amst.label_prior:
+        code += CODE_OF_LABEL_PRIOR
     parts = [{f.name: getattr(task, f.name) for f in fields(task) if f.name not in without},
              run.arm, pool, run.shots, run.rng_seed, run.tuning, code_digest(code),
              hashlib.sha256(images.shots.pixels.numpy().tobytes()).hexdigest(),
@@ -202,7 +205,7 @@ def result(setup: Setup, run: Run) -> dict:
         raise Stopped
     weights = corpus_classifier(setup) if run.arm.pretrained else setup.weights
     training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, weights,
-                        setup.device, labeler_of(setup, run.arm, images),
+                        setup.device, labeler_of(setup, run.arm, images, pool),
                         label_prior_of(setup, run, images, pool))  # fmt: skip
     outcome = training.run()
     found = {
@@ -222,7 +225,7 @@ def result(setup: Setup, run: Run) -> dict:
     return found
 
 
-def labeler_of(setup: Setup, arm: Arm, images: Split) -> Labeler | None:
+def labeler_of(setup: Setup, arm: Arm, images: Split, pool: Pool) -> Labeler | None:
     """What labels the pool in the place of AMST's heads; all its labels are accepted."""
     if arm.labels not in ("probe", "prior"):
         return None
@@ -232,6 +235,7 @@ def labeler_of(setup: Setup, arm: Arm, images: Split) -> Labeler | None:
         classifier = LinearProbe(backbone_features(backbone), resize(shots.pixels.float() / 255),
                                  shots.labels, num_classes=setup.task.classes,
                                  inverse_penalty=None)  # fmt: skip
+        classifier = classifier.matched_to(resize(pool.pixels.float() / 255))
     else:
         classifier = DiffusionClassifier(backbone, range(setup.task.classes))
     return SingleHeadLabeler(nn.Sequential(resize, classifier), soft=True)

@@ -125,7 +125,7 @@ def evaluate(
             seeds = labels[chosen].repeat_interleave(replicas)
             note(SEED, *trainer.self_training(pool, seeds, SeedLabeler()))
             note(PROBE, *trainer.self_training(
-                pool, seeds, _probe(synthesizer, pixels, labels[chosen], classes)))
+                pool, seeds, _probe(synthesizer, pixels, labels[chosen], classes, pool)))
             note(AMST, *trainer.self_training(pool, seeds, None))
     return Evaluation(
         accuracies, {arm: sum(values) / len(values) for arm, values in agreement.items()},
@@ -145,12 +145,13 @@ def _calibrated(synthesizer: Synthesizer, source: Source, chosen: Tensor) -> Syn
 
 
 def _probe(
-    synthesizer: Synthesizer, pixels: Tensor, labels: Tensor, classes: int
+    synthesizer: Synthesizer, pixels: Tensor, labels: Tensor, classes: int, pool: Tensor
 ) -> SingleHeadLabeler:
+    """A probe of the labelled images, for the look of the pool that it is to label."""
     backbone = synthesizer.backbone
     resize = v2.Lambda(partial(fit_to, backbone=backbone))
     probe = LinearProbe(backbone_features(backbone), resize(pixels), labels, num_classes=classes,
-                        inverse_penalty=None)
+                        inverse_penalty=None).matched_to(resize(pool))
     return SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)
 
 

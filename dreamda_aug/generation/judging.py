@@ -12,7 +12,12 @@ from torch import Tensor
 
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.errors import BackboneError
-from dreamda_aug.generation.probe import backbone_features, deal_out, logistic_regression
+from dreamda_aug.generation.probe import (
+    backbone_features,
+    deal_out,
+    deviations,
+    logistic_regression,
+)
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
 
 FOLDS = 4
@@ -60,7 +65,9 @@ class FoldJudge:
     """Logistic regressions on features, each fitted without a part of the labelled images.
 
     What was made from an image is judged by the regression that has not seen that image: one that
-    has would know its near-copies by heart.
+    has would know its near-copies by heart. And images of another look (a model's strokes are
+    thinner than yours, say) are compared in what differs among them: their features are shifted
+    and scaled, as a whole, to the mean and deviation of the seed images that they come from.
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D).
@@ -74,7 +81,8 @@ class FoldJudge:
         fold: which part each labelled image belongs to, (N,).
         held_out: the class that each labelled image is seen as, (N,) int64.
 
-    Source: ours; the regression is that of `LinearProbe`.
+    Source: ours; the regression is that of `LinearProbe`, the match of moments that of Li et al.
+    2016 (AdaBN, arXiv:1603.04779).
     """
 
     def __init__(
@@ -84,8 +92,8 @@ class FoldJudge:
         self.name = name
         self._features = features
         found = extract_features(images, features).double()
-        self._mean, self._deviation = found.mean(0), found.std(0).clamp(min=1e-6)
-        scaled = self._scaled(found)
+        self._standardised = (found - found.mean(0)) / deviations(found)
+        scaled = F.normalize(self._standardised, dim=1)
         self.fold = deal_out(labels, folds)
         classes = int(labels.max()) + 1
         self._fitted = [
@@ -96,8 +104,11 @@ class FoldJudge:
         self.held_out = self._classes(scaled, self.fold)
 
     def classify(self, images: Tensor, rows: Tensor) -> Tensor:
-        scaled = self._scaled(extract_features(images, self._features).double())
-        return self._classes(scaled, self.fold[rows])
+        """Classes of images; all that were made by the same settings in one call."""
+        found, seeds = extract_features(images, self._features).double(), self._standardised[rows]
+        own = (found - found.mean(0)) / deviations(found)
+        matched = own * seeds.std(0, correction=0) + seeds.mean(0)
+        return self._classes(F.normalize(matched, dim=1), self.fold[rows])
 
     def _classes(self, scaled: Tensor, folds: Tensor) -> Tensor:
         classes = torch.zeros(len(scaled), dtype=torch.int64)
@@ -105,9 +116,6 @@ class FoldJudge:
             mine = folds == number
             classes[mine] = (scaled[mine] @ weight.T + bias).argmax(1)
         return classes
-
-    def _scaled(self, features: Tensor) -> Tensor:
-        return F.normalize((features - self._mean) / self._deviation, dim=1)
 
 
 def fold_judge(backbone: Backbone, images: Tensor, labels: Tensor) -> FoldJudge | None:

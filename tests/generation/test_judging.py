@@ -35,6 +35,38 @@ def test_classes_that_differ_are_told_apart():
     assert "own features" in judge.name
 
 
+@pytest.fixture
+def patches():
+    """Noisy images of four classes, each with its own bright quarter, and their labels."""
+    labels = torch.arange(80) % 4
+    images = 0.3 * torch.rand(80, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for label in range(4):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        images[labels == label, :, row : row + 4, column : column + 4] += 0.15
+    return images, labels
+
+
+def test_images_of_another_look_are_judged_by_what_differs_among_them(patches):
+    images, labels = patches
+    judge = FoldJudge(pixel_features(), images, labels, "pixels")
+    rows = torch.arange(80)
+    # flatter, brighter, and darker at the left
+    other = 0.4 * images + 0.5 - torch.linspace(0.4, 0, 8)
+    assert (judge.classify(other, rows) == labels).float().mean() > 0.9
+    # the match does not bring back classes that are lost
+    lost = other[torch.randperm(80, generator=torch.Generator().manual_seed(1))]
+    assert (judge.classify(lost, rows) == labels).float().mean() < 0.5
+
+
+def test_a_pixel_that_is_black_in_all_labelled_images_does_not_decide(patches):
+    images, labels = patches
+    images[..., 0, :2] = 0
+    judge = FoldJudge(pixel_features(), images, labels, "pixels")
+    made = images.clone()
+    made[..., 0, :2] += 0.02 * torch.rand(80, 1, 2, generator=torch.Generator().manual_seed(1))
+    assert (judge.classify(made, torch.arange(80)) == labels).float().mean() > 0.9
+
+
 def test_a_model_without_an_unconditional_branch_leaves_the_pixels():
     backbone = PixelBackbone(pixel_pipeline(num_classes=3))
     assert not backbone.guidable

@@ -86,6 +86,25 @@ def test_a_backbone_that_was_compiled_before_gives_the_same_features():
                                backbone_features(PixelBackbone(pixel_pipeline()))(images(2)))
 
 
+def test_a_probe_is_matched_to_images_of_another_look():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(60) % 3
+    shots = 0.3 * torch.rand(60, 1, 6, 6, generator=generator)
+    for label in range(3):
+        shots[targets == label, :, 2 * label : 2 * label + 2] += 0.15
+    other = 0.4 * shots + 0.6 - torch.linspace(0.5, 0, 6)[:, None]
+    probe = LinearProbe(pixel_features(), shots, targets)
+    before = probe(other)
+    matched = probe.matched_to(other)
+    assert (before.argmax(1) == targets).float().mean() < 0.6
+    assert (matched(other).argmax(1) == targets).float().mean() > 0.95
+    assert torch.equal(probe(other), before)
+    # matched to its own images it is what it was
+    torch.testing.assert_close(probe.matched_to(shots)(shots), probe(shots))
+    with pytest.raises(ValueError, match="two or more"):
+        probe.matched_to(other[:1])
+
+
 def test_a_probe_labels_images_as_any_classifier():
     shots, targets = images(20), torch.arange(20) % 2
     shots[targets == 1] /= 2
