@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.utils import save_image
@@ -43,7 +43,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--image-size", type=int, default=32, help="pixels")
     parser.add_argument("--grey", action="store_true", help="one channel instead of three")
-    parser.add_argument("--no-flip", action="store_true", help="train without mirrored images")
+    parser.add_argument("--random-flip", action="store_true",
+                        help="mirror half of the images; not for things that face one way, such as "
+                             "digits or Fashion-MNIST's shoes, or half of the samples face the "
+                             "other way")
     parser.add_argument("--unconditional", action="store_true", help="do not learn the classes")
     parser.add_argument("--label-dropout", type=float, default=0.1,
                         help="share of labels replaced by the null class (for guidance)")
@@ -72,13 +75,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_dataset(args: argparse.Namespace) -> datasets.VisionDataset:
+def open_dataset(args: argparse.Namespace, random_flip: bool) -> datasets.VisionDataset:
     steps = [
         v2.ToImage(),
         v2.Grayscale(1) if args.grey else v2.RGB(),
         v2.Resize(args.image_size, antialias=True),
         v2.CenterCrop(args.image_size),
-        *([] if args.no_flip else [v2.RandomHorizontalFlip()]),
+        *([v2.RandomHorizontalFlip()] if random_flip else []),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize([0.5], [0.5]),
     ]
@@ -88,18 +91,22 @@ def open_dataset(args: argparse.Namespace) -> datasets.VisionDataset:
     return getattr(datasets, args.dataset)(args.root, train=True, transform=transform)
 
 
-def split(data: Dataset, first: int | None, held_out: int) -> tuple[Subset, Subset]:
-    """The images to train on and, behind them, those that are held out."""
-    count = len(data) if first is None else min(first, len(data))
-    if not 0 < held_out < count:
-        raise SystemExit(f"--held-out must lie between 1 and {count - 1}, got {held_out}")
-    return Subset(data, range(count - held_out)), Subset(data, range(count - held_out, count))
+def split(args: argparse.Namespace) -> tuple[Subset, Subset]:
+    """The images to train on and, behind them, those that are held out, which are not mirrored."""
+    data, plain = open_dataset(args, args.random_flip), open_dataset(args, False)
+    count = len(data) if args.first is None else min(args.first, len(data))
+    first_held_out = count - args.held_out
+    if not 0 < first_held_out < count:
+        raise SystemExit(f"--held-out must lie between 1 and {count - 1}, got {args.held_out}")
+    return Subset(data, range(first_held_out)), Subset(plain, range(first_held_out, count))
 
 
 def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
     if args.start_from:
         return UNet2DModel.from_pretrained(args.start_from / "unet", torch_dtype=torch.float32)
     levels = len(args.widths)
+    if any(width % 8 for width in args.widths):
+        raise SystemExit(f"--widths must be multiples of 8, got {args.widths}")
     return UNet2DModel(
         sample_size=args.image_size,
         in_channels=1 if args.grey else 3,
@@ -108,7 +115,7 @@ def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
         block_out_channels=tuple(args.widths),
         down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
-        attention_head_dim=32,
+        attention_head_dim=min(32, args.widths[-1]),
         norm_num_groups=8,
         # one class more than there are: the last one is the null class
         num_class_embeds=None if args.unconditional else num_classes + 1,
@@ -176,12 +183,11 @@ def main() -> None:
     torch.manual_seed(args.rng_seed)
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = open_dataset(args)
-    class_names = [] if args.unconditional else list(getattr(data, "classes", []))
+    train, held_out = split(args)
+    class_names = [] if args.unconditional else list(getattr(train.dataset, "classes", []))
     if not args.unconditional and not class_names:
-        raise SystemExit(f"{data} has no classes; train with --unconditional")
+        raise SystemExit(f"{train.dataset} has no classes; train with --unconditional")
     null_class = len(class_names) or None
-    train, held_out = split(data, args.first, args.held_out)
     unet = build_unet(args, len(class_names)).to(args.device, memory_format=torch.channels_last)
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=args.prediction_type,
