@@ -227,7 +227,8 @@ def main() -> None:
             "held_out_images": len(held_out), "steps": step, "minutes": round(elapsed / 60, 1),
             "parameters": sum(p.numel() for p in unet.parameters()),
             "class_names": class_names or None,
-            "settings": {k: str(v) for k, v in vars(args).items() if k not in ("out", "root")},
+            "settings": {k: v.name if isinstance(v, Path) else str(v)
+                         for k, v in vars(args).items() if k not in ("out", "root")},
             "held_out_loss": history,
         }
         (args.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
