@@ -30,6 +30,7 @@ class AMSTOptions:
         restart: likewise.
         ratio: likewise.
         ema_decay: as in `RunPlan`.
+        head_share: as in `RunPlan`.
         label_prior: the labelling rule gets a `LabelPrior`, estimated out of fold.
     """
 
@@ -42,6 +43,7 @@ class AMSTOptions:
     restart: bool | None = None
     ratio: tuple[float, float, float] | None = None
     ema_decay: float | None = None
+    head_share: float = 1.0
     label_prior: bool = False
 
     def wrap(self, classifier: nn.Module, weak: View, strong: View) -> AMSTWrapper:
@@ -52,7 +54,8 @@ class AMSTOptions:
     def change(self, plan: RunPlan) -> RunPlan:
         """A benchmark's own plan, with what these options change."""
         changes = {"relabel_every": self.relabel_every, "restart": self.restart,
-                   "ratio": self.ratio, "ema_decay": self.ema_decay}
+                   "ratio": self.ratio, "ema_decay": self.ema_decay,
+                   "head_share": self.head_share}
         return replace(plan, **{name: value for name, value in changes.items()
                                 if value is not None})  # fmt: skip
 
@@ -73,10 +76,12 @@ PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+ with adaptive thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="adaptive")),
     "AMST+ with the fixed threshold": replace(AMST_PLUS, voting=VotingRule()),
     "AMST+, 1 real image to 7": replace(AMST_PLUS, ratio=(1, 7, 0.25)),
+    "AMST+, heads on halves": replace(AMST_PLUS, head_share=0.5),
     "AMST and averaged weights": AMSTOptions(ema_decay=0.99),
     "AMST and label prior": AMSTOptions(label_prior=True),
     "AMST and alignment": AMSTOptions(labelling=LabellingRule(distribution_alignment=True)),
     "AMST and soft thresholds": AMSTOptions(voting=VotingRule(threshold="soft")),
+    "AMST, heads on halves": AMSTOptions(head_share=0.5),
 }
 # Row of the table -> what differs.
 AMST_PARTS: dict[str, AMSTOptions] = {

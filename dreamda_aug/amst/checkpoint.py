@@ -43,8 +43,8 @@ def read_checkpoint(
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}, found {found}.")
-    # Files of version 0.1 do not name the number of processes, which was always 1.
-    written = {"processes": 1} | content["settings"]
+    # Files of version 0.1 do not name what had no choice then.
+    written = {"processes": 1, "head_share": 1.0} | content["settings"]
     different = [name for name in settings if settings[name] != written.get(name)]
     if different:
         name = different[0]

@@ -243,7 +243,7 @@ def auxiliary_loss(
         views: the view that each head learns from, in the same order.
         features: the features of each view, (N, D).
         targets: class indices, (N,), or soft labels, (N, C).
-        weight: how much each image counts, (N,) in [0, 1]; None: 1 each.
+        weight: how much each image counts, (N,), or for each head, (heads, N); None: 1 each.
     """
     terms = torch.stack([
         F.cross_entropy(head(features[view]).float(), targets, reduction="none")

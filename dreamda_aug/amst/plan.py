@@ -33,10 +33,12 @@ class RunPlan:
         in_batch: label every batch when it is drawn, for a pool whose images are new in every
             epoch. There are no labelling rounds then, and a batch is real : (accepted +
             unlabelled).
-
         ema_decay: decay of an exponential moving average of all weights, in [0, 1): the average
             labels the pool, and ``run`` leaves it in the wrapper at the end [Mean Teacher]. None:
             the weights themselves do.
+        head_share: share of the labelled images of each class that each auxiliary head learns
+            from, a draw of its own, in (0, 1]. Heads that have learned the same few images agree
+            in their mistakes too [bagging, Breiman 1996; off by default].
 
     Raises:
         ValueError: a number is out of range, or ``restart`` meets ``in_batch``.
@@ -51,6 +53,7 @@ class RunPlan:
     restart: bool = False
     in_batch: bool = False
     ema_decay: float | None = None
+    head_share: float = 1.0
 
     def __post_init__(self) -> None:
         check_least("pretraining_epochs", self.pretraining_epochs, 0)
@@ -61,6 +64,8 @@ class RunPlan:
         check_least("relabel_every", self.relabel_every, 1)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1) or be None, got {self.ema_decay}.")
+        if not 0 < self.head_share <= 1:
+            raise ValueError(f"head_share must lie in (0, 1], got {self.head_share}.")
         if self.restart and self.in_batch:
             raise ValueError(
                 "restart=True needs labelling rounds, and in_batch=True has none; leave one out."

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from dreamda_aug.amst.checks import check_least, check_ratio
 
-# An image, its target or seed label, and its place in the pool; −1 for labelled images.
+# An image, its target or seed label, and its place in the pool; −1 − i for labelled image i.
 Item = tuple[Tensor, Tensor, int]
 
 
@@ -57,6 +57,7 @@ class MixedBatch:
         synthetic: images from the pool, (M, C, H, W); accepted ones first.
         indices: places of ``synthetic`` in the pool, (M,) int64.
         seed_labels: seed labels of ``synthetic``, (M,) int64; −1 where the pool has none.
+        real_indices: places of ``real`` in the labelled set, (N,) int64.
     """
 
     real: Tensor
@@ -64,6 +65,7 @@ class MixedBatch:
     synthetic: Tensor
     indices: Tensor
     seed_labels: Tensor
+    real_indices: Tensor
 
     def to(self, device: torch.device | str) -> MixedBatch:
         """The same on another device."""
@@ -124,8 +126,8 @@ class MixedBatchSampler(Sampler[list[int]]):
 class JointDataset(Dataset[Item]):
     """A labelled set followed by a pool, behind one index.
 
-    Items are (image, target, place in the pool); the place is −1 for labelled images. Items of
-    the pool may be an image or (image, seed label, …); a missing label becomes −1.
+    Items are (image, target, place in the pool); the place of labelled image i is −1 − i. Items of
+    the pool may be an image, (image,) or (image, seed label, …); a missing label becomes −1.
     """
 
     def __init__(self, labelled: SizedDataset, pool: SizedDataset) -> None:
@@ -144,8 +146,8 @@ class JointDataset(Dataset[Item]):
         made = iter(fetch(self.pool, [index - border for index in indices if index >= border]))
         items = []
         for index in indices:
-            image, label = _split_item(next(real) if index < border else next(made))
-            items.append((image, label, -1 if index < border else index - border))
+            image, label = split_item(next(real) if index < border else next(made))
+            items.append((image, label, -1 - index if index < border else index - border))
         return items
 
 
@@ -172,6 +174,7 @@ def collate(items: Sequence[Item]) -> MixedBatch:
         synthetic=images[~is_real],
         indices=torch.tensor([place for _, _, place in made], dtype=torch.int64),
         seed_labels=torch.tensor([int(label) for _, label, _ in made], dtype=torch.int64),
+        real_indices=torch.tensor([-1 - place for _, _, place in real], dtype=torch.int64),
     )
 
 
@@ -212,8 +215,14 @@ def _endless(source: Tensor, generator: torch.Generator) -> Iterator[int]:
         yield from cast(list[int], shuffled.tolist())
 
 
-def _split_item(item: object) -> tuple[Tensor, Tensor]:
-    image, label = (item[0], item[1]) if isinstance(item, (tuple, list)) else (item, -1)
+def split_item(item: object) -> tuple[Tensor, Tensor]:
+    """Image and label of an item of either set; no label is −1.
+
+    Raises:
+        TypeError: the image is no tensor.
+    """
+    # a TensorDataset of images alone gives tuples of one
+    image, label = (*item, -1)[:2] if isinstance(item, (tuple, list)) and item else (item, -1)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"images must be tensors (C, H, W), got {type(image).__name__}; give the dataset a "

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from dreamda_aug.amst.averaging import WeightAverage
+from dreamda_aug.amst.bagging import draw_head_weights
 from dreamda_aug.amst.checkpoint import read_checkpoint, write_checkpoint
 from dreamda_aug.amst.checks import check_heads_learn, check_sets
 from dreamda_aug.amst.labelers import Labeler
@@ -119,6 +120,9 @@ class SelfTraining:
         decay = self.plan.ema_decay
         self._teacher = None if decay is None else WeightAverage(self.wrapper, decay)
         self._loading = BatchLoading(self.data, self.plan, self.steps_per_epoch, num_workers)
+        self._head_weights = draw_head_weights(
+            labelled, len(self.wrapper.auxiliary_heads), self.plan.head_share,
+            epoch_seed(rng_seed, 0, "heads"))  # fmt: skip
         self.truth = None if truth is None else torch.as_tensor(truth)
         self.rng_seed = rng_seed
         self.epoch = 0
@@ -283,8 +287,11 @@ class SelfTraining:
         """The loss of one batch in the stage that is due, through ``forward``."""
         forward: Callable[..., AMSTLosses | Tensor] = self._outer
         real, targets, synthetic = batch.real, batch.targets, batch.synthetic
+        weights = None
+        if self._head_weights is not None:
+            weights = self._head_weights[:, batch.real_indices.cpu()].to(self._device)
         if self.stage == "pretraining":
-            return forward(real, targets, stage="pretraining")
+            return forward(real, targets, stage="pretraining", head_weights=weights)
         if len(synthetic) == 0:
             labels = None
         elif not self.plan.in_batch and self.pseudo_labels is not None:
@@ -292,7 +299,8 @@ class SelfTraining:
         else:
             with self._labelling_weights():
                 labels = self.labelling.label(synthetic, batch.seed_labels)
-        return forward(real, targets, synthetic, pseudo_labels=labels, stage="training")
+        return forward(real, targets, synthetic, pseudo_labels=labels, stage="training",
+                       head_weights=weights)
 
     def _optimize(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -330,10 +338,12 @@ class SelfTraining:
         """What must be the same for a run to go on as if nothing had happened."""
         names = (
             "batch_size", "ratio", "pretraining_epochs", "relabel_every", "restart", "seed_vote",
-            "in_batch", "distribution_alignment", "ema_decay",
+            "in_batch", "distribution_alignment", "ema_decay", "head_share",
         )  # fmt: skip
         values = vars(self.plan) | vars(self.labelling.rule)
+        prior = self.labelling.rule.label_prior
         return {name: values[name] for name in names} | {
+            "label_prior": None if prior is None else prior.probabilities.tolist(),
             "steps_per_epoch": self.steps_per_epoch,
             "rng_seed": self.rng_seed,
             "labelled": len(self.data.labelled),

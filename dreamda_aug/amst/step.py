@@ -53,19 +53,22 @@ class MultiHead:
         return orthogonality_loss(weights, self.views.auxiliary)
 
 
-def pretraining_loss(model: MultiHead, images: Tensor, targets: Tensor) -> Tensor:
+def pretraining_loss(
+    model: MultiHead, images: Tensor, targets: Tensor, head_weights: Tensor | None = None
+) -> Tensor:
     """L_pre: each auxiliary head on its view of labelled images, plus orthogonality.
 
     Args:
         model: the classifier with its heads.
         images: labelled images, (N, C, H, W).
         targets: class indices, (N,) integers, or soft labels, (N, classes).
+        head_weights: how much each image counts for each auxiliary head, (heads, N); None: 1.
 
     Source: DreamDA, arXiv:2403.12803, method figure.
     """
     views = model.views.auxiliary
     features, _ = model.read_views(images, dict.fromkeys(views, slice(None)))
-    auxiliary = auxiliary_loss(model.auxiliary_heads, views, features, targets)
+    auxiliary = auxiliary_loss(model.auxiliary_heads, views, features, targets, head_weights)
     return auxiliary + model.weights.orthogonality * model.orthogonality()
 
 
@@ -75,6 +78,7 @@ def training_losses(
     targets: Tensor,
     synthetic: Tensor,
     pseudo_labels: PseudoLabels | None,
+    head_weights: Tensor | None = None,
 ) -> AMSTLosses:
     """L_sup on real and accepted images, and L_c on the synthetic ones.
 
@@ -84,6 +88,7 @@ def training_losses(
         targets: class indices, (N,) integers, or soft labels, (N, classes).
         synthetic: images without trusted labels, (M, C, H, W), M ≥ 0.
         pseudo_labels: their labels, M of them; None where M = 0.
+        head_weights: as in `pretraining_loss`, of the labelled images.
 
     Source: DreamDA, arXiv:2403.12803, method figure; the form of the terms is ours (see
     ``AMSTLosses``).
@@ -120,10 +125,10 @@ def training_losses(
     if heads_learn:
         fixed = {name: each[:labelled].detach() for name, each in features.items()}
         answers = join_targets(targets, labels, of_real.shape[1])
-        weights_of = torch.cat([weight.new_ones(len(real)), weight])
-        auxiliary = auxiliary_loss(
-            model.auxiliary_heads, views.auxiliary, fixed, answers, weights_of
-        )
+        if head_weights is None:
+            head_weights = weight.new_ones(len(views.auxiliary), len(real))
+        every = torch.cat([head_weights, weight.expand(len(head_weights), -1)], dim=1)
+        auxiliary = auxiliary_loss(model.auxiliary_heads, views.auxiliary, fixed, answers, every)
     else:
         orthogonality = orthogonality.detach()
     total = (

@@ -131,14 +131,15 @@ class AMSTWrapper(nn.Module):
         seed_labels: Tensor | None = None,
         pseudo_labels: PseudoLabels | None = None,
         stage: Literal["pretraining", "training"] | None = None,
+        head_weights: Tensor | None = None,
     ) -> Any:
         """What the classifier itself returns; or, with ``stage``, a loss.
 
-        ``stage="pretraining"`` is ``pretraining_loss(images, targets)`` and ``stage="training"``
-        is ``losses(images, targets, synthetic, …)``. Use it where the wrapper is itself wrapped:
-        ``DistributedDataParallel`` averages the gradients only of what passes through
-        ``forward``. It needs ``find_unused_parameters=True``, because each stage leaves some
-        heads out.
+        ``stage="pretraining"`` is ``pretraining_loss(images, targets, …)`` and
+        ``stage="training"`` is ``losses(images, targets, synthetic, …)``. Use it where the wrapper
+        is itself wrapped: ``DistributedDataParallel`` averages the gradients only of what passes
+        through ``forward``. It needs ``find_unused_parameters=True``, because each stage leaves
+        some heads out.
 
         Raises:
             ValueError: another stage, or a stage without targets.
@@ -150,10 +151,12 @@ class AMSTWrapper(nn.Module):
         if targets is None:
             raise ValueError(f'stage="{stage}" needs targets: wrapper(images, targets, stage=…).')
         if stage == "pretraining":
-            return self.pretraining_loss(images, targets)
-        return self.losses(images, targets, synthetic, seed_labels, pseudo_labels)
+            return self.pretraining_loss(images, targets, head_weights)
+        return self.losses(images, targets, synthetic, seed_labels, pseudo_labels, head_weights)
 
-    def pretraining_loss(self, images: Tensor, targets: Tensor) -> Tensor:
+    def pretraining_loss(
+        self, images: Tensor, targets: Tensor, head_weights: Tensor | None = None
+    ) -> Tensor:
         """L_pre: the auxiliary heads, each on its view of labelled images, and orthogonality.
 
         Mean over the heads of their cross-entropy, plus ``weights.orthogonality`` times the
@@ -163,12 +166,16 @@ class AMSTWrapper(nn.Module):
         Args:
             images: (N, C, H, W).
             targets: class indices, (N,) integers, or soft labels, (N, classes), as MixUp gives.
+            head_weights: how much each image counts for each auxiliary head, (heads, N) ≥ 0;
+                None: 1. ``RunPlan.head_share`` makes heads learn from images of their own by it.
 
         Raises:
-            ValueError: targets out of range, empty batch, or logits that are not finite.
+            ValueError: targets out of range, empty batch, weights that do not fit, or logits that
+                are not finite.
         """
         check_batch("images", images, targets, self.num_classes)
-        return pretraining_loss(self._multi_head(), images, targets)
+        self._check_head_weights(head_weights, len(images))
+        return pretraining_loss(self._multi_head(), images, targets, head_weights)
 
     @torch.no_grad()
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
@@ -206,6 +213,7 @@ class AMSTWrapper(nn.Module):
         synthetic: Tensor | None = None,
         seed_labels: Tensor | None = None,
         pseudo_labels: PseudoLabels | None = None,
+        head_weights: Tensor | None = None,
     ) -> AMSTLosses:
         """One training step: L_sup on real and accepted images, L_c on the synthetic ones.
 
@@ -219,19 +227,23 @@ class AMSTWrapper(nn.Module):
             seed_labels: a further vote for ``label``, (M,) integers, −1 where unknown.
             pseudo_labels: labels made earlier, such as those of a pool; by default ``synthetic``
                 is labelled now.
+            head_weights: as in ``pretraining_loss``, of the real images.
 
         Raises:
             ValueError: targets out of range, a batch of one in front of BatchNorm, or logits
                 that are not finite (no loss is returned, so no weight can become nan).
         """
         check_batch("real", real, targets, self.num_classes)
+        self._check_head_weights(head_weights, len(real))
         if synthetic is None or len(synthetic) == 0:
             synthetic, pseudo_labels = real[:0], None
         elif pseudo_labels is None:
             pseudo_labels = self.label(synthetic, seed_labels)
         else:
             check_pseudo_labels(len(pseudo_labels), len(synthetic))
-        return training_losses(self._multi_head(), real, targets, synthetic, pseudo_labels)
+        return training_losses(
+            self._multi_head(), real, targets, synthetic, pseudo_labels, head_weights
+        )
 
     def parameter_groups(
         self, lr: float, backbone_lr: float | None = None
@@ -272,6 +284,17 @@ class AMSTWrapper(nn.Module):
     def extra_repr(self) -> str:
         """The final layer and the rules, for ``repr``."""
         return f"head={self._reader.name!r}, num_classes={self.num_classes}, {self.voting}"
+
+    def _check_head_weights(self, head_weights: Tensor | None, images: int) -> None:
+        expected = (len(self.auxiliary_heads), images)
+        if head_weights is not None and (
+            head_weights.shape != expected or not bool((head_weights >= 0).all())
+        ):
+            raise ValueError(
+                f"head_weights must be numbers >= 0 of shape {expected}, one for each auxiliary "
+                f"head and labelled image, got shape {tuple(head_weights.shape)}, from "
+                f"{float(head_weights.min()) if head_weights.numel() else 'nothing'}."
+            )
 
     def _multi_head(self) -> MultiHead:
         heads = [cast(nn.Linear, head) for head in self.auxiliary_heads]

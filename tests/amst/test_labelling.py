@@ -21,7 +21,8 @@ def batches(*sizes):
     for size in sizes:
         images = torch.rand(size, 1, 4, 4, generator=generator)
         nothing = torch.zeros(0, dtype=torch.int64)
-        yield MixedBatch(images[:0], nothing, images, torch.arange(size), torch.arange(size) % 3)
+        yield MixedBatch(images[:0], nothing, images, torch.arange(size), torch.arange(size) % 3,
+                         nothing)
 
 
 def labelling(aligned, labeler=None, shares=SHARES):

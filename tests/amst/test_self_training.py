@@ -206,9 +206,9 @@ def test_unlabelled_real_images_may_be_the_pool():
         def __getitem__(self, index):
             return self.images[index] if index % 2 else (self.images[index], None)
 
-    training = make(pool=Images(), seed_vote=True)
-    reports = training.run()
-    assert reports[-1].accepted > 0 and reports[-1].seed_label_agreement is None
+    for pool in (Images(), TensorDataset(Images.images)):
+        reports = make(pool=pool, seed_vote=True).run()
+        assert reports[-1].accepted > 0 and reports[-1].seed_label_agreement is None
 
 
 def test_the_seed_vote_rejects_what_contradicts_the_seed_label():
@@ -453,6 +453,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
     with pytest.raises(ValueError, match="other settings: batch_size; batch_size: expected 16, f"):
         make(batch_size=16).load(path)
+    for change in ({"head_share": 0.5}, {"label_prior": LabelPrior(torch.eye(CLASSES))}):
+        with pytest.raises(ValueError, match=f"other settings: {next(iter(change))}"):
+            make(**change).load(path)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="run.pt: not a SelfTraining checkpoint, or damaged"):
         make().load(path)
