@@ -25,30 +25,40 @@ FIGURES = {"rows": False, "frechet": False, "agreement": True, "diversity": True
 
 _FEW = Settings(steps=10, solver="dpmsolver++", guidance_scale=2.0, update_rule="symmetric",
                 adherence=0.0, noise_scale=0.0)  # fmt: skip
+# All with adherence 0 unless it is named.
 CANDIDATES = {
-    "0.1's recommended": Settings(steps=50, strength=0.5, adherence=0.9, noise_scale=1.0,
-                                  guidance_scale=2.0, timestep_spacing="scheduler"),
-    "2M, 10 steps, strength 0.5, adherence 0": replace(_FEW, strength=0.5),
-    "2M, 10 steps, strength 0.65, adherence 0": replace(_FEW, strength=0.65),
-    "2M, 10 steps, strength 0.8, adherence 0": _FEW,
-    "2M, 10 steps, strength 0.9, adherence 0": replace(_FEW, strength=0.9),
-    "2M, 10 steps, strength 1, adherence 0": replace(_FEW, strength=1.0),
-    "2M, 10 steps, strength 0.8, adherence 0.5, noise 1": replace(
-        _FEW, adherence=0.5, noise_scale=1.0),
+    "recommended in 0.1": Settings(steps=50, strength=0.5, adherence=0.9, noise_scale=1.0,
+                                   guidance_scale=2.0, timestep_spacing="scheduler"),
+    "fast in 0.1": Settings(steps=25, update_rule="symmetric", noise_scale=4.0,
+                            guidance_interval=(0.2, 0.8), timestep_spacing="scheduler"),
+    "2M, 10 steps, strength 0.5": replace(_FEW, strength=0.5),
+    "2M, 10 steps, strength 0.7": replace(_FEW, strength=0.7),
+    "2M, 10 steps, strength 0.8": _FEW,
+    "2M, 10 steps, strength 0.9": replace(_FEW, strength=0.9),
+    "2M, 10 steps, strength 1": replace(_FEW, strength=1.0),
+    "2M, 10 steps, strength 0.7, noise 1": replace(_FEW, strength=0.7, noise_scale=1.0),
+    "2M, 10 steps, strength 0.85, noise 1": replace(_FEW, strength=0.85, noise_scale=1.0),
+    "2M, 10 steps, strength 0.8, noise 2": replace(_FEW, noise_scale=2.0),
     "2M, 10 steps, strength 0.9, adherence 0.5, noise 1": replace(
         _FEW, strength=0.9, adherence=0.5, noise_scale=1.0),
-    "2M, 10 steps, strength 0.8, adherence 0, noise 2": replace(_FEW, noise_scale=2.0),
     "2M, 10 steps, strength 0.8, adherence 1, noise 2": replace(
         _FEW, adherence=1.0, noise_scale=2.0),
-    "2M, 6 steps, strength 0.8, adherence 0": replace(_FEW, steps=6),
-    "2M, 6 steps, strength 0.8, adherence 0, guided in the middle": replace(
-        _FEW, steps=6, guidance_interval=(0.2, 0.8)),
-    "2M, 20 steps, strength 0.8, adherence 0": replace(_FEW, steps=20),
-    "DDIM, 10 steps, strength 0.8, adherence 0": replace(_FEW, solver="ddim"),
-    "DDIM, 20 steps, strength 0.8, adherence 0": replace(_FEW, steps=20, solver="ddim"),
-    "Heun, 6 steps, strength 0.8, adherence 0": replace(_FEW, steps=6, solver="heun"),
-    "2M, 10 steps, strength 0.8, guidance 1": replace(_FEW, guidance_scale=1.0),
-    "2M, 10 steps, strength 0.8, guidance 3": replace(_FEW, guidance_scale=3.0),
+    "2M, 6 steps, strength 0.85, noise 1": replace(
+        _FEW, steps=6, strength=0.85, noise_scale=1.0),
+    "2M, 6 steps, strength 0.85, noise 1, guided in the middle": replace(
+        _FEW, steps=6, strength=0.85, noise_scale=1.0, guidance_interval=(0.2, 0.8)),
+    "2M, 4 steps, strength 0.85, noise 1": replace(
+        _FEW, steps=4, strength=0.85, noise_scale=1.0),
+    "2M, 20 steps, strength 0.85, noise 1": replace(
+        _FEW, steps=20, strength=0.85, noise_scale=1.0),
+    "DDIM, 10 steps, strength 0.85, noise 1": replace(
+        _FEW, solver="ddim", strength=0.85, noise_scale=1.0),
+    "Heun, 5 steps, strength 0.85, noise 1": replace(
+        _FEW, steps=5, solver="heun", strength=0.85, noise_scale=1.0),
+    "2M, 10 steps, strength 0.85, noise 1, guidance 1": replace(
+        _FEW, strength=0.85, noise_scale=1.0, guidance_scale=1.0),
+    "2M, 10 steps, strength 0.85, noise 1, guidance 3": replace(
+        _FEW, strength=0.85, noise_scale=1.0, guidance_scale=3.0),
 }  # fmt: skip
 
 
