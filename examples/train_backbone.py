@@ -103,7 +103,10 @@ def split(args: argparse.Namespace) -> tuple[Subset, Subset]:
 
 def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
     if args.start_from:
-        return UNet2DModel.from_pretrained(args.start_from / "unet", torch_dtype=torch.float32)
+        unet = UNet2DModel.from_pretrained(args.start_from / "unet", dtype=torch.float32)
+        args.widths = list(unet.config.block_out_channels)
+        args.layers_per_block = unet.config.layers_per_block
+        return unet
     levels = len(args.widths)
     if any(width % 8 for width in args.widths):
         raise SystemExit(f"--widths must be multiples of 8, got {args.widths}")
