@@ -5,8 +5,9 @@
 For each guidance scale: the share of samples that a judge puts into the class that was asked for
 (`dreamda_aug.bundled.fashion_mnist_judge`, which has not seen the images that the backbone was
 trained on), Fréchet and kernel distance to real test images on the judge's features, precision and
-recall. The distances compare only with the numbers beside them: real training images, and blurred
-test images. Writes ``samples.png`` (a row for each class) and ``evaluation.json``.
+recall. The distances compare only with the numbers beside them: real training images, as they are
+and half of them mirrored (as of a model that was trained on mirrored images), and blurred test
+images. Writes ``samples.png`` (a row for each class) and ``evaluation.json``.
 """
 
 import argparse
@@ -75,8 +76,11 @@ def measure(images: Tensor, asked: Tensor | None) -> dict[str, float]:
 
 training = FashionMNIST(args.root, train=True)
 first = slice(0, args.samples)
+real = training.data[first, None] / 255
+half = torch.cat([real[::2], real[1::2].flip(-1)])
 results = {
-    "real training images": measure(training.data[first, None] / 255, training.targets[first]),
+    "real training images": measure(real, training.targets[first]),
+    "half of them mirrored": measure(half, None),
     "blurred test images": measure(tvf.gaussian_blur(test[first], 5, 1.0), None),
 }
 for scale in args.guidance:

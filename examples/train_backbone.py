@@ -103,7 +103,7 @@ def split(args: argparse.Namespace) -> tuple[Subset, Subset]:
 
 def build_unet(args: argparse.Namespace, num_classes: int) -> UNet2DModel:
     if args.start_from:
-        unet = UNet2DModel.from_pretrained(args.start_from / "unet", dtype=torch.float32)
+        unet = UNet2DModel.from_pretrained(args.start_from / "unet").float()
         args.widths = list(unet.config.block_out_channels)
         args.layers_per_block = unet.config.layers_per_block
         return unet
