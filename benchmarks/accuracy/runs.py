@@ -181,11 +181,16 @@ def result_path(setup: Setup, run: Run) -> Path:
     parts = [{f.name: getattr(task, f.name) for f in fields(task) if f.name not in without},
              run.arm, pool, run.shots, run.rng_seed, run.tuning, code_digest(code),
              hashlib.sha256(images.shots.pixels.numpy().tobytes()).hexdigest(),
-             setup.weights and setup.weights.name]  # fmt: skip
+             setup.weights and setup.weights.name, _judge_digest(task)]  # fmt: skip
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     slug = "".join(c if c.isalnum() else "_" for c in run.arm.name)
     name = f"{task.name}-{run.shots}-{run.rng_seed}-{slug}-{key}.json"
     return setup.state / ("tuning" if run.tuning else "runs") / name
+
+
+def _judge_digest(task: Task) -> str | None:
+    """Tells the weights of a task's judge from others; it says which labels are right."""
+    return task.judge if task.judge in (None, "trained") else code_digest([Path(task.judge)])
 
 
 def result(setup: Setup, run: Run) -> dict:

@@ -3,8 +3,9 @@
     python -m benchmarks.priors.judge --usps usps.npz --mnist FOLDER
 
 It learns from all training images of USPS and of MNIST, since synthetic images lie between the
-two. It measures how many labels are right, and gives "true labels" to the arm of that name; no
-other arm sees it.
+two. For USPS in inverse video it learns from both looks: a prior that has seen white digits on
+black goes on making them. It measures how many labels are right, and gives "true labels" to the
+arm of that name; no other arm sees it.
 """
 
 import argparse
@@ -24,7 +25,7 @@ BATCH = 128
 
 
 def main() -> None:
-    """Train on both, once as they are and once in inverse video."""
+    """Train on both sets as they are, and then with half of the images in inverse video."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--usps", type=Path, required=True, help="npz file")
     parser.add_argument("--mnist", type=Path, required=True, help="folder of the idx files")
@@ -38,15 +39,14 @@ def main() -> None:
     for name in ("usps", "usps_inverse"):
         inverse = name == "usps_inverse"
         usps, usps_test = ReadUSPS(inverse)(args.usps)
-        first, second = (255 - part if inverse else part for part in (mnist, mnist_test))
-        judge = train(usps, Images(first, labels), args.steps)
-        found = [accuracy(judge, part) for part in (usps_test, Images(second, test_labels))]
+        judge = train(usps, Images(mnist, labels), args.steps, both_looks=inverse)
+        found = [accuracy(judge, part) for part in (usps_test, Images(mnist_test, test_labels))]
         print("{}: USPS test {:.4f}, MNIST test {:.4f}".format(name, *found), flush=True)
         save_file(judge.state_dict(), args.out / f"{name}_judge.safetensors")
 
 
-def train(usps: Images, mnist: Images, steps: int) -> torch.nn.Module:
-    """The task's classifier; half of each batch is of each set."""
+def train(usps: Images, mnist: Images, steps: int, both_looks: bool) -> torch.nn.Module:
+    """The task's classifier; half of each batch is of each set, and inverted if ``both_looks``."""
     torch.manual_seed(0)
     judge = small_cnn(TASKS["usps"], None).train()
     optimizer = torch.optim.AdamW(judge.parameters(), 3e-3, weight_decay=1e-3)
@@ -55,7 +55,11 @@ def train(usps: Images, mnist: Images, steps: int) -> torch.nn.Module:
         picks = [torch.randint(len(part), (BATCH // 2,)) for part in (usps, mnist)]
         batch = torch.cat([part.pixels[rows] for part, rows in zip((usps, mnist), picks)])
         target = torch.cat([part.labels[rows] for part, rows in zip((usps, mnist), picks)])
-        loss = F.cross_entropy(judge(random_affine(batch.float() / 255)), target)
+        images = random_affine(batch.float() / 255)
+        if both_looks:
+            inverted = torch.rand(len(images), 1, 1, 1) < 0.5
+            images = torch.where(inverted, 1 - images, images)
+        loss = F.cross_entropy(judge(images), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
