@@ -24,7 +24,7 @@ def test_every_arm_takes_the_tasks_steps(arm, setup_with_backbone, tiny, noise_p
     pool = noise_pool(18 if arm.recipe else 0)
     images = split(task, task.read(Path()), 2, 0)
     training = Training(task, arm, images, pool, pool.seed_labels.clone(), 0,
-                        labeler=labeler_of(setup_with_backbone, arm, images))
+                        labeler=labeler_of(setup_with_backbone, arm, images, pool))
     before = [p.clone() for p in training.model.parameters()]
     outcome = training.run()
     assert outcome.steps == task.steps
@@ -38,7 +38,7 @@ def test_a_pool_labelled_by_the_probe_is_accepted_whole(
 ):
     pool = noise_pool(18)
     arm = next(arm for arm in ARMS if arm.labels == "probe")
-    labeler = labeler_of(setup_with_backbone, arm, images)
+    labeler = labeler_of(setup_with_backbone, arm, images, pool)
     expected = labeler.label(pool.pixels.float() / 255).hard_labels
     outcome = Training(tiny, arm, images, pool, expected, 0, labeler=labeler).run()
     assert outcome.accepted == outcome.labels_right == 1
