@@ -98,7 +98,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--presets", action="store_true",
                         help="no classifiers: what settings cost, and how far images go")
     parser.add_argument("--choices", type=Path,
-                        help="JSON of an earlier result: take its choices, make none")
+                        help="JSON of an earlier result: take its choices; of another task's, "
+                             "those of recipes")
     parser.add_argument("--replicas", type=int,
                         help="images per labelled one in an ablation; default: the task's")
     parser.add_argument("--dry-run", action="store_true",

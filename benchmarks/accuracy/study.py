@@ -38,7 +38,7 @@ class Selection:
         arms: names of arms, or of an ablation's rows; None: all.
         replicas: synthetic images per labelled one in an ablation; None: the task's.
         choices: JSON of an earlier result whose choices are taken, where it has any for a recipe;
-            None: all are made now.
+            of another task those of recipes alone. None: all are made now.
         processes: training runs beside each other.
     """
 
@@ -95,10 +95,13 @@ def choices_of(setup: Setup, selection: Selection) -> Choices:
     if selection.choices is not None:
         found = json.loads(selection.choices.read_text())
         record = found["choices"]
-        if found["task"] != setup.task.name or not _fits(setup.task, record):
-            raise SystemExit(f"--choices must name a result of {setup.task.name} that chose "
-                             f"between today's candidates; {selection.choices} did not. Leave it "
-                             "out to choose now.")  # fmt: skip
+        if found["task"] != setup.task.name:  # the views are the task's own
+            record = {name: {**record[name], "from": found["task"]}
+                      for name in RECIPES if name in record}  # fmt: skip
+        if not _fits(setup.task, record):
+            raise SystemExit(f"--choices must name a result that chose between today's "
+                             f"candidates; {selection.choices} did not. Leave it out to choose "
+                             "now.")  # fmt: skip
     recipes = {arm.recipe for arm in arms_wanted(setup, selection)}
     record = choose(setup, selection.processes, recipes, record)
     task = setup.task
@@ -198,7 +201,8 @@ def study(setup: Setup, selection: Selection) -> None:
     text += (f"\n{notes}\nChosen on {task.validation_images} validation images at "
              f"{task.shots[0][0]} per class, other rng seeds:\n")
     for name, choice in choices.record.items():
-        text += f"- {name}: {choice['candidates'][choice['chosen']]['settings']}\n"
+        source = f" (chosen on {choice['from']})" if "from" in choice else ""
+        text += f"- {name}: {choice['candidates'][choice['chosen']]['settings']}{source}\n"
     rows = [summary(found, arm, count, REAL) for count in shots for arm in arms]
     write(setup, selection, task.name, text, found, choices=choices.record, summary=rows,
           compared=compared)  # fmt: skip
