@@ -63,15 +63,21 @@ CANDIDATES = {
 
 
 def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int) -> None:
-    """Measure the candidates, and write table, plot and JSON."""
+    """Measure the candidates, and write table, plot and JSON.
+
+    What the JSON already holds of the same backbone is not measured again.
+    """
     shots = SEEDS // setup.task.classes
-    runs = [Run(Arm(name, "replicas"), PoolSpec("replicas", DRAWS, settings), shots, 0)
-            for name, settings in CANDIDATES.items() if names is None or name in names]
-    perform(make_pool, setup, runs, processes)
     backbone = open_backbone(setup.task, setup.backbone, setup.device)
-    image = fit_to(images_of(setup, runs[0]).shots.pixels[:1].float() / 255, backbone)
-    found = []
+    facts = {"task": setup.task.name, "backbone": backbone.fingerprint, "seed_images": SEEDS,
+             "draws": DRAWS}
+    known = _known(out / "presets.json", facts)
+    runs = [Run(Arm(name, "replicas"), PoolSpec("replicas", DRAWS, settings), shots, 0)
+            for name, settings in CANDIDATES.items()
+            if name not in known and (names is None or name in names)]
+    perform(make_pool, setup, runs, processes)
     for run in runs:
+        image = fit_to(images_of(setup, run).shots.pixels[:1].float() / 255, backbone)
         assert run.spec.settings is not None
         images, pool = images_of(setup, run), pool_of(setup, run)
         figures = measure(setup, run)
@@ -79,12 +85,12 @@ def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int
             [fidelity(setup, images, pool.pixels[draw::DRAWS])[0] for draw in range(DRAWS)])
         core = TensorSynthesizer(backbone, run.spec.settings)
         rows = Measurement(core, image, None, None, None, PER_SEED).rows(run.spec.settings)
-        found.append({"name": run.arm.name, "rows": rows / PER_SEED, **figures,
-                      "settings": run.spec.settings.summary()})  # fmt: skip
+        known[run.arm.name] = {"name": run.arm.name, "rows": rows / PER_SEED, **figures,
+                               "settings": run.spec.settings.summary()}
+    found = [known[name] for name in CANDIDATES if name in known]
     for row in found:
         row["front"] = not any(_beats(other, row) for other in found)
-    facts = {"seed_images": SEEDS, "draws": DRAWS, "machine": machine_and_torch(setup.device),
-             "commit": commit(), "settings": found}  # fmt: skip
+    facts |= {"machine": machine_and_torch(setup.device), "commit": commit(), "settings": found}
     out.mkdir(parents=True, exist_ok=True)
     (out / "presets.json").write_text(json.dumps(facts, indent=1) + "\n")
     text = table(found)
@@ -95,6 +101,18 @@ def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int
         f"pixels. {facts['machine']}; commit {facts['commit']}.\n\n{text}")  # fmt: skip
     print(text)
     plot(found, out / "presets.png")
+
+
+def _known(path: Path, facts: dict) -> dict[str, dict]:
+    """Name -> row of the candidates of today that an earlier table of the same facts holds."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    if any(earlier.get(name) != value for name, value in facts.items()):
+        return {}
+    return {row["name"]: row for row in earlier["settings"]
+            if row["name"] in CANDIDATES
+            and CANDIDATES[row["name"]].summary() == row["settings"]}  # fmt: skip
 
 
 def _beats(one: dict, other: dict) -> bool:

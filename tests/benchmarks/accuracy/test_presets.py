@@ -27,6 +27,25 @@ def test_cost_and_figures_of_each_setting_are_written(setup_with_backbone, tmp_p
     assert (tmp_path / "out" / "presets.png").exists()
 
 
+def test_what_was_measured_is_kept_unless_its_settings_changed(
+    setup_with_backbone, tmp_path, monkeypatch
+):
+    few = Settings(steps=4, adherence=0.0, noise_scale=0.0, strength=0.5)
+    monkeypatch.setattr(presets, "SEEDS", 6)
+    setup = replace(setup_with_backbone, task=replace(setup_with_backbone.task, judge="trained"))
+    made = []
+    perform = presets.perform
+    monkeypatch.setattr(presets, "perform", lambda function, setup, runs, processes: (
+        made.append([run.arm.name for run in runs]) or perform(function, setup, runs, processes)))
+    for candidates in ({"few": few}, {"few": few, "one": replace(few, steps=2)},
+                       {"few": replace(few, strength=0.75), "one": replace(few, steps=2)}):
+        monkeypatch.setattr(presets, "CANDIDATES", candidates)
+        presets.presets(setup, tmp_path, None, 1)
+    assert made == [["few"], ["one"], ["few"]]
+    rows = json.loads((tmp_path / "presets.json").read_text())["settings"]
+    assert {row["name"]: row["rows"] for row in rows} == {"few": 3, "one": 1}
+
+
 def test_the_front_holds_what_nothing_else_beats_in_all_figures():
     row = {"rows": 10, "frechet": 20, "agreement": 0.9, "diversity": 0.1, "distance": 0.2}
     assert _beats({**row, "rows": 5}, row) and not _beats(row, {**row, "rows": 5})
