@@ -68,9 +68,8 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     inverted_rows = inversions * steps if settings.adherence != 0 else 0
     per_unit = math.ceil(inversions / plan.units)
     residual_steps = steps if settings.inversion.records_residuals else 0
-    start, stop = settings.guidance_interval
-    guided = core.backbone.guidable and settings.guidance_scale > 1
-    passes = steps + guided * sum(start <= step / steps < stop for step in range(steps))
+    passes = steps + core.backbone.guidable * sum(
+        settings.guides_at(step, steps) for step in range(steps))
     latent = core.backbone.encode(_blank(core))[0].shape
     seconds = disk_bytes = None
     if measure:

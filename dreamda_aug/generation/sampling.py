@@ -201,8 +201,7 @@ class _Denoiser:
         )
 
     def _guided_at(self, level: int) -> bool:
-        start, stop = self.settings.guidance_interval
-        return self.guided and start <= level / len(self.schedule) < stop
+        return self.guided and self.settings.guides_at(level, len(self.schedule))
 
     def _guide(self, output: Tensor, guided: bool) -> Tensor:
         """Classifier-free guidance, arXiv:2207.12598, eq. 6, in the form that diffusers uses."""

@@ -156,12 +156,13 @@ class Measurement:
         count = len(self.images) if images is None else min(images, len(self.images))
         core = self.core.with_settings(settings)
         twice = settings.update_rule == "asymmetric" and settings.noise_scale
-        per_step = 1.5 if twice else 1.0
-        per_step *= 2 if core.backbone.guidable and settings.guidance_scale > 1 else 1
-        inversion = 1 if settings.adherence else 0
+        steps = len(core.schedule)
+        guided = core.backbone.guidable * sum(
+            settings.guides_at(step, steps) for step in range(steps))
+        inversion = steps if settings.adherence else 0
         calls = 2 if settings.solver == "heun" else 1
-        return math.ceil(count * len(core.schedule) * calls
-                         * (inversion + self.replicas * per_step))
+        replica = (steps + guided) * (1.5 if twice else 1.0)
+        return math.ceil(count * calls * (inversion + self.replicas * replica))
 
     def seconds_per_row(self) -> float:
         """Time that a U-Net row takes here: two short calls, the first of which warms up."""

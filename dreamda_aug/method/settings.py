@@ -119,6 +119,11 @@ class Settings:
                 f"with eta=0, got eta={self.eta}. Set eta=0, or exact=True."
             )
 
+    def guides_at(self, step: int, steps: int) -> bool:
+        """Whether guidance is applied in this step of a run of so many, where the model can."""
+        start, stop = self.guidance_interval
+        return self.guidance_scale > 1 and start <= step / steps < stop
+
     def summary(self) -> str:
         """The settings that differ from the paper's, as one line."""
         default = PRESETS["paper"]

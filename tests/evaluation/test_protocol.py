@@ -42,6 +42,7 @@ def test_all_arms_are_trained_alike_and_the_same_call_gives_the_same_numbers(syn
     assert sum(found.accuracies["real only"]) / 2 > 0.9  # it learned the halves
     assert found.same_label["DreamDA, seed labels"] == 1
     assert found.settings["test_images"] == "12"
+    assert found.main == "DreamDA + AMST"  # this model knows no classes
     assert evaluate(marked(16), synthesizer, **options) == found
 
 
@@ -94,6 +95,12 @@ def test_classes_are_asked_for_by_name(class_folder, monkeypatch):
                         lambda self, given: asked.update(given) or embed(self, given))
     synthesizer = Synthesizer(class_folder, cache=None, steps=3, strength=0.6, adherence=0.5,
                               noise_scale=1.0)
-    evaluate(Named(marked(10)), synthesizer, shots=2, draws=2, replicas=1, steps=4, batch_size=6,
-             classifier=tiny)
+    options = {"shots": 2, "draws": 2, "replicas": 1, "steps": 4, "batch_size": 6,
+               "classifier": tiny}
+    found = evaluate(Named(marked(10)), synthesizer, **options)
     assert asked == {"up", "left", None}
+    # the model is told the class, so the verdict is about seed labels
+    assert found.main == "DreamDA, seed labels"
+    monkeypatch.setattr(Named, "classes", ["up", "elsewhere"])
+    with pytest.warns(match="does not know the class 'elsewhere'"):
+        assert evaluate(Named(marked(10)), synthesizer, **options).main == "DreamDA + AMST"

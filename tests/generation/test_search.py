@@ -7,6 +7,7 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Settings
+from dreamda_aug.backbones import load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.calibration import CalibrationPoint
 from dreamda_aug.generation.judging import GivenJudge
@@ -107,6 +108,17 @@ def test_rows_are_those_that_pass_the_unet():
         # replicas of an image share the encoder at their first step
         assert abs(measured.rows(settings) - (encoder + decoder) / 2) <= 3 + 2
     assert measured.seconds_per_row() > 0
+
+
+def test_rows_outside_the_guidance_interval_are_counted_once(class_folder):
+    backbone = load_backbone(class_folder)
+    settings = Settings(steps=4, strength=1.0, adherence=0.0, noise_scale=0.0, guidance_scale=2.0,
+                        guidance_interval=(0.0, 0.5), update_rule="symmetric")
+    measured = Measurement(TensorSynthesizer(backbone, settings), torch.rand(3, 1, 16, 16), None,
+                           [0, 1, 0], None, 2)
+    before = backbone.tap.decoder_rows
+    measured.point(settings)
+    assert measured.rows(settings) == backbone.tap.decoder_rows - before == 3 * 2 * (4 + 2)
 
 
 @pytest.mark.parametrize("target, text", [
