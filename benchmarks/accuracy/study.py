@@ -212,9 +212,9 @@ def study(setup: Setup, selection: Selection) -> None:
         lines = {arm: {count: arm for count in shots if of_arm(found, arm, count, "test")}
                  for arm in shown}  # fmt: skip
         plot_by_number(found, lines, "shots", selection.out / f"{task.name}_shots.png")
-    for recipe, spec in choices.specs.items():
-        run = Run(Arm(recipe, recipe), replace(spec, replicas=task.shots[0][1]), task.shots[0][0],
-                  selection.rng_seeds[0])  # fmt: skip
+    for recipe in dict.fromkeys(arm.recipe for arm in chosen if arm.recipe in choices.specs):
+        spec = replace(choices.specs[recipe], replicas=task.shots[0][1])
+        run = Run(Arm(recipe, recipe), spec, task.shots[0][0], selection.rng_seeds[0])
         draw(setup, run, selection.out / "pictures" / f"{task.name}_{recipe}.png")
 
 
