@@ -67,7 +67,7 @@ class FoldJudge:
     What was made from an image is judged by the regression that has not seen that image: one that
     has would know its near-copies by heart. And images of another look (a model's strokes are
     thinner than yours, say) are compared in what differs among them: their features are shifted
-    and scaled, as a whole, to the mean and deviation of the seed images that they come from.
+    and scaled, all classes alike, to the mean and deviation of the seed images that they come from.
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D).
@@ -92,7 +92,9 @@ class FoldJudge:
         self.name = name
         self._features = features
         found = extract_features(images, features).double()
-        self._standardised = (found - found.mean(0)) / deviations(found)
+        self._mean, self._deviation = found.mean(0), deviations(found)
+        self._standardised = (found - self._mean) / self._deviation
+        self._labels = labels.cpu()
         scaled = F.normalize(self._standardised, dim=1)
         self.fold = deal_out(labels, folds)
         classes = int(labels.max()) + 1
@@ -105,10 +107,26 @@ class FoldJudge:
 
     def classify(self, images: Tensor, rows: Tensor) -> Tensor:
         """Classes of images; all that were made by the same settings in one call."""
-        found, seeds = extract_features(images, self._features).double(), self._standardised[rows]
-        own = (found - found.mean(0)) / deviations(found)
-        matched = own * seeds.std(0, correction=0) + seeds.mean(0)
+        found = extract_features(images, self._features).double()
+        standardised = (found - self._mean) / self._deviation
+        matched = self._matched(standardised, rows)
         return self._classes(F.normalize(matched, dim=1), self.fold[rows])
+
+    def _matched(self, made: Tensor, rows: Tensor) -> Tensor:
+        """Features shifted and scaled to the moments of their seed images.
+
+        Each class counts the same: a shift of one class that most images belong to would else be
+        taken for the look of all, and undone. For the same reason one class alone is left as it is.
+        """
+        labels, seeds = self._labels[rows], self._standardised[rows]
+        counts = labels.bincount()
+        if (counts > 0).sum() < 2:
+            return made
+        weight = (1 / counts[labels].double())[:, None]
+        weight = weight / weight.sum()
+        from_mean, to_mean = (weight * made).sum(0), (weight * seeds).sum(0)
+        scale = deviations(seeds, weight, least=0.0) / deviations(made, weight)
+        return (made - from_mean) * scale + to_mean
 
     def _classes(self, scaled: Tensor, folds: Tensor) -> Tensor:
         classes = torch.zeros(len(scaled), dtype=torch.int64)

@@ -58,6 +58,24 @@ def test_images_of_another_look_are_judged_by_what_differs_among_them(patches):
     assert (judge.classify(lost, rows) == labels).float().mean() < 0.5
 
 
+def test_a_class_that_most_images_belong_to_is_not_taken_for_the_look_of_all():
+    """Nine in ten images are of one class, and all replicas show the other."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.arange(80) % 10 == 0).long()
+    images = 0.3 * torch.rand(80, 1, 8, 8, generator=generator)
+    images[labels == 0, :, :4] += 0.2
+    images[labels == 1, :, 4:] += 0.2
+    made = 0.3 * torch.rand(80, 1, 8, 8, generator=generator)
+    made[..., 4:, :] += 0.2
+    judge = FoldJudge(pixel_features(), images, labels, "pixels")
+    rows = torch.arange(80)
+    assert (judge.classify(images, rows) == labels).float().mean() > 0.9
+    assert (judge.classify(made, rows) == labels).float().mean() < 0.7
+    # images of one class alone are not matched: nothing says what is look and what is class
+    one = rows[labels == 0]
+    assert (judge.classify(made[one], one) == 0).float().mean() < 0.1
+
+
 def test_a_pixel_that_is_black_in_all_labelled_images_does_not_decide(patches):
     images, labels = patches
     images[..., 0, :2] = 0
