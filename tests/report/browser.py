@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium")
@@ -56,8 +57,10 @@ class Keyboard:
         self._session = {"sessionId": found["sessionId"]}
 
     def __enter__(self):
-        while self.evaluate("document.readyState") != "complete":
-            pass
+        # at first there is an empty page, which is complete too
+        loaded = "location.protocol === 'file:' && document.readyState === 'complete'"
+        while not self.evaluate(loaded):
+            time.sleep(0.02)
         return self
 
     def __exit__(self, *_):
