@@ -52,7 +52,7 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 5 * 2 * side**3 / min(times)
 
 
-class UnetFlops(NamedTuple):
+class DenoiserFlops(NamedTuple):
     """Floating-point operations of one batch row: down to the bottleneck's end, and up again."""
 
     encoder: int
@@ -60,7 +60,7 @@ class UnetFlops(NamedTuple):
 
 
 @torch.no_grad()
-def count_flops(backbone: Backbone) -> UnetFlops:
+def count_flops(backbone: Backbone) -> DenoiserFlops:
     """Count one call with one decoder row, and one with two."""
     latents = backbone.encode(torch.zeros(1, backbone.channels, *backbone.image_size))
     condition = backbone.embed([0 if backbone.condition_kind == "class" else None])
@@ -78,4 +78,4 @@ def count_flops(backbone: Backbone) -> UnetFlops:
         return counter.get_total_flops()
 
     one, two = count(1), count(2)
-    return UnetFlops(encoder=2 * one - two, decoder=two - one)
+    return DenoiserFlops(encoder=2 * one - two, decoder=two - one)

@@ -30,7 +30,7 @@ import diffusers
 import torch
 
 from benchmarks.common.architectures import RANDOM, build
-from benchmarks.common.measurement import matrix_product_rate
+from benchmarks.common.measurement import count_flops, matrix_product_rate
 from benchmarks.common.provenance import commit, machine
 from benchmarks.speed.arms import FEW_STEPS, arms
 from benchmarks.speed.bench import Bench, plainly
@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         return run_plan(args.gpu_plan, args.device, args.toy, args.only, 60 * args.minutes)
     record = measured(args)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        name = Path(args.arch).name + ("_low_memory" if args.low_memory else "")
-        (args.out / f"throughput_{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        keep(record, args)
         if args.page:
             write_page(args.out, args.page)
         if args.docs:
@@ -62,8 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return record
 
 
+def keep(record: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write what is known so far."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = Path(args.arch).name + ("_low_memory" if args.low_memory else "")
+    (args.out / f"throughput_{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """All runs of one model."""
+    """All runs of one model; their record is kept after each round."""
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     backbone = build(args.arch, args.device, args.low_memory, dtype)
     # the released run's settings; its absolute noise scale belongs to the weights of SD 1.5
@@ -79,16 +84,20 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "load": [os.getloadavg()[0]], "cores": os.cpu_count(),
         "dtype": str(backbone.dtype).removeprefix("torch."), "torch": torch.__version__,
         "diffusers": diffusers.__version__, "steps": args.steps,
-        "steps_run": len(bench.synthesizer().schedule), "rounds": args.rounds,
+        "steps_run": len(bench.synthesizer().schedule), "rounds": 0,
         "replicas": args.replicas, "guided": backbone.guidable,
         "image_size": list(backbone.image_size), "matrix_product_rate": rate,
         "parameters": sum(p.numel() for p in backbone.denoiser.parameters()),
     }  # fmt: skip
     say(f"{args.arch} on {record['machine']}, {record['dtype']}, {record['steps_run']} steps run")
+    record |= {"exactness": None, "switches": []}
     with tempfile.TemporaryDirectory() as cache:
         runs = list(arms(bench, Path(cache), args.batch_sizes, args.replicas, args.presets))
-        record["arms"] = run_rounds(runs, args.rounds, backbone.device, rate, say)
-    record["targets"] = targets(record["arms"])
+        for rows in run_rounds(runs, args.rounds, backbone.device, count_flops(backbone), rate):
+            record |= {"arms": rows, "targets": targets(rows), "rounds": record["rounds"] + 1}
+            say(f"round {record['rounds']} of {args.rounds}")
+            if args.out:
+                keep(record, args)
     record["exactness"] = exactness(bench) if isinstance(backbone, UNetBackbone) else None
     record["switches"] = [] if args.no_switches else switches(bench, args)
     record["load"].append(os.getloadavg()[0])

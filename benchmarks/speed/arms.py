@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.speed.bench import Bench, plainly
 from benchmarks.speed.peers import Peer
 from dreamda_aug import PRESETS, DreamDAugment, Settings, Synthesizer
+from dreamda_aug.backbones.unet import UNetBackbone
 from dreamda_aug.generation.cache import LatentCache
 
 IMG2IMG = "diffusers img2img"
@@ -20,8 +21,9 @@ ASYMMETRIC = "a sample, asymmetric rule"
 TRANSFORM = "DreamDAugment, an image per call"
 PRESET = "preset {name}, K = {replicas}"
 FEW_STEPS = "few"
-# Presets are written for so many steps of the released run; with fewer, all are cut alike.
-_RELEASED_STEPS = 100
+# Presets are written for so many steps of the released run; with fewer, all are cut alike, but
+# those of a few steps, which stay as they are: their rows and times are a user's own.
+_RELEASED_STEPS, _FEW = 100, 10
 # Calls of one image are short: so many make a measurement.
 _SINGLE = 4
 
@@ -79,7 +81,8 @@ def arms(
             yield Arm(name, size, size * calls,
                       _again(lambda s=synthesizer, n=size: bench.run(s, n), calls), of_tap)
     images, requests = bench.work(1)
-    for rows in (4,) if bench.backbone.guidable else (4, 2):
+    known = isinstance(bench.backbone, UNetBackbone)  # the released generator knows nothing else
+    for rows in () if not known else (4,) if bench.backbone.guidable else (4, 2):
         plain = bench.synthesizer()
         yield Arm(RELEASED.format(rows=rows), 1, _SINGLE, _again(
             lambda s=plain, rows=rows: _without_gradients(s, images, requests[0], rows), _SINGLE),
@@ -99,7 +102,7 @@ def arms(
 
 
 def settings_of(name: str, released: Settings) -> Settings:
-    """A preset with as many of its steps as the released run has of its 100.
+    """A preset with as many of its steps as the released run has of its 100; all, of a few.
 
     Args:
         name: of a preset; or `FEW_STEPS`: 4 steps without guidance, as distilled models run.
@@ -108,10 +111,13 @@ def settings_of(name: str, released: Settings) -> Settings:
     if name == FEW_STEPS:
         return replace(released, steps=4, guidance_scale=1.0)
     preset = PRESETS[name]
-    steps = max(2, round(preset.steps * released.steps / _RELEASED_STEPS))
-    # numbers for what is calibrated on a user's images
+    steps = preset.steps
+    if steps > _FEW:
+        steps = max(2, round(steps * released.steps / _RELEASED_STEPS))
+    # numbers for what is calibrated on a user's images: as on the bundled model's
     return replace(preset, steps=steps, perturbation=released.perturbation, noise_scale=1.0,
-                   adherence=0.9 if preset.adherence is None else preset.adherence)
+                   adherence=0.0 if preset.adherence is None else preset.adherence,
+                   strength=0.85 if preset.strength is None else preset.strength)
 
 
 def _transform(bench: Bench, cache: Path) -> Callable[[], Tensor]:

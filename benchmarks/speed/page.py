@@ -35,7 +35,8 @@ def write_page(folder: Path, page: Path) -> None:
         "All runs of a section took turns in one process; a ratio is between two runs of the same "
         "turn, its median and, in brackets, the smallest and the largest. Where the machine had "
         "other work, only ratios are shown. With one thread on a CPU, times are processor time. "
-        "Costs hold per image; rows are the denoiser's, before and behind the tap."
+        "Costs hold per image; rows are the denoiser's, before and behind the tap, and so are the "
+        "operations."
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     sections = [section(record) for record in read_records(folder).values()]
@@ -111,7 +112,7 @@ def runs(record: dict[str, Any]) -> str:
 
     rows = record["arms"]
     peers = {row["batch_size"]: row["times"] for row in rows if row["arm"] == IMG2IMG}
-    released = next(row["times"] for row in rows if row["arm"] == RELEASED.format(rows=4))
+    released = next((row["times"] for row in rows if row["arm"] == RELEASED.format(rows=4)), None)
     head = ["run", "batch", "rows", "GFLOP", "to img2img", "released to it", "peak memory"]
     timed = ["ms", "images/s", "of the matrix-product rate", "images/kWh"]
     lines = []
@@ -121,7 +122,7 @@ def runs(record: dict[str, Any]) -> str:
             row["arm"], str(row["batch_size"]),
             f"{row['encoder_rows']:.1f}, {row['decoder_rows']:.1f}", f"{row['flop'] / 1e9:.3g}",
             _ratio(spread(row["times"], peers[row["batch_size"]])._asdict()),
-            _ratio(spread(released, row["times"])._asdict()),
+            "–" if released is None else _ratio(spread(released, row["times"])._asdict()),
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         ]
         if not is_busy(record):

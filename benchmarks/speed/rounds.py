@@ -1,15 +1,12 @@
 """Arms in turn, round after round, so that what slows the machine down slows all of them."""
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.measurement import measure
+from benchmarks.common.measurement import DenoiserFlops, measure
 from benchmarks.speed.arms import Arm
 from benchmarks.speed.energy import energy_meter, per_kwh
 
@@ -35,23 +32,22 @@ def spread(over: Sequence[float], under: Sequence[float]) -> Spread:
 
 
 def run_rounds(
-    arms: Sequence[Arm], rounds: int, device: torch.device, peak_rate: float,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
+    arms: Sequence[Arm], rounds: int, device: torch.device, flops: DenoiserFlops, peak_rate: float,
+) -> Iterator[list[dict[str, Any]]]:
     """Time all arms.
 
     Args:
         arms: what is timed; every second round goes through them backwards.
         rounds: how often.
         device: where they run.
+        flops: of a row of the denoiser.
         peak_rate: floating-point operations per second of a large matrix product there.
-        say: is told what was measured.
 
-    Returns:
-        A row for each arm, as JSON: times per image of every round, their median, rows, operations
-        and images per second.
+    Yields:
+        After each round, a row for each arm, as JSON: times per image of every round so far, their
+        median, rows, the denoiser's operations, images per second.
     """
-    rows = [_warm(arm, device) for arm in arms]
+    rows = [_warm(arm, flops) for arm in arms]
     meter = energy_meter(device)
     for number in range(rounds):
         order = list(zip(arms, rows, strict=True))
@@ -62,27 +58,29 @@ def run_rounds(
             row["peak_bytes"] = max(row["peak_bytes"], measured.peak_bytes)
             if meter:
                 row["joules"] += meter() - joules
-        say(f"round {number + 1} of {rounds}")
-    for arm, row in zip(arms, rows, strict=True):
-        row["seconds"] = median(row["times"])
-        row["images_per_second"] = 1 / row["seconds"]
-        row["share_of_matrix_product_rate"] = row["flop"] / row["seconds"] / peak_rate
-        row["images_per_kwh"] = per_kwh(arm.samples * rounds, row.pop("joules"))
-    return rows
+        yield [_summary(arm, row, peak_rate) for arm, row in order]
 
 
-def _warm(arm: Arm, device: torch.device) -> dict[str, Any]:
+def _warm(arm: Arm, flops: DenoiserFlops) -> dict[str, Any]:
     """Run an arm twice; count its rows and its operations."""
     arm.run()  # fills the cache, and prepares kernels
-    # fused attention on the CPU is not in torch's table of formulas
-    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
     before = arm.rows()
-    with plain, FlopCounterMode(display=False) as counter:
-        arm.run()
-    encoder, decoder = (now - then for now, then in zip(arm.rows(), before, strict=True))
+    arm.run()
+    encoder, decoder = ((now - then) / arm.samples
+                        for now, then in zip(arm.rows(), before, strict=True))
     return {
         "arm": arm.name, "batch_size": arm.batch_size, "replicas": arm.replicas,
-        "samples": arm.samples, "encoder_rows": encoder / arm.samples,
-        "decoder_rows": decoder / arm.samples, "flop": counter.get_total_flops() / arm.samples,
+        "samples": arm.samples, "encoder_rows": encoder, "decoder_rows": decoder,
+        "flop": encoder * flops.encoder + decoder * flops.decoder,
         "times": [], "peak_bytes": 0, "joules": 0.0,
     }  # fmt: skip
+
+
+def _summary(arm: Arm, row: dict[str, Any], peak_rate: float) -> dict[str, Any]:
+    found = {name: value for name, value in row.items() if name != "joules"}
+    seconds = median(row["times"])
+    return found | {
+        "times": list(row["times"]), "seconds": seconds, "images_per_second": 1 / seconds,
+        "share_of_matrix_product_rate": row["flop"] / seconds / peak_rate,
+        "images_per_kwh": per_kwh(arm.samples * len(row["times"]), row["joules"]),
+    }

@@ -42,7 +42,7 @@ def targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     released = RELEASED.format(rows=4)
     for name, goal in (("official", EXACT_GAIN), ("fast", FAST_GAIN)):
         arm = PRESET.format(name=name, replicas=most)
-        if any(row["arm"] == arm for row in rows):
+        if {arm, released} <= {row["arm"] for row in rows}:
             found.append(_target(f"{released}, to {arm}, batch {largest}",
                                  between(rows, (released, 1), (arm, largest)), goal,
                                  ceiling=False))

@@ -71,8 +71,10 @@ class UNetBackbone(DenoiserBackbone):
 
         self.tap.clear()
         hook = self.unet.up_blocks[0].register_forward_hook(stop)
+        # a graph that was compiled before knows nothing of this hook
+        eager = torch.compiler.set_stance("force_eager")
         try:
-            with contextlib.suppress(Reached):
+            with eager, contextlib.suppress(Reached):
                 self.predict(x_t, t, condition)
         finally:
             hook.remove()

@@ -35,7 +35,7 @@ def test_adaptation_helps_is_saved_and_loads_back_equal_in_a_fresh_process(
     assert sorted(path.name for path in out.iterdir()) == [
         CARD, "class_embedding.safetensors", LORA]
 
-    prior, adapted = load_backbone(class_folder), load_backbone(class_folder, lora=out)
+    prior, adapted = (load_backbone(class_folder, lora=lora, device="cpu") for lora in (None, out))
     assert adapted.class_names == ["left", "right"] and adapted.guidable
     assert adapted.lora == str(out) and prior.lora is None
     assert adapted.fingerprint != prior.fingerprint
@@ -44,7 +44,7 @@ import torch
 from safetensors.torch import save_file
 from dreamda_aug import load_backbone
 torch.set_num_threads(1)
-backbone = load_backbone({str(class_folder)!r}, lora={str(out)!r})
+backbone = load_backbone({str(class_folder)!r}, lora={str(out)!r}, device="cpu")
 x_t = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
 output = backbone.predict(x_t, torch.tensor(500), backbone.embed(["right"]))
 save_file({{"output": output}}, {str(tmp_path / 'output.safetensors')!r})
@@ -74,7 +74,8 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
             x, t, {"class_labels": null.expand(len(x))}), schedule, 32, torch.device("cpu")).mean()
 
     assert losses(backbone).item() == pytest.approx(found.after, rel=1e-4)
-    assert losses(load_backbone(class_folder)).item() == pytest.approx(found.before, rel=1e-6)
+    prior = load_backbone(class_folder, device="cpu")
+    assert losses(prior).item() == pytest.approx(found.before, rel=1e-6)
 
 
 def test_an_adapted_model_makes_other_samples(class_folder, image_folder, tmp_path):
@@ -125,9 +126,9 @@ def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_fol
         found = adapt(noise, class_folder, tmp_path / "adapted", labels=None, device="cpu",
                       **QUICK | {"learning_rate": 1.0, "patience": 1, "steps": 40})
     assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
-    adapted = load_backbone(class_folder, lora=tmp_path / "adapted")
+    adapted = load_backbone(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert torch.equal(
-        adapted.unet.conv_in.weight, load_backbone(class_folder).unet.conv_in.weight)
+        adapted.unet.conv_in.weight, load_backbone(class_folder, device="cpu").unet.conv_in.weight)
 
 
 def test_without_early_stopping_one_image_is_enough(class_folder, tmp_path):
@@ -144,9 +145,9 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
         out = tmp_path / f"weight{weight}"
         adapt(squares(4), class_folder, out, labels=None, device="cpu", early_stopping=False,
               prior_weight=weight, **QUICK | {"steps": 15})
-        prior, adapted = load_backbone(class_folder), load_backbone(class_folder, lora=out)
         x_t, t = torch.zeros(1, 1, 16, 16), torch.tensor(500)
-        rows = [b.predict(x_t, t, b.embed([None])) for b in (prior, adapted)]
+        loaded = [load_backbone(class_folder, lora=lora, device="cpu") for lora in (None, out)]
+        rows = [b.predict(x_t, t, b.embed([None])) for b in loaded]
         return (rows[0] - rows[1]).square().mean().item()
 
     assert moved(30.0) < 0.5 * moved(0.0)

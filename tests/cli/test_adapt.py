@@ -41,7 +41,7 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
               "--set", "steps=2", "--limit", "2", "--device", "cpu", "--out"]
     assert main([*expand, str(data)]) == 0
     line = json.loads((data / "manifest.jsonl").read_text().splitlines()[0])
-    assert main(["regenerate", str(data), line["id"]]) == 0
+    assert main(["regenerate", str(data), line["id"], "--device", "cpu"]) == 0
     assert "equal to the stored image" in capsys.readouterr().out
     del expand[4:6]
     assert main([*expand, str(data)]) == 2  # without the weights it is another model

@@ -202,7 +202,7 @@ def test_classes_are_asked_for_by_the_names_that_the_dataset_gives_them(
 ):
     data = FakeData(2, (1, 16, 16), 2, TO_FLOAT, target_transform)
     data.classes, data.targets = ["down", "left"], [0, 1]
-    synthesizer = Synthesizer(class_folder, "paper", steps=3, cache=None)
+    synthesizer = Synthesizer(class_folder, "paper", steps=3, cache=None, device="cpu")
     images = [AugmentedDataset(data, synthesizer, 1)[2 + i] for i in range(2)]
     raw = [FakeData.__getitem__(data, i) for i in range(2)]
     assert len(raw) == 2 and synthesizer.conditioner.class_names is None  # stays as it was
