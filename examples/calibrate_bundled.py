@@ -1,6 +1,6 @@
-"""Measure what the preset "recommended" means for the bundled backbone.
+"""Measure what a preset with measured dials means for the bundled backbone.
 
-    python examples/calibrate_bundled.py --plot calibration.png
+    python examples/calibrate_bundled.py --preset recommended --plot calibration.png
 
 Writes ``weights/calibration``.
 """
@@ -18,6 +18,7 @@ from dreamda_aug.generation.calibration import calibration_key
 from dreamda_aug.report.pictures import plot_calibration
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("--preset", choices=["recommended", "fast"], default="recommended")
 parser.add_argument("--per-class", type=int, default=4)
 parser.add_argument("--replicas", type=int, default=2)
 parser.add_argument("--plot", type=Path)
@@ -27,7 +28,7 @@ torch.set_num_threads(1)
 sample = FashionMNISTSample("train")
 rows = [i for i in range(len(sample)) if i % 20 < args.per_class]
 warnings.filterwarnings("ignore", message=".*was not calibrated")
-synthesizer = Synthesizer("bundled", "recommended", cache=None)
+synthesizer = Synthesizer("bundled", args.preset, cache=None)
 result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
     conditions=[sample.classes[sample.targets[row]] for row in rows],

@@ -284,7 +284,7 @@ def test_it_holds_a_synthesizer_that_brings_everything_but_p_and_the_labels_gett
     with pytest.raises(TypeError, match="brings its own settings; give preset and steps, cache to"):
         DreamDAugment(synthesizer, steps=4, cache=None)
     with pytest.raises(TypeError, match="brings its own settings; give preset and settings to it"):
-        DreamDAugment(synthesizer, "fast")
+        DreamDAugment(synthesizer, "paper")
 
 
 def test_what_it_makes_is_what_its_synthesizer_makes_of_the_drawn_replica(augment):

@@ -15,7 +15,7 @@ from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
 CLASSES, PER_CLASS, REPLICAS = 10, 3, 10
 GENERATION = {"steps": 50, "strength": 0.44, "timestep_spacing": "scheduler", "adherence": 0.0,
-              "noise_scale": 1.0}  # fmt: skip
+              "noise_scale": 1.0, "update_rule": "symmetric"}  # fmt: skip
 
 
 class RunData:
@@ -85,7 +85,7 @@ def make_synthetic(real: Tensor, rng_seed: int, folder: Path) -> Tensor:
     path = folder / f"synthetic-{rng_seed}-{settings}.safetensors"
     if not path.exists():
         synthesizer = TensorSynthesizer(
-            str(folder / "backbone"), "fast", batch_size=len(real) * REPLICAS, rng_seed=rng_seed,
+            str(folder / "backbone"), "paper", batch_size=len(real) * REPLICAS, rng_seed=rng_seed,
             **GENERATION,
         )  # fmt: skip
         wanted = [Request(i, replica=k) for i in range(len(real)) for k in range(REPLICAS)]

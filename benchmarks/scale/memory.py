@@ -31,8 +31,8 @@ def measure_memory(
     results = []
     for batch_size in batch_sizes:
         with tempfile.TemporaryDirectory() as cache:
-            synthesizer = Synthesizer(preset="fast", steps=steps, noise_scale=1.0, cache=cache,
-                                      batch_size=batch_size)
+            synthesizer = Synthesizer(preset="paper", steps=steps, update_rule="symmetric",
+                                      cache=cache, batch_size=batch_size)
             loader = DataLoader(AugmentedDataset(data, synthesizer, ratio).synthetic, batch_size)
             started, peaks = time.perf_counter(), []
             for number, _ in enumerate(loader):

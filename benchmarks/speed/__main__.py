@@ -11,9 +11,10 @@ what load_backbone takes. All runs share one model in one process and take turns
 runs of the same turn.
 
 Beside ours run, on the same weights, scheduler, steps, strength and batch: the image-to-image
-pipeline of diffusers (on pixels a plain DDIM loop), its CycleDiffusionPipeline where it has one,
-and a plain loop with the cost structure of the authors' released generator: one sample at a time,
-the source branch recomputed for each, 4 denoiser rows a step with guidance (2 without).
+pipeline of diffusers (on pixels a plain DDIM loop) and its CycleDiffusionPipeline where it has one.
+Presets run with their own steps, beside a plain loop with the cost structure of the authors'
+released generator: 100 steps, one sample at a time, the source branch recomputed for each, 4
+denoiser rows a step with guidance (2 without).
 """
 
 import argparse
@@ -32,7 +33,7 @@ import torch
 from benchmarks.common.architectures import RANDOM, build
 from benchmarks.common.measurement import count_flops, matrix_product_rate
 from benchmarks.common.provenance import commit, machine
-from benchmarks.speed.arms import FEW_STEPS, arms
+from benchmarks.speed.arms import FEW_STEPS, RELEASED_STEPS, arms
 from benchmarks.speed.bench import Bench, plainly
 from benchmarks.speed.gpu_plan import LIMITS, run_plan
 from benchmarks.speed.page import FORMAT, write_docs, write_page
@@ -84,6 +85,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "load": [os.getloadavg()[0]], "cores": os.cpu_count(),
         "dtype": str(backbone.dtype).removeprefix("torch."), "torch": torch.__version__,
         "diffusers": diffusers.__version__, "steps": args.steps,
+        "released_steps": args.released_steps,
         "steps_run": len(bench.synthesizer().schedule), "rounds": 0,
         "replicas": args.replicas, "guided": backbone.guidable,
         "image_size": list(backbone.image_size), "matrix_product_rate": rate,
@@ -92,7 +94,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     say(f"{args.arch} on {record['machine']}, {record['dtype']}, {record['steps_run']} steps run")
     record |= {"exactness": None, "switches": []}
     with tempfile.TemporaryDirectory() as cache:
-        runs = list(arms(bench, Path(cache), args.batch_sizes, args.replicas, args.presets))
+        runs = list(arms(bench, Path(cache), args.batch_sizes, args.replicas, args.presets,
+                         args.released_steps))
         for rows in run_rounds(runs, args.rounds, backbone.device, count_flops(backbone), rate):
             record |= {"arms": rows, "targets": targets(rows), "rounds": record["rounds"] + 1}
             say(f"round {record['rounds']} of {args.rounds}")
@@ -137,8 +140,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", default="bundled", help=f"{', '.join(RANDOM)}, bundled, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--steps", type=int, help="of the released run, 0.8 of them are run; "
-                        "presets are cut alike; default: 100 as released, 20 on a CPU")
+    parser.add_argument("--steps", type=int, help="of what is compared with diffusers' pipelines, "
+                        "0.8 of them are run; default: 20")
+    parser.add_argument("--released-steps", type=int, help="of the released run; with fewer than "
+                        "its 100, for a quick try, presets are cut alike")
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="default: 1 8 32")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 10], help="K")
     parser.add_argument("--presets", nargs="+", default=[*PRESETS, FEW_STEPS],
@@ -166,10 +171,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if (args.page or args.docs) and not args.out:
         parser.error("--page and --docs are written from the JSON files in --out; give --out too.")
-    on_cpu = not args.device.startswith("cuda")
     if args.quick:
         args.replicas, args.rounds, args.repeats = [1, 3], 2, 1
-    args.steps = args.steps or (5 if args.quick else 20 if on_cpu else 100)
+    args.steps = args.steps or (5 if args.quick else 20)
+    args.released_steps = args.released_steps or (args.steps if args.quick else RELEASED_STEPS)
     args.batch_sizes = sorted(args.batch_sizes or ([1, 4] if args.quick else [1, 8, 32]))
     if args.low_memory:
         args.batch_sizes, args.no_switches = [1], True

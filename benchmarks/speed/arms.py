@@ -21,9 +21,8 @@ ASYMMETRIC = "a sample, asymmetric rule"
 TRANSFORM = "DreamDAugment, an image per call"
 PRESET = "preset {name}, K = {replicas}"
 FEW_STEPS = "few"
-# Presets are written for so many steps of the released run; with fewer, all are cut alike, but
-# those of a few steps, which stay as they are: their rows and times are a user's own.
-_RELEASED_STEPS, _FEW = 100, 10
+# Of the released run, which the presets "paper" and "official" share.
+RELEASED_STEPS = PRESETS["official"].steps
 # Calls of one image are short: so many make a measurement.
 _SINGLE = 4
 
@@ -51,16 +50,17 @@ class Arm:
 
 def arms(
     bench: Bench, cache: Path, batch_sizes: Sequence[int], replicas: Sequence[int],
-    presets: Sequence[str],
+    presets: Sequence[str], released_steps: int = RELEASED_STEPS,
 ) -> Iterator[Arm]:
     """All arms of one model.
 
     Args:
-        bench: model and settings of the released run.
+        bench: model and settings of what is compared with diffusers' pipelines, step by step.
         cache: folder for inversions.
         batch_sizes: rising.
         replicas: numbers K to try with each preset.
         presets: names of presets, and `FEW_STEPS`.
+        released_steps: of the released run; with fewer, for a quick try, presets are cut alike.
     """
     peer, tap = Peer(bench.backbone, bench.settings), bench.backbone.tap
 
@@ -83,15 +83,15 @@ def arms(
     images, requests = bench.work(1)
     known = isinstance(bench.backbone, UNetBackbone)  # the released generator knows nothing else
     for rows in () if not known else (4,) if bench.backbone.guidable else (4, 2):
-        plain = bench.synthesizer()
-        yield Arm(RELEASED.format(rows=rows), 1, _SINGLE, _again(
-            lambda s=plain, rows=rows: _without_gradients(s, images, requests[0], rows), _SINGLE),
-            of_tap)
+        plain = bench.synthesizer(steps=released_steps)
+        yield Arm(RELEASED.format(rows=rows), 1, 1,
+                  lambda s=plain, rows=rows: _without_gradients(s, images, requests[0], rows),
+                  of_tap)
     if peer.has_cycle and bench.backbone.guidable:
         yield Arm(CYCLE, 1, _SINGLE, _again(lambda: peer.cycle(images[:1]), _SINGLE), of_peer)
     yield Arm(TRANSFORM, 1, _SINGLE, _again(_transform(bench, cache), _SINGLE), of_tap)
     for name in presets:
-        changed = replace(bench, settings=settings_of(name, bench.settings))
+        changed = replace(bench, settings=settings_of(name, bench.settings, released_steps))
         for count in replicas:
             inner = replace(changed, replicas=count)
             for size in batch_sizes:
@@ -101,21 +101,20 @@ def arms(
                           lambda b=inner, s=synthesizer, n=samples: b.run(s, n), of_tap, count)
 
 
-def settings_of(name: str, released: Settings) -> Settings:
-    """A preset with as many of its steps as the released run has of its 100; all, of a few.
+def settings_of(name: str, plain: Settings, released_steps: int) -> Settings:
+    """A preset, with as many of its steps as the released run has of its own.
 
     Args:
         name: of a preset; or `FEW_STEPS`: 4 steps without guidance, as distilled models run.
-        released: the settings of the released run here.
+        plain: settings with the place of the noise.
+        released_steps: of the released run here.
     """
     if name == FEW_STEPS:
-        return replace(released, steps=4, guidance_scale=1.0)
+        return replace(plain, steps=4, guidance_scale=1.0)
     preset = PRESETS[name]
-    steps = preset.steps
-    if steps > _FEW:
-        steps = max(2, round(steps * released.steps / _RELEASED_STEPS))
+    steps = max(2, round(preset.steps * released_steps / RELEASED_STEPS))
     # numbers for what is calibrated on a user's images: as on the bundled model's
-    return replace(preset, steps=steps, perturbation=released.perturbation, noise_scale=1.0,
+    return replace(preset, steps=steps, perturbation=plain.perturbation, noise_scale=1.0,
                    adherence=0.0 if preset.adherence is None else preset.adherence,
                    strength=0.85 if preset.strength is None else preset.strength)
 

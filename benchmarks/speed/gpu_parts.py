@@ -50,7 +50,8 @@ def speed(arch: str, device: str, toy: bool, out: Path) -> dict[str, Any]:
         "--arch", arch, "--device", device, "--dtype", "float32" if toy else "bfloat16", "--steps",
         "3" if toy else "10", "--rounds", "1" if toy else "2", "--batch-sizes",
         *(["1"] if toy else ["1", "8"]), "--replicas", "2" if toy else "10", "--presets",
-        *(["official"] if toy else ["official", "recommended", "few"]), "--no-switches", "--out",
+        *(["official", "--released-steps", "3"] if toy else
+          ["official", "recommended", "fast", "few"]), "--no-switches", "--out",
         str(out)])
     return {"targets": record["targets"]}
 
@@ -120,8 +121,7 @@ def spawn_workers(device: str, toy: bool) -> dict[str, Any]:
     data = TensorDataset(images, torch.zeros(6))
 
     def made(**options: Any) -> AugmentedDataset:
-        synthesizer = Synthesizer(preset="fast", steps=4, noise_scale=1.0, strength=0.8,
-                                  cache=None, device=device, batch_size=12)
+        synthesizer = Synthesizer(preset="paper", steps=4, cache=None, device=device, batch_size=12)
         return AugmentedDataset(data, synthesizer, 2, calibrate=False, **options)
 
     def batches(dataset: AugmentedDataset, workers: int) -> torch.Tensor:

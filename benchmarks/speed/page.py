@@ -9,7 +9,7 @@ from benchmarks.common.marked import fill_places, table
 from benchmarks.speed.arms import IMG2IMG, RELEASED
 from benchmarks.speed.rounds import spread
 
-FORMAT = 3
+FORMAT = 4
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,8 @@ def facts(record: dict[str, Any]) -> str:
     text = (
         f"{record['arch']}: {record['machine']}, torch {record['torch']}, diffusers "
         f"{record['diffusers']}, {record['dtype']}; {size} pixels, "
-        f"{record['parameters'] / 1e6:.3g} M parameters, {record['steps_run']} steps run, "
+        f"{record['parameters'] / 1e6:.3g} M parameters, {record['steps_run']} steps run "
+        "(presets: their own), "
         f"{'guidance 7.5' if record['guided'] else 'no guidance'}, {record['rounds']} turns, "
         f"commit {record['commit']}."
     )
@@ -118,11 +119,13 @@ def runs(record: dict[str, Any]) -> str:
     lines = []
     for row in rows:
         kwh = row["images_per_kwh"]
+        own = row["replicas"] > 0 or row["times"] is released
         cells = [
             row["arm"], str(row["batch_size"]),
             f"{row['encoder_rows']:.1f}, {row['decoder_rows']:.1f}", f"{row['flop'] / 1e9:.3g}",
-            _ratio(spread(row["times"], peers[row["batch_size"]])._asdict()),
-            "–" if released is None else _ratio(spread(released, row["times"])._asdict()),
+            # presets and the released run have steps of their own
+            "–" if own else _ratio(spread(row["times"], peers[row["batch_size"]])._asdict()),
+            _ratio(spread(released, row["times"])._asdict()) if own and released else "–",
             f"{row['peak_bytes'] / 1e9:.2f} GB",
         ]
         if not is_busy(record):

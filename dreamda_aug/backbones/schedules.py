@@ -110,7 +110,8 @@ def build_schedule(
         clip = is_pixel_model and config.get("clip_sample", False)
         clip_range = float(config.get("clip_sample_range", 1.0)) if clip else None
         if spacing == "uniform":
-            levels = torch.as_tensor(scheduler.alphas_cumprod).float()
+            # a pipeline that was built on a GPU has its scheduler's levels there
+            levels = torch.as_tensor(scheduler.alphas_cumprod).float().cpu()
             top = len(levels) * strength
             if count > top:
                 raise ValueError(

@@ -7,8 +7,10 @@ from dreamda_aug.cli.options import (
     Subparsers,
     add_calibrate_option,
     add_model_options,
+    add_settings_option,
     model_options,
     positive,
+    read_settings,
     say,
 )
 
@@ -19,6 +21,7 @@ def add_commands(commands: Subparsers) -> None:
         "evaluate", help="train with and without synthetic images on your folder; a verdict")
     command.add_argument("folder", help="a folder for each class, a list, or torchvision:NAME")
     add_model_options(command)
+    add_settings_option(command)
     command.add_argument("--shots", type=positive, default=5, help="labelled images per class")
     command.add_argument("--draws", type=positive, default=5, help="how often they are drawn")
     command.add_argument("--replicas", type=positive, default=10, help="per labelled image")
@@ -36,7 +39,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from dreamda_aug.generation.synthesizer import Synthesizer
 
     found = evaluate(
-        args.folder, Synthesizer(**model_options(args)),
+        args.folder, Synthesizer(**model_options(args), **read_settings(args.set)),
         shots=args.shots, draws=args.draws, replicas=args.replicas, steps=args.steps,
         image_size=args.image_size, flip=args.flip, device=args.device or "cpu",
         calibrate=args.calibrate, rng_seed=args.rng_seed)

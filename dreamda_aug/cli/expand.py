@@ -1,21 +1,20 @@
 """The commands that write, describe and check synthetic datasets."""
 
 import argparse
-import json
-import math
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dreamda_aug.cli.options import (
     Subparsers,
     add_calibrate_option,
     add_model_options,
+    add_settings_option,
     check_device,
     model_options,
     positive,
     read_names,
+    read_settings,
     whole,
 )
 
@@ -48,8 +47,7 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("--data-root", type=Path, help="folder of torchvision's data")
     command.add_argument("--download", action="store_true", help="let torchvision download it")
     add_model_options(command)
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                         help="a setting that differs from the preset, such as noise_scale=2")
+    add_settings_option(command)
     command.add_argument("--threads", type=positive, default=1,
                          help="CPU threads per process; part of the settings")
     command.add_argument("--license", help="the backbone's licence, for the dataset card")
@@ -92,7 +90,7 @@ def add_commands(subparsers: Subparsers) -> None:
 
 
 def _expand(args: argparse.Namespace) -> int:
-    overrides = _overrides(args.set)
+    overrides = read_settings(args.set)
     names = read_names(args.classes) if args.classes else None
     options = model_options(args)
     from dreamda_aug.expansion.places import check_place
@@ -209,34 +207,6 @@ class _Bar:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def _overrides(texts: list[str]) -> dict[str, Any]:
-    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
-    from dreamda_aug.generation.calibration import DIALS
-    from dreamda_aug.method.settings import Settings
-
-    known = {f.name for f in fields(Settings)} - {
-        "inversion", "perturbation", "guidance_interval", "adherence_interval"}
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, given, value = text.partition("=")
-        if name not in known or not given:
-            raise ValueError(f"--set {text}: expected NAME=VALUE, NAME one of {sorted(known)}.")
-        if value == "auto" and name in DIALS:
-            found[name] = None  # what was calibrated
-            continue
-        try:
-            found[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            found[name] = value
-        number = isinstance(found[name], int | float) and not isinstance(found[name], bool)
-        number = number and math.isfinite(found[name])
-        texts_allowed = {"update_rule", "source_prompt", "adherence", "noise_scale", "solver",
-                         "timestep_spacing"}
-        if not number and not (isinstance(found[name], str) and name in texts_allowed):
-            raise ValueError(f"--set {text}: {name} cannot be {value!r}.")
-    return found
 
 
 def _ratios(ratio: int, texts: list[str], classes: list[str]) -> int | dict[str, int]:

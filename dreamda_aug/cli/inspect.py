@@ -15,8 +15,10 @@ from dreamda_aug.arguments import real
 from dreamda_aug.cli.options import (
     Subparsers,
     add_model_options,
+    add_settings_option,
     model_options,
     positive,
+    read_settings,
     say,
     whole,
 )
@@ -41,6 +43,7 @@ def add_commands(commands: Subparsers) -> None:
     command = commands.add_parser("preview", help="a grid of your images and their replicas")
     command.add_argument("folder", type=Path, help="images, or a folder for each class")
     add_model_options(command)
+    add_settings_option(command)
     command.add_argument("--out", type=Path, default=Path("preview.png"))
     command.add_argument("--images", type=positive, default=8, help="seed images to show")
     command.add_argument("--replicas", type=positive, default=2, help="per image and noise scale")
@@ -52,6 +55,7 @@ def add_commands(commands: Subparsers) -> None:
         "calibrate", help="find how far images may go and keep their labels")
     command.add_argument("folder", type=Path, help="images, or a folder for each class")
     add_model_options(command)
+    add_settings_option(command)
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")
     command.add_argument("--images", type=positive, default=64, help="seed images to measure on")
     command.add_argument("--replicas", type=positive, default=4, help="per image")
@@ -89,7 +93,7 @@ def _open_sample(args: argparse.Namespace) -> "tuple[FolderImages, list[int], Sy
     from dreamda_aug.metrics import FolderImages
 
     _check_picture(args.out)
-    options = model_options(args)
+    options = model_options(args) | read_settings(args.set)
     resolve_settings(args.preset)
     data = FolderImages(args.folder)
     # every k-th image in name order: that touches every class in its share

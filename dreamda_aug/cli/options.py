@@ -1,6 +1,9 @@
 """Options that several commands share."""
 
 import argparse
+import json
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +53,40 @@ def add_calibrate_option(command: argparse.ArgumentParser) -> None:
     """The option that leaves out what `generation.automatic` does."""
     command.add_argument("--no-calibrate", dest="calibrate", action="store_false",
                          help="do not measure on your images how far they may go")
+
+
+def add_settings_option(command: argparse.ArgumentParser) -> None:
+    """The option that changes single settings of the preset; `read_settings` reads it."""
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                         help="a setting that differs from the preset, such as noise_scale=2")
+
+
+def read_settings(texts: list[str]) -> dict[str, Any]:
+    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
+    from dreamda_aug.generation.calibration import DIALS
+    from dreamda_aug.method.settings import Settings
+
+    known = {f.name for f in fields(Settings)} - {
+        "inversion", "perturbation", "guidance_interval", "adherence_interval"}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if name not in known or not given:
+            raise ValueError(f"--set {text}: expected NAME=VALUE, NAME one of {sorted(known)}.")
+        if value == "auto" and name in DIALS:
+            found[name] = None  # what was calibrated
+            continue
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+        number = isinstance(found[name], int | float) and not isinstance(found[name], bool)
+        number = number and math.isfinite(found[name])
+        texts_allowed = {"update_rule", "source_prompt", "adherence", "noise_scale", "solver",
+                         "timestep_spacing"}
+        if not number and not (isinstance(found[name], str) and name in texts_allowed):
+            raise ValueError(f"--set {text}: {name} cannot be {value!r}.")
+    return found
 
 
 def check_device(device: str | None) -> None:

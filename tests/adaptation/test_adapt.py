@@ -82,7 +82,7 @@ def test_an_adapted_model_makes_other_samples(class_folder, image_folder, tmp_pa
     adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu", **QUICK)
     image = squares(1)[0]
     options = dict(cache=None, device="cpu", steps=4, noise_scale=1.0, adherence=0.5)
-    made = [Synthesizer(class_folder, "fast", class_names=["left"], lora=lora, **options)
+    made = [Synthesizer(class_folder, "paper", class_names=["left"], lora=lora, **options)
             .synthesize([image], [0])[0] for lora in (None, tmp_path / "adapted")]
     assert (made[0] - made[1]).abs().max() > 1e-3
 

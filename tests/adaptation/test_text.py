@@ -60,7 +60,7 @@ def test_learned_tokens_take_the_place_of_class_names(kind, request, tmp_path):
     assert not torch.allclose(plain["encoder_hidden_states"][:1], by_name["encoder_hidden_states"])
     same = backbone.embed(["a cat"])["encoder_hidden_states"]
     torch.testing.assert_close(plain["encoder_hidden_states"][1:], same)
-    made = Synthesizer(folder, "fast", lora=out, class_names=NAMES, cache=None, device="cpu",
+    made = Synthesizer(folder, "paper", lora=out, class_names=NAMES, cache=None, device="cpu",
                        steps=2).synthesize([x[0]], [0])
     assert made[0].shape == (3, 16, 16)
 

@@ -254,7 +254,7 @@ def test_lcm_takes_its_guidance_as_an_input_and_is_not_guided_again(tmp_path):
     assert not backbone.guidable
     assert backbone.embed(["a cat"])["timestep_cond"].shape == (1, 8)
     assert backbone.schedule(4, 1.0).timesteps.tolist() == [999, 749, 499, 249]
-    generator = TensorSynthesizer(backbone, "fast", steps=4, noise_scale=1.0)
+    generator = TensorSynthesizer(backbone, "paper", steps=4, update_rule="symmetric")
     generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
     assert backbone.tap.encoder_rows == 3 + 3  # inversion and one row per step
 
@@ -264,8 +264,9 @@ def test_half_precision_stays_close_to_float32(tmp_path, dtype, tolerance):
     sd_2(tmp_path).save_pretrained(tmp_path / "model")
     x, request = torch.rand(2, 3, 16, 16), [Request(0, "a cat"), Request(1, "a cat")]
     made = [
-        TensorSynthesizer(load_backbone(tmp_path / "model", device="cpu", dtype=d), "fast", steps=4,
-                          guidance_scale=1.0, noise_scale=0.5).synthesize(x, request).images
+        TensorSynthesizer(load_backbone(tmp_path / "model", device="cpu", dtype=d), "paper",
+                          steps=4, guidance_scale=1.0, noise_scale=0.5
+                          ).synthesize(x, request).images
         for d in (torch.float32, dtype)
     ]
     assert made[1].dtype == torch.float32
@@ -297,7 +298,7 @@ def test_lora_weights_and_their_strength_change_images_and_fingerprint(sd_pipeli
     fresh.set_adapters(["style"], [0.3])
     weak = load_backbone(fresh)
     assert len({plain, full, weak.fingerprint}) == 3
-    made = TensorSynthesizer(weak, "fast", steps=4).synthesize(
+    made = TensorSynthesizer(weak, "paper", steps=4).synthesize(
         torch.rand(1, 3, 16, 16), [Request(0, "a")]).images
     assert made.isfinite().all()
 

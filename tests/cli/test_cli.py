@@ -63,8 +63,8 @@ def test_a_url_is_refused_by_what_writes_to_this_machine_alone(
 def test_preview_writes_a_grid(folder, model, tmp_path, capsys):
     out = tmp_path / "preview.png"
     assert main(["preview", str(folder), "--backbone", model, "--out", str(out), "--images", "3",
-                 "--noise-scales", "1", "4", "--preset", "fast", "--batch-size", "1",
-                 "--low-memory", "--device", "cpu"]) == 0
+                 "--noise-scales", "1", "4", "--preset", "paper", "--set", "steps=5",
+                 "--batch-size", "1", "--low-memory", "--device", "cpu"]) == 0
     assert PIL.Image.open(out).height > 3 * 56
 
 

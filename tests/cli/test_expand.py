@@ -17,7 +17,7 @@ from dreamda_aug.cli.main import main
 from dreamda_aug.expansion import read_manifest
 
 # Small enough for a test, and the same for every process.
-QUICK = ["--preset", "fast", "--set", "steps=2", "--set", "strength=0.5", "--batch-size", "4",
+QUICK = ["--preset", "paper", "--set", "steps=2", "--set", "strength=0.5", "--batch-size", "4",
          "--device", "cpu"]
 
 
@@ -90,18 +90,18 @@ def test_class_names_come_from_a_file(train, tmp_path, capsys):
 
 
 def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
-    from dreamda_aug.cli.expand import _overrides
+    from dreamda_aug.cli.options import read_settings
 
     given = ["steps=25", "noise_scale=auto", "adherence=0.5", "update_rule=symmetric",
              "solver=heun", "timestep_spacing=scheduler", "source_prompt=a photo"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = Settings(**_overrides(given))
+        found = Settings(**read_settings(given))
     assert found == Settings(steps=25, noise_scale=None, adherence=0.5, update_rule="symmetric",
                              solver="heun", timestep_spacing="scheduler", source_prompt="a photo")
     for wrong in ("steps=auto", "steps", "pace=1", "eta=true", "noise_scale=null"):
         with pytest.raises(ValueError, match=f"--set {wrong}: "):
-            _overrides([wrong])
+            read_settings([wrong])
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12)

@@ -24,7 +24,7 @@ class Squares(Dataset):
 
 @pytest.fixture
 def data(bundled):
-    synthesizer = Synthesizer(bundled, "fast", steps=2, strength=1.0, cache=None, noise_scale=2.0)
+    synthesizer = Synthesizer(bundled, "paper", steps=2, strength=1.0, cache=None, noise_scale=2.0)
     return AugmentedDataset(Squares(), synthesizer, 2)
 
 

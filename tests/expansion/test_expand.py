@@ -230,7 +230,7 @@ def test_an_image_is_made_again_from_its_record_bit_for_bit(train, augment, tmp_
 
 
 def test_an_image_of_the_bundled_backbone_is_made_again_from_the_record_alone(tmp_path):
-    augment = DreamDAugment("bundled", "fast", steps=4, cache=None, batch_size=8, device="cpu")
+    augment = DreamDAugment("bundled", "paper", steps=4, cache=None, batch_size=8, device="cpu")
     expand("bundled", tmp_path / "out", augment, 3, limit=7)
     lines = list(read_manifest(tmp_path / "out"))
     for line in (lines[0], lines[7], lines[20]):

@@ -27,7 +27,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def synthesizer(bundled):
-    return Synthesizer(bundled, "fast", steps=2, strength=1.0, cache=None)
+    return Synthesizer(bundled, "paper", steps=2, strength=1.0, cache=None)
 
 
 def test_writing_between_the_seed_images_is_refused(source, synthesizer):

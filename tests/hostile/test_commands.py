@@ -18,8 +18,8 @@ from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.cli.main import main
 from dreamda_aug.inputs import opening
 
-QUICK = ["--preset", "fast", "--batch-size", "4"]
-FEW = [*QUICK, "--set", "steps=2", "--set", "strength=0.5"]
+QUICK = ["--preset", "paper", "--set", "steps=25", "--batch-size", "4"]
+FEW = ["--preset", "paper", "--batch-size", "4", "--set", "steps=2", "--set", "strength=0.5"]
 
 
 def png(width, height, data=b""):
@@ -360,7 +360,7 @@ WRONG = [
     ["expand", "{train}", "--out", "{tmp}/o", "--batch-size", "9" * 12],
     ["expand", "{train}", "--out", "{tmp}/o", "--rng-seed", "9" * 40],
     ["expand", "{train}", "--out", "{tmp}/o", "--threads", "100000"],
-    ["expand", "{train}", "--out", "{tmp}/o", "--preset", "fast", "--set", f"steps={10**12}"],
+    ["expand", "{train}", "--out", "{tmp}/o", "--preset", "paper", "--set", f"steps={10**12}"],
     ["preview", "{train}", "--noise-scales", "nan"], ["preview", "{train}", "--noise-scales", "-1"],
     ["preview", "{train}", "--replicas", "9" * 12], ["preview", "{tmp}/no"],
     ["calibrate", "{train}", "--min-agreement", "5"],

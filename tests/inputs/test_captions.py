@@ -203,9 +203,9 @@ def test_expand_records_each_caption_and_refuses_to_go_on_with_others(
 def test_the_command_line_takes_a_file_of_captions(folder, sd_pipeline, tmp_path, capsys):
     sd_pipeline.save_pretrained(tmp_path / "model")
     path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
-    quick = ["--backbone", str(tmp_path / "model"), "--preset", "fast", "--cache",
-             str(tmp_path / "cache"), "--captions", str(path)]
-    small = ["--set", "steps=2", "--ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    quick = ["--backbone", str(tmp_path / "model"), "--preset", "paper", "--set", "steps=2",
+             "--cache", str(tmp_path / "cache"), "--captions", str(path)]
+    small = ["--ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(["expand", str(folder), *quick, *small]) == 0
     assert {line.condition for line in read_manifest(tmp_path / "out")} == set(TEXTS.values())
     assert main(["preview", str(folder), *quick, "--images", "1", "--replicas", "1",

@@ -224,6 +224,6 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 
 def test_the_command_takes_a_url(place, tmp_path, capsys):
     assert main(["expand", "bundled", "--out", place, "--limit", "2", "--ratio", "1", "--preset",
-                 "fast", "--set", "steps=2", "--device", "cpu", "--no-calibrate"]) == 0
+                 "paper", "--set", "steps=2", "--device", "cpu", "--no-calibrate"]) == 0
     assert capsys.readouterr().out == f"{place}: 2 synthetic images\n"
     assert "manifest.jsonl" in content(place)
