@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.provenance import commit, machine_and_torch
+
 # Parts, the most telling first, and how many seconds each may take.
 LIMITS = {
     "speed_sd15": 300, "exactness": 120, "memory": 90, "compile": 240, "spawn_workers": 300,
@@ -68,7 +70,8 @@ def _run(name: str, path: Path, device: str, toy: bool, limit: float) -> dict[st
                        for part in (error.stdout, error.stderr))
     record = {
         "part": name, "state": state, "seconds": round(time.monotonic() - started, 1),
-        "device": device, "toy": toy, "said": said[-4000:],
+        "device": device, "machine": machine_and_torch(device), "commit": commit(), "toy": toy,
+        "said": said[-4000:],
         "result": json.loads(result.read_text()) if result.exists() else None,
     }
     result.unlink(missing_ok=True)

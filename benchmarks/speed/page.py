@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.marked import fill_places, table
 from benchmarks.speed.arms import IMG2IMG, RELEASED
+from benchmarks.speed.gpu_plan import LIMITS
 from benchmarks.speed.rounds import spread
 
 FORMAT = 4
@@ -50,8 +52,39 @@ def write_docs(folder: Path, page: Path) -> None:
         folder: with ``throughput_*.json``.
         page: the Markdown file; what stands between its marks is replaced.
     """
-    fill_places(page, {f"speed/{name}": summary(record)
-                       for name, record in read_records(folder).items()})
+    places = {f"speed/{name}": summary(record) for name, record in read_records(folder).items()}
+    parts = {path.stem: json.loads(path.read_text())
+             for path in sorted((folder / "gpu").glob("*.json")) if path.stem in LIMITS}
+    if lines := [line for name, part in parts.items() if part["state"] == "done"
+                 for line in on_gpu(name, part["result"])]:
+        machines = sorted({part["machine"] for part in parts.values()})
+        places["speed/gpu"] = f"{'; '.join(machines)}.\n\n" + "\n".join(lines)
+    fill_places(page, places)
+
+
+def on_gpu(part: str, found: Any) -> Iterator[str]:
+    """What a part of the plan for a GPU has found, in sentences; speed has records of its own."""
+    if part == "exactness":
+        lines = [[row["dtype"], f"{row['replay_max_difference']:.2g}",
+                  f"{row['alone_or_in_a_batch_mean_difference']:.2g}",
+                  f"{row['alone_or_in_a_batch_max_difference']:.2g}"] for row in found]
+        yield table(["pixels in [0, 1]", "replay without noise, from what the VAE makes, at most",
+                     "a sample alone and in a batch of 4, mean", "at most"], lines) + "\n"
+    elif part == "memory":
+        peaks = {row["low_memory"]: f"{row['peak_bytes'] / 1e9:.2f} GB" for row in found}
+        yield (f"- One sample in {found[0]['dtype'].removeprefix('torch.')} takes {peaks[False]}, "
+               f"and {peaks[True]} with `low_memory`.")
+    elif part == "compile":
+        yield (f"- `compile`: {found['ratio']:.2f} times as fast, differences up to "
+               f"{found['max_difference']:.2g}.")
+    elif part == "spawn_workers":
+        yield (f"- Images of spawned workers differ by {found['workers_max_difference']:.2g} from "
+               f"those of the main process, those of `ahead` by {found['ahead_max_difference']:.2g}"
+               " (8 bits: a step is 0.004).")
+    elif part == "tests":
+        passed = found["tests"] - found["failures"] - found["errors"] - found["skipped"]
+        yield (f"- Tests: {passed:,} passed, {found['skipped']} skipped, "
+               f"{found['failures'] + found['errors']} failed.")
 
 
 def summary(record: dict[str, Any]) -> str:

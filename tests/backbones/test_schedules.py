@@ -125,3 +125,15 @@ def test_strength_that_leaves_no_step_is_refused():
 def test_more_steps_than_noise_levels_are_refused():
     with pytest.raises(ValueError, match="steps must be at most 1000.*got 1500"):
         build(make(), 1500, 1.0, "uniform")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("spacing", ["scheduler", "uniform"])
+def test_a_scheduler_that_was_built_on_a_gpu_gives_the_same_steps(spacing):
+    with torch.device("cuda"):
+        there = DDIMScheduler()
+    here = DDIMScheduler()
+    assert there.alphas_cumprod.is_cuda
+    one, other = (build_schedule(each, 10, 0.8, spacing, is_pixel_model=True)
+                  for each in (there, here))
+    assert torch.equal(one.signal, other.signal)

@@ -84,6 +84,21 @@ def test_figures_are_filled_into_their_marked_places(record, tmp_path):
     assert page.read_text() == again
 
 
+def test_what_a_gpu_told_is_filled_in(tmp_path):
+    (tmp_path / "gpu").mkdir()
+    for name, state, result in (("memory", "done", [
+            {"dtype": "torch.float16", "low_memory": low, "peak_bytes": 3e9 - low * 1e9}
+            for low in (False, True)]), ("compile", "out of time", None)):
+        (tmp_path / "gpu" / f"{name}.json").write_text(json.dumps(
+            {"state": state, "result": result, "machine": "A card, torch 9"}))
+    page = tmp_path / "cost.md"
+    page.write_text("<!-- figures: speed/gpu -->\nold\n<!-- end of figures -->\n")
+    write_docs(tmp_path, page)
+    text = page.read_text()
+    assert "A card, torch 9." in text and "takes 3.00 GB, and 2.00 GB with `low_memory`" in text
+    assert "compile" not in text and "old" not in text
+
+
 def test_records_of_another_format_are_left_out(tmp_path):
     (tmp_path / "throughput_old.json").write_text(json.dumps({"format": FORMAT - 1}))
     page = tmp_path / "cost.md"
