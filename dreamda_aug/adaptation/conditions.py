@@ -13,6 +13,7 @@ from dreamda_aug.backbones.adapted import Conditions
 from dreamda_aug.backbones.conditioning import ClassConditioning, TextConditioning
 from dreamda_aug.backbones.unet import UNetBackbone
 from dreamda_aug.errors import BackboneError
+from dreamda_aug.inputs.labels import plain_name
 from dreamda_aug.inputs.prompts import Conditioner
 
 ClassMap = Mapping[str, str | int]
@@ -225,7 +226,7 @@ def _find_rows(
     model: str,
 ) -> dict[str, int | None]:
     """The model's row for each of the user's classes; None: it has none."""
-    by_name = {_plain(name): row for row, name in enumerate(known or [])}
+    by_name = {plain_name(name): row for row, name in enumerate(known or [])}
     unknown = class_map.keys() - set(classes)
     if unknown:
         raise ValueError(
@@ -234,7 +235,7 @@ def _find_rows(
     rows: dict[str, int | None] = {}
     for name in classes:
         wanted = class_map.get(name, name)
-        row = wanted if isinstance(wanted, int) else by_name.get(_plain(wanted))
+        row = wanted if isinstance(wanted, int) else by_name.get(plain_name(wanted))
         if row is None and name in class_map and str(wanted).isdecimal():
             row = int(wanted)
         if name in class_map and (row is None or not 0 <= row < count):
@@ -243,8 +244,3 @@ def _find_rows(
                 f"{count - 1}, got {wanted!r} for {name!r}.")
         rows[name] = row
     return rows
-
-
-def _plain(name: str) -> str:
-    """A name without the differences that do not matter: case, underscores, spaces around it."""
-    return name.replace("_", " ").strip().casefold()

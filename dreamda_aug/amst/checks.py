@@ -108,3 +108,14 @@ def check_heads_learn(auxiliary_weight: float) -> None:
             "LossWeights(auxiliary=0) they learn nothing after that; use a larger weight, or "
             "restart=False."
         )
+
+
+def check_head_weights(weights: Tensor | None, heads: int, images: int) -> None:
+    """Raise ``ValueError`` unless ``weights`` are None, or (heads, images) numbers >= 0."""
+    expected = (heads, images)
+    if weights is not None and (weights.shape != expected or not bool((weights >= 0).all())):
+        raise ValueError(
+            f"head_weights must be numbers >= 0 of shape {expected}, one for each auxiliary "
+            f"head and labelled image, got shape {tuple(weights.shape)}, from "
+            f"{float(weights.min()) if weights.numel() else 'nothing'}."
+        )

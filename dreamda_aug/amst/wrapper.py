@@ -8,7 +8,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from dreamda_aug.amst.checks import check_batch, check_model, check_pseudo_labels
+from dreamda_aug.amst.checks import (
+    check_batch,
+    check_head_weights,
+    check_model,
+    check_pseudo_labels,
+)
 from dreamda_aug.amst.features import FeatureLayer, FeatureReader, evaluation_mode
 from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels, agree_and_confident
 from dreamda_aug.amst.old_keywords import filled, sort_old_keywords
@@ -174,7 +179,7 @@ class AMSTWrapper(nn.Module):
                 are not finite.
         """
         check_batch("images", images, targets, self.num_classes)
-        self._check_head_weights(head_weights, len(images))
+        check_head_weights(head_weights, len(self.auxiliary_heads), len(images))
         return pretraining_loss(self._multi_head(), images, targets, head_weights)
 
     @torch.no_grad()
@@ -234,7 +239,7 @@ class AMSTWrapper(nn.Module):
                 that are not finite (no loss is returned, so no weight can become nan).
         """
         check_batch("real", real, targets, self.num_classes)
-        self._check_head_weights(head_weights, len(real))
+        check_head_weights(head_weights, len(self.auxiliary_heads), len(real))
         if synthetic is None or len(synthetic) == 0:
             synthetic, pseudo_labels = real[:0], None
         elif pseudo_labels is None:
@@ -284,17 +289,6 @@ class AMSTWrapper(nn.Module):
     def extra_repr(self) -> str:
         """The final layer and the rules, for ``repr``."""
         return f"head={self._reader.name!r}, num_classes={self.num_classes}, {self.voting}"
-
-    def _check_head_weights(self, head_weights: Tensor | None, images: int) -> None:
-        expected = (len(self.auxiliary_heads), images)
-        if head_weights is not None and (
-            head_weights.shape != expected or not bool((head_weights >= 0).all())
-        ):
-            raise ValueError(
-                f"head_weights must be numbers >= 0 of shape {expected}, one for each auxiliary "
-                f"head and labelled image, got shape {tuple(head_weights.shape)}, from "
-                f"{float(head_weights.min()) if head_weights.numel() else 'nothing'}."
-            )
 
     def _multi_head(self) -> MultiHead:
         heads = [cast(nn.Linear, head) for head in self.auxiliary_heads]

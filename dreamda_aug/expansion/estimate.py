@@ -68,8 +68,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     inverted_rows = inversions * steps if settings.adherence != 0 else 0
     per_unit = math.ceil(inversions / plan.units)
     residual_steps = steps if settings.inversion.records_residuals else 0
-    passes = steps + core.backbone.guidable * sum(
-        settings.guides_at(step, steps) for step in range(steps))
+    passes = steps + core.backbone.guidable * settings.guided_steps(steps)
     latent = core.backbone.encode(_blank(core))[0].shape
     seconds = disk_bytes = None
     if measure:

@@ -157,8 +157,7 @@ class Measurement:
         core = self.core.with_settings(settings)
         twice = settings.update_rule == "asymmetric" and settings.noise_scale
         steps = len(core.schedule)
-        guided = core.backbone.guidable * sum(
-            settings.guides_at(step, steps) for step in range(steps))
+        guided = core.backbone.guidable * settings.guided_steps(steps)
         inversion = steps if settings.adherence else 0
         calls = 2 if settings.solver == "heun" else 1
         replica = (steps + guided) * (1.5 if twice else 1.0)

@@ -1,6 +1,7 @@
 """Where the labels, or the file names, of a sample are."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -78,3 +79,11 @@ def plain_label(label: Any) -> Any:
     if isinstance(label, list | tuple) and len(label) == 1:
         return plain_label(label[0])
     return label
+
+
+def plain_name(name: str) -> str:
+    """A class name without the differences that do not matter: case, and signs between words.
+
+    So the folder ``t-shirt_top`` is the class "T-shirt/top".
+    """
+    return " ".join(re.findall(r"[^\W_]+", name.casefold()))

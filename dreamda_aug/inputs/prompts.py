@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Any, Literal, Protocol
 
 from dreamda_aug.inputs.captions import Captions
-from dreamda_aug.inputs.labels import plain_label
+from dreamda_aug.inputs.labels import plain_label, plain_name
 
 # The authors' template, with "a" or "an" as the class name needs it.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
@@ -122,10 +122,11 @@ class Conditioner:
             name = self._class_name(label)
             if name is None or not backbone.class_names:
                 return int(label)
-            if name not in backbone.class_names and backbone.guidable:
+            known = _known_as(name, backbone.class_names)
+            if known is None and backbone.guidable:
                 self._warn_of_unknown_class(name, backbone)
                 return None
-            return name
+            return known or name
         return None
 
     def _warn_of_unknown_class(self, name: str, backbone: Conditioned) -> None:
@@ -177,3 +178,11 @@ class Conditioner:
                 f"label {index} is outside class_names, which has {len(self.class_names)} names."
             )
         return self.class_names[index]
+
+
+def _known_as(name: str, known: Sequence[str]) -> str | None:
+    """The one of the known names that this name is, or None."""
+    if name in known:
+        return name
+    found = [each for each in known if plain_name(each) == plain_name(name)]
+    return found[0] if len(found) == 1 else None

@@ -67,6 +67,21 @@ def test_a_class_that_the_backbone_does_not_know_is_made_without_one_and_said_on
     assert conditioner.condition(0, model("class", ["dog", "cat"])) == "emu"
 
 
+@pytest.mark.parametrize("name, known_as", [
+    ("T-shirt_top", "T-shirt/top"), ("ankle_boot", "Ankle boot"), ("Ankle boot", "Ankle boot"),
+])
+def test_a_class_is_known_under_the_name_that_its_folder_can_have(name, known_as):
+    known = model("class", ["T-shirt/top", "Ankle boot"], null_class=True)
+    assert Conditioner([name], DEFAULT_PROMPT).condition(0, known) == known_as
+
+
+def test_names_that_only_signs_tell_apart_are_not_guessed():
+    known = model("class", ["7-a", "7 a"], null_class=True)
+    assert Conditioner(["7 a"], DEFAULT_PROMPT).condition(0, known) == "7 a"
+    with pytest.warns(UserWarning, match="does not know the class '7_a'"):
+        assert Conditioner(["7_a"], DEFAULT_PROMPT).condition(0, known) is None
+
+
 def test_no_label_is_the_null_class_where_there_is_one():
     conditioner = Conditioner(None, DEFAULT_PROMPT)
     assert conditioner.condition(None, model("class", null_class=True)) is None
