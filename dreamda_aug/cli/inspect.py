@@ -5,10 +5,10 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dreamda_aug
 from dreamda_aug.arguments import real
@@ -24,12 +24,15 @@ from dreamda_aug.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from dreamda_aug.backbones import Condition
     from dreamda_aug.generation.synthesizer import Synthesizer
     from dreamda_aug.inputs.images import Pixels
-    from dreamda_aug.metrics import FolderImages
 
 
+_SOURCE = ("images, a folder for each class, a .csv or .jsonl list, torchvision:NAME, hf:NAME, or "
+           "bundled")
 # The largest grid that is still to be looked at.
 _MAX_CELLS = 10_000
 
@@ -41,7 +44,7 @@ def add_commands(commands: Subparsers) -> None:
     command.set_defaults(run=_demo)
 
     command = commands.add_parser("preview", help="a grid of your images and their replicas")
-    command.add_argument("folder", type=Path, help="images, or a folder for each class")
+    command.add_argument("source", help=_SOURCE)
     add_model_options(command)
     add_settings_option(command)
     command.add_argument("--out", type=Path, default=Path("preview.png"))
@@ -53,7 +56,7 @@ def add_commands(commands: Subparsers) -> None:
 
     command = commands.add_parser(
         "calibrate", help="find how far images may go and keep their labels")
-    command.add_argument("folder", type=Path, help="images, or a folder for each class")
+    command.add_argument("source", help=_SOURCE)
     add_model_options(command)
     add_settings_option(command)
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")
@@ -86,21 +89,68 @@ def add_commands(commands: Subparsers) -> None:
     command.set_defaults(run=_info)
 
 
-def _open_sample(args: argparse.Namespace) -> "tuple[FolderImages, list[int], Synthesizer]":
-    """The folder, rows of a sample of its images over all classes, and what augments them."""
+class _Sample(NamedTuple):
+    """Some of the user's images.
+
+    Attributes:
+        names: where they lie, as text.
+        labels: their classes; None where there are none.
+        class_names: of all classes.
+        open: decodes one of them, by its place among these.
+    """
+
+    names: list[str]
+    labels: list[int] | None
+    class_names: list[str]
+    open: Callable[[int], "PIL.Image.Image"]
+
+    def read(self) -> "list[Pixels]":
+        """The pixels of all of them; a ValueError that names the one that is broken."""
+        from dreamda_aug.inputs.images import read_pixels
+
+        found = []
+        for place, name in enumerate(self.names):
+            image = self.open(place)
+            try:
+                found.append(read_pixels(image))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        return found
+
+    def conditions(self, synthesizer: "Synthesizer") -> "list[Condition]":
+        """What the model is told of each."""
+        labels: Sequence[int | None] = self.labels or [None] * len(self.names)
+        return [synthesizer.conditioner.condition(label, synthesizer.backbone, name)
+                for label, name in zip(labels, self.names, strict=True)]
+
+
+def _open_sample(args: argparse.Namespace) -> "tuple[_Sample, Synthesizer]":
+    """A sample of the user's images over all classes, and what augments them."""
+    import PIL.Image
+
     from dreamda_aug.generation.synthesizer import Synthesizer
+    from dreamda_aug.inputs.opening import read_image
+    from dreamda_aug.inputs.sources import open_source
     from dreamda_aug.method.settings import resolve_settings
     from dreamda_aug.metrics import FolderImages
 
     _check_picture(args.out)
     options = model_options(args) | read_settings(args.set)
     resolve_settings(args.preset)
-    data = FolderImages(args.folder)
+    data = FolderImages(args.source) if Path(args.source).is_dir() else open_source(args.source)
     # every k-th image in name order: that touches every class in its share
-    count = min(args.images, len(data))
-    rows = [round(i * (len(data) - 1) / max(count - 1, 1)) for i in range(count)]
-    synthesizer = Synthesizer(**options, class_names=data.class_names or None)
-    return data, rows, synthesizer
+    count = min(args.images, len(data.paths))
+    rows = [round(i * (len(data.paths) - 1) / max(count - 1, 1)) for i in range(count)]
+
+    def opened(place: int) -> PIL.Image.Image:
+        if isinstance(data, FolderImages):
+            return read_image(data.paths[rows[place]])
+        return data.open(rows[place])
+
+    class_names = list(data.class_names if isinstance(data, FolderImages) else data.classes)
+    labels = [data.labels[row] for row in rows] if data.labels else None
+    sample = _Sample([str(data.paths[row]) for row in rows], labels, class_names, opened)
+    return sample, Synthesizer(**options, class_names=class_names or None)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -121,20 +171,21 @@ def _preview(args: argparse.Namespace) -> None:
     from dreamda_aug.inputs.images import fit_to
     from dreamda_aug.report.pictures import labelled_grid
 
-    data, rows, synthesizer = _open_sample(args)
-    cells_asked = len(rows) * (1 + args.replicas * len(args.noise_scales or [1]))
+    sample, synthesizer = _open_sample(args)
+    count = len(sample.names)
+    cells_asked = count * (1 + args.replicas * len(args.noise_scales or [1]))
     if cells_asked > _MAX_CELLS:
         raise ValueError(
             f"--images, --replicas and --noise-scales may ask for {_MAX_CELLS:,} "
             f"pictures at most, got {cells_asked:,}; `dreamda expand` writes many."
         )
     core = synthesizer.core
-    pixels = [_read(data.paths[row]) for row in rows]
+    pixels = sample.read()
     values = torch.cat([fit_to(p.values, core.backbone) for p in pixels])
-    conditions = _conditions(data, rows, synthesizer)
+    conditions = sample.conditions(synthesizer)
     scales = args.noise_scales or [core.settings.noise_scale]
     cells = [[image] for image in values]
-    requests = [Request(i, conditions[i], r) for i in range(len(rows))
+    requests = [Request(i, conditions[i], r) for i in range(count)
                 for r in range(args.replicas)]
     parts = [core.with_settings(replace(core.settings, noise_scale=scale)) for scale in scales]
     for scale, part in zip(scales, parts, strict=True):
@@ -143,22 +194,10 @@ def _preview(args: argparse.Namespace) -> None:
         for request, image in zip(requests, made):
             cells[request.image].append(image)
     names = ["seed", *(f"noise {s:g}" for s in scales for _ in range(args.replicas))]
-    row_names = [data.class_names[data.labels[row]] if data.labels else data.paths[row].name
-                 for row in rows]
+    row_names = ([sample.class_names[label] for label in sample.labels] if sample.labels
+                 else [Path(name).name for name in sample.names])
     labelled_grid(cells, row_names, names).save(args.out)
     say(f"wrote {args.out}")
-
-
-def _read(path: Path) -> "Pixels":
-    """The pixels of an image file; a ValueError that names it where it is broken."""
-    from dreamda_aug.inputs.images import read_pixels
-    from dreamda_aug.inputs.opening import read_image
-
-    image = read_image(path)
-    try:
-        return read_pixels(image)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_picture(out: Path) -> None:
@@ -171,14 +210,6 @@ def _check_picture(out: Path) -> None:
         raise ValueError(f"--out {out}: expected a picture such as NAME.png.")
 
 
-def _conditions(
-    data: "FolderImages", rows: Sequence[int], synthesizer: "Synthesizer"
-) -> "list[Condition]":
-    labels = [data.labels[row] if data.labels else None for row in rows]
-    return [synthesizer.conditioner.condition(label, synthesizer.backbone, str(data.paths[row]))
-            for label, row in zip(labels, rows, strict=True)]
-
-
 def _calibrate(args: argparse.Namespace) -> None:
     import torch
 
@@ -189,22 +220,19 @@ def _calibrate(args: argparse.Namespace) -> None:
     real("--min-agreement", args.min_agreement, "lie in [0, 1]", 0, 1)
     if args.max_distance is not None:
         real("--max-distance", args.max_distance, "lie in [0, 1]", 0, 1)
-    data, rows, synthesizer = _open_sample(args)
-    if not data.labels and args.max_distance is None:
+    sample, synthesizer = _open_sample(args)
+    if not sample.labels and args.max_distance is None:
         raise ValueError(
-            f"{args.folder} has no class folders, so agreement cannot be measured; give "
+            f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was not calibrated")
         backbone = synthesizer.backbone
-    values = torch.cat([
-        fit_to(_read(data.paths[row]).values, backbone)
-        for row in rows
-    ])
-    labels = torch.tensor([data.labels[row] for row in rows]) if data.labels else None
+    values = torch.cat([fit_to(pixels.values, backbone) for pixels in sample.read()])
+    labels = torch.tensor(sample.labels) if sample.labels else None
     result = calibrate(
-        values, labels, synthesizer=synthesizer, conditions=_conditions(data, rows, synthesizer),
+        values, labels, synthesizer=synthesizer, conditions=sample.conditions(synthesizer),
         min_agreement=args.min_agreement, max_distance=args.max_distance, replicas=args.replicas,
         tap_indices=args.tap_indices, max_rows=None if args.full else args.max_rows,
         progress=lambda p: say(

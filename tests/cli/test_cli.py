@@ -68,6 +68,17 @@ def test_preview_writes_a_grid(folder, model, tmp_path, capsys):
     assert PIL.Image.open(out).height > 3 * 56
 
 
+@pytest.mark.parametrize("source", ["bundled", "list.csv"])
+def test_preview_takes_what_expand_takes(folder, source, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = sorted(folder.rglob("*.png"))
+    rows = "".join(f"{path},{path.parent.name}\n" for path in files)
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+    assert main(["preview", source, "--backbone", model, "--images", "2", "--replicas", "1",
+                 "--preset", "paper", "--set", "steps=2", "--device", "cpu"]) == 0
+    assert PIL.Image.open(tmp_path / "preview.png").width > 2 * 28
+
+
 def test_calibrate_writes_a_plot_and_the_next_run_finds_it(folder, model, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     cache = str(tmp_path / "cache")
@@ -92,7 +103,7 @@ def test_info_names_versions_cache_and_backbone(capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["preview"], "the following arguments are required: folder"),
+    (["preview"], "the following arguments are required: source"),
     (["preview", "/nowhere/at/all"], "/nowhere/at/all"),
     (["preview", ".", "--images", "0"], "must be at least 1"),
     (["preview", "tests", "--device", "abacus"], "expected cpu, cuda, cuda:1"),
