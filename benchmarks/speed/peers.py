@@ -70,7 +70,9 @@ class Peer:
         s, kind, scheduler = self.settings, self._kind, self.backbone.pipeline.scheduler
         if kind == "pixels":
             scheduler = DDIMScheduler.from_config(scheduler.config)
-            return lambda images: ddim_loop(self.denoiser, scheduler, images, s.steps, s.strength)
+            return lambda images: ddim_loop(
+                self._denoise_pixels, scheduler,
+                images.to(self.denoiser.device, self.denoiser.dtype), s.steps, s.strength)
         vae = self.backbone.vae
         pipeline: Any
         if kind == "sd":
@@ -87,13 +89,23 @@ class Peer:
         prompts = self._prompts()
 
         def run(images: Tensor) -> Tensor:
-            given = {name: value.expand(len(images), *value.shape[1:])
-                     for name, value in prompts.items()}
+            given = _repeated(prompts, len(images))
             return pipeline(
                 image=images, strength=s.strength, num_inference_steps=s.steps,
                 guidance_scale=s.guidance_scale, output_type="pt", return_dict=False, **given)[0]
 
         return run
+
+    def _denoise_pixels(self, x: Tensor, t: Tensor) -> Tensor:
+        """One call of a pixel U-Net, guided towards its first class where it knows a null class."""
+        known = self.backbone.embed([0 if self.backbone.condition_kind == "class" else None])
+        if not self.backbone.guidable:
+            return self.denoiser(x, t, return_dict=False, **_repeated(known, len(x)))[0]
+        null = _repeated(self.backbone.embed([None]), len(x))
+        both = {name: torch.cat([null[name], value])
+                for name, value in _repeated(known, len(x)).items()}
+        away, towards = self.denoiser(torch.cat([x, x]), t, return_dict=False, **both)[0].chunk(2)
+        return away + self.settings.guidance_scale * (towards - away)
 
     def _prompts(self) -> dict[str, Tensor]:
         """A prompt and no prompt, embedded, under the names that the pipelines have for them."""
@@ -132,25 +144,30 @@ class Peer:
         self.rows += len(x)
 
 
+def _repeated(given: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    return {name: value.expand(count, *value.shape[1:]) for name, value in given.items()}
+
+
 @torch.no_grad()
 def ddim_loop(
-    unet: Any, scheduler: DDIMScheduler, images: Tensor, steps: int, strength: float
+    denoise: Callable[[Tensor, Tensor], Tensor], scheduler: DDIMScheduler, images: Tensor,
+    steps: int, strength: float,
 ) -> Tensor:
     """Image-to-image on pixels as diffusers' pipelines do it on latents: add noise, take it away.
 
     Args:
-        unet: a ``UNet2DModel``.
+        denoise: noisy images and a timestep to what the model predicts.
         scheduler: its noise levels.
-        images: (B, C, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1], where the model is.
         steps: from pure noise to the image; ``strength`` of them are run.
         strength: in (0, 1].
     """
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps[steps - min(int(steps * strength), steps):]
-    x = images.to(unet.device, unet.dtype) * 2 - 1
+    x = images * 2 - 1
     x = scheduler.add_noise(x, torch.randn_like(x), timesteps[:1].expand(len(x)))
     for t in timesteps:
-        x = scheduler.step(unet(x, t, return_dict=False)[0], t, x, return_dict=False)[0]
+        x = scheduler.step(denoise(x, t), t, x, return_dict=False)[0]
     return (x.float() / 2 + 0.5).clamp(0, 1)
 
 

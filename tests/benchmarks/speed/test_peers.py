@@ -54,21 +54,24 @@ def test_a_model_without_hooks_shares_its_weights_and_leaves_the_hooks_where_the
 
 
 def test_the_plain_loop_on_pixels_is_image_to_image():
-    unet = pixel_pipeline().unet
     images = torch.rand(2, 1, 16, 16)
     scheduler = DDIMScheduler(clip_sample=False)
 
-    class Knows(torch.nn.Module):
-        """Predicts just the noise that was added to the images."""
+    def added_noise(x, t):
+        level = scheduler.alphas_cumprod[t]
+        return (x - level.sqrt() * (2 * images - 1)) / (1 - level).sqrt()
 
-        device, dtype = unet.device, unet.dtype
-
-        def forward(self, x, t, return_dict):
-            level = scheduler.alphas_cumprod[t]
-            return [(x - level.sqrt() * (2 * images - 1)) / (1 - level).sqrt()]
-
-    made = ddim_loop(Knows(), scheduler, images, steps=10, strength=0.5)
+    made = ddim_loop(added_noise, scheduler, images, steps=10, strength=0.5)
     torch.testing.assert_close(made, images, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("classes, rows", [(None, 2), (3, 4)])
+def test_pixel_models_are_guided_where_they_know_classes(classes, rows):
+    pipeline = pixel_pipeline(**({"num_classes": classes} if classes else {}))
+    backbone = PixelBackbone(pipeline, null_class=classes and classes - 1)
+    peer = Peer(backbone, Settings(steps=2, strength=0.5, guidance_scale=3.0))
+    made = peer.img2img(torch.rand(2, 1, 16, 16))
+    assert made.shape == (2, 1, 16, 16) and made.isfinite().all() and peer.rows == rows
 
 
 def test_energy_is_read_from_the_driver_where_it_says_so(monkeypatch):
