@@ -3,13 +3,15 @@
     python -m benchmarks.scale growth --out benchmarks/results --docs docs/cost.md
     python -m benchmarks.scale expansion --out benchmarks/results
     python -m benchmarks.scale memory --out benchmarks/results
+    python -m benchmarks.scale ahead --out benchmarks/results --docs docs/cost.md
 
 "growth" measures how time and memory grow with the images that are planned (up to 100,000), with
 the entries of a cache (100,000) and with the lines of a manifest (1,000,000).
 
 "expansion" expands a folder of 10,000 tiny images with a tiny model, stops half-way, and goes on.
 "memory" goes through an AugmentedDataset of 1,000 seed images and 5,000 synthetic ones, in small
-batches and in large ones.
+batches and in large ones. "ahead" trains beside a process that makes images; it wants two free
+cores.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.provenance import commit, machine_and_torch
+from benchmarks.scale.ahead import measure_ahead
 from benchmarks.scale.expansion import measure_expansion
 from benchmarks.scale.growth import measure_growth
 from benchmarks.scale.memory import measure_memory
@@ -39,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif args.question == "memory":
         name = "memory"
         record = measure_memory(args.images, args.ratio, args.steps, args.batch_sizes)
+    elif args.question == "ahead":
+        name = "ahead"
+        record = measure_ahead(args.images, args.ratio, args.epochs, args.limit) | {
+            "machine": machine_and_torch("cpu"), "commit": commit(), "load": os.getloadavg()[0]}
     else:
         name = f"expand_scale_{args.format}"
         record = measure_expansion(args.images, args.classes, args.ratio, args.batch_size,
@@ -74,7 +81,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     memory.add_argument("--steps", type=int, default=4,
                         help="few: memory hardly depends on them")
     memory.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 64], help="rising")
-    for question in (growth, expansion, memory):
+    ahead = questions.add_parser("ahead", help="training on images that are made beside it")
+    ahead.add_argument("--images", type=int, default=200, help="seed images, at most 200")
+    ahead.add_argument("--ratio", type=int, default=2)
+    ahead.add_argument("--epochs", type=int, default=3)
+    ahead.add_argument("--limit", type=int, help="batches per epoch")
+    for question in (growth, expansion, memory, ahead):
         question.add_argument("--out", type=Path, help="folder for a JSON file")
         question.add_argument("--docs", type=Path, help="Markdown file with marked places, which "
                               "are written anew from the files in --out")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import models
 from torchvision.transforms import v2
 
@@ -19,14 +19,17 @@ from dreamda_aug.bundled import FashionMNISTSample
 BATCH_SIZE = 32
 
 
-def measure_ahead(ratio: int, epochs: int, limit: int | None = None) -> dict[str, Any]:
+def measure_ahead(
+    images: int, ratio: int, epochs: int, limit: int | None = None
+) -> dict[str, Any]:
     """Train epochs on files, on images made ahead, and on files again; clock time of each epoch.
 
     The classifier trains with one thread, and the process beside it makes images with another:
     on a machine with fewer than two free cores, this measures the lack of them.
 
     Args:
-        ratio: synthetic images of each of the bundled seed images.
+        images: seed images, of the bundled ones.
+        ratio: synthetic images of each.
         epochs: of each part; the first of the images made ahead is not counted, since its images
             are waited for.
         limit: batches per epoch; None: all.
@@ -35,11 +38,12 @@ def measure_ahead(ratio: int, epochs: int, limit: int | None = None) -> dict[str
         Times, the ratio of their medians, and what was served.
     """
     transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-    data = FashionMNISTSample("train", transform)
+    # over all classes
+    data = Subset(FashionMNISTSample("train", transform), range(0, 200, 200 // images))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing is calibrated here
         options = {"preset": "fast", "cache": Path(folder) / "cache", "device": "cpu"}
-        expand("bundled", Path(folder) / "files", Synthesizer(**options), ratio)
+        expand(data, Path(folder) / "files", Synthesizer(**options), ratio)
         stored = AugmentedDataset.from_folder(data, Path(folder) / "files", transform=transform)
         before = [_epoch(stored, limit) for _ in range(epochs)]
         fresh = AugmentedDataset(data, Synthesizer(**options), ratio, transform=transform,

@@ -25,13 +25,13 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def write_docs(folder: Path, page: Path) -> None:
-    """Fill the places ``scale/growth`` and ``scale/memory`` of a hand-written page.
+    """Fill the places ``scale/growth``, ``scale/memory`` and ``scale/ahead`` of a page.
 
     Args:
-        folder: with ``growth.json`` and ``memory.json``, or one of them.
+        folder: with ``growth.json``, ``memory.json`` and ``ahead.json``, or some of them.
         page: the Markdown file; what stands between its marks is replaced.
     """
-    texts = {"growth": summary, "memory": memory_summary}
+    texts = {"growth": summary, "memory": memory_summary, "ahead": ahead_summary}
     fill_places(page, {
         f"scale/{name}": text(json.loads((folder / f"{name}.json").read_text()))
         for name, text in texts.items() if (folder / f"{name}.json").exists()})
@@ -45,6 +45,13 @@ def memory_summary(record: dict[str, Any]) -> str:
     return (f"Over {record['images']:,} seed images and {record['images'] * record['ratio']:,} "
             f"samples of the bundled model, the peak rose {', '.join(rises)} after the first batch "
             "(`python -m benchmarks.scale memory`).")
+
+
+def ahead_summary(record: dict[str, Any]) -> str:
+    """How much slower training was beside the process."""
+    return (f"Training ({record['classifier']}) beside it ran at {record['throughput']:.0%} of its "
+            f"speed on files (clock time, median of {len(record['seconds_on_files']) // 2} epochs; "
+            f"{record['machine']}). {record['freshness'].capitalize()}.")
 
 
 def summary(record: dict[str, Any]) -> str:

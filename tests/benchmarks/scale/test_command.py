@@ -21,6 +21,17 @@ def test_an_expansion_is_stopped_half_way_and_goes_on(tmp_path, image_format):
     assert record["peak_over_model_mb"] >= 0
 
 
+def test_training_beside_the_producer_is_compared_with_files(tmp_path):
+    page = tmp_path / "cost.md"
+    page.write_text("<!-- figures: scale/ahead -->\n<!-- end of figures -->\n")
+    main(["ahead", "--ratio", "1", "--epochs", "1", "--limit", "2", "--images", "4", "--out",
+          str(tmp_path), "--docs", str(page)])
+    record = json.loads((tmp_path / "ahead.json").read_text())
+    assert len(record["seconds_on_files"]) == len(record["seconds_ahead"]) == 2
+    assert record["throughput"] > 0 and record["seed_images"] == 4
+    assert "of its speed on files" in page.read_text() and "served" in page.read_text()
+
+
 def test_memory_is_noted_on_the_way_for_each_batch_size(tmp_path):
     main(["memory", "--images", "4", "--ratio", "2", "--steps", "2", "--batch-sizes", "2", "4",
           "--out", str(tmp_path)])
