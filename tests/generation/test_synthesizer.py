@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -124,10 +125,14 @@ def test_no_model_is_loaded_before_the_first_image():
     assert pickle.loads(pickle.dumps(synthesizer)).batch_size == 32
 
 
-def test_settings_are_numbers_once_the_model_is_there(synthesizer, bundled):
-    recommended = Synthesizer(bundled, cache=None)
-    assert recommended.requested_settings.strength is None
-    assert 0.5 < recommended.settings.strength <= 1 and recommended.settings.noise_scale > 0
+@pytest.mark.parametrize("preset", ["recommended", "fast"])
+def test_settings_are_numbers_once_the_model_is_there(preset, synthesizer, bundled):
+    measured = Synthesizer(bundled, preset, cache=None)
+    assert measured.requested_settings.strength is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the bundled model comes with its calibrations
+        settings = measured.settings
+    assert 0.5 < settings.strength <= 1 and settings.noise_scale > 0
     assert synthesizer.settings == synthesizer.requested_settings
 
 
