@@ -81,9 +81,13 @@ def plain_label(label: Any) -> Any:
     return label
 
 
-def plain_name(name: str) -> str:
-    """A class name without the differences that do not matter: case, and signs between words.
+# What a folder's name has in the place of a space, or of a sign that it cannot have.
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_\-/\\:|](?=[^\W_])")
 
-    So the folder ``t-shirt_top`` is the class "T-shirt/top".
+
+def plain_name(name: str) -> str:
+    """A class name without what does not matter: case, and which sign stands between two words.
+
+    So the folder ``t-shirt_top`` is the class "T-shirt/top". Other signs, as in "C++", stay.
     """
-    return " ".join(re.findall(r"[^\W_]+", name.casefold()))
+    return _BETWEEN_WORDS.sub(" ", name.strip().casefold())

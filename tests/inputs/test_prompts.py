@@ -75,11 +75,15 @@ def test_a_class_is_known_under_the_name_that_its_folder_can_have(name, known_as
     assert Conditioner([name], DEFAULT_PROMPT).condition(0, known) == known_as
 
 
-def test_names_that_only_signs_tell_apart_are_not_guessed():
-    known = model("class", ["7-a", "7 a"], null_class=True)
-    assert Conditioner(["7 a"], DEFAULT_PROMPT).condition(0, known) == "7 a"
-    with pytest.warns(UserWarning, match="does not know the class '7_a'"):
-        assert Conditioner(["7_a"], DEFAULT_PROMPT).condition(0, known) is None
+@pytest.mark.parametrize("name, known", [
+    ("7_a", ["7-a", "7 a"]), ("C++", ["C", "C#"]), ("-1", ["1"]), ("grade_-1", ["grade 1"]),
+    ("+", ["-"]), ("ab", ["a b"]),
+])
+def test_names_that_may_be_others_are_not_guessed(name, known):
+    backbone = model("class", known, null_class=True)
+    assert Conditioner(known, DEFAULT_PROMPT).condition(1 % len(known), backbone) == known[-1]
+    with pytest.warns(UserWarning, match="does not know the class"):
+        assert Conditioner([name], DEFAULT_PROMPT).condition(0, backbone) is None
 
 
 def test_no_label_is_the_null_class_where_there_is_one():
