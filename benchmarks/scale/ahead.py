@@ -30,8 +30,7 @@ def measure_ahead(
     Args:
         images: seed images, of the bundled ones.
         ratio: synthetic images of each.
-        epochs: of each part; the first of the images made ahead is not counted, since its images
-            are waited for.
+        epochs: of each part that count; the first of each dataset warms up.
         limit: batches per epoch; None: all.
 
     Returns:
@@ -45,7 +44,7 @@ def measure_ahead(
         options = {"preset": "fast", "cache": Path(folder) / "cache", "device": "cpu"}
         expand(data, Path(folder) / "files", Synthesizer(**options), ratio)
         stored = AugmentedDataset.from_folder(data, Path(folder) / "files", transform=transform)
-        before = [_epoch(stored, limit) for _ in range(epochs)]
+        before = [_epoch(stored, limit) for _ in range(epochs + 1)][1:]  # the first one warms up
         fresh = AugmentedDataset(data, Synthesizer(**options), ratio, transform=transform,
                                  ahead=2)
         fresh.wait()
