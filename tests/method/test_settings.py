@@ -29,7 +29,7 @@ def test_settings_outside_their_range_are_refused(wrong, message):
 
 
 def test_unknown_presets_and_settings_are_refused_with_a_list():
-    with pytest.raises(ValueError, match="preset must be one of paper, official, fast"):
+    with pytest.raises(ValueError, match="must be one of paper, official, recommended, fast"):
         resolve_settings("papre")
     with pytest.raises(TypeError, match="'noise' is no setting; the settings are adherence"):
         resolve_settings("paper", noise=1)
