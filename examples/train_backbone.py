@@ -18,7 +18,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.utils import save_image
@@ -78,25 +77,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@dataclass(frozen=True)
-class Images:
-    """Labelled images: ``pixels`` (N, C, H, W) uint8, ``labels`` (N,) int64."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows) -> "Images":
-        return Images(self.pixels[rows], self.labels[rows])
-
-    def to(self, device: str) -> "Images":
-        return Images(self.pixels.to(device), self.labels.to(device))
-
-
-def read_images(args: argparse.Namespace) -> tuple[Images, list[str]]:
-    """The images, resized, and the names of their classes."""
+def read_images(args: argparse.Namespace) -> tuple[TensorDataset, list[str]]:
+    """Images (N, C, H, W) uint8 and labels (N,) on the device, and the names of the classes."""
     steps = [
         v2.ToImage(),
         v2.Grayscale(1) if args.grey else v2.RGB(),
@@ -112,14 +94,15 @@ def read_images(args: argparse.Namespace) -> tuple[Images, list[str]]:
     count = len(data) if args.first is None else min(args.first, len(data))
     loader = DataLoader(Subset(data, range(count)), 256, num_workers=args.workers)
     pixels, labels = zip(*tqdm(loader, desc="reading images", disable=None))
-    return Images(torch.cat(pixels), torch.cat(labels)), list(getattr(data, "classes", []))
+    images = TensorDataset(*(torch.cat(part).to(args.device) for part in (pixels, labels)))
+    return images, list(getattr(data, "classes", []))
 
 
-def split(images: Images, held_out: int) -> tuple[Images, Images]:
+def split(images: TensorDataset, held_out: int) -> tuple[TensorDataset, TensorDataset]:
     """The images to train on and, behind them, those that are held out."""
     if not 0 < held_out < len(images):
         raise SystemExit(f"--held-out must lie between 1 and {len(images) - 1}, got {held_out}")
-    return images[:-held_out], images[-held_out:]
+    return TensorDataset(*images[:-held_out]), TensorDataset(*images[-held_out:])
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -175,11 +158,12 @@ def spread_timesteps(count: int, levels: int, generator: torch.Generator | None 
 
 
 @torch.no_grad()
-def held_out_loss(unet, scheduler, data: Images, args, null_class: int | None) -> float:
+def held_out_loss(unet, scheduler, data: TensorDataset, args, null_class: int | None) -> float:
     """The loss on the held-out images, with the same noise whenever it is asked."""
     generator, losses = torch.Generator().manual_seed(0), []
     for rows in torch.arange(len(data)).split(args.batch_size):
-        x_0, labels = to_model(data.pixels[rows]), data.labels[rows]
+        pixels, labels = data[rows]
+        x_0 = to_model(pixels)
         eps = torch.randn(x_0.shape, generator=generator)
         t = spread_timesteps(len(rows), scheduler.config.num_train_timesteps, generator)
         loss = denoising_loss(unet, scheduler, x_0, eps.to(x_0), t.to(x_0.device),
@@ -225,7 +209,7 @@ def main() -> None:
         class_names = []
     elif not class_names:
         raise SystemExit("these images have no classes; train with --unconditional")
-    train, held_out = split(images.to(args.device), args.held_out)
+    train, held_out = split(images, args.held_out)
     null_class = len(class_names) or None
     unet = build_unet(args, len(class_names)).to(args.device, memory_format=torch.channels_last)
     scheduler = DDPMScheduler(
@@ -283,15 +267,15 @@ def main() -> None:
             break
         rate = args.learning_rate * min(1, (step - first_step + 1) / 200)
         optimizer.param_groups[0]["lr"] = rate * min(1, (1 - progress) / max(args.cooldown, 1e-9))
-        batch = train[rows.to(args.device)]
-        x_0 = to_model(mirror_half(batch.pixels) if args.random_flip else batch.pixels)
+        pixels, labels = train[rows.to(args.device)]
+        x_0 = to_model(mirror_half(pixels) if args.random_flip else pixels)
         eps = torch.randn_like(x_0)
         t = spread_timesteps(len(x_0), scheduler.config.num_train_timesteps).to(args.device)
         if null_class is None:
             labels = None
         else:
             dropped = torch.rand(len(x_0), device=args.device) < args.label_dropout
-            labels = torch.where(dropped, null_class, batch.labels)
+            labels = torch.where(dropped, null_class, labels)
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
             loss = denoising_loss(unet, scheduler, x_0, eps, t, labels)
         optimizer.zero_grad(set_to_none=True)
