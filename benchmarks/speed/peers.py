@@ -70,9 +70,10 @@ class Peer:
         s, kind, scheduler = self.settings, self._kind, self.backbone.pipeline.scheduler
         if kind == "pixels":
             scheduler = DDIMScheduler.from_config(scheduler.config)
+            denoise = self._pixel_denoiser()
             return lambda images: ddim_loop(
-                self._denoise_pixels, scheduler,
-                images.to(self.denoiser.device, self.denoiser.dtype), s.steps, s.strength)
+                denoise, scheduler, images.to(self.denoiser.device, self.denoiser.dtype), s.steps,
+                s.strength)
         vae = self.backbone.vae
         pipeline: Any
         if kind == "sd":
@@ -96,16 +97,22 @@ class Peer:
 
         return run
 
-    def _denoise_pixels(self, x: Tensor, t: Tensor) -> Tensor:
-        """One call of a pixel U-Net, guided towards its first class where it knows a null class."""
+    def _pixel_denoiser(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """A call of a pixel U-Net, guided towards its first class where it knows a null class."""
         known = self.backbone.embed([0 if self.backbone.condition_kind == "class" else None])
-        if not self.backbone.guidable:
+        null = self.backbone.embed([None]) if self.backbone.guidable else {}
+
+        def plain(x: Tensor, t: Tensor) -> Tensor:
             return self.denoiser(x, t, return_dict=False, **_repeated(known, len(x)))[0]
-        null = _repeated(self.backbone.embed([None]), len(x))
-        both = {name: torch.cat([null[name], value])
-                for name, value in _repeated(known, len(x)).items()}
-        away, towards = self.denoiser(torch.cat([x, x]), t, return_dict=False, **both)[0].chunk(2)
-        return away + self.settings.guidance_scale * (towards - away)
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            both = {name: torch.cat([null[name].expand(len(x)), value.expand(len(x))])
+                    for name, value in known.items()}
+            output = self.denoiser(torch.cat([x, x]), t, return_dict=False, **both)[0]
+            away, towards = output.chunk(2)
+            return away + self.settings.guidance_scale * (towards - away)
+
+        return guided if self.backbone.guidable else plain
 
     def _prompts(self) -> dict[str, Tensor]:
         """A prompt and no prompt, embedded, under the names that the pipelines have for them."""
