@@ -248,8 +248,11 @@ def labeler_of(setup: Setup, arm: Arm, images: Split, pool: Pool) -> Labeler | N
 
 def label_prior_of(setup: Setup, run: Run, images: Split, pool: Pool) -> LabelPrior | None:
     """How often the class asked for came out, by a probe that never saw the seed image."""
-    if not run.arm.amst.label_prior or run.shots < 2:
+    if not run.arm.amst.label_prior:
         return None
+    if run.shots < 2:  # there is none to hold out
+        nothing = pool.seed_labels[:0]
+        return LabelPrior.estimate(nothing, nothing, setup.task.classes)
     backbone, shots = _backbone(setup), images.shots
     seed_index = torch.arange(len(pool.pixels)) // run.spec.replicas
     real, made = (fit_to(part.float() / 255, backbone) for part in (shots.pixels, pool.pixels))

@@ -60,9 +60,10 @@ class AMSTOptions:
                                 if value is not None})  # fmt: skip
 
 
-# All that later work adds; see `RunPlan`, `VotingRule` and `LabellingRule` for the sources.
+# What later work adds, see `RunPlan` and `LabellingRule` for the sources, and all labels accepted
+# that most heads vote for: where the prior has made them right, the doubtful ones teach most.
 AMST_PLUS = AMSTOptions(
-    voting=VotingRule(threshold="soft"),
+    voting=VotingRule(agreement="majority", confidence_threshold=0.0),
     labelling=LabellingRule(distribution_alignment=True),
     ema_decay=0.99,
     label_prior=True,
@@ -73,6 +74,7 @@ PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+ without averaged weights": replace(AMST_PLUS, ema_decay=None),
     "AMST+ without alignment": replace(AMST_PLUS, labelling=LabellingRule()),
     "AMST+ without label prior": replace(AMST_PLUS, label_prior=False),
+    "AMST+ with soft thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="soft")),
     "AMST+ with adaptive thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="adaptive")),
     "AMST+ with the fixed threshold": replace(AMST_PLUS, voting=VotingRule()),
     "AMST+, 1 real image to 7": replace(AMST_PLUS, ratio=(1, 7, 0.25)),

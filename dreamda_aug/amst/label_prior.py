@@ -11,6 +11,8 @@ from dreamda_aug.amst.checks import check_labels
 
 # Rounds of the correction; it changes by less than a thousandth after a few dozen.
 _ROUNDS = 100
+# What is believed of a generator before anything is known: three of four images as asked for.
+_USUALLY_KEPT = 0.75
 # So few images say nothing about a temperature.
 _ENOUGH = 50
 # What heads may be softened by: from not at all to nearly uniform.
@@ -47,9 +49,13 @@ class LabelPrior:
     @classmethod
     def estimate(
         cls, asked: Tensor, predicted: Tensor, num_classes: int, *,
-        confusion: Tensor | None = None, smoothing: float = 1.0,
+        confusion: Tensor | None = None, smoothing: float = 50.0,
     ) -> LabelPrior:
         """Estimate it from predictions on synthetic images.
+
+        One share of kept labels is estimated over all classes. Each class then moves towards what
+        its own images say, as far as it has labelled images to know the judge by: from three of
+        them a class that was kept always can look as if it had never been.
 
         Args:
             asked: classes asked for, (N,) integers; images with −1 are left out.
@@ -57,16 +63,17 @@ class LabelPrior:
                 have learned from the seed images of what it judges: take a diffusion classifier,
                 or predictions out of fold.
             num_classes: C.
-            confusion: P(predicted | true) of that classifier on labelled images out of fold,
-                (true, predicted); None: its errors are taken for the generator's.
-            smoothing: pseudo-counts per row, > 0: three quarters on the asked class, the rest
-                spread evenly, so that no class becomes impossible.
+            confusion: how often that classifier sees each class in labelled images of each class,
+                out of fold, (true, predicted) counts; None: it is taken to be always right.
+            smoothing: so many labelled images of a class count as much as all classes together,
+                > 0.
 
         Raises:
-            ValueError: labels out of range, or ``smoothing`` not above 0.
+            ValueError: labels out of range, ``confusion`` of another shape or with negative
+                counts, or ``smoothing`` not above 0.
 
-        Source: ours; the correction is expectation maximisation for a known confusion matrix
-        (Saerens et al. 2002).
+        Source: ours; the correction of each class is expectation maximisation for a known
+        confusion matrix (Saerens et al. 2002).
         """
         if not smoothing > 0:
             raise ValueError(f"smoothing must be > 0, got {smoothing}.")
@@ -74,17 +81,28 @@ class LabelPrior:
         check_labels("predicted", predicted, len(asked), num_classes)
         known = asked >= 0
         cells = asked[known] * num_classes + predicted[known]
-        counts = torch.bincount(cells, minlength=num_classes**2).double()
-        counts = counts.view(num_classes, num_classes)
-        eye = torch.eye(num_classes, dtype=torch.float64)
-        extra = smoothing * (0.75 * eye + 0.25 / num_classes)
-        channel = eye if confusion is None else confusion.double()
-        table = (extra / extra.sum(1, keepdim=True)).clone()
+        seen = torch.bincount(cells.cpu(), minlength=num_classes**2).double()
+        seen = seen.view(num_classes, num_classes)
+        if confusion is None:
+            judged = seen.sum(1).diag()  # as many images, all of them seen right
+        else:
+            judged = torch.as_tensor(confusion).cpu().double()
+            if judged.shape != seen.shape or not bool((judged >= 0).all()):
+                raise ValueError(
+                    f"confusion must be counts ≥ 0 of shape {tuple(seen.shape)}, (true, "
+                    f"predicted), got shape {tuple(judged.shape)}; predict_out_of_fold gives them."
+                )
+        right = _share_right(judged) if judged.sum() else 1.0
+        pooled = _even(_share_kept(seen, right, judged.sum().item()), num_classes)
+        channel = judged + _even(right, num_classes)
+        channel = channel / channel.sum(1, keepdim=True)
+        table = pooled
         for _ in range(_ROUNDS):
             expected = (table @ channel).clamp(min=1e-12)
-            table = table * ((counts / expected) @ channel.T) + extra
+            table = table * ((seen / expected) @ channel.T) + pooled
             table = table / table.sum(1, keepdim=True)
-        return cls(table.float())
+        own = judged.sum(1, keepdim=True)
+        return cls(((own * table + smoothing * pooled) / (own + smoothing)).float())
 
     def update(self, probabilities: Tensor, asked: Tensor, shares: Tensor) -> Tensor:
         """The heads' probabilities once it is known what was asked for.
@@ -137,3 +155,32 @@ class LabelPrior:
 def _tempered(probabilities: Tensor, temperature: float) -> Tensor:
     powers = probabilities.clamp(min=1e-12) ** (1 / temperature)
     return powers / powers.sum(-1, keepdim=True)
+
+
+def _share_right(counts: Tensor) -> float:
+    return float(counts.trace() / counts.sum())
+
+
+def _share_kept(seen: Tensor, right: float, labelled: float) -> float:
+    """Share of images of the class asked for, over all classes.
+
+    A judge that is right on a share of the labelled images, and else sees any other class, agrees
+    with a share of the asked classes that is linear in what was kept. Where the judge is hardly
+    better than chance, or images are few, that equation says little, and is drawn to 3 of 4 (ridge
+    regression with the variance of both shares).
+    """
+    classes, total = len(seen), seen.sum().item()
+    if not total:
+        return _USUALLY_KEPT
+    wrong = (1 - right) / max(1, classes - 1)
+    signal, agreed = right - wrong, _share_right(seen) - wrong
+    doubt = right * (1 - right) / max(labelled, 1.0) + 0.25 / total
+    kept = (signal * agreed + doubt * _USUALLY_KEPT) / (signal**2 + doubt)
+    return min(max(kept, 1 / classes), 1 - 1 / (total + 2))
+
+
+def _even(right: float, classes: int) -> Tensor:
+    """A table with this diagonal, and the rest spread evenly; (classes, classes), float64."""
+    table = torch.full((classes, classes), (1 - right) / max(1, classes - 1),
+                       dtype=torch.float64)
+    return table.fill_diagonal_(right)

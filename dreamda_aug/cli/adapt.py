@@ -5,7 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dreamda_aug.cli.options import Subparsers, check_device, positive, read_names, say
+from dreamda_aug.cli.options import (
+    SOURCE_HELP,
+    Subparsers,
+    check_device,
+    positive,
+    read_names,
+    say,
+)
 
 
 def add_commands(subparsers: Subparsers) -> None:
@@ -13,8 +20,7 @@ def add_commands(subparsers: Subparsers) -> None:
     command = subparsers.add_parser(
         "adapt", help="adapt a model to your images; the same command goes on after an "
                       "interruption")
-    command.add_argument("source", help="class folders, a folder of images, a .csv or .jsonl list, "
-                                        "torchvision:NAME, hf:NAME, or bundled")
+    command.add_argument("source", help=SOURCE_HELP)
     command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
     command.add_argument("--unlabelled", action="store_true",

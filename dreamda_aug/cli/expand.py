@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamda_aug.cli.options import (
+    SOURCE_HELP,
     Subparsers,
     add_calibrate_option,
     add_model_options,
@@ -27,8 +28,7 @@ def add_commands(subparsers: Subparsers) -> None:
     """Register ``expand``, ``report`` and ``regenerate``."""
     command = subparsers.add_parser(
         "expand", help="write a synthetic dataset; the same command goes on after an interruption")
-    command.add_argument("source", help="class folders, a .csv or .jsonl list, torchvision:NAME, "
-                                        "hf:NAME, or bundled")
+    command.add_argument("source", help=SOURCE_HELP)
     command.add_argument("--out", required=True,
                          help="folder to write to, also s3://..., gs://... (extra 'remote')")
     command.add_argument("--ratio", type=whole, default=5, help="synthetic images per seed image")

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamda_aug.cli.options import Subparsers, add_model_options, model_options, positive, say
+from dreamda_aug.cli.options import (
+    SOURCE_HELP,
+    Subparsers,
+    add_model_options,
+    model_options,
+    positive,
+    say,
+)
 
 if TYPE_CHECKING:
     from dreamda_aug.generation.synthesizer import Synthesizer
@@ -19,8 +26,7 @@ def add_commands(subparsers: Subparsers) -> None:
     """Register ``explore``."""
     command = subparsers.add_parser(
         "explore", help="one HTML page with sliders that show what the dials do to your images")
-    command.add_argument("source", help="class folders, a .csv or .jsonl list, torchvision:NAME, "
-                                        "hf:NAME, or bundled")
+    command.add_argument("source", help=SOURCE_HELP)
     add_model_options(command)
     command.add_argument("--out", type=Path, default=Path("explore.html"), help="the page")
     command.add_argument("--images", type=positive, default=6, help="real images to show")

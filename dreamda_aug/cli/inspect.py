@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import dreamda_aug
 from dreamda_aug.arguments import real
 from dreamda_aug.cli.options import (
+    SOURCE_HELP,
     Subparsers,
     add_model_options,
     add_settings_option,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from dreamda_aug.inputs.images import Pixels
 
 
-_SOURCE = ("images, a folder for each class, a .csv or .jsonl list, torchvision:NAME, hf:NAME, or "
-           "bundled")
 # The largest grid that is still to be looked at.
 _MAX_CELLS = 10_000
 
@@ -44,7 +43,7 @@ def add_commands(commands: Subparsers) -> None:
     command.set_defaults(run=_demo)
 
     command = commands.add_parser("preview", help="a grid of your images and their replicas")
-    command.add_argument("source", help=_SOURCE)
+    command.add_argument("source", help=SOURCE_HELP)
     add_model_options(command)
     add_settings_option(command)
     command.add_argument("--out", type=Path, default=Path("preview.png"))
@@ -56,7 +55,7 @@ def add_commands(commands: Subparsers) -> None:
 
     command = commands.add_parser(
         "calibrate", help="find how far images may go and keep their labels")
-    command.add_argument("source", help=_SOURCE)
+    command.add_argument("source", help=SOURCE_HELP)
     add_model_options(command)
     add_settings_option(command)
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")

@@ -7,6 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
+SOURCE_HELP = ("images, a folder for each class, a .csv or .jsonl list, torchvision:NAME, hf:NAME, "
+               "or bundled")
+
 
 class Subparsers(Protocol):
     """What `ArgumentParser.add_subparsers` returns."""

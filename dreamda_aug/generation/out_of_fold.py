@@ -38,8 +38,8 @@ def predict_out_of_fold(
         inverse_penalty: as in `LinearProbe`.
 
     Returns:
-        Predicted classes (M,) int64, and P(predicted | true) on labelled images out of fold,
-        (true, predicted), smoothed by one count per row.
+        Predicted classes (M,) int64, and how often each class is seen in labelled images of each
+        class out of fold, (true, predicted) int64.
 
     Raises:
         ValueError: labels or indices out of range, or a class with fewer than two images.
@@ -60,10 +60,4 @@ def predict_out_of_fold(
                       inverse_penalty)
     predicted, seen = judge.classify(synthetic, seed_index), judge.held_out
     cells = torch.bincount(targets * num_classes + seen, minlength=num_classes**2)
-    confusion = cells.view(num_classes, num_classes).double()
-    # with few images, errors are spread evenly rather than trusted cell by cell
-    right = confusion.diagonal().sum() / confusion.sum()
-    typical = torch.full_like(confusion, float(1 - right) / max(1, num_classes - 1))
-    typical.fill_diagonal_(float(right))
-    confusion = confusion + typical
-    return predicted, (confusion / confusion.sum(1, keepdim=True)).float()
+    return predicted, cells.view(num_classes, num_classes)

@@ -20,16 +20,43 @@ def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_judges_own_errors_are_taken_out():
     asked, seen = draw(30_000)
-    found = LabelPrior.estimate(asked, seen, 3, confusion=JUDGE).probabilities
+    found = LabelPrior.estimate(asked, seen, 3, confusion=10_000 * JUDGE).probabilities
     torch.testing.assert_close(found, TRUE, atol=0.03, rtol=0)
     plain = LabelPrior.estimate(asked, seen, 3).probabilities
     torch.testing.assert_close(plain, TRUE @ JUDGE, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("kept", [0.5, 0.97])
+@pytest.mark.parametrize("rng_seed", range(5))
+def test_a_judge_known_from_three_images_of_a_class_does_not_condemn_any_class(kept, rng_seed):
+    """It is right on two images of three; which class it mistakes for which is chance."""
+    generator = torch.Generator().manual_seed(rng_seed)
+
+    def judge(true: torch.Tensor) -> torch.Tensor:
+        other = (true + torch.randint(1, 10, true.shape, generator=generator)) % 10
+        return torch.where(torch.rand(true.shape, generator=generator) < 2 / 3, true, other)
+
+    asked, real = torch.arange(10).repeat(30), torch.arange(10).repeat(3)
+    lost = torch.rand(300, generator=generator) > kept
+    true = torch.where(lost, torch.randint(10, (300,), generator=generator), asked)
+    confusion = torch.bincount(real * 10 + judge(real), minlength=100).view(10, 10)
+    found = LabelPrior.estimate(asked, judge(true), 10, confusion=confusion).probabilities.diag()
+    share = (true == asked).float().mean()
+    assert abs(found.mean() - share) < 0.2
+    assert found.min() > share - 0.3
+
+
+def test_a_judge_that_knows_nothing_leaves_three_of_four():
+    asked = torch.arange(300) % 10
+    found = LabelPrior.estimate(asked, (asked * 7 + asked // 3) % 10, 10,
+                                confusion=torch.full((10, 10), 0.3)).probabilities
+    torch.testing.assert_close(found.diag().mean(), torch.tensor(0.75), atol=0.02, rtol=0)
+
+
 def test_without_images_the_asked_class_is_likely_and_none_impossible():
     nothing = torch.zeros(0, dtype=torch.int64)
     found = LabelPrior.estimate(nothing, nothing, 4).probabilities
-    torch.testing.assert_close(found.diag(), torch.full((4,), 0.8125))
+    torch.testing.assert_close(found.diag(), torch.full((4,), 0.75))
     assert found.min() > 0.06
 
 
@@ -70,5 +97,8 @@ def test_labels_out_of_range_and_a_double_count_are_refused():
         LabelPrior.estimate(torch.tensor([3]), torch.tensor([0]), 3)
     with pytest.raises(ValueError, match="smoothing must be > 0"):
         LabelPrior.estimate(torch.tensor([0]), torch.tensor([0]), 3, smoothing=0)
+    for confusion in (torch.eye(2), -torch.eye(3)):
+        with pytest.raises(ValueError, match="confusion must be counts"):
+            LabelPrior.estimate(torch.tensor([0]), torch.tensor([0]), 3, confusion=confusion)
     with pytest.raises(ValueError, match="count the seed label twice"):
         LabellingRule(seed_vote=True, label_prior=LabelPrior(TRUE))
