@@ -17,7 +17,7 @@ from dreamda_aug.backbones import Condition
 from dreamda_aug.evaluation.training import Trainer, class_accuracy, small_classifier
 from dreamda_aug.evaluation.verdict import Evaluation
 from dreamda_aug.generation.automatic import calibrated
-from dreamda_aug.generation.probe import LinearProbe, backbone_features
+from dreamda_aug.generation.probe import LinearProbe, features_for_labels
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.inputs.sources import Source, open_source
@@ -158,7 +158,8 @@ def _probe(
     """A probe of the labelled images, for the look of the pool that it is to label."""
     backbone = synthesizer.backbone
     resize = v2.Lambda(partial(fit_to, backbone=backbone))
-    probe = LinearProbe(backbone_features(backbone), resize(pixels), labels, num_classes=classes,
+    features, _ = features_for_labels(backbone)
+    probe = LinearProbe(features, resize(pixels), labels, num_classes=classes,
                         inverse_penalty=None).matched_to(resize(pool))
     return SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)
 

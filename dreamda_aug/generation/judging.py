@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamda_aug.backbones import Backbone
-from dreamda_aug.errors import BackboneError
 from dreamda_aug.generation.probe import (
-    backbone_features,
     deal_out,
     deviations,
+    features_for_labels,
     logistic_regression,
 )
-from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
+from dreamda_aug.metrics.features import FeatureFunction, extract_features
 
 FOLDS = 4
 # C of the logistic regression, as in `LinearProbe`.
@@ -148,8 +147,5 @@ def fold_judge(backbone: Backbone, images: Tensor, labels: Tensor) -> FoldJudge 
     """
     if len(labels.unique()) < 2:
         return None
-    try:
-        return FoldJudge(backbone_features(backbone), images, labels,
-                         "a linear probe on the model's own features, out of fold")
-    except BackboneError:  # a class-conditional model without a class for "none"
-        return FoldJudge(pixel_features(), images, labels, "a linear probe on pixels, out of fold")
+    features, name = features_for_labels(backbone)
+    return FoldJudge(features, images, labels, f"a linear probe on {name}, out of fold")

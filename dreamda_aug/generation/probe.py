@@ -21,7 +21,7 @@ from dreamda_aug.arguments import whole
 from dreamda_aug.backbones import Backbone
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.metrics.distances import check_integers
-from dreamda_aug.metrics.features import FeatureFunction, extract_features
+from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
 
 # Values of C to choose from.
 _CHOICES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -65,6 +65,17 @@ def backbone_features(
     if grid < 1:
         raise ValueError(f"grid must be at least 1, got {grid}.")
     return _BackboneFeatures(backbone, tuple(strengths), grid)
+
+
+def features_for_labels(backbone: Backbone) -> tuple[FeatureFunction, str]:
+    """The features that classes are told apart by, and what they are, in words.
+
+    Those of the backbone itself; or pixels, where it is class-conditional without a null class:
+    such a model sees nothing in an image whose class it is not told.
+    """
+    if backbone.condition_kind == "class" and not backbone.guidable:
+        return pixel_features(), "pixels"
+    return backbone_features(backbone), "the model's own features"
 
 
 class LinearProbe(nn.Module):

@@ -104,3 +104,16 @@ def test_classes_are_asked_for_by_name(class_folder, monkeypatch):
     monkeypatch.setattr(Named, "classes", ["up", "elsewhere"])
     with pytest.warns(match="does not know the class 'elsewhere'"):
         assert evaluate(Named(marked(10)), synthesizer, **options).main == "DreamDA + AMST"
+
+
+def test_a_model_that_must_be_told_the_class_is_studied_too():
+    """It has no branch without a class, whose features the probe would take."""
+    class Named(list):
+        classes = ["0", "1"]
+
+    synthesizer = Synthesizer(pixel_pipeline(num_classes=2), cache=None, steps=3,
+                              strength=0.6, adherence=0.5, noise_scale=1.0)
+    assert not synthesizer.backbone.guidable
+    found = evaluate(Named(marked(10)), synthesizer, shots=2, draws=2, replicas=1, steps=4,
+                     batch_size=6, classifier=tiny)
+    assert len(found.accuracies["DreamDA, linear probe"]) == 2
