@@ -46,7 +46,7 @@ class Task:
             of the study is drawn from them.
         classical: the augmentations, of those in `OPERATIONS`, one of which is chosen on
             validation to go on top of every arm.
-        steps: optimizer steps of every arm, a multiple of four, AMST's stages.
+        steps: optimizer steps of every arm, a multiple of eight, AMST's parts.
         batch_size: images per step of every arm.
         learning_rate: AdamW's at its peak; cosine decay.
         backbone: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given

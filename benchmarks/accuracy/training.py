@@ -39,15 +39,17 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# The learning rate comes down this many times; the pool is labelled before the last ROUNDS of them.
+# A single head's learning rate comes down this many times; it labels before the last ROUNDS of them.
 STAGES, ROUNDS = 4, 3
 POOL_SHARE = 2  # images of the pool per real one in a batch
-# One labelling round: with several, and a restart before each, the
-# classifier had only the last quarter of the steps to learn, and lost 2 to 5 points on validation.
-AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=STAGES - ROUNDS, epochs=ROUNDS,
-                    relabel_every=ROUNDS)  # fmt: skip
+# AMST's heads learn for one of these parts of the steps, and label once: with several rounds, or a
+# quarter of the steps, the classifier had too few left to learn from the pool, and lost 1 to 5
+# points on validation.
+PARTS = 8
+AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=1, epochs=PARTS - 1,
+                    relabel_every=PARTS - 1)  # fmt: skip
 # Another labeler needs no pretraining, and its labels never change.
-LABELER_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=STAGES, relabel_every=STAGES)
+LABELER_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=PARTS, relabel_every=PARTS)
 
 # What decides a classifier's weights; a changed line means that runs are made anew.
 AMST_FOLDER = Path(amst.__file__).parent
@@ -129,10 +131,10 @@ class Training:
         seconds = time.process_time() - began
         return Outcome(self.model.eval(), seconds, accepted, right, self.steps)
 
-    def _optimizer(self, parameters, period: int):
-        """AdamW with cosine decay that starts again every ``period`` steps."""
+    def _optimizer(self, parameters, period: int, longer: int = 1):
+        """AdamW with cosine decay over ``period`` steps, then over ``longer`` times as many, ..."""
         optimizer = torch.optim.AdamW(parameters, self.task.learning_rate, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period, longer)
         return optimizer, schedule
 
     def _supervised(self, optimizing, pool_labels: Tensor | None, steps: int) -> None:
@@ -188,7 +190,7 @@ class Training:
 
     def _amst(self) -> tuple[float, float | None]:
         """AMST over the pool; share accepted in the last round, and of these right."""
-        period = self.task.steps // STAGES
+        part = self.task.steps // PARTS
         options, strong = self.arm.amst, StrongView(weak=self.weak)
         if self.arm.view not in ("none", "weak"):
             # all heads that learn the strong view, the main one too, see the arm's own operation
@@ -198,15 +200,19 @@ class Training:
                 return OPERATIONS[self.arm.view](self.weak(images))
 
         wrapper = options.wrap(self.model, self.weak, strong)
-        optimizer, schedule = self._optimizer(
-            wrapper.to(self.device).parameter_groups(self.task.learning_rate), period)
         plan = AMST_PLAN if self.arm.labels == "amst" else LABELER_PLAN
-        plan = replace(plan, batch_size=self.task.batch_size, steps_per_epoch=period)
+        plan = options.change(
+            replace(plan, batch_size=self.task.batch_size, steps_per_epoch=part))
+        # down once before the heads label, and once until they label again
+        period = part * (plan.pretraining_epochs or PARTS)
+        optimizer, schedule = self._optimizer(
+            wrapper.to(self.device).parameter_groups(self.task.learning_rate), period,
+            plan.relabel_every if plan.pretraining_epochs else 1)
         training = SelfTraining(
             wrapper,
             TensorDataset(self.images.shots.pixels.float() / 255, self.images.shots.labels),
             TensorDataset(self.pixels.float() / 255, self.pool_labels),
-            optimizer, scheduler=schedule, plan=options.change(plan), labeler=self.labeler,
+            optimizer, scheduler=schedule, plan=plan, labeler=self.labeler,
             labelling=replace(options.labelling, label_prior=self.label_prior),
             truth=self.truth, rng_seed=self.rng_seed,
         )  # fmt: skip
