@@ -39,7 +39,7 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# A single head's learning rate comes down this many times; it labels before the last ROUNDS of them.
+# How often the learning rate of a single head that labels comes down, and how often it labels.
 STAGES, ROUNDS = 4, 3
 POOL_SHARE = 2  # images of the pool per real one in a batch
 # AMST's heads learn for one of these parts of the steps, and label once: with several rounds, or a
