@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from dreamda_aug.amst import SeedLabeler, SingleHeadLabeler
+from dreamda_aug.amst import LabelPrior, SeedLabeler, SingleHeadLabeler
 from dreamda_aug.arguments import real, whole
 from dreamda_aug.backbones import Condition
-from dreamda_aug.evaluation.training import Trainer, class_accuracy, small_classifier
+from dreamda_aug.evaluation.training import PARTS, Trainer, class_accuracy, small_classifier
 from dreamda_aug.evaluation.verdict import Evaluation
 from dreamda_aug.generation.automatic import calibrated
+from dreamda_aug.generation.out_of_fold import predict_out_of_fold
 from dreamda_aug.generation.probe import LinearProbe, features_for_labels
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.metrics.features import FeatureFunction
 from dreamda_aug.progress import bar
 
 REAL, CLASSICAL = "real only", "RandAugment"
@@ -51,8 +53,9 @@ def evaluate(
     In each draw, ``shots`` images of every class are labelled images; all others are the test
     set. Five arms start from the same weights and take the same steps: real images alone, with
     RandAugment, and with synthetic images under RandAugment whose labels are the seed images', a
-    linear probe's on the diffusion model's features, and AMST's. The verdict, against the better of
-    the first two, is about seed labels where the model is told the class, which our own study
+    linear probe's on the diffusion model's features, and AMST's. Where the model is told the
+    class, AMST's heads know how often it came out (`LabelPrior`). The verdict, against the better
+    of the first two, is about seed labels where the model is told the class, which our own study
     found best there, and about AMST where it is not.
 
     Args:
@@ -62,7 +65,7 @@ def evaluate(
         shots: labelled images per class, at least 2.
         draws: how often they are drawn, at least 2; each makes new synthetic images.
         replicas: synthetic images per labelled one.
-        steps: optimizer steps of every arm, a multiple of 4.
+        steps: optimizer steps of every arm, a multiple of 8.
         batch_size: images per step.
         learning_rate: AdamW's.
         flip: probability that training images are mirrored; 0 for digits and letters.
@@ -84,14 +87,16 @@ def evaluate(
     shots, draws = whole("shots", shots, 2), whole("draws", draws, 2)
     replicas, batch_size = whole("replicas", replicas, 1), whole("batch_size", batch_size, 2)
     flip = real("flip", flip, "lie in [0, 1]", 0.0, 1.0)
-    if whole("steps", steps, 4) % 4:
-        raise ValueError(f"steps must be a multiple of 4, got {steps}.")
+    if whole("steps", steps, PARTS) % PARTS:
+        raise ValueError(f"steps must be a multiple of {PARTS}, got {steps}.")
     opened = open_source(source)
     synthesizer = as_synthesizer(synthesizer).with_class_names(opened.classes)
     size = image_size or min(64, *synthesizer.backbone.image_size)
     labels = torch.tensor([int(label) for label in opened.labels])
     classes = len(opened.classes)
     _check_counts(labels, opened.classes, shots)
+    told = _told_the_class(synthesizer, classes)
+    features, _ = features_for_labels(synthesizer.backbone)
     settings: list[str] = []
     accuracies: dict[str, list[float]] = {}
     agreement: dict[str, list[float]] = {}
@@ -125,12 +130,19 @@ def evaluate(
             pool = _stack(made, size, synthesizer.backbone.channels)
             seeds = labels[chosen].repeat_interleave(replicas)
             note(SEED, *trainer.self_training(pool, seeds, SeedLabeler()))
+            resize = v2.Lambda(partial(fit_to, backbone=synthesizer.backbone))
+            seen, resized = resize(pixels), resize(pool)
+            probe = LinearProbe(features, seen, labels[chosen], num_classes=classes,
+                                inverse_penalty=None).matched_to(resized)
             note(PROBE, *trainer.self_training(
-                pool, seeds, _probe(synthesizer, pixels, labels[chosen], classes, pool)))
-            note(AMST, *trainer.self_training(pool, seeds, None))
+                pool, seeds, SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)))
+            prior = None
+            if told:
+                prior = _label_prior(features, seen, labels[chosen], resized, seeds, classes)
+            note(AMST, *trainer.self_training(pool, seeds, prior))
     return Evaluation(
         accuracies, {arm: sum(values) / len(values) for arm, values in agreement.items()},
-        [REAL, CLASSICAL], SEED if _told_the_class(synthesizer, classes) else AMST,
+        [REAL, CLASSICAL], SEED if told else AMST,
         {"backbone": synthesizer.backbone.name, "settings": "; ".join(dict.fromkeys(settings)),
          "shots": str(shots), "replicas": str(replicas), "steps": str(steps),
          "image_size": str(size), "test_images": str(len(test))})
@@ -152,16 +164,15 @@ def _calibrated(synthesizer: Synthesizer, source: Source, chosen: Tensor) -> Syn
     return calibrated(synthesizer, source, chosen.tolist(), condition)[0]
 
 
-def _probe(
-    synthesizer: Synthesizer, pixels: Tensor, labels: Tensor, classes: int, pool: Tensor
-) -> SingleHeadLabeler:
-    """A probe of the labelled images, for the look of the pool that it is to label."""
-    backbone = synthesizer.backbone
-    resize = v2.Lambda(partial(fit_to, backbone=backbone))
-    features, _ = features_for_labels(backbone)
-    probe = LinearProbe(features, resize(pixels), labels, num_classes=classes,
-                        inverse_penalty=None).matched_to(resize(pool))
-    return SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)
+def _label_prior(
+    features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, asked: Tensor,
+    classes: int,
+) -> LabelPrior:
+    """How often images made of labelled ones kept the class, by probes that saw no seed image."""
+    seed_index = torch.arange(len(made)) // (len(made) // len(images))
+    predicted, confusion = predict_out_of_fold(features, images, labels, made, seed_index,
+                                               num_classes=classes)
+    return LabelPrior.estimate(asked, predicted, classes, confusion=confusion)
 
 
 def _check_counts(labels: Tensor, classes: list[str], shots: int) -> None:

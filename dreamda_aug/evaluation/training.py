@@ -17,14 +17,23 @@ from dreamda_aug.amst import (
     CollapseWarning,
     HeadViews,
     Labeler,
+    LabellingRule,
+    LabelPrior,
     RunPlan,
     SelfTraining,
+    VotingRule,
     WeakView,
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# Of a batch with synthetic images, one in three is real.
-_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=1, epochs=3, relabel_every=3)
+# AMST's heads learn for one of so many parts of the steps before they label.
+PARTS = 8
+# Of a batch with synthetic images, one in three is real. The heads label once.
+_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=1, epochs=PARTS - 1,
+                relabel_every=PARTS - 1)  # fmt: skip
+# Of a model that was told the class nearly all labels are right once the prior is asked, and those
+# that heads doubt teach most. Of others only what all heads are sure of is accepted.
+_TRUSTING = VotingRule(agreement="majority", confidence_threshold=0.0)
 
 # Images (N, C, H, W) in [0, 1] to the same.
 View = Callable[[Tensor], Tensor]
@@ -65,9 +74,9 @@ class Trainer:
         images: labelled images, (N, C, H, W) in [0, 1].
         labels: their classes, (N,) int64.
         flip: probability that an image is mirrored.
-        steps: optimizer steps, a multiple of four.
+        steps: optimizer steps, a multiple of `PARTS`.
         batch_size: images per step.
-        learning_rate: AdamW's at its peak, with cosine decay in four stages.
+        learning_rate: AdamW's at its peak, with cosine decay.
         rng_seed: the same for all arms of a draw.
         device: where it trains.
     """
@@ -94,7 +103,7 @@ class Trainer:
     def supervised(self, view: View) -> nn.Module:
         """Train on the labelled images alone."""
         model = self._fresh().train()
-        optimizer, schedule = self._optimizer(list(model.parameters()))
+        optimizer, schedule = self._optimizer(list(model.parameters()), self.steps)
         generator = torch.Generator().manual_seed(derive_seed(self.rng_seed, "batches"))
         for _ in range(self.steps):
             rows = torch.randint(len(self.images), (self.batch_size,), generator=generator)
@@ -107,29 +116,38 @@ class Trainer:
         return model.eval()
 
     def self_training(
-        self, synthetic: Tensor, seed_labels: Tensor, labeler: Labeler | None
+        self, synthetic: Tensor, seed_labels: Tensor, labels: Labeler | LabelPrior | None
     ) -> tuple[nn.Module, float]:
         """Train on synthetic images too; RandAugment on top of all.
 
         Args:
             synthetic: (M, C, H, W) in [0, 1].
-            seed_labels: (M,) int64.
-            labeler: labels them; None: AMST's heads.
+            seed_labels: (M,) int64, as many of each class.
+            labels: what labels them; None: AMST's heads, as in the paper; a prior: the same heads,
+                which know of a generator that was told the class.
 
         Returns:
             The classifier, and the share of labels that are the seed image's.
         """
+        prior = labels if isinstance(labels, LabelPrior) else None
+        labeler = None if isinstance(labels, LabelPrior) else labels
         wrapper = AMSTWrapper(self._fresh(), weak=self.weak, strong=self.strong,
-                              views=HeadViews(main="strong"))
+                              views=HeadViews(main="strong"),
+                              voting=VotingRule() if prior is None else _TRUSTING)
         groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
-        optimizer, schedule = self._optimizer(groups)
-        plan = replace(_PLAN, batch_size=self.batch_size, steps_per_epoch=self.steps // 4)
-        if labeler is not None:  # nothing to learn before labels are made
-            plan = replace(plan, pretraining_epochs=0, epochs=4, relabel_every=4)
+        part = self.steps // PARTS
+        plan = replace(_PLAN, batch_size=self.batch_size, steps_per_epoch=part)
+        if labeler is None:
+            optimizer, schedule = self._optimizer(groups, part, PARTS - 1)
+        else:  # nothing to learn before labels are made
+            plan = replace(plan, pretraining_epochs=0, epochs=PARTS, relabel_every=PARTS)
+            optimizer, schedule = self._optimizer(groups, self.steps)
+        rule = LabellingRule(distribution_alignment=prior is not None, label_prior=prior)
         training = SelfTraining(
             wrapper, TensorDataset(self.images, self.labels),
             TensorDataset(synthetic, seed_labels), optimizer, scheduler=schedule, plan=plan,
-            labeler=labeler, rng_seed=derive_seed(self.rng_seed, "self-training") % 2**31)
+            labeler=labeler, labelling=rule,
+            rng_seed=derive_seed(self.rng_seed, "self-training") % 2**31)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)
             report = training.run()[-1]
@@ -141,11 +159,12 @@ class Trainer:
             return self.build().to(self.device)
 
     def _optimizer(
-        self, parameters: Sequence[nn.Parameter] | Sequence[dict[str, object]]
+        self, parameters: Sequence[nn.Parameter] | Sequence[dict[str, object]], period: int,
+        longer: int = 1,
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """AdamW with cosine decay over ``period`` steps, then over ``longer`` times as many."""
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
-            optimizer, self.steps // 4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period, longer)
         return optimizer, schedule
 
 

@@ -57,8 +57,8 @@ def test_labelled_and_test_images_are_disjoint_and_cover_all():
 def test_what_cannot_be_studied_is_refused(synthesizer):
     with pytest.raises(ValueError, match=r"more than 8 images of each class.*class '0' has 8"):
         evaluate(marked(16), synthesizer, shots=8)
-    with pytest.raises(ValueError, match="steps must be a multiple of 4, got 6"):
-        evaluate(marked(16), synthesizer, steps=6)
+    with pytest.raises(ValueError, match="steps must be a multiple of 8, got 12"):
+        evaluate(marked(16), synthesizer, steps=12)
     with pytest.raises(ValueError, match="shots must be"):
         evaluate(marked(16), synthesizer, shots=1)
 
@@ -75,7 +75,7 @@ def test_accuracy_is_averaged_over_classes_and_views_stay_in_range():
 
 def test_dials_are_measured_on_the_labelled_images_of_each_draw(measured, few_choices):
     synthesizer = Synthesizer(pixel_pipeline(), cache=None, steps=3)
-    options = {"shots": 4, "draws": 2, "replicas": 1, "steps": 4, "batch_size": 6,
+    options = {"shots": 4, "draws": 2, "replicas": 1, "steps": 8, "batch_size": 6,
                "classifier": tiny}
     with pytest.warns(match="was not calibrated for these settings yet"):
         evaluate(marked(16), synthesizer, calibrate=False, **options)
@@ -95,7 +95,7 @@ def test_classes_are_asked_for_by_name(class_folder, monkeypatch):
                         lambda self, given: asked.update(given) or embed(self, given))
     synthesizer = Synthesizer(class_folder, cache=None, steps=3, strength=0.6, adherence=0.5,
                               noise_scale=1.0)
-    options = {"shots": 2, "draws": 2, "replicas": 1, "steps": 4, "batch_size": 6,
+    options = {"shots": 2, "draws": 2, "replicas": 1, "steps": 8, "batch_size": 6,
                "classifier": tiny}
     found = evaluate(Named(marked(10)), synthesizer, **options)
     assert asked == {"up", "left", None}
@@ -114,6 +114,6 @@ def test_a_model_that_must_be_told_the_class_is_studied_too():
     synthesizer = Synthesizer(pixel_pipeline(num_classes=2), cache=None, steps=3,
                               strength=0.6, adherence=0.5, noise_scale=1.0)
     assert not synthesizer.backbone.guidable
-    found = evaluate(Named(marked(10)), synthesizer, shots=2, draws=2, replicas=1, steps=4,
+    found = evaluate(Named(marked(10)), synthesizer, shots=2, draws=2, replicas=1, steps=8,
                      batch_size=6, classifier=tiny)
     assert len(found.accuracies["DreamDA, linear probe"]) == 2
