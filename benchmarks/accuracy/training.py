@@ -39,17 +39,19 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# How often the learning rate of a single head that labels comes down, and how often it labels.
+# The learning rate comes down this many times; the pool is labelled before the last ROUNDS of them.
 STAGES, ROUNDS = 4, 3
 POOL_SHARE = 2  # images of the pool per real one in a batch
-# AMST's heads learn for one of these parts of the steps, and label once: with several rounds, or a
-# quarter of the steps, the classifier had too few left to learn from the pool, and lost 1 to 5
-# points on validation.
-PARTS = 8
-AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=1, epochs=PARTS - 1,
-                    relabel_every=PARTS - 1)  # fmt: skip
+# One labelling round: with several, and a restart before each, the
+# classifier had only the last quarter of the steps to learn, and lost 2 to 5 points on validation.
+AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=STAGES - ROUNDS, epochs=ROUNDS,
+                    relabel_every=ROUNDS)  # fmt: skip
 # Another labeler needs no pretraining, and its labels never change.
-LABELER_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=PARTS, relabel_every=PARTS)
+LABELER_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=STAGES, relabel_every=STAGES)
+
+# Where the label prior helps them, an eighth of the steps is enough for the heads: a quarter cost
+# 1 to 2 points on validation. Then the learning rate comes down once more, to the end.
+BRIEF = 8
 
 # What decides a classifier's weights; a changed line means that runs are made anew.
 AMST_FOLDER = Path(amst.__file__).parent
@@ -190,7 +192,11 @@ class Training:
 
     def _amst(self) -> tuple[float, float | None]:
         """AMST over the pool; share accepted in the last round, and of these right."""
-        part = self.task.steps // PARTS
+        plan = AMST_PLAN if self.arm.labels == "amst" else LABELER_PLAN
+        period, longer = self.task.steps // STAGES, 1
+        if self.arm.amst.brief:
+            plan = replace(plan, epochs=BRIEF - 1, relabel_every=BRIEF - 1)
+            period, longer = self.task.steps // BRIEF, BRIEF - 1
         options, strong = self.arm.amst, StrongView(weak=self.weak)
         if self.arm.view not in ("none", "weak"):
             # all heads that learn the strong view, the main one too, see the arm's own operation
@@ -200,14 +206,10 @@ class Training:
                 return OPERATIONS[self.arm.view](self.weak(images))
 
         wrapper = options.wrap(self.model, self.weak, strong)
-        plan = AMST_PLAN if self.arm.labels == "amst" else LABELER_PLAN
-        plan = options.change(
-            replace(plan, batch_size=self.task.batch_size, steps_per_epoch=part))
-        # down once before the heads label, and once until they label again
-        period = part * (plan.pretraining_epochs or PARTS)
         optimizer, schedule = self._optimizer(
-            wrapper.to(self.device).parameter_groups(self.task.learning_rate), period,
-            plan.relabel_every if plan.pretraining_epochs else 1)
+            wrapper.to(self.device).parameter_groups(self.task.learning_rate), period, longer)
+        plan = options.change(
+            replace(plan, batch_size=self.task.batch_size, steps_per_epoch=period))
         training = SelfTraining(
             wrapper,
             TensorDataset(self.images.shots.pixels.float() / 255, self.images.shots.labels),

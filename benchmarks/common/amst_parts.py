@@ -31,6 +31,7 @@ class AMSTOptions:
         ratio: likewise.
         ema_decay: as in `RunPlan`.
         head_share: as in `RunPlan`.
+        brief: the heads learn for an eighth of the steps before they label, not for a quarter.
         label_prior: the labelling rule gets a `LabelPrior`, estimated out of fold.
     """
 
@@ -44,6 +45,7 @@ class AMSTOptions:
     ratio: tuple[float, float, float] | None = None
     ema_decay: float | None = None
     head_share: float = 1.0
+    brief: bool = False
     label_prior: bool = False
 
     def wrap(self, classifier: nn.Module, weak: View, strong: View) -> AMSTWrapper:
@@ -66,12 +68,14 @@ AMST_PLUS = AMSTOptions(
     voting=VotingRule(agreement="majority", confidence_threshold=0.0),
     labelling=LabellingRule(distribution_alignment=True),
     ema_decay=0.99,
+    brief=True,
     label_prior=True,
 )
 # Each ingredient on its own, and all but each.
 PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+": AMST_PLUS,
     "AMST+ without averaged weights": replace(AMST_PLUS, ema_decay=None),
+    "AMST+, heads learn for a quarter": replace(AMST_PLUS, brief=False),
     "AMST+ without alignment": replace(AMST_PLUS, labelling=LabellingRule()),
     "AMST+ without label prior": replace(AMST_PLUS, label_prior=False),
     "AMST+ with soft thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="soft")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,11 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# AMST's heads learn for one of so many parts of the steps before they label.
+# AMST's heads learn for two of so many parts of the steps before they label; for one, where a prior
+# helps them.
 PARTS = 8
-# Of a batch with synthetic images, one in three is real. The heads label once.
-_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=1, epochs=PARTS - 1,
-                relabel_every=PARTS - 1)  # fmt: skip
+# real : accepted : unlabelled images of a batch
+_RATIO = (1, 1.75, 0.25)
 # Of a model that was told the class nearly all labels are right once the prior is asked, and those
 # that heads doubt teach most. Of others only what all heads are sure of is accepted.
 _TRUSTING = VotingRule(agreement="majority", confidence_threshold=0.0)
@@ -136,12 +136,12 @@ class Trainer:
                               voting=VotingRule() if prior is None else _TRUSTING)
         groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
         part = self.steps // PARTS
-        plan = replace(_PLAN, batch_size=self.batch_size, steps_per_epoch=part)
-        if labeler is None:
-            optimizer, schedule = self._optimizer(groups, part, PARTS - 1)
-        else:  # nothing to learn before labels are made
-            plan = replace(plan, pretraining_epochs=0, epochs=PARTS, relabel_every=PARTS)
-            optimizer, schedule = self._optimizer(groups, self.steps)
+        # a labeler is ready at once; AMST's heads must have learned, and the rate have come down
+        first = 2 if labels is None else 1 if prior is not None else 0
+        rest, decay = PARTS - first, first or PARTS
+        optimizer, schedule = self._optimizer(groups, decay * part, rest // decay)
+        plan = RunPlan(pretraining_epochs=first, epochs=rest, relabel_every=rest,
+                       steps_per_epoch=part, batch_size=self.batch_size, ratio=_RATIO)
         rule = LabellingRule(distribution_alignment=prior is not None, label_prior=prior)
         training = SelfTraining(
             wrapper, TensorDataset(self.images, self.labels),

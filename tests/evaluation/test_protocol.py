@@ -6,6 +6,7 @@ from pipelines import pixel_pipeline
 from torch import nn
 
 from dreamda_aug import Synthesizer, evaluate
+from dreamda_aug.amst import LabelPrior
 from dreamda_aug.backbones.conditioning import ClassConditioning
 from dreamda_aug.evaluation.protocol import _draw
 from dreamda_aug.evaluation.training import class_accuracy, rand_augment
@@ -97,13 +98,19 @@ def test_classes_are_asked_for_by_name(class_folder, monkeypatch):
                               noise_scale=1.0)
     options = {"shots": 2, "draws": 2, "replicas": 1, "steps": 8, "batch_size": 6,
                "classifier": tiny}
+    asked_of = []
+    estimate = LabelPrior.estimate
+    monkeypatch.setattr(LabelPrior, "estimate", lambda asked, *rest, **more: (
+        asked_of.append(asked.tolist()), estimate(asked, *rest, **more))[1])
     found = evaluate(Named(marked(10)), synthesizer, **options)
     assert asked == {"up", "left", None}
+    assert asked_of == 2 * [[0, 0, 1, 1]]  # AMST's heads know it, in each draw
     # the model is told the class, so the verdict is about seed labels
     assert found.main == "DreamDA, seed labels"
     monkeypatch.setattr(Named, "classes", ["up", "elsewhere"])
     with pytest.warns(match="does not know the class 'elsewhere'"):
         assert evaluate(Named(marked(10)), synthesizer, **options).main == "DreamDA + AMST"
+    assert len(asked_of) == 2  # and do not where it was not told
 
 
 def test_a_model_that_must_be_told_the_class_is_studied_too():
