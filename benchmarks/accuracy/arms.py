@@ -89,9 +89,11 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
                                       ("oracle", "true labels"))]  # fmt: skip
         arms.append(Arm(f"{name}, AMST+", recipe, "amst", view=CHOSEN, amst=AMST_PLUS))
     if task.unlabelled:
+        name = METHODS["tuned"]
         arms += [Arm("AMST, unlabelled images", labels="amst", view=CHOSEN, unlabelled=True),
-                 Arm("DreamDA, tuned, AMST, unlabelled images", "tuned", "amst", view=CHOSEN,
-                     unlabelled=True)]  # fmt: skip
+                 *(Arm(f"{name}, {what}, unlabelled images", "tuned", "amst", view=CHOSEN,
+                       unlabelled=True, amst=amst)
+                   for what, amst in (("AMST", AMSTOptions()), ("AMST+", AMST_PLUS)))]  # fmt: skip
     if task.corpus:
         name = METHODS["tuned"]
         arms.append(Arm("the prior's own images + classical", "corpus", view=CHOSEN))
