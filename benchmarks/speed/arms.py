@@ -114,7 +114,8 @@ def settings_of(name: str, plain: Settings, released_steps: int) -> Settings:
     preset = PRESETS[name]
     steps = max(2, round(preset.steps * released_steps / RELEASED_STEPS))
     # numbers for what is calibrated on a user's images: as on the bundled model's
-    return replace(preset, steps=steps, perturbation=plain.perturbation, noise_scale=1.0,
+    return replace(preset, steps=steps, perturbation=plain.perturbation,
+                   noise_scale=0.0 if preset.noise_scale == 0 else 1.0,
                    adherence=0.0 if preset.adherence is None else preset.adherence,
                    strength=0.85 if preset.strength is None else preset.strength)
 

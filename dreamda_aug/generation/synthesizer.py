@@ -1,6 +1,7 @@
 """`Synthesizer`: from images of any kind, with their labels, to synthetic images of that kind."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -133,6 +134,12 @@ class Synthesizer:
                 source, self.requested_settings, cache=self.cache, batch_size=self.batch_size,
                 rng_seed=self.rng_seed, compile=self.compile,
             )
+            if self._core.settings.forgets_seed and source.condition_kind == "none":
+                warnings.warn(
+                    f"{source.name} knows no classes, and strength 1 with adherence 0 leaves "
+                    "nothing of the seed image: samples will be of any class, whatever their "
+                    "label. Take a lower strength, or a model that knows your classes.",
+                    stacklevel=2)
             if not named:
                 # copies share what was handed over, and with it the prompts that are embedded
                 self._source = source

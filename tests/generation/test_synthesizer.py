@@ -210,3 +210,12 @@ def test_a_transform_hands_over_its_synthesizer_and_others_are_refused(synthesiz
     assert as_synthesizer(DreamDAugment(synthesizer)) is synthesizer
     with pytest.raises(TypeError, match="a Synthesizer or a DreamDAugment was expected, got str"):
         as_synthesizer("bundled")
+
+
+def test_samples_of_a_model_without_classes_are_warned_of():
+    with pytest.warns(UserWarning, match="knows no classes.*samples will be of any class"):
+        assert Synthesizer(pixel_pipeline(), "samples", cache=None).core
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Synthesizer(pixel_pipeline(num_classes=3), "samples", cache=None).core
+        assert Synthesizer(pixel_pipeline(), "samples", cache=None, strength=0.9).core

@@ -29,7 +29,7 @@ def test_settings_outside_their_range_are_refused(wrong, message):
 
 
 def test_unknown_presets_and_settings_are_refused_with_a_list():
-    with pytest.raises(ValueError, match="must be one of paper, official, recommended, fast"):
+    with pytest.raises(ValueError, match="one of paper, official, recommended, fast, samples"):
         resolve_settings("papre")
     with pytest.raises(TypeError, match="'noise' is no setting; the settings are adherence"):
         resolve_settings("paper", noise=1)
@@ -50,3 +50,9 @@ def test_the_summary_names_what_differs_from_the_paper():
     assert PRESETS["paper"].summary() == "paper"
     changed = resolve_settings("paper", steps=7, noise_scale=None)
     assert changed.summary() == "steps=7, noise_scale=None"
+
+
+def test_only_plain_samples_forget_their_seed_image():
+    assert [name for name, preset in PRESETS.items() if preset.forgets_seed] == ["samples"]
+    assert not Settings(strength=1.0, adherence=0.1).forgets_seed
+    assert not Settings(strength=0.9, adherence=0.0).forgets_seed
