@@ -88,14 +88,13 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
                                       ("prior", "diffusion classifier"), ("probe", "probe"),
                                       ("oracle", "true labels"))]  # fmt: skip
         arms.append(Arm(f"{name}, AMST+", recipe, "amst", view=CHOSEN, amst=AMST_PLUS))
+    name = METHODS["tuned"]
     if task.unlabelled:
-        name = METHODS["tuned"]
         arms += [Arm("AMST, unlabelled images", labels="amst", view=CHOSEN, unlabelled=True),
                  *(Arm(f"{name}, {what}, unlabelled images", "tuned", "amst", view=CHOSEN,
                        unlabelled=True, amst=amst)
                    for what, amst in (("AMST", AMSTOptions()), ("AMST+", AMST_PLUS)))]  # fmt: skip
     if task.corpus:
-        name = METHODS["tuned"]
         arms.append(Arm("the prior's own images + classical", "corpus", view=CHOSEN))
         arms += [replace(arm, name=f"pretrained, {arm.name}", pretrained=True) for arm in (
             Arm(REAL, view="none"), Arm("classical", view=CHOSEN),

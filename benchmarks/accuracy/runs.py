@@ -37,9 +37,10 @@ from benchmarks.accuracy.training import (
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
 from dreamda_aug.backbones import Backbone
+from dreamda_aug.evaluation import protocol
+from dreamda_aug.evaluation.protocol import estimate_label_prior
 from dreamda_aug.generation import diffusion_classifier, judging, out_of_fold, probe
 from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
-from dreamda_aug.generation.out_of_fold import predict_out_of_fold
 from dreamda_aug.generation.probe import LinearProbe, backbone_features
 from dreamda_aug.inputs.images import fit_to
 
@@ -49,7 +50,7 @@ LONGER = 8
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
                   "probe": [*LABELLING_CODE, Path(probe.__file__)],
                   "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
-CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judging, out_of_fold, probe)]
+CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judging, out_of_fold, probe, protocol)]
 
 
 @dataclass(frozen=True)
@@ -254,13 +255,9 @@ def label_prior_of(setup: Setup, run: Run, images: Split, pool: Pool) -> LabelPr
         nothing = pool.seed_labels[:0]
         return LabelPrior.estimate(nothing, nothing, setup.task.classes)
     backbone, shots = _backbone(setup), images.shots
-    seed_index = torch.arange(len(pool.pixels)) // run.spec.replicas
     real, made = (fit_to(part.float() / 255, backbone) for part in (shots.pixels, pool.pixels))
-    predicted, confusion = predict_out_of_fold(
-        backbone_features(backbone), real, shots.labels, made, seed_index,
-        num_classes=setup.task.classes)  # fmt: skip
-    return LabelPrior.estimate(pool.seed_labels, predicted, setup.task.classes,
-                               confusion=confusion)  # fmt: skip
+    return estimate_label_prior(backbone_features(backbone), real, shots.labels, made,
+                                pool.seed_labels, setup.task.classes)
 
 
 def make_pool(setup: Setup, run: Run) -> float:

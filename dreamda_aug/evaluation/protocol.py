@@ -97,6 +97,7 @@ def evaluate(
     _check_counts(labels, opened.classes, shots)
     told = _told_the_class(synthesizer, classes)
     features, _ = features_for_labels(synthesizer.backbone)
+    resize = v2.Lambda(partial(fit_to, backbone=synthesizer.backbone))
     settings: list[str] = []
     accuracies: dict[str, list[float]] = {}
     agreement: dict[str, list[float]] = {}
@@ -130,7 +131,6 @@ def evaluate(
             pool = _stack(made, size, synthesizer.backbone.channels)
             seeds = labels[chosen].repeat_interleave(replicas)
             note(SEED, *trainer.self_training(pool, seeds, SeedLabeler()))
-            resize = v2.Lambda(partial(fit_to, backbone=synthesizer.backbone))
             seen, resized = resize(pixels), resize(pool)
             probe = LinearProbe(features, seen, labels[chosen], num_classes=classes,
                                 inverse_penalty=None).matched_to(resized)
@@ -138,7 +138,8 @@ def evaluate(
                 pool, seeds, SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)))
             prior = None
             if told:
-                prior = _label_prior(features, seen, labels[chosen], resized, seeds, classes)
+                prior = estimate_label_prior(features, seen, labels[chosen], resized, seeds,
+                                             classes)
             note(AMST, *trainer.self_training(pool, seeds, prior))
     return Evaluation(
         accuracies, {arm: sum(values) / len(values) for arm, values in agreement.items()},
@@ -164,11 +165,20 @@ def _calibrated(synthesizer: Synthesizer, source: Source, chosen: Tensor) -> Syn
     return calibrated(synthesizer, source, chosen.tolist(), condition)[0]
 
 
-def _label_prior(
+def estimate_label_prior(
     features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, asked: Tensor,
     classes: int,
 ) -> LabelPrior:
-    """How often images made of labelled ones kept the class, by probes that saw no seed image."""
+    """How often images made of labelled ones kept the class, by probes that saw no seed image.
+
+    Args:
+        features: images (B, C, H, W) in [0, 1] to (B, D).
+        images: labelled images, (N, C, H, W) in [0, 1].
+        labels: their classes, (N,) int64.
+        made: as many of each labelled image, side by side, (M, C, H, W) in [0, 1].
+        asked: the classes asked for, (M,) int64.
+        classes: how many there are.
+    """
     seed_index = torch.arange(len(made)) // (len(made) // len(images))
     predicted, confusion = predict_out_of_fold(features, images, labels, made, seed_index,
                                                num_classes=classes)
