@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.accuracy.adapted import ADAPTED_TO
 from benchmarks.accuracy.arms import CHOSEN, METHODS, Arm
@@ -52,6 +53,32 @@ def strength(specs: Specs, count: int) -> list[Variant]:
     return rows
 
 
+# Recipe -> what differs from its chosen settings.
+_BETWEEN: dict[str, dict[str, dict[str, Any]]] = {
+    "noise": {
+        "": {},
+        ", guidance 1": {"guidance_scale": 1.0},
+        ", bottleneck noise 0.5": {"noise_scale": 0.5, "update_rule": "symmetric"},
+        ", bottleneck noise 1": {"noise_scale": 1.0, "update_rule": "symmetric"},
+    },
+    "tuned": {
+        "": {},
+        ", guidance 1": {"guidance_scale": 1.0},
+        ", strength 1": {"strength": 1.0},
+        ", strength 1, guidance 1": {"strength": 1.0, "guidance_scale": 1.0},
+    },
+}
+
+
+def samples(specs: Specs, count: int) -> list[Variant]:
+    """What lies between samples from noise and DreamDA, tuned: noise, guidance, the seed image."""
+    return [Variant(f"{METHODS[recipe]}{what}", replace(SEED, recipe=recipe),
+                    replace(specs[recipe], replicas=count,
+                            settings=replace(specs[recipe].settings, **changes)))
+            for recipe, rows in _BETWEEN.items() if recipe in specs
+            for what, changes in rows.items()]  # fmt: skip
+
+
 def adaptation(specs: Specs, count: int) -> list[Variant]:
     """img2img by the prior as it is, and adapted to ever more images, with and without labels."""
     rows = []
@@ -74,5 +101,5 @@ def amst(specs: Specs, count: int) -> list[Variant]:
 
 
 ABLATIONS: dict[str, Callable[[Specs, int], list[Variant]]] = {
-    function.__name__: function for function in (replicas, strength, adaptation, amst)
+    function.__name__: function for function in (replicas, strength, samples, adaptation, amst)
 }

@@ -134,7 +134,7 @@ class Synthesizer:
                 source, self.requested_settings, cache=self.cache, batch_size=self.batch_size,
                 rng_seed=self.rng_seed, compile=self.compile,
             )
-            if self._core.settings.forgets_seed and source.condition_kind == "none":
+            if self.requested_settings.forgets_seed and source.condition_kind == "none":
                 warnings.warn(
                     f"{source.name} knows no classes, and strength 1 with adherence 0 leaves "
                     "nothing of the seed image: samples will be of any class, whatever their "

@@ -1,7 +1,7 @@
 """From a label or an image's name to what the backbone is conditioned on."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from string import Formatter
 from typing import Any, Literal, Protocol
 
@@ -10,6 +10,8 @@ from dreamda_aug.inputs.labels import plain_label, plain_name
 
 # The authors' template, with "a" or "an" as the class name needs it.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
+# Names that a warning lists.
+_SHOWN = 10
 
 
 def class_prompt(template: str, class_name: str) -> str:
@@ -124,20 +126,24 @@ class Conditioner:
                 return int(label)
             known = _known_as(name, backbone.class_names)
             if known is None and backbone.guidable:
-                self._warn_of_unknown_class(name, backbone)
+                self._warn_of_unknown_classes(name, backbone)
                 return None
             return known or name
         return None
 
-    def _warn_of_unknown_class(self, name: str, backbone: Conditioned) -> None:
-        """Say once that images of a class are made without one."""
-        if name not in self._unknown_classes:
-            self._unknown_classes.add(name)
+    def _warn_of_unknown_classes(self, name: str, backbone: Conditioned) -> None:
+        """Say once of which classes images are made without one: of this, and all others alike."""
+        known = backbone.class_names or []
+        unknown = [each for each in dict.fromkeys((name, *(self.class_names or ())))
+                   if each not in self._unknown_classes and _known_as(each, known) is None]
+        self._unknown_classes.update(unknown)
+        if unknown:
+            classes, their = ("class", "its") if len(unknown) == 1 else ("classes", "their")
             warnings.warn(
-                f"{backbone.name} does not know the class {name!r}, and makes its images without a "
-                f"class; it knows {', '.join(backbone.class_names or ())}. Rename your classes "
-                "with class_names, adapt the backbone to your images (dreamda adapt), or use "
-                "another one.", stacklevel=3,
+                f"{backbone.name} does not know the {classes} {_first_of(map(repr, unknown))}, and "
+                f"makes {their} images without a class; it knows {_first_of(known)}. Rename your "
+                "classes with class_names, adapt the backbone to your images (dreamda adapt), or "
+                "use another one.", stacklevel=3,
             )
 
     def known_prompts(self) -> list[str] | None:
@@ -186,3 +192,10 @@ def _known_as(name: str, known: Sequence[str]) -> str | None:
         return name
     found = [each for each in known if plain_name(each) == plain_name(name)]
     return found[0] if len(found) == 1 else None
+
+
+def _first_of(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    first = list(names)
+    more = f" and {len(first) - _SHOWN} more" if len(first) > _SHOWN else ""
+    return ", ".join(first[:_SHOWN]) + more

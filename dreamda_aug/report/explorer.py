@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from dreamda_aug import progress as bars
 from dreamda_aug.backbones import Condition
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
-from dreamda_aug.generation.automatic import MIN_AGREEMENT
+from dreamda_aug.generation.automatic import AUTOMATIC_NOISE_SCALES, MIN_AGREEMENT
 from dreamda_aug.generation.calibration import CalibrationPoint
 from dreamda_aug.generation.judging import fold_judge
 from dreamda_aug.generation.samples import LabelledImages, draw_sample
@@ -93,15 +93,18 @@ class Exploration:
     def best(self) -> int:
         """Number of the choice that moves images furthest and keeps their labels.
 
-        The closest miss where none keeps them; the mildest, where nothing was judged.
+        Among the noise scales that are tried unasked, if there are any: more noise breaks images
+        before they lose their class. The closest miss where none keeps the labels; the mildest,
+        where nothing was judged.
         """
         if not self.judge:
             return 0
         points, target = [choice.point for choice in self.choices], Target(MIN_AGREEMENT)
-        keeping = [i for i, point in enumerate(points) if target.kept(point)]
-        if not keeping:
-            return points.index(target.closest(points))
-        return max(keeping, key=lambda i: points[i].distance)
+        tried = [point for point in points if point.noise_scale <= max(AUTOMATIC_NOISE_SCALES)]
+        tried = tried or points
+        keeping = [point for point in tried if target.kept(point)]
+        return points.index(max(keeping, key=lambda point: point.distance) if keeping
+                            else target.closest(tried))
 
 
 def explore(

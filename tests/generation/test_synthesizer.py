@@ -219,3 +219,9 @@ def test_samples_of_a_model_without_classes_are_warned_of():
         warnings.simplefilter("error")
         assert Synthesizer(pixel_pipeline(num_classes=3), "samples", cache=None).core
         assert Synthesizer(pixel_pipeline(), "samples", cache=None, strength=0.9).core
+
+
+def test_loading_does_not_say_that_a_calibration_is_missing_which_may_still_be_made():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Synthesizer(pixel_pipeline(), cache=None).core

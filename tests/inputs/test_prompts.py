@@ -67,6 +67,15 @@ def test_a_class_that_the_backbone_does_not_know_is_made_without_one_and_said_on
     assert conditioner.condition(0, model("class", ["dog", "cat"])) == "emu"
 
 
+def test_all_classes_that_the_backbone_does_not_know_are_said_at_once():
+    known = model("class", [f"c{number}" for number in range(12)], null_class=True)
+    conditioner = Conditioner(["emu", "c3", "owl"], DEFAULT_PROMPT)
+    with pytest.warns(UserWarning, match="know the classes 'emu', 'owl', and makes their images "
+                                         "without a class; it knows c0, .*, c9 and 2 more") as said:
+        assert [conditioner.condition(label, known) for label in range(3)] == [None, "c3", None]
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("name, known_as", [
     ("T-shirt_top", "T-shirt/top"), ("ankle_boot", "Ankle boot"), ("Ankle boot", "Ankle boot"),
 ])
