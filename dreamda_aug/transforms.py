@@ -58,7 +58,8 @@ class DreamDAugment(v2.Transform):
     Args:
         backbone: what `Synthesizer` takes as its backbone; or a `Synthesizer`, and then only
             ``p`` and ``labels_getter`` can be given beside it.
-        preset: ``"recommended"``, ``"paper"``, ``"official"``, ``"fast"`` or `Settings`.
+        preset: ``"recommended"``, ``"fast"``, ``"samples"``, ``"paper"``, ``"official"`` or
+            `Settings`.
         p: probability that an image is replaced, in [0, 1]; drawn for each image of a batch.
         labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
             ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;

@@ -4,7 +4,6 @@ import argparse
 import json
 import platform
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -225,9 +224,7 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*was not calibrated")
-        backbone = synthesizer.backbone
+    backbone = synthesizer.backbone
     values = torch.cat([fit_to(pixels.values, backbone) for pixels in sample.read()])
     labels = torch.tensor(sample.labels) if sample.labels else None
     result = calibrate(

@@ -36,7 +36,8 @@ class Synthesizer:
     Args:
         backbone: a name, a folder, a file or a pipeline object, as `BackboneSpec` takes it as its
             source; a `BackboneSpec`; or a loaded backbone.
-        preset: ``"recommended"``, ``"paper"``, ``"official"``, ``"fast"`` or `Settings`.
+        preset: ``"recommended"``, ``"fast"``, ``"samples"``, ``"paper"``, ``"official"`` or
+            `Settings`.
         class_names: the name of each class in label order, for text-to-image backbones and those
             that know their classes by name. `AugmentedDataset`, `expand` and `evaluate` take the
             dataset's own names where None is given.

@@ -114,7 +114,7 @@ def fit_to(values: Tensor, backbone: ImageFormat) -> Tensor:
         if not torch.allclose(grey.expand_as(values), values, atol=2 / 255):
             warnings.warn(
                 f"{backbone.name} makes grey images: the colours of the seed images are lost. "
-                "Use a backbone with 3 channels.", stacklevel=2,
+                "Use a backbone with 3 channels.", stacklevel=1,  # one place: it is said once
             )
         values = grey
     return _fit(values, backbone.channels, backbone.image_size)

@@ -37,7 +37,9 @@ def find_labels(
         return sample[1]
     raise ValueError(
         "found no label in the sample, and this backbone is conditioned on the class of each "
-        "image; pass (image, label), a dict with a 'label', or a labels_getter."
+        "image. The transform= of a dataset sees the image alone: wrap the dataset in "
+        "AugmentedDataset instead, or pass (image, label), a dict with a 'label', or a "
+        "labels_getter."
     )
 
 

@@ -1,6 +1,5 @@
 """Image files, opened with care: what they are is looked at before they are decoded."""
 
-import warnings
 from pathlib import Path
 
 import PIL.Image
@@ -27,17 +26,16 @@ def open_image(path: str | Path) -> PIL.Image.Image:
     if path.exists() and not path.is_file():
         # a pipe or a device would be waited for, or never end
         raise OSError(f"{path}: expected a file")
-    with warnings.catch_warnings():
-        # Pillow has a limit of its own, which depends on the program around; ours is checked
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-        try:
-            opened = PIL.Image.open(path)
-        except PIL.Image.DecompressionBombError as error:
-            raise TooLarge(_too_large()) from error
-        with opened as image:
-            check_pixels(*image.size)
-            image.load()
-            return image
+    # Pillow warns of large images too. No catch_warnings here: leaving it, Python forgets which
+    # warnings it has shown, and every other one would be repeated for each image.
+    try:
+        opened = PIL.Image.open(path)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise TooLarge(_too_large()) from error
+    with opened as image:
+        check_pixels(*image.size)
+        image.load()
+        return image
 
 
 def read_image(path: str | Path) -> PIL.Image.Image:
