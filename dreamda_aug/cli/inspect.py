@@ -4,7 +4,8 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,7 @@ from dreamda_aug.arguments import real
 from dreamda_aug.cli.options import (
     SOURCE_HELP,
     Subparsers,
+    add_calibrate_option,
     add_model_options,
     add_settings_option,
     model_options,
@@ -45,6 +47,7 @@ def add_commands(commands: Subparsers) -> None:
     command.add_argument("source", help=SOURCE_HELP)
     add_model_options(command)
     add_settings_option(command)
+    add_calibrate_option(command)
     command.add_argument("--out", type=Path, default=Path("preview.png"))
     command.add_argument("--images", type=positive, default=8, help="seed images to show")
     command.add_argument("--replicas", type=positive, default=2, help="per image and noise scale")
@@ -87,20 +90,28 @@ def add_commands(commands: Subparsers) -> None:
     command.set_defaults(run=_info)
 
 
-class _Sample(NamedTuple):
-    """Some of the user's images.
+class _Images(NamedTuple):
+    """The user's images, or some of them.
 
     Attributes:
         names: where they lie, as text.
-        labels: their classes; None where there are none.
+        labels: their classes; empty where there are none.
         class_names: of all classes.
         open: decodes one of them, by its place among these.
     """
 
     names: list[str]
-    labels: list[int] | None
+    labels: list[int]
     class_names: list[str]
     open: Callable[[int], "PIL.Image.Image"]
+
+    def spread(self, count: int) -> "_Images":
+        """So many of them, in name order and evenly, which touches every class in its share."""
+        count = min(count, len(self.names))
+        rows = [round(i * (len(self.names) - 1) / max(count - 1, 1)) for i in range(count)]
+        return _Images([self.names[row] for row in rows],
+                       [self.labels[row] for row in rows] if self.labels else [],
+                       self.class_names, lambda place: self.open(rows[place]))
 
     def read(self) -> "list[Pixels]":
         """The pixels of all of them; a ValueError that names the one that is broken."""
@@ -115,15 +126,18 @@ class _Sample(NamedTuple):
                 raise ValueError(f"{name}: {error}") from error
         return found
 
+    def condition(self, synthesizer: "Synthesizer", place: int) -> "Condition":
+        """What generation is conditioned on for one of them."""
+        return synthesizer.conditioner.condition(
+            self.labels[place] if self.labels else None, synthesizer.backbone, self.names[place])
+
     def conditions(self, synthesizer: "Synthesizer") -> "list[Condition]":
-        """What the model is told of each."""
-        labels: Sequence[int | None] = self.labels or [None] * len(self.names)
-        return [synthesizer.conditioner.condition(label, synthesizer.backbone, name)
-                for label, name in zip(labels, self.names, strict=True)]
+        """The same for all of them."""
+        return [self.condition(synthesizer, place) for place in range(len(self.names))]
 
 
-def _open_sample(args: argparse.Namespace) -> "tuple[_Sample, Synthesizer]":
-    """A sample of the user's images over all classes, and what augments them."""
+def _open_images(args: argparse.Namespace) -> "tuple[_Images, Synthesizer]":
+    """All of the user's images, and what augments them."""
     import PIL.Image
 
     from dreamda_aug.generation.synthesizer import Synthesizer
@@ -136,19 +150,15 @@ def _open_sample(args: argparse.Namespace) -> "tuple[_Sample, Synthesizer]":
     options = model_options(args) | read_settings(args.set)
     resolve_settings(args.preset)
     data = FolderImages(args.source) if Path(args.source).is_dir() else open_source(args.source)
-    # every k-th image in name order: that touches every class in its share
-    count = min(args.images, len(data.paths))
-    rows = [round(i * (len(data.paths) - 1) / max(count - 1, 1)) for i in range(count)]
 
     def opened(place: int) -> PIL.Image.Image:
-        if isinstance(data, FolderImages):
-            return read_image(data.paths[rows[place]])
-        return data.open(rows[place])
+        return (read_image(data.paths[place]) if isinstance(data, FolderImages)
+                else data.open(place))
 
     class_names = list(data.class_names if isinstance(data, FolderImages) else data.classes)
-    labels = [data.labels[row] for row in rows] if data.labels else None
-    sample = _Sample([str(data.paths[row]) for row in rows], labels, class_names, opened)
-    return sample, Synthesizer(**options, class_names=class_names or None)
+    images = _Images([str(path) for path in data.paths], list(data.labels or ()),
+                     class_names, opened)
+    return images, Synthesizer(**options, class_names=class_names or None)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -165,11 +175,13 @@ def _preview(args: argparse.Namespace) -> None:
 
     import torch
 
+    from dreamda_aug.generation.automatic import calibrated
     from dreamda_aug.generation.tensors import Request
     from dreamda_aug.inputs.images import fit_to
     from dreamda_aug.report.pictures import labelled_grid
 
-    sample, synthesizer = _open_sample(args)
+    images, synthesizer = _open_images(args)
+    sample = images.spread(args.images)
     count = len(sample.names)
     cells_asked = count * (1 + args.replicas * len(args.noise_scales or [1]))
     if cells_asked > _MAX_CELLS:
@@ -177,8 +189,12 @@ def _preview(args: argparse.Namespace) -> None:
             f"--images, --replicas and --noise-scales may ask for {_MAX_CELLS:,} "
             f"pictures at most, got {cells_asked:,}; `dreamda expand` writes many."
         )
-    core = synthesizer.core
     pixels = sample.read()
+    if args.calibrate:  # as `expand` does, which then finds it
+        labelled = images._replace(labels=images.labels or [0] * len(images.names))
+        synthesizer, _ = calibrated(synthesizer, labelled, range(len(images.names)),
+                                    partial(images.condition, synthesizer))
+    core = synthesizer.core
     values = torch.cat([fit_to(p.values, core.backbone) for p in pixels])
     conditions = sample.conditions(synthesizer)
     scales = args.noise_scales or [core.settings.noise_scale]
@@ -218,7 +234,8 @@ def _calibrate(args: argparse.Namespace) -> None:
     real("--min-agreement", args.min_agreement, "lie in [0, 1]", 0, 1)
     if args.max_distance is not None:
         real("--max-distance", args.max_distance, "lie in [0, 1]", 0, 1)
-    sample, synthesizer = _open_sample(args)
+    images, synthesizer = _open_images(args)
+    sample = images.spread(args.images)
     if not sample.labels and args.max_distance is None:
         raise ValueError(
             f"{args.source} has no class folders, so agreement cannot be measured; give "

@@ -91,6 +91,18 @@ def test_calibrate_writes_a_plot_and_the_next_run_finds_it(folder, model, tmp_pa
     assert "not calibrated" not in capsys.readouterr().err
 
 
+def test_preview_measures_what_expand_would_and_both_say_the_same(
+    folder, model, tmp_path, few_choices, caplog
+):
+    arguments = [str(folder), "--backbone", model, "--cache", str(tmp_path / "cache")]
+    assert main(["preview", *arguments, "--images", "1", "--out", str(tmp_path / "p.png")]) == 0
+    measured, chosen = [record.getMessage() for record in caplog.records]
+    assert "not calibrated for these images yet" in measured and "calibrated: strength=" in chosen
+    caplog.clear()
+    assert main(["expand", *arguments, "--ratio", "1", "--out", str(tmp_path / "out")]) == 0
+    assert [record.getMessage() for record in caplog.records] == [chosen]
+
+
 def test_metrics_prints_json(folder, capsys):
     assert main(["metrics", str(folder), str(folder)]) == 0
     assert json.loads(capsys.readouterr().out)["exact_copies"] == 6
@@ -153,7 +165,7 @@ def test_a_transformer_is_calibrated_at_several_taps_and_made_with_the_best(
                str(tmp_path / "p.png")]
     assert main([*preview, "--tap-index", best[1]]) == 0
     assert "not calibrated" not in capsys.readouterr().err
-    assert main(preview) == 0
+    assert main([*preview, "--no-calibrate"]) == 0
     assert "was not calibrated for these settings yet" in capsys.readouterr().err
     assert main([*preview, "--tap-index", "4"]) == 2
     assert "tap_index must be a whole number from 0 to 3" in capsys.readouterr().err
