@@ -2,14 +2,12 @@
 
 import contextlib
 import logging
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch
 from torch.utils.data import get_worker_info
 
 from dreamda_aug.backbones import BUNDLED, Backbone, Condition
-from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.files import locked
 from dreamda_aug.generation.calibration import (
     Calibration,
@@ -18,13 +16,12 @@ from dreamda_aug.generation.calibration import (
     is_calibrated,
     with_calibration,
 )
-from dreamda_aug.generation.familiarity import FOREIGN_RATIO, foreignness
+from dreamda_aug.generation.familiarity import warn_of_foreign
 from dreamda_aug.generation.judging import fold_judge
 from dreamda_aug.generation.samples import LabelledImages, Sample, draw_sample
 from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
 from dreamda_aug.generation.sweep import choices_for, choose, save
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest
 
@@ -76,7 +73,10 @@ def calibrated(
     by_hand = None if is_calibrated(requested) else find_calibration(
         requested, backbone, cache, shipped=False)
     sample = draw_sample(images, indices, backbone, condition_of)
-    foreign = is_bundled and sample is not None and _warn_of_foreign(backbone, sample)
+    foreign = False
+    if is_bundled and sample is not None:
+        foreign = warn_of_foreign(backbone, sample.images, stacklevel=3)
+        synthesizer.first_images.were_seen = True
     if is_calibrated(requested) or sample is None:
         return synthesizer, None
     found = by_hand
@@ -143,19 +143,3 @@ def _usual_rows(
     looks, full = _USUAL_LOOKS
     return (min(looks, len(choices)) * measurement.rows(coarse(middle), 16)
             + min(full, len(choices)) * measurement.rows(middle))
-
-
-def _warn_of_foreign(backbone: Backbone, sample: Sample) -> bool:
-    """Whether the bundled model has never seen such images; if so, a warning says what helps."""
-    known = FashionMNISTSample("train").data[::6, None].float() / 255
-    ratio = foreignness(backbone, sample.images[:32], fit_to(known, backbone))
-    if ratio is None or ratio <= FOREIGN_RATIO:
-        return False
-    warnings.warn(
-        f"these images are unlike what the bundled model was trained on, small grey pictures of "
-        f"clothes: it restores them {ratio:.1f} times worse. It serves to try the library out. For "
-        "photographs take a model of natural images, such as "
-        "--backbone stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of its own, "
-        "adapt it with `dreamda adapt`, or train one with examples/train_backbone.py.",
-        stacklevel=4)
-    return True

@@ -14,6 +14,7 @@ from dreamda_aug.arguments import whole
 from dreamda_aug.backbones import BUNDLED, Backbone, BackboneSpec, is_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, open_cache
+from dreamda_aug.generation.familiarity import FirstImages
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.images import Pixels, fit_back, fit_to, read_pixels
@@ -121,6 +122,7 @@ class Synthesizer:
         self.batch_size, self.compile = whole("batch_size", batch_size, 1), compile
         self.keep_text_encoder = keep_text_encoder
         self._core: TensorSynthesizer | None = None
+        self.first_images = FirstImages()
 
     @property
     def core(self) -> TensorSynthesizer:
@@ -261,6 +263,7 @@ class Synthesizer:
         """
         values = torch.cat([fit_to(p.values, self.backbone) for p in pixels])
         digests = [digest for p in pixels for digest in p.digests]
+        self.first_images.look(self.backbone, values, digests)
         like = [p.values for p in pixels for _ in p.digests]
         made = self.core.synthesize(values, requests, digests).images
         return [fit_back(new[None], like[r.image]) for r, new in zip(requests, made, strict=True)]
