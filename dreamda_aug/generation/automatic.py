@@ -16,7 +16,6 @@ from dreamda_aug.generation.calibration import (
     is_calibrated,
     with_calibration,
 )
-from dreamda_aug.generation.familiarity import warn_of_foreign
 from dreamda_aug.generation.judging import fold_judge
 from dreamda_aug.generation.samples import LabelledImages, Sample, draw_sample
 from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
@@ -73,10 +72,8 @@ def calibrated(
     by_hand = None if is_calibrated(requested) else find_calibration(
         requested, backbone, cache, shipped=False)
     sample = draw_sample(images, indices, backbone, condition_of)
-    foreign = False
-    if is_bundled and sample is not None:
-        foreign = warn_of_foreign(backbone, sample.images, stacklevel=3)
-        synthesizer.first_images.were_seen = True
+    foreign = is_bundled and sample is not None and synthesizer.first_images.are_foreign(
+        backbone, sample.images, stacklevel=3)
     if is_calibrated(requested) or sample is None:
         return synthesizer, None
     found = by_hand

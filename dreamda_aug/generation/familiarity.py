@@ -74,51 +74,50 @@ def foreignness(backbone: Backbone, images: Tensor, known: Tensor) -> float | No
                  / denoising_errors(backbone, known).median())
 
 
-def warn_of_foreign(backbone: Backbone, images: Tensor, stacklevel: int) -> bool:
-    """Whether the bundled model has never seen such images; if so, a warning says what helps.
-
-    Args:
-        backbone: the bundled model.
-        images: (N, C, H, W) in [0, 1], of its size; the first `_BATCH` are looked at.
-        stacklevel: of the warning, from the caller.
-    """
-    known = FashionMNISTSample("train").data[::6, None].float() / 255
-    ratio = foreignness(backbone, images[:_BATCH], fit_to(known, backbone))
-    if ratio is None or ratio <= FOREIGN_RATIO:
-        return False
-    warnings.warn(
-        f"these images are unlike what the bundled model was trained on, small grey pictures of "
-        f"clothes: it restores them {ratio:.1f} times worse. It serves to try the library out. For "
-        "photographs take a model of natural images, such as "
-        "--backbone stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of its own, "
-        "adapt it with `dreamda adapt`, or train one with examples/train_backbone.py.",
-        stacklevel=stacklevel + 1)
-    return True
-
-
 class FirstImages:
-    """The first images that are given to a model, one at a time or many.
-
-    Attributes:
-        were_seen: they were looked at; nothing more is said.
-    """
+    """The first images that the bundled model is given: where they are foreign, it says so once."""
 
     def __init__(self) -> None:
-        self.were_seen = False
+        self._were_seen = self._has_warned = False
         self._images: dict[str, Tensor] = {}
 
     def look(self, backbone: Backbone, images: Tensor, digests: Sequence[str]) -> None:
-        """Warn, once, where they are foreign to the bundled model.
+        """Collect images, one at a time or many, and look at them when they are enough.
 
         Args:
-            backbone: the model.
+            backbone: the model; only the bundled one is judged.
             images: (N, C, H, W) in [0, 1], of its size.
             digests: tells equal images, one each.
         """
-        if self.were_seen or backbone.name != BUNDLED:
+        if self._were_seen or backbone.name != BUNDLED:
             return
         self._images.update(zip(digests, images, strict=True))
         if len(self._images) >= _ENOUGH:
-            self.were_seen = True
-            warn_of_foreign(backbone, torch.stack(list(self._images.values())), stacklevel=4)
-            self._images.clear()
+            self.are_foreign(backbone, torch.stack(list(self._images.values())), stacklevel=4)
+
+    def are_foreign(self, backbone: Backbone, images: Tensor, stacklevel: int) -> bool:
+        """Whether the bundled model has never seen such images; the first time, a warning says so.
+
+        Args:
+            backbone: the bundled model.
+            images: (N, C, H, W) in [0, 1], of its size; the first `_BATCH` are looked at.
+            stacklevel: of the warning, from the caller.
+        """
+        known = FashionMNISTSample("train").data[::6, None].float() / 255
+        ratio = foreignness(backbone, images[:_BATCH], fit_to(known, backbone))
+        if ratio is None:
+            return False
+        self._were_seen = True
+        self._images.clear()
+        if ratio <= FOREIGN_RATIO:
+            return False
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"these images are unlike what the bundled model was trained on, small grey "
+                f"pictures of clothes: it restores them {ratio:.1f} times worse. It serves to try "
+                "the library out. For photographs take a model of natural images, such as "
+                "--backbone stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of "
+                "its own, adapt it with `dreamda adapt`, or train one with "
+                "examples/train_backbone.py.", stacklevel=stacklevel + 1)
+        return True
