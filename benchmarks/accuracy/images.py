@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy.report import summary
 from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
 from benchmarks.accuracy.tasks import Split
 from benchmarks.accuracy.training import predictions
@@ -20,7 +21,6 @@ from dreamda_aug.metrics import (
     pixel_features,
     replica_diversity,
 )
-from dreamda_aug.statistics import interval
 
 REFERENCE = 2000  # real training images that fidelity is measured against
 _MARKERS = "o^sDvPX*<>dph"
@@ -66,16 +66,29 @@ def fidelity(setup: Setup, images: Split, pixels: Tensor) -> tuple[float, float]
     return frechet, kernel_distance(real, made, subsets=20).mean
 
 
+def varied(name: str, names: Sequence[str]) -> str:
+    """The row that another is compared with: the longest that its name begins with, or the first.
+
+    "AMST+ without alignment" with "AMST+", and "AMST+" with "AMST".
+    """
+    shorter = [other for other in names if other != name and name.startswith(other)]
+    return max(shorter, key=len, default=names[0])
+
+
 def tradeoff_table(runs: list[dict], names: Sequence[str]) -> str:
-    """One row per variant: the images, and the accuracy that they bring."""
-    lines = ["\n| variant | accuracy, % | Fréchet | kernel | seed labels right | distance "
-             "| diversity | pool labels right |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    """One row per variant: the images, the accuracy that they bring, and the paired gain."""
+    lines = ["\n| variant | accuracy, % | gain, paired | Fréchet | kernel | seed labels right "
+             "| distance | diversity | pool labels right | accepted |", "|---" * 10 + "|"]
     for name in names:
+        base = varied(name, names)
+        found = summary(runs, name, runs[0]["shots"], base)
+        cells = ["{:.1f} ± {:.1f}".format(100 * found["mean"], 100 * found["half"]),
+                 "–" if name == base else "{:+.1f} ± {:.1f} over {}".format(
+                     *(100 * value for value in found["gain"]), base)]  # fmt: skip
         rows = [run for run in runs if run["arm"] == name]
-        mean, half = interval([100 * run["test"] for run in rows])
-        cells = [f"{mean:.1f} ± {half:.1f}"]
-        for figure, form in zip((*FIGURES, "labels_right"),
-                                ("{:.1f}", "{:.3f}", "{:.0%}", "{:.3f}", "{:.3f}", "{:.0%}")):
+        for figure, form in zip((*FIGURES, "labels_right", "accepted"),
+                                ("{:.1f}", "{:.3f}", "{:.0%}", "{:.3f}", "{:.3f}", "{:.0%}",
+                                 "{:.0%}"), strict=True):
             values = [row[figure] for row in rows if row[figure] is not None]
             cells.append(form.format(sum(values) / len(values)) if values else "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
