@@ -63,10 +63,11 @@ class AMSTOptions:
 
 
 # What later work adds, see `RunPlan` and `LabellingRule` for the sources, and all labels accepted
-# that most heads vote for: where the prior has made them right, the doubtful ones teach most.
+# that most heads vote for: where the prior has made them right, the doubtful ones teach most. Of
+# images that no class was asked for it knows nothing.
 AMST_PLUS = AMSTOptions(
     voting=VotingRule(agreement="majority", confidence_threshold=0.0),
-    labelling=LabellingRule(distribution_alignment=True),
+    labelling=LabellingRule(distribution_alignment=True, unlabelled_voting=VotingRule()),
     ema_decay=0.99,
     brief=True,
     label_prior=True,
@@ -76,7 +77,8 @@ PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+": AMST_PLUS,
     "AMST+ without averaged weights": replace(AMST_PLUS, ema_decay=None),
     "AMST+, heads learn for a quarter": replace(AMST_PLUS, brief=False),
-    "AMST+ without alignment": replace(AMST_PLUS, labelling=LabellingRule()),
+    "AMST+ without alignment": replace(
+        AMST_PLUS, labelling=replace(AMST_PLUS.labelling, distribution_alignment=False)),
     "AMST+ without label prior": replace(AMST_PLUS, label_prior=False),
     "AMST+ with soft thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="soft")),
     "AMST+ with adaptive thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="adaptive")),

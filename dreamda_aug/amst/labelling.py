@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dreamda_aug.amst.label_prior import LabelPrior
 from dreamda_aug.amst.labelers import Labeler
-from dreamda_aug.amst.losses import PseudoLabels, align_distribution
+from dreamda_aug.amst.losses import PseudoLabels, agree_and_confident, align_distribution
 from dreamda_aug.amst.pool import MixedBatch
+from dreamda_aug.amst.rules import VotingRule
 from dreamda_aug.amst.wrapper import AMSTWrapper
 
 # ReMixMatch averages over 128 batches; this decay weights about as many.
@@ -31,6 +32,9 @@ class LabellingRule:
         label_prior: how often the class asked for (the seed label) is the class that came out;
             it enters each head's probabilities by Bayes' rule before they vote, once heads that
             are too sure are softened [ours].
+        unlabelled_voting: when the heads' label of an image without a seed label (−1) is accepted,
+            such as a real image without label: a label prior knows nothing of it [ours]. None: as
+            of all others.
         collapse_factor: warn if a class reaches more than this multiple of its expected share
             among the accepted labels, > 0 [ours].
 
@@ -44,6 +48,7 @@ class LabellingRule:
     expected_shares: Sequence[float] | None = None
     collapse_factor: float = 3.0
     label_prior: LabelPrior | None = None
+    unlabelled_voting: VotingRule | None = None
 
     def __post_init__(self) -> None:
         if not self.collapse_factor > 0:
@@ -97,7 +102,7 @@ class PoolLabelling:
     def __init__(
         self, wrapper: AMSTWrapper, labeler: Labeler | None, rule: LabellingRule
     ) -> None:
-        for name in ("distribution_alignment", "label_prior"):
+        for name in ("distribution_alignment", "label_prior", "unlabelled_voting"):
             if getattr(rule, name) and labeler is not None:
                 raise ValueError(f"{name} works on the wrapper's heads; leave labeler out.")
         if rule.label_prior is not None:
@@ -159,4 +164,9 @@ class PoolLabelling:
             probabilities = self.rule.label_prior.update(
                 probabilities, seed_labels.to(probabilities.device), self.expected_shares
             )
-        return self.wrapper.vote(probabilities, seed_labels if self.rule.seed_vote else None)
+        found = self.wrapper.vote(probabilities, seed_labels if self.rule.seed_vote else None)
+        if self.rule.unlabelled_voting is None:
+            return found
+        unlabelled = seed_labels < 0
+        return found.replaced(unlabelled, agree_and_confident(
+            probabilities[:, unlabelled], self.rule.unlabelled_voting))

@@ -52,6 +52,12 @@ class PseudoLabels:
         """The rows that ``index`` (slice, indices or mask) picks."""
         return PseudoLabels(*(getattr(self, field.name)[index] for field in fields(self)))
 
+    def replaced(self, rows: Tensor, by: PseudoLabels) -> PseudoLabels:
+        """The same with others in the rows that a mask (N,) picks, in order."""
+        return PseudoLabels(*(
+            getattr(self, field.name).masked_scatter(rows, getattr(by, field.name))
+            for field in fields(self)))
+
     def to(self, device: torch.device | str) -> PseudoLabels:
         """The same on another device."""
         return PseudoLabels(*(getattr(self, field.name).to(device) for field in fields(self)))

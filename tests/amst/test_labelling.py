@@ -7,6 +7,8 @@ from dreamda_aug.amst import (
     LabellingRule,
     MixedBatch,
     SeedLabeler,
+    VotingRule,
+    agree_and_confident,
     align_distribution,
 )
 from dreamda_aug.amst.labelling import PoolLabelling
@@ -55,6 +57,23 @@ def test_a_batch_is_aligned_by_a_running_average():
     expected = aligned.wrapper.vote(align_distribution(probabilities, average, SHARES))
     torch.testing.assert_close(vars(labels), vars(expected))
     torch.testing.assert_close(aligned.average, average)
+
+
+def test_images_without_a_seed_label_have_a_voting_rule_of_their_own():
+    torch.manual_seed(0)
+    wrapper = AMSTWrapper(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)),
+                          voting=VotingRule("majority", confidence_threshold=0.0))
+    strict = VotingRule(confidence_threshold=0.99)
+    batch = next(batches(8))
+    seed_labels = torch.where(torch.arange(8) % 2 == 0, batch.seed_labels, -1)
+    found = PoolLabelling(wrapper, None, LabellingRule(unlabelled_voting=strict)).label(
+        batch.synthetic, seed_labels)
+    probabilities = wrapper.head_probabilities(batch.synthetic)
+    lenient, strictly = wrapper.vote(probabilities), agree_and_confident(probabilities, strict)
+    differs = lenient.mask != strictly.mask
+    assert differs[::2].any() and differs[1::2].any()
+    torch.testing.assert_close(vars(found[::2]), vars(lenient[::2]))
+    torch.testing.assert_close(vars(found[1::2]), vars(strictly[1::2]))
 
 
 def test_without_alignment_the_heads_vote_as_they_are():
