@@ -64,8 +64,8 @@ def test_images_without_a_seed_label_have_a_voting_rule_of_their_own():
     wrapper = AMSTWrapper(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)),
                           voting=VotingRule("majority", confidence_threshold=0.0))
     strict = VotingRule(confidence_threshold=0.99)
-    batch = next(batches(8))
-    seed_labels = torch.where(torch.arange(8) % 2 == 0, batch.seed_labels, -1)
+    batch = next(batches(40))
+    seed_labels = torch.where(torch.arange(40) % 2 == 0, batch.seed_labels, -1)
     found = PoolLabelling(wrapper, None, LabellingRule(unlabelled_voting=strict)).label(
         batch.synthetic, seed_labels)
     probabilities = wrapper.head_probabilities(batch.synthetic)
