@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.export:
         return export(TASKS[args.task], args.data, args.export)
     task = replace(TASKS[args.task], corpus=args.corpus)
+    if args.steps is not None:
+        task = replace(task, steps=args.steps)
     setup = Setup(task, args.data, args.state, args.backbone, args.weights,
                   args.device, time.time() + 60 * args.minutes)  # fmt: skip
     if args.smoke:
@@ -89,6 +91,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="of a pretrained classifier")
     parser.add_argument("--arms", nargs="+", help="names, of an ablation's rows too; default: all")
     parser.add_argument("--shots", nargs="+", type=int, help="all of the task by default")
+    parser.add_argument("--steps", type=_multiple_of_eight,
+                        help="optimizer steps of every arm; default: the task's")
     parser.add_argument("--rng-seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"),
@@ -110,6 +114,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="two classes, a few steps, to try it")
     parser.add_argument("--export", type=Path, help="write the training images here, and stop")
     return parser.parse_args(arguments)
+
+
+def _multiple_of_eight(text: str) -> int:
+    value = int(text)
+    if value < 8 or value % 8:
+        raise argparse.ArgumentTypeError(f"must be a multiple of eight, AMST's parts, got {value}")
+    return value
 
 
 def quick(setup: Setup, selection: Selection) -> Selection:

@@ -37,6 +37,15 @@ def test_an_ablation_can_be_thinned(tmp_path, command):
     assert {run["pool"] for run in found} == {12} and all(run["diversity"] > 0 for run in found)
 
 
+def test_steps_are_those_that_are_asked_for_in_parts_of_eight(tmp_path, command, capsys):
+    command("--arms", "real only", "--steps", "24")
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    assert found["steps"] == 24 and {run["steps"] for run in found["runs"]} == {24}
+    with pytest.raises(SystemExit):
+        command("--steps", "20")
+    assert "must be a multiple of eight, AMST's parts, got 20" in capsys.readouterr().err
+
+
 def test_the_whole_command_resumes_to_the_same_json(tmp_path, command):
     arms = ("--arms", "real only", "DreamDA, tuned, AMST")
     command(*arms)
