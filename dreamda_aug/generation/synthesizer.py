@@ -122,7 +122,7 @@ class Synthesizer:
         self.batch_size, self.compile = whole("batch_size", batch_size, 1), compile
         self.keep_text_encoder = keep_text_encoder
         self._core: TensorSynthesizer | None = None
-        self.first_images = FirstImages()
+        self.first_images = FirstImages()  # copies share it: what was said is not said again
 
     @property
     def core(self) -> TensorSynthesizer:

@@ -133,18 +133,19 @@ class Conditioner:
 
     def _warn_of_unknown_classes(self, name: str, backbone: Conditioned) -> None:
         """Say once of which classes images are made without one: of this, and all others alike."""
+        if name in self._unknown_classes:
+            return  # asked for each image: classes are compared once
         known = backbone.class_names or []
         unknown = [each for each in dict.fromkeys((name, *(self.class_names or ())))
                    if each not in self._unknown_classes and _known_as(each, known) is None]
         self._unknown_classes.update(unknown)
-        if unknown:
-            classes, their = ("class", "its") if len(unknown) == 1 else ("classes", "their")
-            warnings.warn(
-                f"{backbone.name} does not know the {classes} {_first_of(map(repr, unknown))}, and "
-                f"makes {their} images without a class; it knows {_first_of(known)}. Rename your "
-                "classes with class_names, adapt the backbone to your images (dreamda adapt), or "
-                "use another one.", stacklevel=3,
-            )
+        classes, their = ("class", "its") if len(unknown) == 1 else ("classes", "their")
+        warnings.warn(
+            f"{backbone.name} does not know the {classes} {_first_of(map(repr, unknown))}, and "
+            f"makes {their} images without a class; it knows {_first_of(known)}. Rename your "
+            "classes with class_names, adapt the backbone to your images (dreamda adapt), or use "
+            "another one.", stacklevel=3,
+        )
 
     def known_prompts(self) -> list[str] | None:
         """Every prompt that `condition` can give; None where that is not known ahead."""
