@@ -140,6 +140,7 @@ class PoolLabelling:
         whole = self.labeler is self.wrapper and (
             self.rule.distribution_alignment or self.rule.label_prior is not None
             or self.wrapper.voting.threshold != "fixed"
+            or self.rule.unlabelled_voting is not None
         )
         for batch in batches:
             seeds.append(batch.seed_labels)
@@ -156,14 +157,14 @@ class PoolLabelling:
         return self._vote(probabilities, seed_labels), seed_labels
 
     def _vote(self, probabilities: Tensor, seed_labels: Tensor) -> PseudoLabels:
+        seed_labels = seed_labels.to(probabilities.device)
         if self.rule.distribution_alignment:
             average = self.average.to(probabilities.device)
             expected = self.expected_shares.to(probabilities.device)
             probabilities = align_distribution(probabilities, average, expected)
         if self.rule.label_prior is not None:
             probabilities = self.rule.label_prior.update(
-                probabilities, seed_labels.to(probabilities.device), self.expected_shares
-            )
+                probabilities, seed_labels, self.expected_shares)
         found = self.wrapper.vote(probabilities, seed_labels if self.rule.seed_vote else None)
         if self.rule.unlabelled_voting is None:
             return found

@@ -76,6 +76,21 @@ def test_images_without_a_seed_label_have_a_voting_rule_of_their_own():
     torch.testing.assert_close(vars(found[1::2]), vars(strictly[1::2]))
 
 
+def test_adaptive_thresholds_of_unlabelled_images_are_of_the_whole_pool():
+    def labels_of(*sizes):
+        torch.manual_seed(0)
+        wrapper = AMSTWrapper(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)))
+        rule = LabellingRule(unlabelled_voting=VotingRule("majority", threshold="adaptive"))
+        images = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        nothing = torch.zeros(0, dtype=torch.int64)
+        parts = [MixedBatch(images[:0], nothing, part, torch.arange(len(part)),
+                            torch.full((len(part),), -1), nothing)
+                 for part in images.split(list(sizes))]
+        return PoolLabelling(wrapper, None, rule).label_pool(parts, CPU)[0]
+
+    torch.testing.assert_close(vars(labels_of(40)), vars(labels_of(2, 3, 35)))
+
+
 def test_without_alignment_the_heads_vote_as_they_are():
     plain = labelling(False)
     labels, _ = plain.label_pool(batches(6), CPU)
