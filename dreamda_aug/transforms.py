@@ -68,7 +68,8 @@ class DreamDAugment(v2.Transform):
             function finds the image's file name instead; without one it must stand under the key
             ``file_name`` of a dict, or in the image if PIL opened it itself.
         options: all other arguments of `Synthesizer`, such as ``class_names``, ``cache`` and
-            ``batch_size``, and single settings that differ from the preset.
+            ``batch_size`` (with ``compile``, which fills batches up, 1 if it is not given), and
+            single settings that differ from the preset.
 
     Attributes:
         synthesizer: makes the synthetic images.
@@ -105,6 +106,8 @@ class DreamDAugment(v2.Transform):
                 )
             self.synthesizer = backbone
         else:
+            if options.get("compile"):
+                options = {"batch_size": 1, **options}
             self.synthesizer = Synthesizer(backbone, preset, **options)
         self.p = p
         self.labels_getter = labels_getter

@@ -287,6 +287,12 @@ def test_it_holds_a_synthesizer_that_brings_everything_but_p_and_the_labels_gett
         DreamDAugment(synthesizer, "paper")
 
 
+@pytest.mark.parametrize(("options", "size"), [
+    ({}, 32), ({"compile": True}, 1), ({"compile": True, "batch_size": 8}, 8)])
+def test_with_compile_an_image_per_call_fills_no_batch_up(options, size):
+    assert DreamDAugment(**options).synthesizer.batch_size == size
+
+
 def test_what_it_makes_is_what_its_synthesizer_makes_of_the_drawn_replica(augment):
     image = picture("RGB")
     torch.manual_seed(5)

@@ -84,7 +84,7 @@ def exactness(device: str, toy: bool) -> list[dict[str, Any]]:
             "replay_max_difference": (back - round_trip).abs().max().item(),
             "alone_or_in_a_batch_max_difference": (together - alone).abs().max().item(),
             "alone_or_in_a_batch_mean_difference": (together - alone).abs().mean().item(),
-            "guard_events": dict(noisy.guard_events),
+            "guard_events": dict(noisy.watch.events),
         })
         del backbone, quiet, noisy
     return found

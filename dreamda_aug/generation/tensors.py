@@ -1,8 +1,6 @@
 """Inversion and generation of tensors in batches: the one place that runs the reverse loop."""
 
 import logging
-import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from dreamda_aug.generation.calibration import resolve_calibrated
 from dreamda_aug.generation.guards import broken, guard
 from dreamda_aug.generation.recording import record_trajectories, source_condition
 from dreamda_aug.generation.sampling import sample
+from dreamda_aug.generation.watch import Watch
 from dreamda_aug.inputs.images import image_digest
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
@@ -31,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Inversions are always rounded to this, cached or not, so that both give the same images.
 STORAGE_DTYPE = torch.float16
-
-# How many images it takes before a share of broken ones says something.
-_ENOUGH = 8
 
 _T = TypeVar("_T")
 
@@ -89,9 +85,7 @@ class TensorSynthesizer:
 
     Attributes:
         inversions: how many inversions were computed so far; cached ones do not count.
-        made: how many images were made so far.
-        guard_events: how often guards had to act so far: ``"retried"`` in float32, ``"replaced"``
-            by the seed image, ``"unsafe"`` and therefore replaced.
+        watch: counts images and what the guards did.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -119,9 +113,8 @@ class TensorSynthesizer:
         if self.static_shapes:
             self.backbone = self.backbone.compiled(
                 **(compile if isinstance(compile, dict) else {}))
-        self.inversions = self.made = 0
-        self.guard_events: Counter[str] = Counter()
-        self._has_warned = False
+        self.inversions = 0
+        self.watch = Watch()
 
     @cached_property
     def settings(self) -> Settings:
@@ -167,6 +160,8 @@ class TensorSynthesizer:
                 out broken.
         """
         self._check_images(images)
+        if self.static_shapes:
+            self.watch.filled_up(len(requests), self.batch_size)
         digests = digests or [image_digest(image) for image in images]
 
         found: dict[tuple[int, int, Condition], Trajectory] = {}
@@ -197,7 +192,7 @@ class TensorSynthesizer:
 
             made = make_rows(range(len(part)))
             acts = guard(made, images[[r.image for r in part]], self.backbone, make_rows)
-            self._count(acts)
+            self.watch.made_images(acts, self.backbone.name)
             return Synthesized(made, acts)
 
         batches = self._in_batches(make, len(requests))
@@ -347,23 +342,6 @@ class TensorSynthesizer:
     def _own_precision(self) -> AbstractContextManager[Any]:
         """Within it, a training loop's autocast does not reach the diffusion model."""
         return torch.autocast(self.backbone.device.type, enabled=False)
-
-    def _count(self, events: Sequence[str]) -> None:
-        """Keep count of broken images: a few are worth a warning, many an error."""
-        before = self.guard_events["replaced"]
-        self.made += len(events)
-        self.guard_events.update(event for event in events if event)
-        broken_images = self.guard_events["replaced"]
-        if broken_images == before:
-            return
-        said = (f"{broken_images} of {self.made} images of {self.backbone.name} came out broken "
-                "or black and were replaced by their seed image; check its weights and dtype (use "
-                "torch.float32 or torch.bfloat16), and noise_scale.")
-        if self.made >= _ENOUGH and broken_images > self.made / 2:
-            raise GenerationError(said)
-        if self.made >= _ENOUGH and broken_images > self.made / 20 and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(said, stacklevel=2)
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.backbone.channels, *self.backbone.image_size)

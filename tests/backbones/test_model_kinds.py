@@ -169,7 +169,7 @@ def make(backbone, rule="asymmetric", batch_size=3, static_shapes=False, cache=N
     requests = [Request(0, told(backbone), 0), Request(0, told(backbone), 1), Request(0, None, 2),
                 Request(1, told(backbone), 0), Request(1, told(backbone), 1)]
     made = generator.synthesize(X, requests).images
-    assert not generator.guard_events
+    assert not generator.watch.events
     return made
 
 

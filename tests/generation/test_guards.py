@@ -35,7 +35,7 @@ def test_broken_samples_are_made_again_in_float32(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         made, events = generator.synthesize(x, [Request(0), Request(1)])
     assert made.isfinite().all() and "once more in float32" in caplog.text
-    assert events == ["retried", "retried"] and generator.guard_events == {"retried": 2}
+    assert events == ["retried", "retried"] and generator.watch.events == {"retried": 2}
     assert backbone.unet.dtype == torch.bfloat16
 
 
@@ -68,7 +68,7 @@ def test_the_safety_checker_is_heard(sd_pipeline, monkeypatch):
     generator = TensorSynthesizer(backbone, "paper", steps=4)
     made = generator.synthesize(x, [Request(0, "a"), Request(1, "a")]).images
     assert torch.equal(made[1], x[1]) and not torch.equal(made[0], x[0])
-    assert generator.guard_events == {"unsafe": 1}
+    assert generator.watch.events == {"unsafe": 1}
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_when_some_images_come_out_broken_it_warns_once(pixel, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         core.synthesize(x, requests)
-    assert core.guard_events == {"replaced": 2}
+    assert core.watch.events == {"replaced": 2}
 
 
 def test_images_of_another_size_are_refused(pixel):
@@ -217,6 +217,24 @@ def test_the_compiled_unet_keeps_its_tap_and_compiles_once_per_shape(sd_pipeline
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_compiled_model_that_mostly_fills_batches_up_says_so_once(pixel):
+    core = make(pixel, batch_size=4)
+    core.static_shapes = True
+    with pytest.warns(UserWarning, match="batch_size=4, but an average call asks") as said:
+        for epoch in range(20):
+            core.synthesize(images(pixel, 1), [Request(0, epoch=epoch)])
+    assert len(said) == 1
+
+
+def test_full_batches_of_a_compiled_model_and_what_is_left_of_them_are_no_waste(pixel):
+    core = make(pixel, batch_size=4)
+    core.static_shapes = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(20):
+            core.synthesize(images(pixel, 1), [Request(0, None, r, epoch) for r in range(9)])
 
 
 def test_a_training_loops_autocast_does_not_reach_the_model(pixel):
