@@ -74,8 +74,8 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
         Arm(REAL, view="none"),
         Arm("duplicate-real", "copies", view="none"),
         Arm(WEAK),
-        *(Arm(operation, view=operation) for operation in task.classical),
-        Arm("AugMix", view="AugMix"),
+        *(Arm(operation, view=operation)
+          for operation in dict.fromkeys([*task.classical, "TrivialAugmentWide", "AugMix"])),
         Arm("MixUp", mix="MixUp"),
         Arm("CutMix", mix="CutMix"),
     ]
