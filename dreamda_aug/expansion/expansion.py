@@ -1,7 +1,6 @@
 """Whole datasets: every seed image, K replicas each, resumable and on record."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,12 @@ from torch.utils.data import Dataset
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.conditions import conditions, embedded_digest
+from dreamda_aug.expansion.conditions import conditions
 from dreamda_aug.expansion.engines import Engine, Job
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.places import check_place, places_from
 from dreamda_aug.expansion.plan import Plan, count_replicas, differences
+from dreamda_aug.expansion.plan_facts import plan_facts
 from dreamda_aug.expansion.processes import (
     check_shard,
     cpu_threads,
@@ -35,9 +35,9 @@ from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_s
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.records.conventions import conventions_of, write_conventions
-from dreamda_aug.records.facts import CARD, FORMAT, FORMAT_VERSION, PLAN, WHERE
+from dreamda_aug.records.facts import CARD, PLAN, WHERE
 from dreamda_aug.records.layouts import FolderLayout, Layout, ShardLayout
-from dreamda_aug.records.manifest import MAX_BATCH, library_versions, settings_to_json
+from dreamda_aug.records.manifest import MAX_BATCH
 from dreamda_aug.records.output import LocalFolder, OutputFolder
 from dreamda_aug.records.remote import open_folder
 from dreamda_aug.records.tally import Tally
@@ -160,53 +160,26 @@ class Expansion:
             backbone.embed_only([None, settings.source_prompt, *prompts])
         self.maker = UnitMaker(self.source, self.core, condition_of, list(filters),
                                keep_flagged=keep_flagged, strict=strict)
-        device = torch.device(backbone.device).type
-        self.threads = threads if device == "cpu" else None
+        self.threads = threads if torch.device(backbone.device).type == "cpu" else None
         # opens the same expansion in another process, with the dials that were measured here
         self._again = partial(
             Expansion, self.source, synthesizer, expansion_ratio, balance=balance,
             only_classes=only_classes, limit=limit, image_format=image_format,
             shard_samples=shard_samples, filters=filters, keep_flagged=keep_flagged,
             strict=strict, threads=threads, license=license, calibrate=False)
-        self.facts = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "samples": len(self.plan),
-            "unit_size": self.plan.unit_size,
-            "image_format": image_format,
-            "units_per_shard": self._units_per_shard if image_format == "webdataset" else None,
-            "expansion": {
-                "expansion_ratio": (expansion_ratio if isinstance(expansion_ratio, int)
-                                    else dict(sorted(expansion_ratio.items()))),
-                "balance": balance,
-                "only_classes": sorted(only_classes) if only_classes is not None else None,
-                "limit": limit,
-                "keep_flagged": keep_flagged,
-            },
-            "filters": [each.describe() for each in filters],
-            "settings": settings_to_json(settings),
-            "calibration": None if calibration is None else calibration.facts(),
-            "rng_seed": self.core.rng_seed,
-            "conditions": conditioned_on,
-            "backbone": self.core.backbone.fingerprint,
-            "schedule": self.core.schedule.digest(),
-            "embedded": embedded_digest(backbone, settings, conditioned_on),
-            "device": device,
-            "threads": self.threads,
-            # the VAE's batches change the last bits; None, not False: as in older records
-            "low_memory": backbone.low_memory or None,
-            "image_size": list(backbone.image_size),
-            "tap_index": backbone.tap_index,
-            "embedded_guidance": backbone.embedded_guidance,
-            "compile": self.core.static_shapes or None,
-            "versions": library_versions(),
-            "source": {
-                "images": len(self.source.labels),
-                "digest": self.source.digest(),
-                "classes": _class_sizes(self.source),
-                "problems": self.source.problems,
-            },
+        asked = {
+            "expansion_ratio": (expansion_ratio if isinstance(expansion_ratio, int)
+                                else dict(sorted(expansion_ratio.items()))),
+            "balance": balance,
+            "only_classes": sorted(only_classes) if only_classes is not None else None,
+            "limit": limit,
+            "keep_flagged": keep_flagged,
         }
+        self.facts = plan_facts(
+            self.source, self.plan, self.core, asked, image_format=image_format,
+            units_per_shard=self._units_per_shard if image_format == "webdataset" else None,
+            filters=filters, calibration=calibration, conditioned_on=conditioned_on,
+            threads=self.threads)
         self._license = license or license_of(self.core.backbone.name)
 
     def run(
@@ -390,8 +363,3 @@ def _open_elsewhere(
         torch.set_num_threads(expansion.threads)
     expansion._prepare([0])
     return lambda unit: expansion._make(unit, store)
-
-
-def _class_sizes(source: Source) -> dict[str, int]:
-    counts = Counter(source.labels)
-    return {name: counts[label] for label, name in enumerate(source.classes)}

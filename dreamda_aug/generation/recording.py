@@ -1,11 +1,13 @@
 """From seed images to the trajectories that lead back to them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamda_aug.backbones import Backbone, Condition
+from dreamda_aug.generation.cache import cache_key
 from dreamda_aug.method.inversion import Trajectory, record
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.settings import Settings
@@ -58,3 +60,39 @@ def source_condition(backbone: Backbone, settings: Settings, condition: Conditio
     if backbone.condition_kind == "class" and not backbone.guidable:
         return condition
     return settings.source_prompt if backbone.condition_kind == "text" else None
+
+
+def inversion_keys(
+    backbone: Backbone,
+    settings: Settings,
+    schedule: NoiseSchedule,
+    rng_seed: int,
+    digests: Sequence[str],
+    paths: Sequence[int],
+    sources: Sequence[Condition],
+    dtype: torch.dtype,
+) -> list[str]:
+    """The cache key of each inversion: everything that it depends on.
+
+    Args:
+        backbone: the diffusion model.
+        settings: with numbers for what was calibrated.
+        schedule: the backbone's, for these settings.
+        rng_seed: as in `Synthesizer`.
+        digests: of the seed images' pixels.
+        paths: numbers of the source paths.
+        sources: what the inversions are conditioned on.
+        dtype: what trajectories are rounded to.
+    """
+    common: dict[str, Any] = {
+        "backbone": backbone.fingerprint, "image_size": list(backbone.image_size),
+        "in_tiles": backbone.in_tiles, "rng_seed": rng_seed, "dtype": str(dtype),
+    }
+    if settings.adherence == 0:  # nothing is recorded
+        return [cache_key(**common, image=digest, path=path)
+                for digest, path in zip(digests, paths, strict=True)]
+    common |= {"inversion": repr(settings.inversion), "schedule": schedule.digest(),
+               "solver": settings.solver, "eta": settings.eta}
+    of_source = {each: backbone.condition_digest(each) for each in set(sources)}
+    return [cache_key(**common, image=digest, path=path, source=of_source[source])
+            for digest, path, source in zip(digests, paths, sources, strict=True)]

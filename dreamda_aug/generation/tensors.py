@@ -13,10 +13,14 @@ from torch import Tensor
 from dreamda_aug.arguments import whole
 from dreamda_aug.backbones import Backbone, Condition, as_backbone
 from dreamda_aug.errors import GenerationError
-from dreamda_aug.generation.cache import LatentCache, cache_key
+from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.calibration import resolve_calibrated
 from dreamda_aug.generation.guards import broken, guard
-from dreamda_aug.generation.recording import record_trajectories, source_condition
+from dreamda_aug.generation.recording import (
+    inversion_keys,
+    record_trajectories,
+    source_condition,
+)
 from dreamda_aug.generation.sampling import sample
 from dreamda_aug.generation.watch import Watch
 from dreamda_aug.inputs.images import image_digest
@@ -266,32 +270,6 @@ class TensorSynthesizer:
             )
         return made
 
-    def inversion_keys(
-        self, digests: Sequence[str], paths: Sequence[int], sources: Sequence[Condition]
-    ) -> list[str]:
-        """The cache key of each inversion: everything that it depends on.
-
-        Args:
-            digests: of the seed images' pixels.
-            paths: numbers of the source paths.
-            sources: what the inversions are conditioned on.
-        """
-        s, backbone = self.settings, self.backbone
-        common: dict[str, Any] = {
-            "backbone": backbone.fingerprint, "image_size": list(backbone.image_size),
-            "in_tiles": backbone.in_tiles, "rng_seed": self.rng_seed, "dtype": str(STORAGE_DTYPE),
-        }
-        if s.adherence != 0:  # else nothing is recorded
-            common |= {"inversion": repr(s.inversion), "schedule": self.schedule.digest(),
-                       "solver": s.solver, "eta": s.eta}
-            of_source = {each: backbone.condition_digest(each) for each in set(sources)}
-            return [
-                cache_key(**common, image=digest, path=path, source=of_source[source])
-                for digest, path, source in zip(digests, paths, sources, strict=True)
-            ]
-        return [cache_key(**common, image=digest, path=path)
-                for digest, path in zip(digests, paths, strict=True)]
-
     @torch.no_grad()
     def _invert(
         self, images: Tensor, digests: Sequence[str], paths: Sequence[int],
@@ -301,7 +279,8 @@ class TensorSynthesizer:
         found: list[Trajectory | None] = [None] * len(digests)
         keys: list[str] = []
         if self.cache is not None and digests:
-            keys = self.inversion_keys(digests, paths, sources)
+            keys = inversion_keys(self.backbone, self.settings, self.schedule, self.rng_seed,
+                                  digests, paths, sources, STORAGE_DTYPE)
             stored = [self.cache.get(key) for key in keys]
             found = [None if s is None else Trajectory(**{"x_T": None, **s}) for s in stored]
         missing = [i for i, trajectory in enumerate(found) if trajectory is None]

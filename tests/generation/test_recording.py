@@ -1,4 +1,4 @@
-"""From seed images to what leads back to them, for every kind of condition and inversion."""
+"""From seed images to what leads back to them, for every kind of condition; and cache keys."""
 
 import copy
 
@@ -8,7 +8,12 @@ from pipelines import pixel_pipeline
 
 from dreamda_aug import CycleDiffusion, DDIMInversion, Settings, load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
-from dreamda_aug.generation.recording import record_trajectories, source_condition
+from dreamda_aug.generation.recording import (
+    inversion_keys,
+    record_trajectories,
+    source_condition,
+)
+from dreamda_aug.generation.tensors import TensorSynthesizer
 
 STEPS = 4
 
@@ -81,3 +86,35 @@ def test_an_inversion_is_conditioned_on_the_source_prompt_or_on_nothing(sd_pipel
     without_null = PixelBackbone(pixel_pipeline(num_classes=4))
     assert source_condition(without_null, settings(), 2) == 2
     assert source_condition(PixelBackbone(pixel_pipeline()), settings(), None) is None
+
+
+def key(backbone, digest="d", path=0, source=None, **settings):
+    core = TensorSynthesizer(backbone, "paper", **{"steps": STEPS, **settings})
+    only, = inversion_keys(backbone, core.settings, core.schedule, core.rng_seed, [digest], [path],
+                           [source], torch.float16)
+    return only
+
+
+@pytest.mark.parametrize("change", [
+    dict(eta=0.5), dict(steps=20), dict(strength=0.5), dict(inversion=DDIMInversion()),
+    dict(rng_seed=1), dict(adherence=0.0), dict(solver="heun"), dict(timestep_spacing="uniform"),
+    dict(digest="e"), dict(path=1),
+])
+def test_whatever_changes_the_inversion_changes_its_key(backbone, change):
+    assert key(backbone) != key(backbone, **change)
+
+
+@pytest.mark.parametrize("change", [
+    dict(batch_size=3), dict(noise_scale=9.0), dict(guidance_scale=2.0), dict(adherence=0.5),
+    dict(update_rule="symmetric"),
+])
+def test_whatever_does_not_touch_the_inversion_keeps_its_key(backbone, change):
+    assert key(backbone) == key(backbone, **change)
+
+
+def test_the_source_prompt_and_the_weights_are_part_of_the_key(sd_pipeline):
+    text = load_backbone(sd_pipeline)
+    assert len({key(text, source=""), key(text, source="a photo"), key(text, source="a cat")}) == 3
+    others = [PixelBackbone(pixel_pipeline()) for _ in range(2)]
+    others[1].unet.conv_out.bias.data += 1e-3
+    assert key(others[0]) != key(others[1])

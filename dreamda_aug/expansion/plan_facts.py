@@ -1,0 +1,80 @@
+"""The facts that an expansion is begun with: everything that decides its files."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dreamda_aug.backbones import Condition
+from dreamda_aug.expansion.conditions import embedded_digest
+from dreamda_aug.expansion.filters import Filter
+from dreamda_aug.expansion.plan import Plan
+from dreamda_aug.generation.calibration import Calibration
+from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.inputs.sources import Source
+from dreamda_aug.records.facts import FORMAT, FORMAT_VERSION
+from dreamda_aug.records.manifest import library_versions, settings_to_json
+
+
+def plan_facts(
+    source: Source,
+    plan: Plan,
+    core: TensorSynthesizer,
+    asked: Mapping[str, Any],
+    *,
+    image_format: str,
+    units_per_shard: int | None,
+    filters: Sequence[Filter],
+    calibration: Calibration | None,
+    conditioned_on: Mapping[str, Condition],
+    threads: int | None,
+) -> dict[str, Any]:
+    """What `read_plan` will read, but for places and repeated seed images.
+
+    Args:
+        source: the seed images.
+        plan: of their replicas.
+        core: makes the images.
+        asked: the arguments of `Expansion` that chose the replicas.
+        image_format: as in `Expansion`.
+        units_per_shard: batches in a shard; None where there are none.
+        filters: as in `Expansion`.
+        calibration: where the settings' dials come from; None: they were given.
+        conditioned_on: what `conditions` said.
+        threads: of the CPU; None on other devices.
+    """
+    backbone, settings = core.backbone, core.settings
+    counts = Counter(source.labels)
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "samples": len(plan),
+        "unit_size": plan.unit_size,
+        "image_format": image_format,
+        "units_per_shard": units_per_shard,
+        "expansion": dict(asked),
+        "filters": [each.describe() for each in filters],
+        "settings": settings_to_json(settings),
+        "calibration": None if calibration is None else calibration.facts(),
+        "rng_seed": core.rng_seed,
+        "conditions": dict(conditioned_on),
+        "backbone": backbone.fingerprint,
+        "schedule": core.schedule.digest(),
+        "embedded": embedded_digest(backbone, settings, conditioned_on),
+        "device": torch.device(backbone.device).type,
+        "threads": threads,
+        # the VAE's batches change the last bits; None, not False: as in older records
+        "low_memory": backbone.low_memory or None,
+        "image_size": list(backbone.image_size),
+        "tap_index": backbone.tap_index,
+        "embedded_guidance": backbone.embedded_guidance,
+        "compile": core.static_shapes or None,
+        "versions": library_versions(),
+        "source": {
+            "images": len(source.labels),
+            "digest": source.digest(),
+            "classes": {name: counts[label] for label, name in enumerate(source.classes)},
+            "problems": source.problems,
+        },
+    }
