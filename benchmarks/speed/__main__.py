@@ -129,7 +129,7 @@ def switches(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
     if not args.no_compile:
         compiled = bench.backbone.compiled(backend=args.compile_backend)
         bench = replace(bench, compiled=compiled)
-    return [*found, compare(bench, COMPILE)]
+    return [*found, *(compare(bench, switch) for switch in COMPILE)]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

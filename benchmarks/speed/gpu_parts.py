@@ -112,7 +112,7 @@ def compiled(device: str, toy: bool) -> dict[str, Any]:
     backbone = build("toy-sd" if toy else "sd15", device)
     bench = Bench(backbone, settings(toy), 2 if toy else 8, 2, 1 if toy else 3,
                   compiled=backbone.compiled(backend="eager" if toy else "inductor"))
-    return compare(bench, COMPILE)
+    return compare(bench, COMPILE[0])
 
 
 def spawn_workers(device: str, toy: bool) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def on_gpu(part: str, found: Any) -> Iterator[str]:
         yield (f"- One sample in {found[0]['dtype'].removeprefix('torch.')} takes {peaks[False]}, "
                f"and {peaks[True]} with `low_memory`.")
     elif part == "compile":
-        yield (f"- `compile`: {found['ratio']:.2f} times as fast, differences up to "
+        yield (f"- `compile`: {found['ratio']:.2f} times as fast after a first call of "
+               f"{found['first_seconds_on']:.0f} s, differences up to "
                f"{found['max_difference']:.2g}.")
     elif part == "spawn_workers":
         yield (f"- Images of spawned workers differ by {found['workers_max_difference']:.2g} from "
@@ -135,7 +136,8 @@ def section(record: dict[str, Any]) -> str:
     text += "\n\n### All runs\n\n" + runs(record)
     if record["switches"]:
         text += "\n\n### Each switch by itself\n\n" + table(
-            ["switch", "off", "time off / on", "peak memory off → on", "max. pixel difference"],
+            ["switch", "off", "time off / on", "first call, on", "peak memory off → on",
+             "max. pixel difference"],
             [_switch(row) for row in record["switches"]],
         )
     return text
@@ -175,9 +177,10 @@ def _ratio(found: dict[str, float]) -> str:
 
 def _switch(row: dict[str, Any]) -> list[str]:
     if "skipped" in row:
-        return [row["switch"], row["instead"], row["skipped"], "", ""]
+        return [row["switch"], row["instead"], row["skipped"], "", "", ""]
     return [
         row["switch"], row["instead"], f"{row['ratio']:.2f}×",
+        f"{row['first_seconds_on']:.0f} s",
         f"{row['peak_bytes_off'] / 1e9:.2f} → {row['peak_bytes_on'] / 1e9:.2f} GB",
         f"{row['max_difference']:.1g}",
     ]

@@ -56,7 +56,7 @@ def test_targets_are_ratios_of_the_same_round(record):
 def test_the_page_has_a_section_for_each_record_and_no_times_of_a_busy_machine(record):
     made, folder = record
     page = (folder / "speed.md").read_text()
-    for switch in [*SWITCHES, COMPILE]:
+    for switch in [*SWITCHES, *COMPILE]:
         assert f"| {switch.name} | {switch.instead} |" in page
     assert page.count("GPU only, not measured yet") == 2 and "prove nothing" in page
     main(["--arch", str(folder / "model"), "--quick", "--steps", "3", "--device", "cpu",

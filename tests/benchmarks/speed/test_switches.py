@@ -5,7 +5,7 @@ from pipelines import pixel_pipeline
 
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.switches import COMPILE, SWITCHES, compare
-from dreamda_aug import Settings
+from dreamda_aug import Settings, load_backbone
 from dreamda_aug.backbones.unet import PixelBackbone
 
 
@@ -15,11 +15,19 @@ def test_every_switch_runs_on_a_pixel_model_and_is_set_back():
     bench = Bench(backbone, settings, batch_size=2, replicas=2, repeats=1,
                   compiled=backbone.compiled(backend="eager"))
     before = bench.run(bench.synthesizer())
-    rows = {switch.name: compare(bench, switch) for switch in [*SWITCHES, COMPILE]}
+    rows = {switch.name: compare(bench, switch) for switch in [*SWITCHES, *COMPILE]}
     skipped = [name for name, row in rows.items() if "skipped" in row]
-    assert [name[:7] for name in skipped] == ["chunked", "no host", "pinned ", "guidanc"]
+    assert [name[:7] for name in skipped] == ["query, ", "chunked", "no host", "pinned ", "guidanc"]
     assert torch.equal(bench.run(bench.synthesizer()), before)
     for name, row in rows.items():
         if name not in skipped:
             limit = 1.0 if name.startswith("a quarter") else 1e-3
             assert 0 < row["ratio"] and row["max_difference"] <= limit
+
+
+def test_fused_projections_give_the_same_images_and_leave_no_weights_behind(sd_pipeline):
+    backbone = load_backbone(sd_pipeline)
+    bench = Bench(backbone, Settings(steps=3), batch_size=2, replicas=2, repeats=1)
+    names = set(backbone.unet.state_dict())
+    row = compare(bench, next(each for each in SWITCHES if each.name.startswith("query, key")))
+    assert row["max_difference"] < 1e-4 and set(backbone.unet.state_dict()) == names
