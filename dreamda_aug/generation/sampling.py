@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.method.inversion import Trajectory
+from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.schedule import NoiseSchedule
-from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal
+from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal, seeded_normals
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
 
@@ -70,14 +71,15 @@ def sample(
         if recorded:
             residuals = _to_device(recorded, device)
     solver = Solver(s.solver, schedule, s.eta)
-    for step in range(len(schedule)):
+    adherences = [_adherence_at(s, step, len(schedule)) for step in range(len(schedule))]
+    free = [step for step, adherence in enumerate(adherences) if adherence < 1]
+    fresh = seeded_normals(seeds, free, STEP, tuple(x_t.shape[1:]))
+    for step, adherence in enumerate(adherences):
         x_t, std = solver.step(x_t, step, denoiser)
-        adherence = _adherence_at(s, step, len(schedule))
         if residuals is not None and adherence > 0:
             x_t = x_t + adherence * residuals[index, step].float()
         if adherence < 1:
-            noise = seeded_normal(seeds, step, STEP, tuple(x_t.shape[1:]))
-            x_t = x_t + (1 - adherence**2) ** 0.5 * std * noise
+            x_t = x_t + (1 - adherence**2) ** 0.5 * std * next(fresh)
     # what the last step leaves over belongs to the end of the run
     if residuals is not None and s.adherence_interval[1] == 1:
         x_t = x_t + s.adherence * residuals[index, len(schedule)].float()
@@ -191,11 +193,14 @@ class _Denoiser:
         groups = 2 if guided else 1
         perturbed = torch.cat([samples + group * inputs for group in range(groups)])
         asymmetric = self.noisy and self.settings.update_rule == "asymmetric"
+        # noise that the rows of a sample share is drawn once
+        own = self.settings.perturbation
+        draws = 1 if isinstance(own, BottleneckNoise) and own.shared else groups
         clean = groups * inputs if asymmetric else 0
         branches = torch.cat([torch.arange(clean, device=device), perturbed])
         return _Rows(
             condition, branches if clean or shared is not None else None, clean,
-            {"seeds": seeds.repeat(groups), "scale": scales.repeat(groups),
+            {"seeds": seeds.repeat(draws), "scale": scales.repeat(groups),
              "unconditional": torch.arange(groups * len(seeds), device=device)
              < (groups - 1) * len(seeds)},
         )

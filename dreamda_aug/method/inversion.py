@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.method.schedule import NoiseSchedule
-from dreamda_aug.method.seeding import POSTERIOR, SOURCE, seeded_normal
+from dreamda_aug.method.seeding import POSTERIOR, SOURCE, seeded_normal, seeded_normals
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver, SolverName
 
 # The denoiser with its condition filled in: (x, noise level) -> output, all (B, C, H, W).
@@ -64,11 +64,11 @@ class CycleDiffusion:
         shape = tuple(x_0.shape[1:])
         noise = seeded_normal(path_seeds, 0, SOURCE, shape).to(x_0.dtype)
         path = [schedule.add_noise(x_0, noise, 0)]
-        for step in range(len(schedule) - 1):
+        fresh = seeded_normals(path_seeds, range(len(schedule) - 1), POSTERIOR, shape)
+        for step, noise in enumerate(fresh):
             eps = schedule.noise_of(x_0, path[-1], step)
             mean, std = schedule.posterior(x_0, eps, step, eta)
-            fresh = seeded_normal(path_seeds, step, POSTERIOR, shape).to(x_0.dtype)
-            path.append(mean + std * fresh)
+            path.append(mean + std * noise.to(x_0.dtype))
         # the last step aims at x_0 itself, also where the schedule leaves some noise
         return [*path, x_0]
 

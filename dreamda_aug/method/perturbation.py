@@ -43,7 +43,8 @@ class BottleneckNoise:
 
         Args:
             h: bottleneck features, (R, C, H, W), or a transformer's image tokens, (R, N, C).
-            seeds: the sample seed of each row, (R,) int64.
+            seeds: the sample seed of each row, (R,) int64; or of each sample, (N,), where all have
+                R / N rows that share their noise, the first rows of all samples coming first.
             step: number of the reverse step, 0-d int64.
             unconditional: which rows are the unconditional branch of guidance, (R,) bool.
             scale: noise scale of each row, (R,) float32; 0 leaves a row as it is.
@@ -55,6 +56,8 @@ class BottleneckNoise:
             # another key for the unconditional rows is another, independent noise
             seeds = seeds ^ (unconditional * (1 << 61))
         noise = seeded_normal(seeds, step, BOTTLENECK, tuple(h.shape[1:]))
+        if len(noise) < len(h):
+            noise = noise.repeat(len(h) // len(noise), *[1] * (h.ndim - 1))
         factor = scale.view(-1, *[1] * (h.ndim - 1))
         if self.relative:
             places = (1, 2, 3) if h.ndim == 4 else (1,)

@@ -7,12 +7,16 @@ needed, without generator state, and sample i never depends on its batch mates.
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 # Roles: which of the method's noises is drawn. Part of the counter, so they never collide.
 SOURCE, POSTERIOR, BOTTLENECK, STEP = range(4)
+
+# Noise values that are drawn in one go.
+_AT_ONCE = 2**20
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -53,18 +57,17 @@ def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
+    c0, c1, c2, c3, _, _ = torch.broadcast_tensors(*counter, *key)
+    rounds = torch.arange(10, device=c0.device)
+    k0, k1 = ((word[..., None] + rounds * step) & _MASK
+              for word, step in zip(key, _KEY_STEPS, strict=True))
+    for turn in range(10):
         # int64 products wrap around, which keeps the low 64 bits exact; the mask drops the sign
         product_0, product_1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((product_1 >> 32) & _MASK) ^ c1 ^ k0,
-            product_1 & _MASK,
-            ((product_0 >> 32) & _MASK) ^ c3 ^ k1,
-            product_0 & _MASK,
-        )
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
+        # in place: on a CPU, memory is what this loop waits for
+        c0 = (product_1 >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0[..., turn])
+        c2 = (product_0 >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1[..., turn])
+        c1, c3 = product_1.bitwise_and_(_MASK), product_0.bitwise_and_(_MASK)
     return [c0, c1, c2, c3]
 
 
@@ -73,26 +76,42 @@ def seeded_normal(seeds: Tensor, step: int | Tensor, role: int, shape: tuple[int
 
     Args:
         seeds: one seed per sample, (B,) int64, non-negative.
-        step: number of the reverse step; an int or a 0-d integer tensor.
+        step: number of the reverse step; an int, a 0-d integer tensor, or several, (S,) int64,
+            on the device of ``seeds``.
         role: which noise of the method this is, one of the constants of this module.
         shape: shape of one sample's noise.
 
     Returns:
-        Noise, (B, *shape), float32, on the device of ``seeds``. Row i depends on ``seeds[i]``,
-        ``step``, ``role`` and ``shape`` alone.
+        Noise, (B, *shape), for several steps (S, B, *shape), float32, on the device of ``seeds``.
+        Row i depends on ``seeds[i]``, its step, ``role`` and ``shape`` alone.
 
     Source: Philox as above, with the Box-Muller transform.
     """
     count = math.prod(shape)
     blocks = torch.arange(-(-count // 4), device=seeds.device)[None]
     zeros = torch.zeros_like(blocks)
+    steps = torch.as_tensor(step, device=seeds.device)
     key = [(seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None]]
-    words = philox([blocks, zeros + step, zeros + role, zeros], key)
+    words = torch.stack(philox([blocks, zeros + steps[..., None, None], zeros + role, zeros],
+                               key))
     # 24 bits fit a float32 exactly; + 0.5 keeps u above 0, where the logarithm is finite
-    u = [((word >> 8).float() + 0.5) * 2**-24 for word in words]
-    normals = []
-    for radius_source, angle_source in ((u[0], u[1]), (u[2], u[3])):
-        radius = (-2 * radius_source.log()).sqrt()
-        normals += [radius * (2 * math.pi * angle_source).cos(),
-                    radius * (2 * math.pi * angle_source).sin()]
-    return torch.stack(normals, dim=-1).flatten(1)[:, :count].reshape(len(seeds), *shape)
+    u = ((words >> 8).float() + 0.5) * 2**-24
+    radius, angle = (-2 * u[::2].log()).sqrt(), 2 * math.pi * u[1::2]
+    normals = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+    # the four of a block side by side
+    normals = normals.flatten(0, 1).movedim(0, -1).flatten(-2)
+    return normals[..., :count].reshape(*steps.shape, len(seeds), *shape)
+
+
+def seeded_normals(
+    seeds: Tensor, steps: Sequence[int], role: int, shape: tuple[int, ...]
+) -> Iterator[Tensor]:
+    """`seeded_normal` of each step in turn.
+
+    It is drawn for several steps at once: what a small draw costs is its many calls.
+    """
+    at_once = max(1, _AT_ONCE // (len(seeds) * math.prod(shape)))
+    numbers = torch.tensor(steps, dtype=torch.int64, device=seeds.device)
+    # the numbers are on the device by now: the steps themselves copy nothing
+    return (noise for several in numbers.split(at_once)
+            for noise in seeded_normal(seeds, several, role, shape))

@@ -2,7 +2,15 @@ import pytest
 import scipy.stats
 import torch
 
-from dreamda_aug.method.seeding import BOTTLENECK, STEP, derive_seed, philox, seeded_normal
+from dreamda_aug.method import seeding
+from dreamda_aug.method.seeding import (
+    BOTTLENECK,
+    STEP,
+    derive_seed,
+    philox,
+    seeded_normal,
+    seeded_normals,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,17 @@ def test_the_step_may_be_a_tensor():
     seeds = torch.tensor([9])
     assert torch.equal(seeded_normal(seeds, 4, STEP, (8,)),
                        seeded_normal(seeds, torch.tensor(4), STEP, (8,)))
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10**6])
+def test_noise_of_several_steps_is_that_of_each(monkeypatch, at_once):
+    monkeypatch.setattr(seeding, "_AT_ONCE", at_once)
+    seeds, steps = torch.tensor([9, 10]), [0, 3, 4, 7]
+    each = [seeded_normal(seeds, step, STEP, (3, 2)) for step in steps]
+    assert torch.equal(torch.stack(each), seeded_normal(seeds, torch.tensor(steps), STEP, (3, 2)))
+    in_turn = seeded_normals(seeds, steps, STEP, (3, 2))
+    assert torch.equal(torch.stack(each), torch.stack([*in_turn]))
+    assert list(seeded_normals(seeds, [], STEP, (3, 2))) == []
 
 
 def test_derived_seeds_tell_order_type_and_borders_of_their_parts_apart():
