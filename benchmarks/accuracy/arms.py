@@ -81,7 +81,7 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
     ]
     for recipe, name in METHODS.items():
         arms += [Arm(name, recipe, view="none"), Arm(f"{name} + classical", recipe, view=CHOSEN)]
-    for recipe in ("img2img", "tuned"):
+    for recipe in ("img2img", "tuned", "adapted"):
         name = METHODS[recipe]
         arms += [Arm(f"{name}, {what}", recipe, labels, view=CHOSEN)
                  for labels, what in (("soft", "single head"), ("amst", "AMST"),
