@@ -11,7 +11,7 @@ from benchmarks.speed.arms import IMG2IMG, RELEASED
 from benchmarks.speed.gpu_plan import LIMITS
 from benchmarks.speed.rounds import spread
 
-FORMAT = 4
+FORMAT = 5
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
