@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from dreamda_aug.version import __version__ as __version__
 
 __all__ = [
-    "AMSTWrapper", "AugmentedDataset", "BackboneSpec", "BottleneckNoise", "CycleDiffusion",
+    "AMSTWrapper", "AugmentedDataset", "ModelSpec", "BottleneckNoise", "CycleDiffusion",
     "DDIMInversion", "DreamDAugment", "LatentCache", "PRESETS", "SelfTraining", "Settings",
-    "Synthesizer", "adapt", "calibrate", "evaluate", "expand", "load_backbone",
+    "Synthesizer", "adapt", "calibrate", "evaluate", "expand", "load_model",
 ]
 
 # Where each name lives; modules are loaded at first use, so that importing the package is quick.
 _MODULES = {
     "AMSTWrapper": "amst",
     "AugmentedDataset": "datasets",
-    "BackboneSpec": "backbones",
+    "ModelSpec": "models",
     "BottleneckNoise": "method.perturbation",
     "CycleDiffusion": "method.inversion",
     "DDIMInversion": "method.inversion",
@@ -30,13 +30,12 @@ _MODULES = {
     "calibrate": "generation.sweep",
     "evaluate": "evaluation",
     "expand": "expansion",
-    "load_backbone": "backbones",
+    "load_model": "models",
 }
 
 if TYPE_CHECKING:
     from dreamda_aug.adaptation import adapt
     from dreamda_aug.amst import AMSTWrapper, SelfTraining
-    from dreamda_aug.backbones import BackboneSpec, load_backbone
     from dreamda_aug.datasets import AugmentedDataset
     from dreamda_aug.evaluation import evaluate
     from dreamda_aug.expansion import expand
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
     from dreamda_aug.method.perturbation import BottleneckNoise
     from dreamda_aug.method.settings import PRESETS, Settings
+    from dreamda_aug.models import ModelSpec, load_model
     from dreamda_aug.transforms import DreamDAugment
 
 

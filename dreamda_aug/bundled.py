@@ -20,7 +20,7 @@ class FashionMNISTSample(Dataset[tuple[Any, int]]):
     Items are ``(PIL image of mode L and 28×28 pixels, label)``.
 
     Args:
-        split: ``"train"``: 20 images per class of the training split, which the bundled backbone
+        split: ``"train"``: 20 images per class of the training split, which the bundled model
             was trained on; ``"test"``: 30 per class of the test split, which it never saw.
         transform: for the image, as in torchvision.
 

@@ -5,7 +5,7 @@ class DreamDAError(Exception):
     """Base of every exception that this library defines."""
 
 
-class BackboneError(DreamDAError):
+class ModelError(DreamDAError):
     """A diffusion model cannot be loaded, or cannot be used for bottleneck perturbation."""
 
 

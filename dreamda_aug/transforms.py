@@ -10,13 +10,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dreamda_aug.arguments import real
-from dreamda_aug.backbones import BUNDLED
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.generation.tensors import Request
 from dreamda_aug.inputs.images import read_pixels
 from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
 from dreamda_aug.inputs.rows import is_image
 from dreamda_aug.method.settings import Settings
+from dreamda_aug.models import BUNDLED
 
 _UNSUPPORTED = {
     tv_tensors.BoundingBoxes: "bounding boxes",
@@ -34,12 +34,12 @@ class DreamDAugment(v2.Transform):
     Put it first in ``v2.Compose``, on images as they come from the dataset: it needs pixels in
     [0, 255] or [0, 1], not normalised ones. The image is inverted once; the inversion is cached.
     The model is loaded with the first image, not before, and stays out of ``state_dict``. Worker
-    processes each load their own; threads must not share one, nor a loaded backbone.
+    processes each load their own; threads must not share one, nor a loaded model.
 
     It takes what torchvision's own transforms take: a PIL image of any mode, an image tensor
     (uint8, another integer type, or float in [0, 1]; on any device), a ``tv_tensors.Image``, a
     batch (B, C, H, W) of either, or any nesting of them with labels. What comes back has the same
-    type, mode, dtype, size and device; images are resized to the backbone's size and back.
+    type, mode, dtype, size and device; images are resized to the model's size and back.
 
     Where a sample holds none of these, its one numpy array that can only be an image is taken:
     (H, W) of integers of 8 or 16 bits, or (H, W, C) of integers or floats in [0, 1], with C = 1
@@ -56,15 +56,15 @@ class DreamDAugment(v2.Transform):
     ``torch.manual_seed`` and the worker seeds of a ``DataLoader`` decide it.
 
     Args:
-        backbone: what `Synthesizer` takes as its backbone; or a `Synthesizer`, and then only
+        model: what `Synthesizer` takes as its model; or a `Synthesizer`, and then only
             ``p`` and ``labels_getter`` can be given beside it.
         preset: ``"recommended"``, ``"fast"``, ``"samples"``, ``"paper"``, ``"official"`` or
             `Settings`.
         p: probability that an image is replaced, in [0, 1]; drawn for each image of a batch.
         labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
             ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;
-            None: there is none, and class-conditional backbones take their null class. Not called
-            for backbones that need no label. With captions, a
+            None: there is none, and class-conditional models take their null class. Not called
+            for models that need no label. With captions, a
             function finds the image's file name instead; without one it must stand under the key
             ``file_name`` of a dict, or in the image if PIL opened it itself.
         options: all other arguments of `Synthesizer`, such as ``class_names``, ``cache`` and
@@ -85,7 +85,7 @@ class DreamDAugment(v2.Transform):
 
     def __init__(
         self,
-        backbone: Any = BUNDLED,
+        model: Any = BUNDLED,
         preset: Settings | str = "recommended",
         *,
         p: float = 0.5,
@@ -98,17 +98,17 @@ class DreamDAugment(v2.Transform):
             raise ValueError(
                 f"labels_getter must be 'default', a function or None, got {labels_getter!r}."
             )
-        if isinstance(backbone, Synthesizer):
+        if isinstance(model, Synthesizer):
             if options or preset != "recommended":
                 raise TypeError(
                     "a Synthesizer brings its own settings; give preset and "
                     f"{', '.join(options) or 'settings'} to it."
                 )
-            self.synthesizer = backbone
+            self.synthesizer = model
         else:
             if options.get("compile"):
                 options = {"batch_size": 1, **options}
-            self.synthesizer = Synthesizer(backbone, preset, **options)
+            self.synthesizer = Synthesizer(model, preset, **options)
         self.p = p
         self.labels_getter = labels_getter
 
@@ -124,7 +124,7 @@ class DreamDAugment(v2.Transform):
             conditioner = self.synthesizer.conditioner
             if conditioner.captions is not None:
                 labels = find_file_names(sample, self.labels_getter)
-            elif conditioner.needs_label(self.synthesizer.backbone) and not self._null_class():
+            elif conditioner.needs_label(self.synthesizer.model) and not self._null_class():
                 labels = find_labels(sample, self.labels_getter)
             images = self._replace([flat[i] for i in places], labels, params)
             for place, image in zip(places, images, strict=True):
@@ -133,9 +133,9 @@ class DreamDAugment(v2.Transform):
 
     def _null_class(self) -> bool:
         """Whether the user asked for images of no class, from a model of classes that can."""
-        backbone = self.synthesizer.backbone
-        return (self.labels_getter is None and backbone.condition_kind == "class"
-                and backbone.guidable)
+        model = self.synthesizer.model
+        return (self.labels_getter is None and model.condition_kind == "class"
+                and model.guidable)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuse samples with annotations that a synthetic image would make wrong."""
@@ -199,7 +199,7 @@ class DreamDAugment(v2.Transform):
                     if name is None:
                         name = getattr(images[number], "filename", None) or None
                     condition = synthesizer.conditioner.condition(
-                        label, synthesizer.backbone, name)
+                        label, synthesizer.model, name)
                     replica = int(params["replicas"][number][i])
                     requests.append(Request(row, condition, replica))
                     slots.append((number, i))

@@ -1,10 +1,10 @@
-"""AMST as a PyTorch Lightning module, labelling fresh images batch by batch.
+"""AMST as a PyTorch Lightning module, labeling fresh images batch by batch.
 
     pip install lightning
     python examples/amst_lightning.py
 
-Bundled Fashion-MNIST images: 5 labelled per class, the others unlabelled. With a dataset that
-makes synthetic images (``AugmentedDataset(...).synthetic``) in place of ``unlabelled`` nothing
+Bundled Fashion-MNIST images: 5 labeled per class, the others unlabeled. With a dataset that
+makes synthetic images (``AugmentedDataset(...).synthetic``) in place of ``unlabeled`` nothing
 else changes. Less than a minute on two cores.
 """
 
@@ -40,10 +40,10 @@ class AMST(lightning.LightningModule):
         return self.wrapper(images)
 
     def training_step(self, batch: dict, _: int) -> torch.Tensor:
-        images, targets = batch["labelled"]
+        images, targets = batch["labeled"]
         if self.current_epoch < self.pretraining_epochs:
             return self.wrapper.pretraining_loss(images, targets)
-        synthetic, _ = batch["unlabelled"]
+        synthetic, _ = batch["unlabeled"]
         losses = self.wrapper.losses(images, targets, synthetic)
         self.log("accepted_share", losses.accepted_share, prog_bar=True)
         return losses.total
@@ -79,8 +79,8 @@ def main() -> None:
     to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     train = FashionMNISTSample("train", transform=to_tensor)
     by_class = [[i for i, label in enumerate(train.targets) if label == c] for c in range(10)]
-    labelled = Subset(train, [i for places in by_class for i in places[:5]])
-    unlabelled = Subset(train, [i for places in by_class for i in places[5:]])
+    labeled = Subset(train, [i for places in by_class for i in places[:5]])
+    unlabeled = Subset(train, [i for places in by_class for i in places[5:]])
     steps, size = 30, 32
     loaders = {
         name: DataLoader(
@@ -88,7 +88,7 @@ def main() -> None:
             batch_size=size,
             sampler=RandomSampler(data, replacement=True, num_samples=steps * size),
         )
-        for name, data in (("labelled", labelled), ("unlabelled", unlabelled))
+        for name, data in (("labeled", labeled), ("unlabeled", unlabeled))
     }
     model = AMST(small_cnn(), pretraining_epochs=6)
     trainer = lightning.Trainer(

@@ -2,7 +2,7 @@
 
     python examples/amst_plain_loop.py
 
-Takes 5 labelled images per class of the bundled Fashion-MNIST sample. Its other images stand in
+Takes 5 labeled images per class of the bundled Fashion-MNIST sample. Its other images stand in
 for synthetic ones: AMST sees their pixels and never their labels. About a minute on two cores.
 """
 
@@ -63,19 +63,19 @@ def main() -> None:
     def some(count: int, size: int = 32) -> torch.Tensor:
         return torch.randint(count, (size,))
 
-    # For comparison: the same network on the labelled images alone.
+    # For comparison: the same network on the labeled images alone.
     weak, strong = WeakView(), StrongView(magnitude=0.5, cutout=0.3)
 
-    def labelled_alone() -> torch.Tensor:
+    def labeled_alone() -> torch.Tensor:
         i = some(len(real), 64)
         return F.cross_entropy(plain(weak(real[i])), targets[i])
 
     plain = small_cnn()
-    train(labelled_alone, [{"params": plain.parameters(), "lr": 2e-3}], steps=450)
+    train(labeled_alone, [{"params": plain.parameters(), "lr": 2e-3}], steps=450)
     before = accuracy(plain, test_images, test_labels)
-    print(f"labelled images alone: test accuracy {before:.3f}")
+    print(f"labeled images alone: test accuracy {before:.3f}")
 
-    # Stage 1: the auxiliary heads learn from the labelled images.
+    # Stage 1: the auxiliary heads learn from the labeled images.
     voting = VotingRule(confidence_threshold=0.8)
     wrapper = AMSTWrapper(small_cnn(), weak=weak, strong=strong, voting=voting)
 

@@ -4,7 +4,7 @@
     python examples/amst_timm.py
     python examples/amst_timm.py --model vit_tiny_patch16_224 --pretrained   # needs a download
 
-Bundled Fashion-MNIST images: 5 labelled per class, the others in the pool. About a minute on two
+Bundled Fashion-MNIST images: 5 labeled per class, the others in the pool. About a minute on two
 cores with the default model; run it again with --checkpoint FILE to continue where it stopped.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
     )
     train = FashionMNISTSample("train", transform=transform)
     by_class = [[i for i, label in enumerate(train.targets) if label == c] for c in range(10)]
-    labelled = [i for places in by_class for i in places[:5]]
+    labeled = [i for places in by_class for i in places[:5]]
     pool = [i for places in by_class for i in places[5:]]
 
     strong = StrongView(magnitude=0.5, cutout=0.3)
@@ -53,7 +53,7 @@ def main() -> None:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=80)
     training = SelfTraining(
         wrapper,
-        Subset(train, labelled),
+        Subset(train, labeled),
         Subset(train, pool),
         optimizer,
         scheduler=scheduler,

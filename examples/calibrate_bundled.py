@@ -1,4 +1,4 @@
-"""Measure what a preset with measured dials means for the bundled backbone.
+"""Measure what a preset with measured dials means for the bundled model.
 
     python examples/calibrate_bundled.py --preset recommended --plot calibration.png
 
@@ -34,10 +34,10 @@ result = calibrate(
     conditions=[sample.classes[sample.targets[row]] for row in rows],
     synthesizer=synthesizer, classifier=fashion_mnist_judge(), replicas=args.replicas,
     strengths=automatic.AUTOMATIC_STRENGTHS, noise_scales=automatic.AUTOMATIC_NOISE_SCALES,
-    adherences=automatic.AUTOMATIC_ADHERENCES,
+    replays=automatic.AUTOMATIC_REPLAYS,
     progress=lambda point: print(point, flush=True),
 )
-name = calibration_key(synthesizer.requested_settings, synthesizer.backbone) + ".json"
+name = calibration_key(synthesizer.requested_settings, synthesizer.model) + ".json"
 result.save(WEIGHTS / "calibration" / name)
 print(result.summary())
 if args.plot:

@@ -1,13 +1,13 @@
 """Train a small pixel diffusion model on your own images, as a diffusers pipeline folder.
 
-    python examples/train_backbone.py --data path/to/images --image-size 64 --out my_backbone
+    python examples/train_backbone.py --data path/to/images --image-size 64 --out my_model
     python examples/train_backbone.py --dataset FashionMNIST --root data --first 30000 \\
-        --image-size 28 --grey --out my_backbone
+        --image-size 28 --grey --out my_model
 
 ``--data`` takes a folder of class folders; ``--dataset`` the name of a torchvision dataset. Images
 are read once and kept in memory, resized, as bytes: 100,000 of 64 pixels take 1.2 GB. The
 model knows the classes, and a null class beside them, so that samples can be guided. The result
-opens with ``dreamda_aug.load_backbone("my_backbone")``. Run the same command again to go on after
+opens with ``dreamda_aug.load_model("my_model")``. Run the same command again to go on after
 an interruption: the checkpoint lies in ``OUT/checkpoint.pt``. ``OUT/samples.png`` shows a row of
 guided samples for each class; ``OUT/training.json`` keeps the loss on images held out.
 """

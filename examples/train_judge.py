@@ -2,7 +2,7 @@
 
     python examples/train_judge.py --root data --out dreamda_aug/weights
 
-It learns from the training images from the 30,001st on, which the bundled backbone has never seen.
+It learns from the training images from the 30,001st on, which the bundled model has never seen.
 Also writes the few hundred images that come with the package. A minute on one CPU core.
 """
 

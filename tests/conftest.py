@@ -51,10 +51,10 @@ def sd_pipeline(tmp_path_factory) -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="session")
 def bundled():
-    """The bundled backbone, on the CPU."""
-    from dreamda_aug import load_backbone
+    """The bundled model, on the CPU."""
+    from dreamda_aug import load_model
 
-    return load_backbone(device="cpu")
+    return load_model(device="cpu")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def few_choices(monkeypatch):
     from dreamda_aug.generation import automatic
 
     monkeypatch.setattr(automatic, "AUTOMATIC_NOISE_SCALES", (0.5, 4.0))
-    monkeypatch.setattr(automatic, "AUTOMATIC_ADHERENCES", (0.9, 0.0))
+    monkeypatch.setattr(automatic, "AUTOMATIC_REPLAYS", (0.9, 0.0))
     monkeypatch.setattr(automatic, "AUTOMATIC_STRENGTHS", (0.3, 0.8))
 
 

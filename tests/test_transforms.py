@@ -12,15 +12,15 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dreamda_aug import DreamDAugment, Synthesizer
-from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.models import load_model
+from dreamda_aug.models.unet import PixelModel
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 
 
 @pytest.fixture(scope="module")
 def colour():
-    return PixelBackbone(pixel_pipeline(channels=3), "tiny colour")
+    return PixelModel(pixel_pipeline(channels=3), "tiny colour")
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_an_array_that_may_be_no_image_is_refused(augment, sample, shapes):
 
 
 def test_a_numpy_label_is_what_a_class_conditional_backbone_is_told():
-    backbone = PixelBackbone(pixel_pipeline(channels=3, num_classes=3), "three classes")
-    augment = DreamDAugment(backbone, **FAST)
+    model = PixelModel(pixel_pipeline(channels=3, num_classes=3), "three classes")
+    augment = DreamDAugment(model, **FAST)
     image, made = array_of((16, 16, 3), "u1"), []
     for label in (2, np.array([2]), np.array([[2]], np.uint8), np.int64(2), 1):
         torch.manual_seed(0)
@@ -189,7 +189,7 @@ def test_torch_manual_seed_decides_the_replica(augment):
 
 
 def test_a_labels_getter_finds_the_label(sd_pipeline):
-    augment = DreamDAugment(load_backbone(sd_pipeline), class_names=["a", "b"],
+    augment = DreamDAugment(load_model(sd_pipeline), class_names=["a", "b"],
                             labels_getter=lambda sample: sample["meta"]["y"], **FAST)
     made = augment({"image": picture("RGB"), "meta": {"y": 1}})
     assert made["meta"] == {"y": 1}
@@ -303,13 +303,13 @@ def test_what_it_makes_is_what_its_synthesizer_makes_of_the_drawn_replica(augmen
     assert made.tobytes() == expected.tobytes()
 
 
-def test_copies_and_pickles_make_the_same_images_and_share_a_lent_backbone(augment):
+def test_copies_and_pickles_make_the_same_images_and_share_a_lent_model(augment):
     image = picture("RGB")
     torch.manual_seed(0)
     expected = augment(image).tobytes()
     shared = copy.deepcopy(augment)
     assert shared.synthesizer is not augment.synthesizer
-    assert shared.synthesizer.backbone is augment.synthesizer.backbone
+    assert shared.synthesizer.model is augment.synthesizer.model
     for clone in (shared, pickle.loads(pickle.dumps(augment))):
         torch.manual_seed(0)
         assert clone(image).tobytes() == expected

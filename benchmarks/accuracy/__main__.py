@@ -2,11 +2,11 @@
 
     python -m benchmarks.accuracy fashion_mnist --data FOLDER
     python -m benchmarks.accuracy cifar10 --data FOLDER --export images/  # then train_backbone.py
-    python -m benchmarks.accuracy cifar10 --data FOLDER --backbone my_backbone --minutes 9
+    python -m benchmarks.accuracy cifar10 --data FOLDER --model my_model --minutes 9
     python -m benchmarks.accuracy usps --data usps.npz --ablation strength
     python -m benchmarks.accuracy usps --data usps.npz --quick
 
-Every choice (of augmentation, guidance, strength and adherence) is made on labelled validation
+Every choice (of augmentation, guidance, strength and replay) is made on labeled validation
 images, with rng seeds that are not among the reported ones; the test set is looked at once, with
 the final weights. Results, pools and choices are kept in --state: the same command goes on where
 the last
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = replace(TASKS[args.task], corpus=args.corpus)
     if args.steps is not None:
         task = replace(task, steps=args.steps)
-    setup = Setup(task, args.data, args.state, args.backbone, args.weights,
+    setup = Setup(task, args.data, args.state, args.model, args.weights,
                   args.device, time.time() + 60 * args.minutes)  # fmt: skip
     if args.smoke:
         setup = smoke(setup)
@@ -85,9 +85,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="folder for tables, plots and JSON")
     parser.add_argument("--state", type=Path, default=Path("build/accuracy"),
                         help="folder for pools, runs and choices")
-    parser.add_argument("--backbone", help="folder of the diffusion model")
+    parser.add_argument("--model", help="folder of the diffusion model")
     parser.add_argument("--corpus", type=Path,
-                        help="idx files of what the backbone was trained on, for further arms")
+                        help="idx files of what the model was trained on, for further arms")
     parser.add_argument("--weights", type=Path, help="of a pretrained classifier")
     parser.add_argument("--arms", nargs="+", help="names, of an ablation's rows too; default: all")
     parser.add_argument("--shots", nargs="+", type=int, help="all of the task by default")
@@ -105,7 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="JSON of an earlier result: take its choices; of another task's, "
                              "those of recipes")
     parser.add_argument("--replicas", type=int,
-                        help="images per labelled one in an ablation; default: the task's")
+                        help="images per labeled one in an ablation; default: the task's")
     parser.add_argument("--dry-run", action="store_true",
                         help="print how much of the main table is missing")
     parser.add_argument("--quick", action="store_true",
@@ -137,7 +137,7 @@ def quick(setup: Setup, selection: Selection) -> Selection:
 def export(task: Task, data: Path, folder: Path) -> None:
     """Write the training images as PNG, in class folders, for ``examples/train_backbone.py``.
 
-    Without labels (all in one folder) unless the backbone is to be class-conditional.
+    Without labels (all in one folder) unless the model is to be class-conditional.
     """
     train, _ = task.read(data)
     for number, (pixels, label) in enumerate(zip(train.pixels, train.labels.tolist())):

@@ -34,7 +34,7 @@ SEED, ORACLE = Arm("", "tuned", view=CHOSEN), Arm("", "tuned", "oracle", view=CH
 
 
 def replicas(specs: Specs, count: int) -> list[Variant]:
-    """More and more images of each labelled one."""
+    """More and more images of each labeled one."""
     recipes = [name for name in ("noise", "img2img", "tuned") if name in specs]
     return [Variant(f"{METHODS[recipe]}, K = {k}", replace(SEED, recipe=recipe),
                     replace(specs[recipe], replicas=k))

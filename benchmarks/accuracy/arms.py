@@ -15,14 +15,14 @@ class Arm:
 
     Attributes:
         name: as the table shows it.
-        recipe: of the synthetic images: ``""``, ``"copies"``, ``"corpus"`` (the labelled images
+        recipe: of the synthetic images: ``""``, ``"copies"``, ``"corpus"`` (the labeled images
             that the prior was trained on), or a key of `RECIPES`.
         labels: of the pool: ``"seed"``, ``"soft"`` (a single head's probabilities), ``"amst"``,
             ``"prior"`` (the diffusion classifier's), ``"probe"`` (a linear probe's on the diffusion
             model's features) or ``"oracle"`` (the judge's).
         view: ``"none"``, ``"weak"``, an operation on top of it, or `CHOSEN`.
         mix: MixUp or CutMix over the batch.
-        unlabelled: real images without labels join the pool.
+        unlabeled: real images without labels join the pool.
         weak: of the weak view, probability of a mirrored image and largest shift, as a share of
             the image's side.
         amst: what differs of AMST, where it labels the pool or trains on it.
@@ -34,15 +34,15 @@ class Arm:
     labels: str = "seed"
     view: str = "weak"
     mix: str = ""
-    unlabelled: bool = False
+    unlabeled: bool = False
     weak: tuple[float, float] = (0.5, 0.125)
     amst: AMSTOptions = field(default_factory=AMSTOptions)
     pretrained: bool = False
 
     @property
     def is_classical(self) -> bool:
-        """Whether labelled images alone are trained on, augmented, without a diffusion model."""
-        return not self.recipe and not self.unlabelled and self.view != "none"
+        """Whether labeled images alone are trained on, augmented, without a diffusion model."""
+        return not self.recipe and not self.unlabeled and self.view != "none"
 
     @property
     def is_diffusion(self) -> bool:
@@ -89,10 +89,10 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
                                       ("oracle", "true labels"))]  # fmt: skip
         arms.append(Arm(f"{name}, AMST+", recipe, "amst", view=CHOSEN, amst=AMST_PLUS))
     name = METHODS["tuned"]
-    if task.unlabelled:
-        arms += [Arm("AMST, unlabelled images", labels="amst", view=CHOSEN, unlabelled=True),
-                 *(Arm(f"{name}, {what}, unlabelled images", "tuned", "amst", view=CHOSEN,
-                       unlabelled=True, amst=amst)
+    if task.unlabeled:
+        arms += [Arm("AMST, unlabeled images", labels="amst", view=CHOSEN, unlabeled=True),
+                 *(Arm(f"{name}, {what}, unlabeled images", "tuned", "amst", view=CHOSEN,
+                       unlabeled=True, amst=amst)
                    for what, amst in (("AMST", AMSTOptions()), ("AMST+", AMST_PLUS)))]  # fmt: skip
     if task.corpus:
         arms.append(Arm("the prior's own images + classical", "corpus", view=CHOSEN))

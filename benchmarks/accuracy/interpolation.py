@@ -19,8 +19,8 @@ def interpolate(
     towards the other image is drawn evenly from [0.2, 0.8].
 
     Args:
-        synthesizer: with adherence 1 and noise scale 0.
-        images: seed images (N, C, H, W) in [0, 1], of the backbone's size.
+        synthesizer: with replay 1 and noise scale 0.
+        images: seed images (N, C, H, W) in [0, 1], of the model's size.
         labels: classes of the seed images, (N,).
         requests: what to make; a class with one image stays as it is.
 

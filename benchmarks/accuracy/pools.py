@@ -15,11 +15,11 @@ from benchmarks.accuracy import interpolation
 from benchmarks.accuracy.adapted import ADAPTATION_CODE, ADAPTED_TO
 from benchmarks.accuracy.interpolation import interpolate
 from benchmarks.accuracy.tasks import Images, Task, read_corpus
-from dreamda_aug import Settings, load_backbone, method
-from dreamda_aug.backbones import Backbone
+from dreamda_aug import Settings, load_model, method
 from dreamda_aug.generation import recording, sampling, tensors
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.images import fit_back, fit_to
+from dreamda_aug.models import DiffusionModel
 
 # What decides the pixels of synthetic images; a changed line means that they are made anew.
 GENERATION_CODE = [
@@ -37,7 +37,7 @@ class PoolSpec:
 
     Attributes:
         kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``,
-            ``"interpolation"`` of two seed images of a class, the prior's own labelled
+            ``"interpolation"`` of two seed images of a class, the prior's own labeled
             ``"corpus"``, or ``"none"``; or a key of `ADAPTED_TO`: replicas by a prior that was
             adapted.
         replicas: images per seed image; samples from noise are as many in all.
@@ -84,7 +84,7 @@ def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[
     images = shots.pixels.float() / 255
     conditions = labels.tolist() if conditional else [None] * len(labels)
     if spec.kind == "noise":
-        # a grey image is 0 to the backbone: what little of it survives in x_T changes nothing
+        # a grey image is 0 to the model: what little of it survives in x_T changes nothing
         grey = torch.full_like(images[:1], 0.5)
         requests = [Request(0, condition, i) for i, condition in enumerate(conditions)]
         return grey, requests, labels if conditional else torch.full_like(labels, -1)
@@ -94,32 +94,32 @@ def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[
 
 
 def pool_folder(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
-                backbone: Backbone) -> Path:  # fmt: skip
+                model: DiffusionModel) -> Path:  # fmt: skip
     """Where the images of a pool lie: named after everything that they depend on."""
     code = GENERATION_CODE + (ADAPTATION_CODE if spec.kind in ADAPTED_TO else [])
-    parts = [spec, rng_seed, backbone.fingerprint, code_digest(code),
+    parts = [spec, rng_seed, model.fingerprint, code_digest(code),
              hashlib.sha256(shots.pixels.numpy().tobytes()).hexdigest()]  # fmt: skip
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return state / "pools" / f"{task.name}-{spec.kind}-{rng_seed}-{key}"
 
 
-def open_backbone(task: Task, folder: str | None, device: str) -> Backbone:
+def open_model(task: Task, folder: str | None, device: str) -> DiffusionModel:
     """The task's diffusion model."""
-    if not task.backbone and folder is None:
+    if not task.model and folder is None:
         raise SystemExit(
-            f"{task.name} needs --backbone FOLDER: write the training images with --export, then "
+            f"{task.name} needs --model FOLDER: write the training images with --export, then "
             "train one on them with examples/train_backbone.py."
         )
-    return load_backbone(folder or task.backbone, device=device)
+    return load_model(folder or task.model, device=device)
 
 
 def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: int,
-              backbone: Backbone | None, deadline: float = float("inf"),
-              adapted: Callable[[], Backbone] | None = None) -> Pool:  # fmt: skip
+              model: DiffusionModel | None, deadline: float = float("inf"),
+              adapted: Callable[[], DiffusionModel] | None = None) -> Pool:  # fmt: skip
     """Read a pool, making first what is missing of it.
 
     Args:
-        adapted: adapts the backbone, where the pool's kind asks for that.
+        adapted: adapts the model, where the pool's kind asks for that.
 
     Raises:
         Stopped: ``deadline`` (of ``time.time``) has passed; finished slices are kept.
@@ -130,9 +130,9 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
     if not spec.is_made:
         pixels = shots.pixels.repeat_interleave(spec.replicas, dim=0)
         return Pool(pixels, shots.labels.repeat_interleave(spec.replicas), 0.0)
-    conditional = backbone.condition_kind == "class"
+    conditional = model.condition_kind == "class"
     images, requests, labels = ask(spec, shots, conditional)
-    folder = pool_folder(state, task, spec, shots, rng_seed, backbone)
+    folder = pool_folder(state, task, spec, shots, rng_seed, model)
     folder.mkdir(parents=True, exist_ok=True)
     make: Make | None = None
     # slices hold whole seed images, so that none is inverted twice
@@ -146,11 +146,11 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
             if time.time() > deadline:
                 raise Stopped
             if make is None:
-                maker = adapted() if spec.kind in ADAPTED_TO else backbone
+                maker = adapted() if spec.kind in ADAPTED_TO else model
                 make = _make(spec, shots.labels,
                              TensorSynthesizer(maker, spec.settings, rng_seed=rng_seed))
             began = time.process_time()
-            made = fit_back(make(fit_to(images, backbone), requests[start : start + length]).cpu(),
+            made = fit_back(make(fit_to(images, model), requests[start : start + length]).cpu(),
                             images)
             part = {"pixels": (made * 255).round().to(torch.uint8),
                     "seconds": torch.tensor(time.process_time() - began)}

@@ -1,6 +1,6 @@
 """What settings cost and give: the table that the presets are chosen from.
 
-1,000 seed images that the backbone has never seen, one replica of each in each of three draws.
+1,000 seed images that the model has never seen, one replica of each in each of three draws.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.images import fidelity, measure
-from benchmarks.accuracy.pools import PoolSpec, open_backbone
+from benchmarks.accuracy.pools import PoolSpec, open_model
 from benchmarks.accuracy.runs import Run, Setup, images_of, make_pool, perform, pool_of
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug import Settings
@@ -24,10 +24,10 @@ SEEDS, DRAWS, PER_SEED = 1000, 3, 10  # PER_SEED: replicas that share the price 
 FIGURES = {"rows": False, "frechet": False, "agreement": True, "diversity": True, "distance": True}
 
 _FEW = Settings(steps=10, solver="dpmsolver++", guidance_scale=2.0, update_rule="symmetric",
-                adherence=0.0, noise_scale=0.0)  # fmt: skip
-# All with adherence 0 unless it is named.
+                replay=0.0, noise_scale=0.0)  # fmt: skip
+# All with replay 0 unless it is named.
 CANDIDATES = {
-    "recommended in 0.1": Settings(steps=50, strength=0.5, adherence=0.9, noise_scale=1.0,
+    "recommended in 0.1": Settings(steps=50, strength=0.5, replay=0.9, noise_scale=1.0,
                                    guidance_scale=2.0, timestep_spacing="scheduler"),
     "fast in 0.1": Settings(steps=25, update_rule="symmetric", noise_scale=4.0,
                             guidance_interval=(0.2, 0.8), timestep_spacing="scheduler"),
@@ -39,10 +39,10 @@ CANDIDATES = {
     "2M, 10 steps, strength 0.7, noise 1": replace(_FEW, strength=0.7, noise_scale=1.0),
     "2M, 10 steps, strength 0.85, noise 1": replace(_FEW, strength=0.85, noise_scale=1.0),
     "2M, 10 steps, strength 0.8, noise 2": replace(_FEW, noise_scale=2.0),
-    "2M, 10 steps, strength 0.9, adherence 0.5, noise 1": replace(
-        _FEW, strength=0.9, adherence=0.5, noise_scale=1.0),
-    "2M, 10 steps, strength 0.8, adherence 1, noise 2": replace(
-        _FEW, adherence=1.0, noise_scale=2.0),
+    "2M, 10 steps, strength 0.9, replay 0.5, noise 1": replace(
+        _FEW, strength=0.9, replay=0.5, noise_scale=1.0),
+    "2M, 10 steps, strength 0.8, replay 1, noise 2": replace(
+        _FEW, replay=1.0, noise_scale=2.0),
     "2M, 6 steps, strength 0.85, noise 1": replace(
         _FEW, steps=6, strength=0.85, noise_scale=1.0),
     "2M, 6 steps, strength 0.85, noise 1, guided in the middle": replace(
@@ -65,11 +65,11 @@ CANDIDATES = {
 def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int) -> None:
     """Measure the candidates, and write table, plot and JSON.
 
-    What the JSON already holds of the same backbone is not measured again.
+    What the JSON already holds of the same model is not measured again.
     """
     shots = SEEDS // setup.task.classes
-    backbone = open_backbone(setup.task, setup.backbone, setup.device)
-    facts = {"task": setup.task.name, "backbone": backbone.fingerprint, "seed_images": SEEDS,
+    model = open_model(setup.task, setup.model, setup.device)
+    facts = {"task": setup.task.name, "model": model.fingerprint, "seed_images": SEEDS,
              "draws": DRAWS}
     known = _known(out / "presets.json", facts)
     runs = [Run(Arm(name, "replicas"), PoolSpec("replicas", DRAWS, settings), shots, 0)
@@ -77,13 +77,13 @@ def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int
             if name not in known and (names is None or name in names)]
     perform(make_pool, setup, runs, processes)
     for run in runs:
-        image = fit_to(images_of(setup, run).shots.pixels[:1].float() / 255, backbone)
+        image = fit_to(images_of(setup, run).shots.pixels[:1].float() / 255, model)
         assert run.spec.settings is not None
         images, pool = images_of(setup, run), pool_of(setup, run)
         figures = measure(setup, run)
         figures["frechet"], figures["half"] = interval(
             [fidelity(setup, images, pool.pixels[draw::DRAWS])[0] for draw in range(DRAWS)])
-        core = TensorSynthesizer(backbone, run.spec.settings)
+        core = TensorSynthesizer(model, run.spec.settings)
         rows = Measurement(core, image, None, None, None, PER_SEED).rows(run.spec.settings)
         known[run.arm.name] = {"name": run.arm.name, "rows": rows / PER_SEED, **figures,
                                "settings": run.spec.settings.summary()}

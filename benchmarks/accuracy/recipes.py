@@ -8,7 +8,7 @@ from dreamda_aug import Settings
 
 Dials = tuple[float, float, float, tuple[float, float]]
 
-# (strength, adherence, noise scale, adherence interval) of the tuned DreamDA.
+# (strength, replay, noise scale, replay interval) of the tuned DreamDA.
 TUNED: tuple[Dials, ...] = (
     (0.8, 0.5, 1.0, (0.0, 1.0)),
     (0.9, 0.8, 1.0, (0.0, 1.0)),
@@ -33,39 +33,39 @@ def base(task: Task, **changes: object) -> Settings:
 
 def noise(task: Task) -> list[PoolSpec]:
     """Samples from pure noise, conditioned on the class; deterministic, better at few steps."""
-    return [PoolSpec("noise", 0, base(task, strength=1.0, adherence=0.0, eta=0.0,
+    return [PoolSpec("noise", 0, base(task, strength=1.0, replay=0.0, eta=0.0,
                                       guidance_scale=g)) for g in task.guidances]  # fmt: skip
 
 
 def img2img(task: Task) -> list[PoolSpec]:
-    """Real Guidance (He et al. 2023, arXiv:2210.07574): SDEdit from the labelled images."""
-    return [PoolSpec("replicas", 0, base(task, strength=s, adherence=0.0, guidance_scale=g))
+    """Real Guidance (He et al. 2023, arXiv:2210.07574): SDEdit from the labeled images."""
+    return [PoolSpec("replicas", 0, base(task, strength=s, replay=0.0, guidance_scale=g))
             for s in (0.7, 0.8, 0.9) for g in task.guidances[:2]]  # fmt: skip
 
 
 def paper(task: Task) -> list[PoolSpec]:
     """DreamDA as published: exact replay of the inversion, noise on the bottleneck."""
-    return [PoolSpec("replicas", 0, base(task, strength=0.8, adherence=1.0, noise_scale=n,
+    return [PoolSpec("replicas", 0, base(task, strength=0.8, replay=1.0, noise_scale=n,
                                          guidance_scale=2.0)) for n in (1.0, 3.0)]  # fmt: skip
 
 
 def tuned(task: Task) -> list[PoolSpec]:
-    """DreamDA with less adherence, or with adherence to a part of the run."""
+    """DreamDA with less replay, or with replay to a part of the run."""
     return [PoolSpec("replicas", 0, base(
-        task, strength=s, adherence=a, noise_scale=n, adherence_interval=part, guidance_scale=2.0,
+        task, strength=s, replay=a, noise_scale=n, replay_interval=part, guidance_scale=2.0,
         update_rule="symmetric",
     )) for s, a, n, part in TUNED]  # fmt: skip
 
 
 def adapted(task: Task) -> list[PoolSpec]:
     """DA-Fusion's recipe (Trabucco et al. 2023, arXiv:2302.07944): SDEdit by an adapted prior."""
-    return [PoolSpec("adapted", 0, base(task, strength=s, adherence=0.0, guidance_scale=2.0))
+    return [PoolSpec("adapted", 0, base(task, strength=s, replay=0.0, guidance_scale=2.0))
             for s in (0.7, 0.9, 1.0)]  # fmt: skip
 
 
 def tuned_adapted(task: Task) -> list[PoolSpec]:
     """The same prior, with the seed image's inversion."""
-    return [PoolSpec("adapted", 0, base(task, strength=s, adherence=a, noise_scale=1.0,
+    return [PoolSpec("adapted", 0, base(task, strength=s, replay=a, noise_scale=1.0,
                                         guidance_scale=2.0, update_rule="symmetric"))
             for s, a in ((0.9, 0.5), (1.0, 0.5))]  # fmt: skip
 
@@ -73,7 +73,7 @@ def tuned_adapted(task: Task) -> list[PoolSpec]:
 def interpolation(task: Task) -> list[PoolSpec]:
     """Diff-II (Wang and Chen 2024, arXiv:2408.16266): between inversions of one class."""
     return [PoolSpec("interpolation", 0, base(
-        task, strength=s, adherence=1.0, guidance_scale=2.0)) for s in (0.8, 1.0)]  # fmt: skip
+        task, strength=s, replay=1.0, guidance_scale=2.0)) for s in (0.8, 1.0)]  # fmt: skip
 
 
 RECIPES: dict[str, Callable[[Task], list[PoolSpec]]] = {

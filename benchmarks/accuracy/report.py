@@ -18,7 +18,7 @@ def summary(runs: list[dict], arm: str, shots: int, baseline: str) -> dict[str, 
     found = of_arm(runs, arm, shots, "test")
     mean, half = interval(list(found.values()))
     base = of_arm(runs, baseline, shots, "test")
-    # paired: the same rng seed draws the same labelled images for all arms
+    # paired: the same rng seed draws the same labeled images for all arms
     gains = [value - base[rng_seed] for rng_seed, value in found.items() if rng_seed in base]
     answer = {"arm": arm, "shots": shots, "rng_seeds": len(found), "mean": mean, "half": half,
               "gain": interval(gains) if gains else None}  # fmt: skip
@@ -32,7 +32,7 @@ def table(runs: list[dict], arms: Sequence[str], shots: Sequence[int], baseline:
     """A Markdown table for each number of shots; arms without a run are left out."""
     lines = []
     for count in shots:
-        lines += [f"\n## {count} labelled images per class\n",
+        lines += [f"\n## {count} labeled images per class\n",
                   f"| arm | accuracy, % | gain over {baseline} | pool labels right | accepted "
                   "| training, CPU s | generation, CPU s |", "|---|---|---|---|---|---|---|"]
         for arm in arms:
@@ -91,7 +91,7 @@ def sentences(row: dict) -> list[str]:
 def plot_by_number(
     runs: list[dict], lines: dict[str, dict[int, str]], axis: str, path: Path
 ) -> None:
-    """Mean accuracy and interval over a number, such as labelled images per class.
+    """Mean accuracy and interval over a number, such as labeled images per class.
 
     Args:
         runs: with ``arm``, ``shots`` and ``test``.
@@ -112,7 +112,7 @@ def plot_by_number(
                       yerr=[half for _, half in found.values()], fmt="o-", capsize=3,
                       markersize=4, label=name)  # fmt: skip
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
-    axes.set_xlabel("labelled images per class" if axis == "shots" else axis)
+    axes.set_xlabel("labeled images per class" if axis == "shots" else axis)
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right", fontsize=8)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 
-from benchmarks.accuracy.adapted import adapted_backbone
+from benchmarks.accuracy.adapted import adapted_model
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.classifiers import CLASSIFIERS
 from benchmarks.accuracy.pools import (
@@ -23,7 +23,7 @@ from benchmarks.accuracy.pools import (
     Stopped,
     code_digest,
     load_pool,
-    open_backbone,
+    open_model,
     pool_folder,
 )
 from benchmarks.accuracy.tasks import Images, Split, Task, read_corpus, split
@@ -36,13 +36,13 @@ from benchmarks.accuracy.training import (
 )
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.evaluation import protocol
 from dreamda_aug.evaluation.protocol import estimate_label_prior
 from dreamda_aug.generation import diffusion_classifier, judging, out_of_fold, probe
 from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
-from dreamda_aug.generation.probe import LinearProbe, backbone_features
+from dreamda_aug.generation.probe import LinearProbe, model_features
 from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.models import DiffusionModel
 
 # The judge, and the classifier of the corpus, take so many times the steps of an arm.
 LONGER = 8
@@ -61,7 +61,7 @@ class Setup:
         task: the task.
         data: its files.
         state: folder for pools, runs and the judge.
-        backbone: folder of the diffusion model; None: the task's own.
+        model: folder of the diffusion model; None: the task's own.
         weights: of a pretrained classifier.
         device: where everything runs.
         deadline: nothing new is begun once ``time.time()`` has passed it.
@@ -70,7 +70,7 @@ class Setup:
     task: Task
     data: Path
     state: Path
-    backbone: str | None = None
+    model: str | None = None
     weights: Path | None = None
     device: str = "cpu"
     deadline: float = float("inf")
@@ -83,8 +83,8 @@ class Run:
     Attributes:
         arm: how.
         spec: the pool.
-        shots: labelled images per class.
-        rng_seed: draws the labelled images and everything else.
+        shots: labeled images per class.
+        rng_seed: draws the labeled images and everything else.
         tuning: look at validation images only.
     """
 
@@ -106,13 +106,13 @@ def _split(setup: Setup, shots: int, rng_seed: int) -> Split:
 
 
 @lru_cache(maxsize=1)
-def _backbone(setup: Setup) -> Backbone:
-    return open_backbone(setup.task, setup.backbone, setup.device)
+def _model(setup: Setup) -> DiffusionModel:
+    return open_model(setup.task, setup.model, setup.device)
 
 
 def knows_classes(setup: Setup) -> bool:
     """Whether the diffusion model can be asked for a class."""
-    return _backbone(setup).condition_kind == "class"
+    return _model(setup).condition_kind == "class"
 
 
 def images_of(setup: Setup, run: Run) -> Split:
@@ -123,10 +123,10 @@ def images_of(setup: Setup, run: Run) -> Split:
 def pool_of(setup: Setup, run: Run) -> Pool:
     """The pool of a run, made now if it is not there."""
     images = images_of(setup, run)
-    backbone = _backbone(setup) if run.spec.is_made else None
-    adapted = partial(adapted_backbone, run.spec.kind, images, backbone,
-                      setup.backbone or setup.task.backbone, setup.state, run.rng_seed)
-    return load_pool(setup.state, setup.task, run.spec, images.shots, run.rng_seed, backbone,
+    model = _model(setup) if run.spec.is_made else None
+    adapted = partial(adapted_model, run.spec.kind, images, model,
+                      setup.model or setup.task.model, setup.state, run.rng_seed)
+    return load_pool(setup.state, setup.task, run.spec, images.shots, run.rng_seed, model,
                      setup.deadline, adapted)  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def judge_of(setup: Setup) -> nn.Module | None:
 
 
 def corpus_classifier(setup: Setup) -> Path:
-    """Weights of the task's classifier, trained on the prior's own labelled images."""
+    """Weights of the task's classifier, trained on the prior's own labeled images."""
     return _trained(setup, "corpus", read_corpus(setup.task))
 
 
@@ -173,7 +173,7 @@ def result_path(setup: Setup, run: Run) -> Path:
     without = ("read", "guidances", "classical", "weak_views", "shots", "corpus")
     if run.spec.is_made:
         pool = pool_folder(setup.state, task, run.spec, images.shots, run.rng_seed,
-                           _backbone(setup)).name  # fmt: skip
+                           _model(setup)).name  # fmt: skip
     else:
         pool = run.spec
     code = TRAINING_CODE + CODE_OF_LABELS.get(run.arm.labels, [])
@@ -235,15 +235,15 @@ def labeler_of(setup: Setup, arm: Arm, images: Split, pool: Pool) -> Labeler | N
     """What labels the pool in the place of AMST's heads; all its labels are accepted."""
     if arm.labels not in ("probe", "prior"):
         return None
-    backbone, shots = _backbone(setup), images.shots
-    resize = v2.Lambda(partial(fit_to, backbone=backbone))
+    model, shots = _model(setup), images.shots
+    resize = v2.Lambda(partial(fit_to, model=model))
     if arm.labels == "probe":
-        classifier = LinearProbe(backbone_features(backbone), resize(shots.pixels.float() / 255),
+        classifier = LinearProbe(model_features(model), resize(shots.pixels.float() / 255),
                                  shots.labels, num_classes=setup.task.classes,
                                  inverse_penalty=None)  # fmt: skip
         classifier = classifier.matched_to(resize(pool.pixels.float() / 255))
     else:
-        classifier = DiffusionClassifier(backbone, range(setup.task.classes))
+        classifier = DiffusionClassifier(model, range(setup.task.classes))
     return SingleHeadLabeler(nn.Sequential(resize, classifier), soft=True)
 
 
@@ -254,9 +254,9 @@ def label_prior_of(setup: Setup, run: Run, images: Split, pool: Pool) -> LabelPr
     if run.shots < 2:  # there is none to hold out
         nothing = pool.seed_labels[:0]
         return LabelPrior.estimate(nothing, nothing, setup.task.classes)
-    backbone, shots = _backbone(setup), images.shots
-    real, made = (fit_to(part.float() / 255, backbone) for part in (shots.pixels, pool.pixels))
-    return estimate_label_prior(backbone_features(backbone), real, shots.labels, made,
+    model, shots = _model(setup), images.shots
+    real, made = (fit_to(part.float() / 255, model) for part in (shots.pixels, pool.pixels))
+    return estimate_label_prior(model_features(model), real, shots.labels, made,
                                 pool.seed_labels, setup.task.classes)
 
 

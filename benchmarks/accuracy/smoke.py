@@ -36,10 +36,10 @@ class FewImages:
 
 
 def smoke(setup: Setup) -> Setup:
-    """The shrunken task, with a random backbone and random weights where none are given."""
-    task, backbone, weights = setup.task, setup.backbone, setup.weights
-    if backbone is None and not task.backbone:
-        backbone = str(tiny_backbone(task, setup.state / "tiny_backbone"))
+    """The shrunken task, with a random model and random weights where none are given."""
+    task, model, weights = setup.task, setup.model, setup.weights
+    if model is None and not task.model:
+        model = str(tiny_model(task, setup.state / "tiny_model"))
     if weights is None and task.classifier.endswith("_pretrained"):
         torch.manual_seed(0)
         setup.state.mkdir(parents=True, exist_ok=True)
@@ -49,12 +49,12 @@ def smoke(setup: Setup) -> Setup:
         task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=8, batch_size=6,
         validation_images=20, reverse_steps=3, guidances=task.guidances[:1],
         weak_views=task.weak_views[:1], classical=task.classical[:1], seen=0,
-        unlabelled=min(task.unlabelled, 10), judge=task.judge and "trained",
+        unlabeled=min(task.unlabeled, 10), judge=task.judge and "trained",
     )  # fmt: skip
-    return replace(setup, task=smaller, backbone=backbone, weights=weights)
+    return replace(setup, task=smaller, model=model, weights=weights)
 
 
-def tiny_backbone(task: Task, folder: Path) -> Path:
+def tiny_model(task: Task, folder: Path) -> Path:
     """A random pixel U-Net of the task's image size, saved as a pipeline folder."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 

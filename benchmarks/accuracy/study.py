@@ -34,9 +34,9 @@ class Selection:
     Attributes:
         out: folder for tables, plots and JSON.
         rng_seeds: one run of each arm for each.
-        shots: numbers of labelled images per class; of the main table only.
+        shots: numbers of labeled images per class; of the main table only.
         arms: names of arms, or of an ablation's rows; None: all.
-        replicas: synthetic images per labelled one in an ablation; None: the task's.
+        replicas: synthetic images per labeled one in an ablation; None: the task's.
         choices: JSON of an earlier result whose choices are taken, where it has any for a recipe;
             of another task those of recipes alone. None: all are made now.
         processes: training runs beside each other.
@@ -235,14 +235,14 @@ def ablation(setup: Setup, selection: Selection, name: str) -> None:
     found = [{**row, **figures} for row, figures in zip(found, measured, strict=True)]
     names = [variant.name for variant in variants]
     title = f"{task.name}_{name}"
-    text = f"\n{count} labelled images per class.\n" + tradeoff_table(found, names)
+    text = f"\n{count} labeled images per class.\n" + tradeoff_table(found, names)
     write(setup, selection, title, text, found, choices=choices.record)
     if name == "replicas":
         lines: dict[str, dict[int, str]] = {}
         for each in names:
             method, _, number = each.rpartition(", K = ")
             lines.setdefault(method, {})[int(number)] = each
-        plot_by_number(found, lines, "synthetic images per labelled one",
+        plot_by_number(found, lines, "synthetic images per labeled one",
                        selection.out / f"{title}.png")
     elif len({variant.spec for variant in variants}) == 1:  # the same images: only training differs
         plot(found, names, [count], title, selection.out / f"{title}.png")

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images: ``pixels`` (N, C, H, W) uint8 and ``labels`` (N,) int64."""
+    """Labeled images: ``pixels`` (N, C, H, W) uint8 and ``labels`` (N,) int64."""
 
     pixels: Tensor
     labels: Tensor
@@ -37,34 +37,34 @@ class Task:
     Attributes:
         name: what the command line calls it.
         read: folder or file -> training and test images.
-        image_size: pixels; the backbone may have another size, as in the library.
+        image_size: pixels; the model may have another size, as in the library.
         channels: 1 or 3.
         classes: how many.
-        shots: pairs of labelled images per class and synthetic images per labelled one (K).
+        shots: pairs of labeled images per class and synthetic images per labeled one (K).
         classifier: a key of `CLASSIFIERS`.
-        seen: the first training images in file order, which the backbone was trained on: no image
+        seen: the first training images in file order, which the model was trained on: no image
             of the study is drawn from them.
         classical: the augmentations, of those in `OPERATIONS`, one of which is chosen on
             validation to go on top of every arm.
         steps: optimizer steps of every arm, a multiple of eight, AMST's parts.
         batch_size: images per step of every arm.
         learning_rate: AdamW's at its peak; cosine decay.
-        backbone: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given
-            with ``--backbone``.
-        class_conditional: whether the backbone that ``--export`` is for is to be trained with
+        model: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given
+            with ``--model``.
+        class_conditional: whether the model that ``--export`` is for is to be trained with
             labels, which is fair only where all training labels are shots.
         reverse_steps: solver steps from pure noise to the image; strength of them are run.
         guidances: guidance scales to choose from on validation.
         weak_views: (probability of a mirrored image, largest shift as a share of the side) to
             choose from on validation.
-        validation_images: how many labelled images every choice is made on.
+        validation_images: how many labeled images every choice is made on.
         validation_from: ``"train"``; ``"test"`` where all training images are shots: these images
             then leave the test set.
         judge: what knows the true labels of synthetic images: ``"trained"``, the task's classifier
             trained longer on all training labels outside ``seen``; a file with its weights; or
             None: no oracle arm.
-        unlabelled: real images without labels that join the pool of the ``unlabelled`` arms.
-        corpus: folder with idx files of the labelled images that the backbone was trained on.
+        unlabeled: real images without labels that join the pool of the ``unlabeled`` arms.
+        corpus: folder with idx files of the labeled images that the model was trained on.
             With it come the arms that use them themselves.
     """
 
@@ -80,7 +80,7 @@ class Task:
     classical: tuple[str, ...] = ("RandAugment", "TrivialAugmentWide")
     batch_size: int = 64
     learning_rate: float = 2e-3
-    backbone: str = ""
+    model: str = ""
     class_conditional: bool = False
     reverse_steps: int = 10
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0)
@@ -88,7 +88,7 @@ class Task:
     validation_images: int = 500
     validation_from: str = "train"
     judge: str | None = "trained"
-    unlabelled: int = 0
+    unlabeled: int = 0
     corpus: Path | None = None
 
 
@@ -97,10 +97,10 @@ class Split:
     """The images of one run.
 
     Attributes:
-        shots: the labelled images.
+        shots: the labeled images.
         validation: what choices are made on; the same for all rng seeds.
         test: looked at once, with the final weights.
-        unlabelled: pixels of further real training images, (U, C, H, W) uint8, and the labels
+        unlabeled: pixels of further real training images, (U, C, H, W) uint8, and the labels
             that only reports see.
         rest: all training images but validation; for the judge.
     """
@@ -108,7 +108,7 @@ class Split:
     shots: Images
     validation: Images
     test: Images
-    unlabelled: Images
+    unlabeled: Images
     rest: Images = field(repr=False)
 
 
@@ -138,8 +138,8 @@ def split(task: Task, data: tuple[Images, Images], shots: int, rng_seed: int) ->
     others[rows] = False
     others = others.nonzero().squeeze(1)
     generator = torch.Generator().manual_seed(rng_seed)
-    unlabelled = others[torch.randperm(len(others), generator=generator)[: task.unlabelled]]
-    return Split(train[rows], validation, test, train[unlabelled], train)
+    unlabeled = others[torch.randperm(len(others), generator=generator)[: task.unlabeled]]
+    return Split(train[rows], validation, test, train[unlabeled], train)
 
 
 # --- readers
@@ -165,7 +165,7 @@ def read_idx(folder: Path) -> tuple[Images, Images]:
 
 
 def read_corpus(task: Task) -> Images:
-    """The labelled images that a task's backbone was trained on, in the task's size."""
+    """The labeled images that a task's model was trained on, in the task's size."""
     assert task.corpus is not None
     images, _ = read_idx(task.corpus)
     size = [task.image_size, task.image_size]
@@ -253,26 +253,26 @@ _CALTECH101 = {"read": ReadClassFolders(64), "image_size": 64, "channels": 3, "c
                "shots": ((30, 5),), "class_conditional": True, "reverse_steps": 25,
                "validation_from": "test", "judge": None}  # fmt: skip
 _FASHION = {"read": read_idx, "image_size": 28, "channels": 1, "classes": 10,
-            "classifier": "small_cnn", "steps": 640, "seen": 30_000, "backbone": "bundled",
+            "classifier": "small_cnn", "steps": 640, "seen": 30_000, "model": "bundled",
             # centred images, shoes that all face left: little of both may be best
             "weak_views": ((0.0, 0.04), (0.5, 0.04), (0.5, 0.125))}  # fmt: skip
 _USPS = {"image_size": 16, "channels": 1, "classes": 10, "classifier": "small_cnn", "steps": 640,
-         "classical": ("affine", "RandAugment"), "backbone": str(PRIORS / "mnist"),
+         "classical": ("affine", "RandAugment"), "model": str(PRIORS / "mnist"),
          "weak_views": ((0.0, 0.0625), (0.0, 0.125))}  # fmt: skip
 
 TASKS = {
     task.name: task
     for task in (
         Task("fashion_mnist", shots=((5, 10), (20, 3)), **_FASHION),
-        Task("fashion_mnist_semi", shots=((5, 10),), unlabelled=2000, **_FASHION),
+        Task("fashion_mnist_semi", shots=((5, 10),), unlabeled=2000, **_FASHION),
         Task("usps", ReadUSPS(), shots=((3, 10), (1, 30), (5, 10), (20, 3)),
              judge=str(PRIORS / "usps_judge.safetensors"), **_USPS),
-        Task("usps_semi", ReadUSPS(), shots=((3, 10),), unlabelled=2000,
+        Task("usps_semi", ReadUSPS(), shots=((3, 10),), unlabeled=2000,
              judge=str(PRIORS / "usps_judge.safetensors"), **_USPS),
         Task("usps_inverse", ReadUSPS(inverse=True), shots=((3, 10), (5, 10)),
              judge=str(PRIORS / "usps_inverse_judge.safetensors"), **_USPS),
         Task("cifar10", shots=((20, 20), (50, 20), (250, 10)), **_CIFAR10),
-        Task("cifar10_semi", shots=((4, 20), (25, 20)), unlabelled=10_000, **_CIFAR10),
+        Task("cifar10_semi", shots=((4, 20), (25, 20)), unlabeled=10_000, **_CIFAR10),
         Task("caltech101", classifier="resnet18", steps=6000, batch_size=128,
              learning_rate=1e-3, **_CALTECH101),
         Task("caltech101_pretrained", classifier="resnet18_pretrained", steps=2000,

@@ -1,7 +1,7 @@
 """How one arm of the accuracy study is trained.
 
 Every arm takes the same number of optimizer steps with the same batch size, starts from the same
-weights and sees the same labelled images. All arms but the first two also mirror and shift images
+weights and sees the same labeled images. All arms but the first two also mirror and shift images
 at random (the weak view): so the diffusion arms differ from "flip + crop" in their images alone,
 and the classical ones are used as is usual. How much an image is mirrored and shifted is chosen on
 validation, with "flip + crop": centred images lose by much of it. In arms with a pool, a third of
@@ -39,10 +39,10 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# The learning rate comes down this many times; the pool is labelled before the last ROUNDS of them.
+# The learning rate comes down this many times; the pool is labeled before the last ROUNDS of them.
 STAGES, ROUNDS = 4, 3
 POOL_SHARE = 2  # images of the pool per real one in a batch
-# One labelling round: with several, and a restart before each, the
+# One labeling round: with several, and a restart before each, the
 # classifier had only the last quarter of the steps to learn, and lost 2 to 5 points on validation.
 AMST_PLAN = RunPlan(ratio=(1, 1.75, 0.25), pretraining_epochs=STAGES - ROUNDS, epochs=ROUNDS,
                     relabel_every=ROUNDS)  # fmt: skip
@@ -67,7 +67,7 @@ class Outcome:
     Attributes:
         classifier: with its final weights.
         seconds: processor time of training.
-        accepted: share of the pool that got a label in the last round; None without labelling.
+        accepted: share of the pool that got a label in the last round; None without labeling.
         labels_right: share of these labels that the judge agrees with; None without a judge.
         steps: optimizer steps taken.
     """
@@ -107,11 +107,11 @@ class Training:
         self.model = CLASSIFIERS[task.classifier](task, weights).to(device)
         self.weak = WeakView(*arm.weak)
         self.pixels, self.pool_labels = pool.pixels, pool.seed_labels
-        if arm.unlabelled:
-            self.pixels = torch.cat([self.pixels, images.unlabelled.pixels])
-            unknown = torch.full_like(images.unlabelled.labels, -1)
+        if arm.unlabeled:
+            self.pixels = torch.cat([self.pixels, images.unlabeled.pixels])
+            unknown = torch.full_like(images.unlabeled.labels, -1)
             self.pool_labels = torch.cat([self.pool_labels, unknown])
-            self.truth = torch.cat([self.truth, images.unlabelled.labels])
+            self.truth = torch.cat([self.truth, images.unlabeled.labels])
         self.steps = 0
 
     def run(self) -> Outcome:
@@ -215,7 +215,7 @@ class Training:
             TensorDataset(self.images.shots.pixels.float() / 255, self.images.shots.labels),
             TensorDataset(self.pixels.float() / 255, self.pool_labels),
             optimizer, scheduler=schedule, plan=plan, labeler=self.labeler,
-            labelling=replace(options.labelling, label_prior=self.label_prior),
+            labeling=replace(options.labeling, label_prior=self.label_prior),
             truth=self.truth, rng_seed=self.rng_seed,
         )  # fmt: skip
         with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from dreamda_aug.amst import (
     AMSTWrapper,
     ConsistencyRule,
     HeadViews,
-    LabellingRule,
+    LabelingRule,
     LossWeights,
     RunPlan,
     VotingRule,
@@ -25,21 +25,21 @@ class AMSTOptions:
         voting: as in `AMSTWrapper`.
         consistency: as in `AMSTWrapper`.
         weights: as in `AMSTWrapper`.
-        labelling: as in `SelfTraining`.
+        labeling: as in `SelfTraining`.
         relabel_every: as in `RunPlan`; None: as the benchmark's own plan has it.
         restart: likewise.
         ratio: likewise.
         ema_decay: as in `RunPlan`.
         head_share: as in `RunPlan`.
         brief: the heads learn for an eighth of the steps before they label, not for a quarter.
-        label_prior: the labelling rule gets a `LabelPrior`, estimated out of fold.
+        label_prior: the labeling rule gets a `LabelPrior`, estimated out of fold.
     """
 
     views: HeadViews = field(default_factory=HeadViews)
     voting: VotingRule = field(default_factory=VotingRule)
     consistency: ConsistencyRule = field(default_factory=ConsistencyRule)
     weights: LossWeights = field(default_factory=LossWeights)
-    labelling: LabellingRule = field(default_factory=LabellingRule)
+    labeling: LabelingRule = field(default_factory=LabelingRule)
     relabel_every: int | None = None
     restart: bool | None = None
     ratio: tuple[float, float, float] | None = None
@@ -62,12 +62,12 @@ class AMSTOptions:
                                 if value is not None})  # fmt: skip
 
 
-# What later work adds, see `RunPlan` and `LabellingRule` for the sources, and all labels accepted
+# What later work adds, see `RunPlan` and `LabelingRule` for the sources, and all labels accepted
 # that most heads vote for: where the prior has made them right, the doubtful ones teach most. Of
 # images that no class was asked for it knows nothing.
 AMST_PLUS = AMSTOptions(
     voting=VotingRule(agreement="majority", confidence_threshold=0.0),
-    labelling=LabellingRule(distribution_alignment=True, unlabelled_voting=VotingRule()),
+    labeling=LabelingRule(distribution_alignment=True, unlabeled_voting=VotingRule()),
     ema_decay=0.99,
     brief=True,
     label_prior=True,
@@ -78,7 +78,7 @@ PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+ without averaged weights": replace(AMST_PLUS, ema_decay=None),
     "AMST+, heads learn for a quarter": replace(AMST_PLUS, brief=False),
     "AMST+ without alignment": replace(
-        AMST_PLUS, labelling=replace(AMST_PLUS.labelling, distribution_alignment=False)),
+        AMST_PLUS, labeling=replace(AMST_PLUS.labeling, distribution_alignment=False)),
     "AMST+ without label prior": replace(AMST_PLUS, label_prior=False),
     "AMST+ with soft thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="soft")),
     "AMST+ with adaptive thresholds": replace(AMST_PLUS, voting=VotingRule(threshold="adaptive")),
@@ -87,7 +87,7 @@ PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+, heads on halves": replace(AMST_PLUS, head_share=0.5),
     "AMST and averaged weights": AMSTOptions(ema_decay=0.99),
     "AMST and label prior": AMSTOptions(label_prior=True),
-    "AMST and alignment": AMSTOptions(labelling=LabellingRule(distribution_alignment=True)),
+    "AMST and alignment": AMSTOptions(labeling=LabelingRule(distribution_alignment=True)),
     "AMST and soft thresholds": AMSTOptions(voting=VotingRule(threshold="soft")),
     "AMST, heads on halves": AMSTOptions(head_share=0.5),
 }
@@ -99,8 +99,8 @@ AMST_PARTS: dict[str, AMSTOptions] = {
     "4 heads, same view": AMSTOptions(HeadViews(("weak",) * 4)),
     "no orthogonality": AMSTOptions(weights=LossWeights(orthogonality=0.0)),
     "no consistency": AMSTOptions(weights=LossWeights(consistency=0.0)),
-    "consistency on unlabelled only": AMSTOptions(
-        consistency=ConsistencyRule(images="unlabelled")),
+    "consistency on unlabeled only": AMSTOptions(
+        consistency=ConsistencyRule(images="unlabeled")),
     "consistency threshold 0.8": AMSTOptions(consistency=ConsistencyRule(0.8)),
     "auxiliary heads frozen, no restart": AMSTOptions(
         weights=LossWeights(auxiliary=0.0), restart=False),
@@ -108,5 +108,5 @@ AMST_PARTS: dict[str, AMSTOptions] = {
     "confidence threshold 0.8": AMSTOptions(voting=VotingRule(confidence_threshold=0.8)),
     "confidence threshold 0.95": AMSTOptions(voting=VotingRule(confidence_threshold=0.95)),
     "no restart": AMSTOptions(restart=False),
-    "seed label votes": AMSTOptions(labelling=LabellingRule(seed_vote=True)),
+    "seed label votes": AMSTOptions(labeling=LabelingRule(seed_vote=True)),
 }

@@ -1,13 +1,13 @@
-"""Backbones with random weights: their speed and memory are those of trained ones."""
+"""Models with random weights: their speed and memory are those of trained ones."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from benchmarks.common.modern import SD3, SDXL, drawn, sd3_pipeline, sdxl_pipeline
-from dreamda_aug import load_backbone
-from dreamda_aug.backbones import Backbone
-from dreamda_aug.backbones.unet import UNetBackbone
+from dreamda_aug import load_model
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.unet import UNetModel
 
 # Widths, latent side, embedding, attention heads and group norm of Stable Diffusion 1.5, from its
 # published configuration; the same four levels about twenty times narrower; and as narrow as goes.
@@ -25,15 +25,15 @@ RANDOM = (*ARCHITECTURES, *SDXL, *SD3)
 
 def build(
     arch: str, device: str, low_memory: bool = False, dtype: torch.dtype | None = None
-) -> Backbone:
-    """A backbone: one of `RANDOM`, or whatever `load_backbone` takes.
+) -> DiffusionModel:
+    """A model: one of `RANDOM`, or whatever `load_model` takes.
 
     On CUDA it is float16 unless a dtype is given, and U-Nets are channels_last, as one would run
     them there.
     """
     on_cuda = device.startswith("cuda")
     if arch not in RANDOM:
-        backbone = load_backbone(arch, device=device, low_memory=low_memory, dtype=dtype)
+        model = load_model(arch, device=device, low_memory=low_memory, dtype=dtype)
     else:
         torch.manual_seed(0)
         pipeline = made(arch, device)
@@ -41,11 +41,11 @@ def build(
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 nn.Module.to(part, dtype)  # diffusers' own warns
-        backbone = load_backbone(pipeline, low_memory=low_memory)
-        backbone.name = arch
-    if on_cuda and isinstance(backbone, UNetBackbone):
-        backbone.channels_last()
-    return backbone
+        model = load_model(pipeline, low_memory=low_memory)
+        model.name = arch
+    if on_cuda and isinstance(model, UNetModel):
+        model.channels_last()
+    return model
 
 
 def made(arch: str, device: str) -> DiffusionPipeline:
@@ -103,7 +103,7 @@ def random_pipeline(unet, vae, side, text, heads, groups, device="cpu") -> Rando
         )
 
 
-def sample_images(backbone: Backbone, count: int) -> Tensor:
+def sample_images(model: DiffusionModel, count: int) -> Tensor:
     """Random seed images, (count, C, H, W) in [0, 1]."""
-    shape = (count, backbone.channels, *backbone.image_size)
+    shape = (count, model.channels, *model.image_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))

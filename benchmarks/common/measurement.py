@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.memory import reset_resident_peak, resident_peak
-from dreamda_aug.backbones import Backbone
+from dreamda_aug.models import DiffusionModel
 
 
 class Measured(NamedTuple):
@@ -60,21 +60,21 @@ class DenoiserFlops(NamedTuple):
 
 
 @torch.no_grad()
-def count_flops(backbone: Backbone) -> DenoiserFlops:
+def count_flops(model: DiffusionModel) -> DenoiserFlops:
     """Count one call with one decoder row, and one with two."""
-    latents = backbone.encode(torch.zeros(1, backbone.channels, *backbone.image_size))
-    condition = backbone.embed([0 if backbone.condition_kind == "class" else None])
-    t = backbone.schedule(1, 1.0).timesteps[0]
+    latents = model.encode(torch.zeros(1, model.channels, *model.image_size))
+    condition = model.embed([0 if model.condition_kind == "class" else None])
+    t = model.schedule(1, 1.0).timesteps[0]
 
     def count(branches: int) -> int:
-        rows = torch.zeros(branches, dtype=torch.int64, device=backbone.device)
-        backbone.tap.set(None, rows, 0, 1)
+        rows = torch.zeros(branches, dtype=torch.int64, device=model.device)
+        model.hook.set(None, rows, 0, 1)
         try:
             # the fused attention of some devices is not in torch's table of formulas
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                backbone.predict(latents, t, condition)
+                model.predict(latents, t, condition)
         finally:
-            backbone.tap.clear()
+            model.hook.clear()
         return counter.get_total_flops()
 
     one, two = count(1), count(2)

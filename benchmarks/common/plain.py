@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone, Condition
-from dreamda_aug.backbones.tap import Tap
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.method.seeding import BOTTLENECK, POSTERIOR, SOURCE, seeded_normal
+from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models.hook import BottleneckHook
 
 
 def plain_loop(
@@ -21,11 +21,11 @@ def plain_loop(
 ) -> Tensor:
     """One sample with the cost structure of the authors' released generator.
 
-    Written without the library's inversion, sampling and tap: from the same seeds the two give the
+    Written without the library's inversion, sampling and hook: from the same seeds the two give the
     same image. Symmetric rule, noise relative and shared by the guidance rows.
 
     Args:
-        synthesizer: for its backbone, schedule and settings.
+        synthesizer: for its model, schedule and settings.
         image: the seed image, (1, C, H, W) in [0, 1].
         rows: U-Net rows a step: 4 with guidance (source and target, unconditional and conditional),
             2 without. The source branch is recomputed for every sample.
@@ -36,15 +36,15 @@ def plain_loop(
     Returns:
         The synthetic image, (1, C, H, W) in [0, 1].
     """
-    backbone, schedule = synthesizer.backbone, synthesizer.schedule
+    model, schedule = synthesizer.model, synthesizer.schedule
     settings = synthesizer.settings
-    path, samples = (torch.tensor([each], device=backbone.device)
+    path, samples = (torch.tensor([each], device=model.device)
                      for each in (path_seed, sample_seed))
-    x_0 = backbone.encode(image)
+    x_0 = model.encode(image)
     shape = tuple(x_0.shape[1:])
     source = schedule.add_noise(x_0, seeded_normal(path, 0, SOURCE, shape), 0)
     target = source
-    embedded = backbone.embed([None] * (rows - 1) + [condition])
+    embedded = model.embed([None] * (rows - 1) + [condition])
     targets = rows // 2
     step_now = 0
 
@@ -55,12 +55,12 @@ def plain_loop(
         h[-targets:] += (settings.noise_scale * rms * noise).to(h.dtype)
         return h
 
-    handle = backbone.unet.mid_block.register_forward_hook(perturb)
+    handle = model.unet.mid_block.register_forward_hook(perturb)
     try:
         for step in range(len(schedule)):
             step_now = step
             x = torch.cat([source] * (rows - targets) + [target] * targets)
-            output = backbone.predict(
+            output = model.predict(
                 schedule.model_input(x, step), schedule.timesteps[step], embedded)
             halves = output[: rows - targets], output[-targets:]
             source_out, target_out = (
@@ -80,39 +80,39 @@ def plain_loop(
             source = next_source
     finally:
         handle.remove()
-    return backbone.decode(target)
+    return model.decode(target)
 
 
-def plain_rows(backbone: Backbone) -> Backbone:
+def plain_rows(model: DiffusionModel) -> DiffusionModel:
     """The same model without branching: every decoder row has an encoder row of its own."""
-    tap = _PlainTap(backbone.tap)
+    hook = _PlainTap(model.hook)
 
     def predict(x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        rows = tap.branches
+        rows = hook.branches
         if rows is not None:
             x_t, condition = x_t[rows], {name: value[rows] for name, value in condition.items()}
-        return backbone.predict(x_t, t, condition)
+        return model.predict(x_t, t, condition)
 
-    plain = copy.copy(backbone)
-    plain.tap, plain.predict = tap, predict
+    plain = copy.copy(model)
+    plain.hook, plain.predict = hook, predict
     return plain
 
 
 class _PlainTap:
-    """A tap that keeps for itself which rows branch; everything else passes through."""
+    """A hook that keeps for itself which rows branch; everything else passes through."""
 
-    def __init__(self, tap: Tap):
-        self._tap = tap
+    def __init__(self, hook: BottleneckHook):
+        self._hook = hook
         self.branches: Tensor | None = None
 
     def __getattr__(self, name: str):
-        return getattr(self._tap, name)
+        return getattr(self._hook, name)
 
     def set(self, perturbation, rows, clean_rows: int, input_rows: int, **arguments) -> None:
         self.branches = rows
         count = input_rows if rows is None else len(rows)
-        self._tap.set(perturbation, None, clean_rows, count, **arguments)
+        self._hook.set(perturbation, None, clean_rows, count, **arguments)
 
     def clear(self) -> None:
         self.branches = None
-        self._tap.clear()
+        self._hook.clear()

@@ -5,14 +5,14 @@
     python -m benchmarks.digits --validation   # what choices were made on: never the test set
 
 A small diffusion model is trained on 1,000 digits without their labels. Each run draws three
-labelled images per class from these 1,000, makes ten synthetic images of each, and trains the
+labeled images per class from these 1,000, makes ten synthetic images of each, and trains the
 same classifier for the same number of steps; arms differ in how the synthetic images are
-labelled. The test set is the other 797 digits, looked at once, with the final weights.
+labeled. The test set is the other 797 digits, looked at once, with the final weights.
 
 "True" labels of synthetic images are those of a support vector machine trained on all 1,000
-labelled digits: the ceiling, unreachable in practice. Generation settings, network, views,
+labeled digits: the ceiling, unreachable in practice. Generation settings, network, views,
 learning rate and batch ratio were chosen with --validation: other rng seeds, and the training
-digits that are not among the labelled ones in place of the test set.
+digits that are not among the labeled ones in place of the test set.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks import RESULTS
 from benchmarks.common.amst_parts import AMST_PARTS
 from benchmarks.common.provenance import commit, machine_and_torch
 from benchmarks.digits.arms import ARMS
-from benchmarks.digits.data import GENERATION, train_backbone
+from benchmarks.digits.data import GENERATION, train_model
 from benchmarks.digits.runs import Job, perform, table
 from dreamda_aug.statistics import interval
 
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     start = time.time()
-    if not (args.folder / "backbone").exists():
-        train_backbone(args.folder)
+    if not (args.folder / "model").exists():
+        train_model(args.folder)
     trained = time.time() - start
     arms = tuple(args.arms or (AMST_PARTS if args.ablations else ARMS))
     jobs = [Job(rng_seed, args.folder, args.validation, arms) for rng_seed in args.rng_seeds]
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "held_out": "970 unused training digits" if args.validation else "797 test digits",
         "seed_labels_right": seed_right[0],
         "generation": GENERATION,
-        "backbone_seconds": round(trained),
+        "model_seconds": round(trained),
         "total_seconds": round(time.time() - start),
         "machine": machine_and_torch("cpu"),
         "commit": commit(),
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"# AMST on digits, {len(jobs)} rng seeds, mean ± 95 % interval\n\n"
         f"Held out: {notes['held_out']}. Seed labels right: {seed_right[0]:.1%} ± "
         f"{seed_right[1]:.1%}.\n\n{table(runs, arms)}\n\n"
-        f"{notes['total_seconds']} s in {args.processes} processes ({notes['backbone_seconds']} s "
-        f"of them for the backbone) on {notes['machine']}; commit {notes['commit']}.\n"
+        f"{notes['total_seconds']} s in {args.processes} processes ({notes['model_seconds']} s "
+        f"of them for the model) on {notes['machine']}; commit {notes['commit']}.\n"
     )
     print(text)
     if args.arms is None:
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", help="some arms only; nothing is saved then")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("build/amst_digits"),
-                        help="where backbone and synthetic images are kept")
+                        help="where model and synthetic images are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for table and JSON")
     args = parser.parse_args(arguments)
     first = 100 if args.validation else 0

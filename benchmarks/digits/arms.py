@@ -96,7 +96,7 @@ def self_training(
         scheduler=scheduler,
         plan=replace(options.change(plan), **stages),
         labeler=labeler,
-        labelling=options.labelling,
+        labeling=options.labeling,
         truth=data.truth,
         rng_seed=data.rng_seed,
     )
@@ -104,7 +104,7 @@ def self_training(
 
 def supervised(training: SelfTraining, steps: int) -> None:
     """Train the main head on the real images alone."""
-    real, targets = training.data.labelled.tensors
+    real, targets = training.data.labeled.tensors
     training.wrapper.train()
     for _ in range(steps):
         rows = torch.randint(len(real), (BATCH,))

@@ -14,16 +14,16 @@ from torch import Tensor
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
 CLASSES, PER_CLASS, REPLICAS = 10, 3, 10
-GENERATION = {"steps": 50, "strength": 0.44, "timestep_spacing": "scheduler", "adherence": 0.0,
+GENERATION = {"steps": 50, "strength": 0.44, "timestep_spacing": "scheduler", "replay": 0.0,
               "noise_scale": 1.0, "update_rule": "symmetric"}  # fmt: skip
 
 
 class RunData:
-    """The labelled, synthetic and held-out images of one run.
+    """The labeled, synthetic and held-out images of one run.
 
     Args:
-        rng_seed: draws the labelled images.
-        folder: where the backbone lies and synthetic images are kept.
+        rng_seed: draws the labeled images.
+        folder: where the model lies and synthetic images are kept.
         validation: hold out the unused training digits in place of the test set.
     """
 
@@ -50,7 +50,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, torch.tensor(data.target), order[:1000], order[1000:]
 
 
-def train_backbone(folder: Path, steps: int = 1500) -> None:
+def train_model(folder: Path, steps: int = 1500) -> None:
     """An unconditional pixel diffusion model of the training digits, saved into ``folder``."""
     torch.manual_seed(0)
     images, _, train, _ = digits()
@@ -76,7 +76,7 @@ def train_backbone(folder: Path, steps: int = 1500) -> None:
         with torch.no_grad():
             for kept, now in zip(average.parameters(), unet.parameters(), strict=True):
                 kept.lerp_(now, 1 - decay)
-    DDPMPipeline(average, scheduler).save_pretrained(folder / "backbone")
+    DDPMPipeline(average, scheduler).save_pretrained(folder / "model")
 
 
 def make_synthetic(real: Tensor, rng_seed: int, folder: Path) -> Tensor:
@@ -85,7 +85,7 @@ def make_synthetic(real: Tensor, rng_seed: int, folder: Path) -> Tensor:
     path = folder / f"synthetic-{rng_seed}-{settings}.safetensors"
     if not path.exists():
         synthesizer = TensorSynthesizer(
-            str(folder / "backbone"), "paper", batch_size=len(real) * REPLICAS, rng_seed=rng_seed,
+            str(folder / "model"), "paper", batch_size=len(real) * REPLICAS, rng_seed=rng_seed,
             **GENERATION,
         )  # fmt: skip
         wanted = [Request(i, replica=k) for i in range(len(real)) for k in range(REPLICAS)]

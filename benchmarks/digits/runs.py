@@ -19,8 +19,8 @@ class Job:
     """What one process does at a time.
 
     Attributes:
-        rng_seed: draws the labelled images and everything else.
-        folder: where the backbone lies and synthetic images are kept.
+        rng_seed: draws the labeled images and everything else.
+        folder: where the model lies and synthetic images are kept.
         validation: hold out the unused training digits in place of the test set.
         arms: names of the arms to train.
     """

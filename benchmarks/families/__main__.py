@@ -22,9 +22,9 @@ from benchmarks.common.provenance import commit, machine_and_torch
 from benchmarks.families import checks
 from benchmarks.families.own_pipelines import OWN
 from benchmarks.families.pipelines import PIPELINES, SIDE, wide_sd3
-from benchmarks.families.speed import tap_cost
-from dreamda_aug import load_backbone
-from dreamda_aug.backbones.transformer import TransformerBackbone
+from benchmarks.families.speed import hook_cost
+from dreamda_aug import load_model
+from dreamda_aug.models.transformer import TransformerModel
 
 LARGEST_ERROR = 1e-4
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "diffusers": diffusers.__version__, "families": {name: measured(name) for name in names},
     }
     if not args.families:
-        record["wide"] = tap_cost(TransformerBackbone(wide_sd3()), repetitions=5)._asdict()
+        record["wide"] = hook_cost(TransformerModel(wide_sd3()), repetitions=5)._asdict()
     text = table(record)
     print(text)
     if args.out:
@@ -69,21 +69,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def measured(name: str) -> dict[str, Any]:
     """Every check of one family, as numbers."""
-    backbone = load_backbone(PIPELINES[name](), image_size=(SIDE, SIDE), **checks.options(name))
-    assert isinstance(backbone, TransformerBackbone)
-    cost = tap_cost(backbone)
-    before, behind = checks.rows_per_step(backbone)
+    model = load_model(PIPELINES[name](), image_size=(SIDE, SIDE), **checks.options(name))
+    assert isinstance(model, TransformerModel)
+    cost = hook_cost(model)
+    before, behind = checks.rows_per_step(model)
     return {
-        "transformer": type(backbone.denoiser).__name__, "pipeline": OWN[name].kind,
+        "transformer": type(model.denoiser).__name__, "pipeline": OWN[name].kind,
         "strength": OWN[name].strength, "guidance_scale": OWN[name].guidance_scale,
-        "guidable": backbone.guidable,
-        "difference_from_own_pipeline": checks.difference_from_own_pipeline(name, backbone),
-        "replay_error_unguided": checks.replay_error(backbone, 1),
-        "replay_error_guided": checks.replay_error(backbone, 4),
-        "moved": checks.moved(backbone, 2.0), "moved_at_scale_0": checks.moved(backbone, 0.0),
-        "rows_before_tap": before, "rows_behind_tap": behind,
-        "difference_in_a_batch": checks.difference_alone_and_in_a_batch(backbone),
-        "step_ms": cost.step_ms, "tap_ms": cost.tap_ms,
+        "guidable": model.guidable,
+        "difference_from_own_pipeline": checks.difference_from_own_pipeline(name, model),
+        "replay_error_unguided": checks.replay_error(model, 1),
+        "replay_error_guided": checks.replay_error(model, 4),
+        "moved": checks.moved(model, 2.0), "moved_at_scale_0": checks.moved(model, 0.0),
+        "rows_before_hook": before, "rows_behind_hook": behind,
+        "difference_in_a_batch": checks.difference_alone_and_in_a_batch(model),
+        "step_ms": cost.step_ms, "hook_ms": cost.hook_ms,
     }
 
 
@@ -93,7 +93,7 @@ def holds(row: dict[str, Any]) -> bool:
              "moved_at_scale_0", "difference_in_a_batch")
     guided = 2 if row["guidable"] else 1
     return (all(row[name] <= LARGEST_ERROR for name in small) and row["moved"] > 0.05
-            and (row["rows_before_tap"], row["rows_behind_tap"]) == (guided, 2 * guided))
+            and (row["rows_before_hook"], row["rows_behind_hook"]) == (guided, 2 * guided))
 
 
 def table(record: dict[str, Any]) -> str:
@@ -103,22 +103,22 @@ def table(record: dict[str, Any]) -> str:
         "Written by `python -m benchmarks.families --out .`; do not edit. Each row is a tiny "
         "random pipeline in diffusers' own classes: it shows that the arithmetic is that of the "
         f"family's own pipeline (diffusers {record['diffusers']}), and says nothing about images. "
-        "[Which backbone?](which-backbone.md) says what to choose.", "",
+        "[Which model?](which-model.md) says what to choose.", "",
         "- **own pipeline**: largest difference of any pixel from the image of the family's own "
-        "pipeline from the same start, with adherence 0 and no noise at the tap; image-to-image at "
+        "pipeline from the same start, with replay 0 and no noise at the hook; image-to-image at "
         "strength 0.5 where the family has such a pipeline, else text- or class-to-image; at that "
         "guidance scale.",
         "- **replay**: largest error of any latent after inversion and replay without noise, "
         "unguided and at guidance scale 4.",
-        "- **moved**: root mean square by which noise of scale 2 at the tap moves latents; of "
+        "- **moved**: root mean square by which noise of scale 2 at the hook moves latents; of "
         "scale 0 in brackets.",
-        "- **rows**: blocks' rows per sample and step before and behind the tap, guided, "
+        "- **rows**: blocks' rows per sample and step before and behind the hook, guided, "
         "asymmetric rule; every block was computed once a step.",
         "- **batch**: largest difference of any latent of a sample alone and among seven with "
         "prompts of other lengths.",
-        "- **tap**: processor time of the noise, of a step of this tiny model, whose blocks have "
+        "- **hook**: processor time of the noise, of a step of this tiny model, whose blocks have "
         "16 channels: the share falls with width and depth.", "",
-        "| family | own pipeline | | replay | moved | rows | batch | tap, ms of |",
+        "| family | own pipeline | | replay | moved | rows | batch | hook, ms of |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in record["families"].values():
@@ -128,12 +128,12 @@ def table(record: dict[str, Any]) -> str:
             f"| `{row['transformer']}` | {row['difference_from_own_pipeline']:.0e} | {how} | "
             f"{row['replay_error_unguided']:.0e}, {row['replay_error_guided']:.0e} | "
             f"{row['moved']:.2f} ({row['moved_at_scale_0']:.0e}) | "
-            f"{row['rows_before_tap']:g}, {row['rows_behind_tap']:g} | "
-            f"{row['difference_in_a_batch']:.0e} | {row['tap_ms']:.1f} of {row['step_ms']:.1f} |")
+            f"{row['rows_before_hook']:g}, {row['rows_behind_hook']:g} | "
+            f"{row['difference_in_a_batch']:.0e} | {row['hook_ms']:.1f} of {row['step_ms']:.1f} |")
     if wide := record.get("wide"):
         lines += ["", "On an SD3 of 12 blocks of 384 channels with 256 image tokens, noise at the "
-                  f"tap adds {wide['tap_ms']:.1f} ms to a step of {wide['step_ms']:.0f} ms "
-                  f"({wide['tap_ms'] / wide['step_ms']:.1%})."]
+                  f"hook adds {wide['hook_ms']:.1f} ms to a step of {wide['step_ms']:.0f} ms "
+                  f"({wide['hook_ms'] / wide['step_ms']:.1%})."]
     lines += ["", f"Measured on {record['machine']}, commit {record['commit']}.", ""]
     return "\n".join(lines)
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from benchmarks.families.own_pipelines import LABEL, OWN, PROMPT
 from benchmarks.families.pipelines import SIDE
-from dreamda_aug.backbones import Backbone, Condition
-from dreamda_aug.backbones.transformer import TransformerBackbone
 from dreamda_aug.generation.recording import record_trajectories
 from dreamda_aug.generation.sampling import sample
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.method.settings import Settings, resolve_settings
+from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models.transformer import TransformerModel
 
 STEPS = 4
 
@@ -25,9 +25,9 @@ def settings(**dials: Any) -> Settings:
     return resolve_settings("paper", **common | dials)
 
 
-def told(backbone: Backbone, number: int = 0) -> Condition:
+def told(model: DiffusionModel, number: int = 0) -> Condition:
     """A condition other than none; prompts of different numbers differ in length."""
-    return PROMPT + " sat" * number if backbone.condition_kind == "text" else LABEL + number
+    return PROMPT + " sat" * number if model.condition_kind == "text" else LABEL + number
 
 
 def images(count: int) -> Tensor:
@@ -35,77 +35,77 @@ def images(count: int) -> Tensor:
 
 
 def latents(
-    backbone: Backbone, dials: Settings, conditions: Sequence[Condition],
+    model: DiffusionModel, dials: Settings, conditions: Sequence[Condition],
     seeds: Sequence[int] | None = None, source: Condition = None,
 ) -> Tensor:
     """Clean latents of one sample for each of the first images, (count, C, H, W)."""
     count = len(conditions)
-    schedule = backbone.schedule(dials.steps, dials.strength, dials.timestep_spacing)
+    schedule = model.schedule(dials.steps, dials.strength, dials.timestep_spacing)
     # float32, so that nothing but the arithmetic is compared
-    made = record_trajectories(backbone, dials, schedule, images(7)[:count], [source] * count,
+    made = record_trajectories(model, dials, schedule, images(7)[:count], [source] * count,
                                list(range(count)), torch.float32)
     seeds = seeds or list(range(10, 10 + count))
     assert dials.noise_scale is not None
     with torch.no_grad():
-        return sample(backbone, dials, schedule, made, conditions, seeds,
+        return sample(model, dials, schedule, made, conditions, seeds,
                       [dials.noise_scale] * count)
 
 
-def difference_from_own_pipeline(name: str, backbone: TransformerBackbone) -> float:
-    """Largest difference of any pixel, adherence 0 and no noise at the tap."""
+def difference_from_own_pipeline(name: str, model: TransformerModel) -> float:
+    """Largest difference of any pixel, replay 0 and no noise at the hook."""
     own, seed = OWN[name], 5
-    dials = settings(adherence=0.0, noise_scale=0.0, eta=0.0, strength=own.strength,
+    dials = settings(replay=0.0, noise_scale=0.0, eta=0.0, strength=own.strength,
                      guidance_scale=own.guidance_scale)
-    ours = backbone.decode(latents(backbone, dials, [told(backbone)], [seed]))
-    x_0 = backbone.encode(images(7)[:1])
+    ours = model.decode(latents(model, dials, [told(model)], [seed]))
+    x_0 = model.encode(images(7)[:1])
     start = seeded_normal(torch.tensor([seed]), 0, SOURCE, tuple(x_0.shape[1:]))
     if own.strength == 1:
         # the little of the image that some schedules leave at their noisiest level, too
-        start = backbone.schedule(STEPS, 1.0, "scheduler").add_noise(x_0, start, 0)
-    theirs = own(backbone.pipeline, images(7)[:1], start, STEPS)
+        start = model.schedule(STEPS, 1.0, "scheduler").add_noise(x_0, start, 0)
+    theirs = own(model.pipeline, images(7)[:1], start, STEPS)
     # clipped pixels are equal whatever was computed
     assert float(((theirs > 0) & (theirs < 1)).float().mean()) > 0.5, "most pixels are clipped"
     return float((ours - theirs).abs().max())
 
 
-def replay_error(backbone: Backbone, guidance_scale: float) -> float:
+def replay_error(model: DiffusionModel, guidance_scale: float) -> float:
     """Largest difference of any latent after a replay without noise, equal conditions."""
-    condition = told(backbone) if guidance_scale == 1 else None
+    condition = told(model) if guidance_scale == 1 else None
     dials = settings(noise_scale=0.0, guidance_scale=guidance_scale)
-    made = latents(backbone, dials, [condition] * 2, source=condition)
-    return float((made - backbone.encode(images(7)[:2])).abs().max())
+    made = latents(model, dials, [condition] * 2, source=condition)
+    return float((made - model.encode(images(7)[:2])).abs().max())
 
 
-def moved(backbone: Backbone, noise_scale: float) -> float:
-    """Root mean square by which noise at the tap moves latents from the encoded image."""
+def moved(model: DiffusionModel, noise_scale: float) -> float:
+    """Root mean square by which noise at the hook moves latents from the encoded image."""
     dials = settings(noise_scale=noise_scale, guidance_scale=1.0)
-    made = latents(backbone, dials, [told(backbone)] * 2, source=told(backbone))
-    return float((made - backbone.encode(images(7)[:2])).square().mean().sqrt())
+    made = latents(model, dials, [told(model)] * 2, source=told(model))
+    return float((made - model.encode(images(7)[:2])).square().mean().sqrt())
 
 
-def rows_per_step(backbone: TransformerBackbone, count: int = 3) -> tuple[float, float]:
-    """Rows per sample and step before and behind the tap, guided, counted at the first and last
+def rows_per_step(model: TransformerModel, count: int = 3) -> tuple[float, float]:
+    """Rows per sample and step before and behind the hook, guided, counted at the first and last
     block, and checked against the number of their calls: one a step."""
     # without the shared first step, every step is alike
     dials = settings(guidance_scale=4.0)
-    blocks = backbone._blocks
-    source = told(backbone)
-    schedule = backbone.schedule(dials.steps, dials.strength, dials.timestep_spacing)
-    made = record_trajectories(backbone, dials, schedule, images(7)[:count], [source] * count,
+    blocks = model._blocks
+    source = told(model)
+    schedule = model.schedule(dials.steps, dials.strength, dials.timestep_spacing)
+    made = record_trajectories(model, dials, schedule, images(7)[:count], [source] * count,
                                list(range(count)), torch.float32)
     with _counted(blocks[0]) as first, _counted(blocks[-1]) as last, torch.no_grad():
-        sample(backbone, dials, schedule, made, [source] * count, list(range(count)),
+        sample(model, dials, schedule, made, [source] * count, list(range(count)),
                [2.0] * count, share_first_step=False)
     assert len(first) == len(last) == len(schedule), (first, last)
     return (sum(first) / count / len(schedule), sum(last) / count / len(schedule))
 
 
-def difference_alone_and_in_a_batch(backbone: Backbone) -> float:
+def difference_alone_and_in_a_batch(model: DiffusionModel) -> float:
     """Largest difference of any latent of a sample alone and among seven."""
     dials = settings(guidance_scale=4.0)
-    conditions = [told(backbone, number) for number in range(7)]
-    together = latents(backbone, dials, conditions)
-    alone = latents(backbone, dials, conditions[:1])
+    conditions = [told(model, number) for number in range(7)]
+    together = latents(model, dials, conditions)
+    alone = latents(model, dials, conditions[:1])
     return float((together[:1] - alone).abs().max())
 
 
@@ -127,6 +127,6 @@ def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def options(name: str) -> dict[str, Any]:
-    """How a family's backbone is loaded, beside its size."""
+    """How a family's model is loaded, beside its size."""
     # what FluxPipeline gives by default; its image-to-image pipeline has another default
     return {"embedded_guidance": 3.5} if name == "flux" else {}

@@ -1,4 +1,4 @@
-"""What noise at the tap costs."""
+"""What noise at the hook costs."""
 
 import time
 from typing import Any, NamedTuple
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.families import checks
-from dreamda_aug.backbones.transformer import TransformerBackbone
 from dreamda_aug.method.perturbation import BottleneckNoise
+from dreamda_aug.models.transformer import TransformerModel
 
 
 class TapCost(NamedTuple):
@@ -16,11 +16,11 @@ class TapCost(NamedTuple):
 
     Attributes:
         step_ms: of a step without noise, in milliseconds.
-        tap_ms: of drawing the noise, and scaling and adding it.
+        hook_ms: of drawing the noise, and scaling and adding it.
     """
 
     step_ms: float
-    tap_ms: float
+    hook_ms: float
 
 
 class _Timed:
@@ -40,16 +40,16 @@ class _Timed:
 
 
 @torch.no_grad()
-def tap_cost(backbone: TransformerBackbone, repetitions: int = 20) -> TapCost:
+def hook_cost(model: TransformerModel, repetitions: int = 20) -> TapCost:
     """Run a few steps with noise; the noise is timed within them."""
-    x = backbone.encode(torch.rand(1, 3, *backbone.image_size))
-    t, condition = torch.tensor(500.0), backbone.embed([checks.told(backbone)])
+    x = model.encode(torch.rand(1, 3, *model.image_size))
+    t, condition = torch.tensor(500.0), model.embed([checks.told(model)])
     noise, steps = _Timed(), []
-    backbone.tap.set(noise, None, 0, 1, seeds=torch.tensor([1]), step=torch.tensor(0),
+    model.hook.set(noise, None, 0, 1, seeds=torch.tensor([1]), step=torch.tensor(0),
                      scale=torch.ones(1), unconditional=torch.zeros(1, dtype=torch.bool))
     for _ in range(repetitions):
         start = time.process_time()
-        backbone.predict(x, t, condition)
+        model.predict(x, t, condition)
         steps.append(time.process_time() - start - noise.seconds[-1])
-    backbone.tap.clear()
+    model.hook.clear()
     return TapCost(1000 * min(steps), 1000 * min(noise.seconds))

@@ -18,9 +18,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torchvision.datasets import ImageFolder
 
 from benchmarks.common.memory import resident_peak
-from dreamda_aug import AugmentedDataset, Synthesizer, load_backbone
-from dreamda_aug.backbones import Backbone
+from dreamda_aug import AugmentedDataset, Synthesizer, load_model
 from dreamda_aug.expansion import Expansion, Progress, open_source, write_report
+from dreamda_aug.models import DiffusionModel
 
 _T = TypeVar("_T")
 
@@ -70,7 +70,7 @@ def measure_expansion(
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder) / "train", Path(folder) / "out"
         write_images(root, images, classes)
-        synthesizer = Synthesizer(tiny_backbone(), "paper", steps=2, noise_scale=1.0, cache=None,
+        synthesizer = Synthesizer(tiny_model(), "paper", steps=2, noise_scale=1.0, cache=None,
                                   batch_size=batch_size)
 
         def plan() -> Expansion:
@@ -121,7 +121,7 @@ def write_images(root: Path, images: int, classes: int) -> None:
         PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def tiny_backbone() -> Backbone:
+def tiny_model() -> DiffusionModel:
     """A random pixel U-Net of 16×16 pixels."""
     torch.manual_seed(0)
     unet = UNet2DModel(
@@ -129,4 +129,4 @@ def tiny_backbone() -> Backbone:
         block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
     ).eval()
-    return load_backbone(DDPMPipeline(unet, DDPMScheduler(clip_sample=False)), device="cpu")
+    return load_model(DDPMPipeline(unet, DDPMScheduler(clip_sample=False)), device="cpu")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.memory import reset_resident_peak, resident_now, resident_peak
-from benchmarks.scale.expansion import tiny_backbone, write_images
+from benchmarks.scale.expansion import tiny_model, write_images
 from dreamda_aug import Synthesizer
 from dreamda_aug.expansion import Expansion
 from dreamda_aug.generation.cache import LatentCache, cache_key
@@ -66,7 +66,7 @@ def planned_images(size: int) -> Stages:
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder) / "train", Path(folder) / "out"
         write_images(root, size // 5, classes=20)
-        synthesizer = Synthesizer(tiny_backbone(), "paper", steps=2, noise_scale=1.0, cache=None)
+        synthesizer = Synthesizer(tiny_model(), "paper", steps=2, noise_scale=1.0, cache=None)
         with stages.of("plan"):
             expansion = Expansion(root, synthesizer, 5)
         expansion.core.synthesize = _made_at_once  # type: ignore[method-assign]
@@ -131,7 +131,7 @@ def manifest_lines(size: int) -> Stages:
                     class_name="a", label=0, seed_index=number // 5, seed_path=f"a/{number}.png",
                     seed_digest=digest, replica=number % 5, epoch=0, rng_seed=0, condition=None,
                     unit=number // 30, row=number % 30, layout=[[0, 5]] * 6, settings=settings,
-                    backbone=digest, versions=versions, pixels=digest, distance=0.1,
+                    model=digest, versions=versions, pixels=digest, distance=0.1,
                     file_digest=digest)
                 file.write(line.to_json() + "\n")
         with stages.of("read it"):

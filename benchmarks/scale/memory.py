@@ -15,7 +15,7 @@ from dreamda_aug import AugmentedDataset, Synthesizer
 def measure_memory(
     images: int, ratio: int, steps: int, batch_sizes: Sequence[int]
 ) -> dict[str, Any]:
-    """Go through an `AugmentedDataset` on the bundled backbone, with a cache on disk.
+    """Go through an `AugmentedDataset` on the bundled model, with a cache on disk.
 
     Args:
         images: seed images, random ones.

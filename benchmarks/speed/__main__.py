@@ -7,7 +7,7 @@
 
 sd15, sdxl and sd3 are the architectures of Stable Diffusion 1.5, XL and 3 (medium) with random
 weights; tiny-sd, tiny-sdxl and tiny-sd3 are narrow ones of the same make for a CPU; other names are
-what load_backbone takes. All runs share one model in one process and take turns; ratios are between
+what load_model takes. All runs share one model in one process and take turns; ratios are between
 runs of the same turn.
 
 Beside ours run, on the same weights, scheduler, steps, strength and batch: the image-to-image
@@ -41,7 +41,7 @@ from benchmarks.speed.rounds import run_rounds
 from benchmarks.speed.switches import COMPILE, SWITCHES, compare
 from benchmarks.speed.targets import targets
 from dreamda_aug import PRESETS, BottleneckNoise
-from dreamda_aug.backbones.unet import UNetBackbone
+from dreamda_aug.models.unet import UNetModel
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -71,37 +71,37 @@ def keep(record: dict[str, Any], args: argparse.Namespace) -> None:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """All runs of one model; their record is kept after each round."""
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    backbone = build(args.arch, args.device, args.low_memory, dtype)
+    model = build(args.arch, args.device, args.low_memory, dtype)
     # the released run's settings; its absolute noise scale belongs to the weights of SD 1.5
     settings = replace(PRESETS["official"], steps=args.steps, noise_scale=1.0,
                        perturbation=BottleneckNoise())
-    bench = Bench(backbone, settings, max(args.batch_sizes), max(args.replicas), args.repeats)
-    rate = matrix_product_rate(backbone.device, backbone.dtype)
+    bench = Bench(model, settings, max(args.batch_sizes), max(args.replicas), args.repeats)
+    rate = matrix_product_rate(model.device, model.dtype)
     record = {
         "format": FORMAT, "arch": args.arch, "low_memory": args.low_memory, "quick": args.quick,
         "random_weights": args.arch in RANDOM, "commit": commit(),
-        "machine": machine(backbone.device), "device": backbone.device.type,
+        "machine": machine(model.device), "device": model.device.type,
         # how many processes wanted a core: above the number of cores, times prove nothing
         "load": [os.getloadavg()[0]], "cores": os.cpu_count(),
-        "dtype": str(backbone.dtype).removeprefix("torch."), "torch": torch.__version__,
+        "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__,
         "diffusers": diffusers.__version__, "steps": args.steps,
         "released_steps": args.released_steps,
         "steps_run": len(bench.synthesizer().schedule), "rounds": 0,
-        "replicas": args.replicas, "guided": backbone.guidable,
-        "image_size": list(backbone.image_size), "matrix_product_rate": rate,
-        "parameters": sum(p.numel() for p in backbone.denoiser.parameters()),
+        "replicas": args.replicas, "guided": model.guidable,
+        "image_size": list(model.image_size), "matrix_product_rate": rate,
+        "parameters": sum(p.numel() for p in model.denoiser.parameters()),
     }  # fmt: skip
     say(f"{args.arch} on {record['machine']}, {record['dtype']}, {record['steps_run']} steps run")
     record |= {"exactness": None, "switches": []}
     with tempfile.TemporaryDirectory() as cache:
         runs = list(arms(bench, Path(cache), args.batch_sizes, args.replicas, args.presets,
                          args.released_steps))
-        for rows in run_rounds(runs, args.rounds, backbone.device, count_flops(backbone), rate):
+        for rows in run_rounds(runs, args.rounds, model.device, count_flops(model), rate):
             record |= {"arms": rows, "targets": targets(rows), "rounds": record["rounds"] + 1}
             say(f"round {record['rounds']} of {args.rounds}")
             if args.out:
                 keep(record, args)
-    record["exactness"] = exactness(bench) if isinstance(backbone, UNetBackbone) else None
+    record["exactness"] = exactness(bench) if isinstance(model, UNetModel) else None
     record["switches"] = [] if args.no_switches else switches(bench, args)
     record["load"].append(os.getloadavg()[0])
     for target in record["targets"]:
@@ -113,7 +113,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 def exactness(bench: Bench) -> dict[str, float]:
     """Largest difference of a pixel from the plain loop's image, from the same seeds."""
     images, requests = bench.work(1)
-    synthesizer, rows = bench.synthesizer(), 4 if bench.backbone.guidable else 2
+    synthesizer, rows = bench.synthesizer(), 4 if bench.model.guidable else 2
     with torch.no_grad():
         plain = plainly(synthesizer, images, requests[0], rows)
         kept = synthesizer.synthesize(images, requests).images
@@ -127,7 +127,7 @@ def switches(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Each switch, on and off."""
     found = [compare(bench, switch) for switch in SWITCHES]
     if not args.no_compile:
-        compiled = bench.backbone.compiled(backend=args.compile_backend)
+        compiled = bench.model.compiled(backend=args.compile_backend)
         bench = replace(bench, compiled=compiled)
     return [*found, *(compare(bench, switch) for switch in COMPILE)]
 

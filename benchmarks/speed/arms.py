@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.speed.bench import Bench, plainly
 from benchmarks.speed.peers import Peer
 from dreamda_aug import PRESETS, DreamDAugment, Settings, Synthesizer
-from dreamda_aug.backbones.unet import UNetBackbone
 from dreamda_aug.generation.cache import LatentCache
+from dreamda_aug.models.unet import UNetModel
 
 IMG2IMG = "diffusers img2img"
 CYCLE = "diffusers CycleDiffusion"
@@ -36,7 +36,7 @@ class Arm:
         batch_size: images per denoiser call.
         samples: images that ``run`` makes.
         run: makes them, (samples or fewer, C, H, W).
-        rows: denoiser rows so far, before and behind the tap.
+        rows: denoiser rows so far, before and behind the hook.
         replicas: K, of how many samples an inversion serves; 0: it is cached, or there is none.
     """
 
@@ -62,13 +62,13 @@ def arms(
         presets: names of presets, and `FEW_STEPS`.
         released_steps: of the released run; with fewer, for a quick try, presets are cut alike.
     """
-    peer, tap = Peer(bench.backbone, bench.settings), bench.backbone.tap
+    peer, hook = Peer(bench.model, bench.settings), bench.model.hook
 
     def of_peer() -> tuple[int, int]:
         return peer.rows, peer.rows
 
-    def of_tap() -> tuple[int, int]:
-        return tap.encoder_rows, tap.decoder_rows
+    def of_hook() -> tuple[int, int]:
+        return hook.encoder_rows, hook.decoder_rows
 
     for size in batch_sizes:
         calls = _SINGLE if size == 1 else 1
@@ -79,17 +79,17 @@ def arms(
             synthesizer = bench.synthesizer(
                 batch_size=size, cache=LatentCache(cache), update_rule=rule)
             yield Arm(name, size, size * calls,
-                      _again(lambda s=synthesizer, n=size: bench.run(s, n), calls), of_tap)
+                      _again(lambda s=synthesizer, n=size: bench.run(s, n), calls), of_hook)
     images, requests = bench.work(1)
-    known = isinstance(bench.backbone, UNetBackbone)  # the released generator knows nothing else
-    for rows in () if not known else (4,) if bench.backbone.guidable else (4, 2):
+    known = isinstance(bench.model, UNetModel)  # the released generator knows nothing else
+    for rows in () if not known else (4,) if bench.model.guidable else (4, 2):
         plain = bench.synthesizer(steps=released_steps)
         yield Arm(RELEASED.format(rows=rows), 1, 1,
                   lambda s=plain, rows=rows: _without_gradients(s, images, requests[0], rows),
-                  of_tap)
-    if peer.has_cycle and bench.backbone.guidable:
+                  of_hook)
+    if peer.has_cycle and bench.model.guidable:
         yield Arm(CYCLE, 1, _SINGLE, _again(lambda: peer.cycle(images[:1]), _SINGLE), of_peer)
-    yield Arm(TRANSFORM, 1, _SINGLE, _again(_transform(bench, cache), _SINGLE), of_tap)
+    yield Arm(TRANSFORM, 1, _SINGLE, _again(_transform(bench, cache), _SINGLE), of_hook)
     for name in presets:
         changed = replace(bench, settings=settings_of(name, bench.settings, released_steps))
         for count in replicas:
@@ -98,7 +98,7 @@ def arms(
                 synthesizer = inner.synthesizer(batch_size=size)
                 samples = size * -(-count // size)  # whole batches of all replicas
                 yield Arm(PRESET.format(name=name, replicas=count), size, samples,
-                          lambda b=inner, s=synthesizer, n=samples: b.run(s, n), of_tap, count)
+                          lambda b=inner, s=synthesizer, n=samples: b.run(s, n), of_hook, count)
 
 
 def settings_of(name: str, plain: Settings, released_steps: int) -> Settings:
@@ -116,14 +116,14 @@ def settings_of(name: str, plain: Settings, released_steps: int) -> Settings:
     # numbers for what is calibrated on a user's images: as on the bundled model's
     return replace(preset, steps=steps, perturbation=plain.perturbation,
                    noise_scale=0.0 if preset.noise_scale == 0 else 1.0,
-                   adherence=0.0 if preset.adherence is None else preset.adherence,
+                   replay=0.0 if preset.replay is None else preset.replay,
                    strength=0.85 if preset.strength is None else preset.strength)
 
 
 def _transform(bench: Bench, cache: Path) -> Callable[[], Tensor]:
     images, requests = bench.work(1)
     condition = requests[0].condition
-    synthesizer = Synthesizer(bench.backbone, bench.settings, cache=LatentCache(cache),
+    synthesizer = Synthesizer(bench.model, bench.settings, cache=LatentCache(cache),
                               prompt=lambda label: str(condition), batch_size=1)
     augment = DreamDAugment(synthesizer, p=1.0, labels_getter=lambda sample: torch.tensor([0]))
     image = (images[0] * 255).round().to(torch.uint8)

@@ -7,11 +7,11 @@ from torch import Tensor
 from benchmarks.common.architectures import sample_images
 from benchmarks.common.plain import plain_loop
 from dreamda_aug import Settings
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.images import image_digest
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models import DiffusionModel
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Bench:
     """The model, the settings, and how much is timed.
 
     Attributes:
-        backbone: the diffusion model.
+        model: the diffusion model.
         settings: of exact mode.
         batch_size: synthetic images per U-Net call.
         replicas: K, synthetic images per seed image.
@@ -27,30 +27,30 @@ class Bench:
         compiled: the same diffusion model on the same weights, compiled; None: left out.
     """
 
-    backbone: Backbone
+    model: DiffusionModel
     settings: Settings
     batch_size: int
     replicas: int
     repeats: int
-    compiled: Backbone | None = None
+    compiled: DiffusionModel | None = None
 
     def synthesizer(
-        self, backbone: Backbone | None = None, batch_size: int = 0,
+        self, model: DiffusionModel | None = None, batch_size: int = 0,
         cache: LatentCache | None = None, **changes
     ) -> TensorSynthesizer:
         """One without a cache on disk, unless one is given."""
-        made = TensorSynthesizer(backbone or self.backbone, replace(self.settings, **changes),
+        made = TensorSynthesizer(model or self.model, replace(self.settings, **changes),
                                  batch_size=batch_size or self.batch_size, cache=cache)
         # as TensorSynthesizer(compile=True) sets it, which would compile once more for each
-        made.static_shapes = backbone is not None and backbone is self.compiled
+        made.static_shapes = model is not None and model is self.compiled
         return made
 
     def work(self, samples: int) -> tuple[Tensor, list[Request]]:
         """Seed images, and requests for their replicas."""
-        condition = {"text": "a photo", "class": 0, "none": None}[self.backbone.condition_kind]
+        condition = {"text": "a photo", "class": 0, "none": None}[self.model.condition_kind]
         requests = [Request(i // self.replicas, condition, i % self.replicas)
                     for i in range(samples)]
-        return sample_images(self.backbone, requests[-1].image + 1), requests
+        return sample_images(self.model, requests[-1].image + 1), requests
 
     def run(self, synthesizer: TensorSynthesizer, samples: int = 0) -> Tensor:
         """Invert and generate: synthetic images, (samples, C, H, W); 0: one batch of them."""

@@ -66,15 +66,15 @@ def exactness(device: str, toy: bool) -> list[dict[str, Any]]:
     """In each dtype: does replay without noise lead back, and is a sample the same in a batch?"""
     found = []
     for name in ("float32",) if toy else DTYPES:
-        backbone = build("toy-sd" if toy else "sd15", device, dtype=getattr(torch, name))
-        images = sample_images(backbone, 4)
+        model = build("toy-sd" if toy else "sd15", device, dtype=getattr(torch, name))
+        images = sample_images(model, 4)
         # without guidance the model is asked just what it was asked for the record
-        quiet = TensorSynthesizer(backbone, replace(settings(toy, guidance_scale=1.0),
+        quiet = TensorSynthesizer(model, replace(settings(toy, guidance_scale=1.0),
                                                     noise_scale=0.0))
         back = quiet.generate(quiet.invert(images))
         with torch.no_grad():
-            round_trip = backbone.decode(backbone.encode(images))
-        noisy = TensorSynthesizer(backbone, settings(toy))
+            round_trip = model.decode(model.encode(images))
+        noisy = TensorSynthesizer(model, settings(toy))
         trajectories = noisy.invert(images)
         together = noisy.generate(trajectories, ["a photo"] * 4)
         alone = torch.cat([noisy.generate([each], ["a photo"], [i])
@@ -86,7 +86,7 @@ def exactness(device: str, toy: bool) -> list[dict[str, Any]]:
             "alone_or_in_a_batch_mean_difference": (together - alone).abs().mean().item(),
             "guard_events": dict(noisy.watch.events),
         })
-        del backbone, quiet, noisy
+        del model, quiet, noisy
     return found
 
 
@@ -94,14 +94,14 @@ def memory(device: str, toy: bool) -> list[dict[str, Any]]:
     """Peak memory of one sample at batch size 1, with and without ``low_memory``."""
     found = []
     for low in (False, True):
-        backbone = build("toy-sd" if toy else "sd15", device, low_memory=low)
-        bench = Bench(backbone, settings(toy), batch_size=1, replicas=1, repeats=1)
+        model = build("toy-sd" if toy else "sd15", device, low_memory=low)
+        bench = Bench(model, settings(toy), batch_size=1, replicas=1, repeats=1)
         synthesizer = bench.synthesizer()
         bench.run(synthesizer)
-        measured = measure(lambda b=bench, s=synthesizer: b.run(s), backbone.device)
+        measured = measure(lambda b=bench, s=synthesizer: b.run(s), model.device)
         found.append({"low_memory": low, "peak_bytes": measured.peak_bytes,
-                      "seconds": measured.seconds, "dtype": str(backbone.dtype)})
-        del backbone, bench, synthesizer
+                      "seconds": measured.seconds, "dtype": str(model.dtype)})
+        del model, bench, synthesizer
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
     return found
@@ -109,9 +109,9 @@ def memory(device: str, toy: bool) -> list[dict[str, Any]]:
 
 def compiled(device: str, toy: bool) -> dict[str, Any]:
     """torch.compile against eager: time, memory, difference."""
-    backbone = build("toy-sd" if toy else "sd15", device)
-    bench = Bench(backbone, settings(toy), 2 if toy else 8, 2, 1 if toy else 3,
-                  compiled=backbone.compiled(backend="eager" if toy else "inductor"))
+    model = build("toy-sd" if toy else "sd15", device)
+    bench = Bench(model, settings(toy), 2 if toy else 8, 2, 1 if toy else 3,
+                  compiled=model.compiled(backend="eager" if toy else "inductor"))
     return compare(bench, COMPILE[0])
 
 

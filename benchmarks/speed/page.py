@@ -37,7 +37,7 @@ def write_page(folder: Path, page: Path) -> None:
         "All runs of a section took turns in one process; a ratio is between two runs of the same "
         "turn, its median and, in brackets, the smallest and the largest. Where the machine had "
         "other work, only ratios are shown. With one thread on a CPU, times are processor time. "
-        "Costs hold per image; rows are the denoiser's, before and behind the tap, and so are the "
+        "Costs hold per image; rows are the denoiser's, before and behind the hook, and so are the "
         "operations."
     )
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ from diffusers import (
 from torch import Tensor, nn
 
 from dreamda_aug import Settings
-from dreamda_aug.backbones import Backbone
-from dreamda_aug.backbones.latent import LatentBackbone
-from dreamda_aug.backbones.transformer import TransformerBackbone
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.transformer import TransformerModel
 
 PROMPT = "a photo"
 
@@ -30,17 +30,17 @@ class Peer:
     is run: the cheapest form of it.
 
     Args:
-        backbone: whose weights it uses; our hooks are not in its way.
+        model: whose weights it uses; our hooks are not in its way.
         settings: steps, strength, guidance scale and eta are taken.
 
     Attributes:
         rows: batch rows that went through the denoiser so far.
     """
 
-    def __init__(self, backbone: Backbone, settings: Settings):
-        self.backbone, self.settings = backbone, settings
+    def __init__(self, model: DiffusionModel, settings: Settings):
+        self.model, self.settings = model, settings
         self.rows = 0
-        self.denoiser: Any = without_hooks(backbone.denoiser)
+        self.denoiser: Any = without_hooks(model.denoiser)
         self.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def img2img(self, images: Tensor) -> Tensor:
@@ -54,27 +54,27 @@ class Peer:
     @property
     def has_cycle(self) -> bool:
         """Whether diffusers has CycleDiffusion for this model: U-Nets with one text encoder."""
-        return isinstance(self.backbone, LatentBackbone) and self._kind == "sd"
+        return isinstance(self.model, LatentModel) and self._kind == "sd"
 
     @property
     def _kind(self) -> str:
-        if isinstance(self.backbone, TransformerBackbone):
+        if isinstance(self.model, TransformerModel):
             return "sd3"
-        if not isinstance(self.backbone, LatentBackbone):
+        if not isinstance(self.model, LatentModel):
             return "pixels"
         added = self.denoiser.config.get("addition_embed_type")
         return "sdxl" if added == "text_time" else "sd"
 
     @cached_property
     def _img2img(self) -> Callable[[Tensor], Tensor]:
-        s, kind, scheduler = self.settings, self._kind, self.backbone.pipeline.scheduler
+        s, kind, scheduler = self.settings, self._kind, self.model.pipeline.scheduler
         if kind == "pixels":
             scheduler = DDIMScheduler.from_config(scheduler.config)
             denoise = self._pixel_denoiser()
             return lambda images: ddim_loop(
                 denoise, scheduler, images.to(self.denoiser.device, self.denoiser.dtype), s.steps,
                 s.strength)
-        vae = self.backbone.vae
+        vae = self.model.vae
         pipeline: Any
         if kind == "sd":
             pipeline = StableDiffusionImg2ImgPipeline(
@@ -99,8 +99,8 @@ class Peer:
 
     def _pixel_denoiser(self) -> Callable[[Tensor, Tensor], Tensor]:
         """A call of a pixel U-Net, guided towards its first class where it knows a null class."""
-        known = self.backbone.embed([0 if self.backbone.condition_kind == "class" else None])
-        null = self.backbone.embed([None]) if self.backbone.guidable else {}
+        known = self.model.embed([0 if self.model.condition_kind == "class" else None])
+        null = self.model.embed([None]) if self.model.guidable else {}
 
         def plain(x: Tensor, t: Tensor) -> Tensor:
             return self.denoiser(x, t, return_dict=False, **_repeated(known, len(x)))[0]
@@ -112,7 +112,7 @@ class Peer:
             away, towards = output.chunk(2)
             return away + self.settings.guidance_scale * (towards - away)
 
-        return guided if self.backbone.guidable else plain
+        return guided if self.model.guidable else plain
 
     def _prompts(self) -> dict[str, Tensor]:
         """A prompt and no prompt, embedded, under the names that the pipelines have for them."""
@@ -120,7 +120,7 @@ class Peer:
                  "pooled_projections": "pooled_prompt_embeds"}
         found = {}
         for prefix, prompt in (("", PROMPT), ("negative_", None)):
-            for name, value in self.backbone.embed([prompt]).items():
+            for name, value in self.model.embed([prompt]).items():
                 if name in names:
                     found[prefix + names[name]] = value
         return found
@@ -128,7 +128,7 @@ class Peer:
     @cached_property
     def _cycle(self) -> Callable[[Tensor], Tensor]:
         s = self.settings
-        target, source = (self.backbone.embed([prompt])["encoder_hidden_states"]
+        target, source = (self.model.embed([prompt])["encoder_hidden_states"]
                           for prompt in (PROMPT, s.source_prompt or None))
 
         class Embedded(CycleDiffusionPipeline):
@@ -137,8 +137,8 @@ class Peer:
             def encode_prompt(self, prompt: Any, *options: Any, **named: Any) -> Any:
                 return (target if prompt == PROMPT else source), source
 
-        scheduler = DDIMScheduler.from_config(self.backbone.pipeline.scheduler.config)
-        pipeline = Embedded(self.backbone.vae, None, None, self.denoiser, scheduler, None, None,
+        scheduler = DDIMScheduler.from_config(self.model.pipeline.scheduler.config)
+        pipeline = Embedded(self.model.vae, None, None, self.denoiser, scheduler, None, None,
                             requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return lambda image: pipeline(
@@ -184,7 +184,7 @@ def without_hooks(module: nn.Module) -> nn.Module:
     hooks = [(part, name, getattr(part, name)) for part in module.modules()
              for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
                           "_forward_pre_hooks_with_kwargs")]
-    # a hook would take along the tap that it belongs to
+    # a hook would take along the hook that it belongs to
     for part, name, found in hooks:
         setattr(part, name, type(found)())
     try:

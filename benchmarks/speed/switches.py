@@ -15,9 +15,9 @@ from benchmarks.common.architectures import sample_images
 from benchmarks.common.measurement import measure
 from benchmarks.common.plain import plain_rows
 from benchmarks.speed.bench import Bench
-from dreamda_aug.backbones.latent import LatentBackbone
 from dreamda_aug.inputs.images import image_digest
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models.latent import LatentModel
 
 Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
@@ -28,7 +28,7 @@ class Switch(NamedTuple):
     Attributes:
         name: what is on.
         instead: what runs when it is off.
-        sides: gives the two runs, on and off; or None where the backbone has no such switch.
+        sides: gives the two runs, on and off; or None where the model has no such switch.
         gpu_only: whether it changes nothing on a CPU.
     """
 
@@ -41,12 +41,12 @@ class Switch(NamedTuple):
 def compare(bench: Bench, switch: Switch) -> dict:
     """Time both sides in turn; say how far their images are apart."""
     row = {"switch": switch.name, "instead": switch.instead}
-    device = bench.backbone.device
+    device = bench.model.device
     if switch.gpu_only and device.type != "cuda":
         return {**row, "skipped": "GPU only, not measured yet"}
     sides = switch.sides(bench)
     if sides is None:
-        return {**row, "skipped": "left out, or not a switch of this backbone"}
+        return {**row, "skipped": "left out, or not a switch of this model"}
     on, off = sides
     start = time.perf_counter()  # not processor time: a compiler has processes of its own
     first = on().float()
@@ -86,7 +86,7 @@ def cached_inversion(bench: Bench) -> Sides:
 
 def branching(bench: Bench) -> Sides:
     on = bench.synthesizer(update_rule="asymmetric")
-    off = bench.synthesizer(plain_rows(bench.backbone), update_rule="asymmetric")
+    off = bench.synthesizer(plain_rows(bench.model), update_rule="asymmetric")
     return lambda: bench.run(on), lambda: bench.run(off)
 
 
@@ -96,7 +96,7 @@ def batches(bench: Bench) -> Sides:
 
 
 def channels_last(bench: Bench) -> Sides:
-    synthesizer, unet = bench.synthesizer(), bench.backbone.unet
+    synthesizer, unet = bench.synthesizer(), bench.model.unet
     before = _memory_format(unet)
 
     def run(memory_format: torch.memory_format) -> Tensor:
@@ -111,7 +111,7 @@ def channels_last(bench: Bench) -> Sides:
 
 def fused_attention(bench: Bench) -> Sides:
     synthesizer = bench.synthesizer()
-    attentions = [m for m in bench.backbone.unet.modules() if isinstance(m, Attention)]
+    attentions = [m for m in bench.model.unet.modules() if isinstance(m, Attention)]
 
     def run(processor) -> Tensor:
         before = [attention.processor for attention in attentions]
@@ -127,7 +127,7 @@ def fused_attention(bench: Bench) -> Sides:
 
 
 def fused_projections(bench: Bench) -> Sides | None:
-    unet = bench.backbone.denoiser
+    unet = bench.model.denoiser
     if not isinstance(unet, UNet2DConditionModel):
         return None
     synthesizer = bench.synthesizer()
@@ -150,23 +150,23 @@ def fused_projections(bench: Bench) -> Sides | None:
 
 
 def chunked_decode(bench: Bench) -> Sides | None:
-    backbone = bench.backbone
-    if not isinstance(backbone, LatentBackbone):
+    model = bench.model
+    if not isinstance(model, LatentModel):
         return None
     with torch.no_grad():
-        latents = backbone.encode(sample_images(backbone, 1)).repeat(bench.batch_size, 1, 1, 1)
+        latents = model.encode(sample_images(model, 1)).repeat(bench.batch_size, 1, 1, 1)
 
     @torch.no_grad()
     def run(size: int) -> Tensor:
-        with patch.object(backbone.codec, "decode_batch", size):
-            return backbone.decode(latents)
+        with patch.object(model.codec, "decode_batch", size):
+            return model.decode(latents)
 
     return lambda: run(min(8, bench.batch_size // 2 or 1)), lambda: run(bench.batch_size)
 
 
 def no_host_sync(bench: Bench) -> Sides:
-    synthesizer, backbone = bench.synthesizer(), bench.backbone
-    predict = backbone.predict
+    synthesizer, model = bench.synthesizer(), bench.model
+    predict = model.predict
 
     def waiting(*args) -> Tensor:
         output = predict(*args)
@@ -174,7 +174,7 @@ def no_host_sync(bench: Bench) -> Sides:
         return output
 
     def off() -> Tensor:
-        with patch.object(backbone, "predict", waiting):
+        with patch.object(model, "predict", waiting):
             return bench.run(synthesizer)
 
     return lambda: bench.run(synthesizer), off
@@ -194,7 +194,7 @@ def pinned_copies(bench: Bench) -> Sides:
 
 
 def partial_guidance(bench: Bench) -> Sides | None:
-    if not bench.backbone.guidable:
+    if not bench.model.guidable:
         return None
     on, off = bench.synthesizer(guidance_interval=(0.2, 0.8)), bench.synthesizer()
     return lambda: bench.run(on), lambda: bench.run(off)

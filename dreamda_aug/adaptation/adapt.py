@@ -11,13 +11,16 @@ import torch
 from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_same
 from dreamda_aug.adaptation.conditions import prepare_conditions
 from dreamda_aug.adaptation.images import Labels, open_pictures, read_images
-from dreamda_aug.adaptation.model import AdaptedModel, own_backbone
+from dreamda_aug.adaptation.model import AdaptedModel, own_model
 from dreamda_aug.adaptation.objective import noise_levels
 from dreamda_aug.adaptation.result import Adaptation, conclude, read_adaptation, versions
 from dreamda_aug.adaptation.settings import AdaptationSettings
 from dreamda_aug.adaptation.training import Training, open_processes
-from dreamda_aug.backbones import BUNDLED, BackboneSpec
-from dreamda_aug.backbones.adapted import (
+from dreamda_aug.errors import AdaptationError
+from dreamda_aug.files import remove_temporaries, write_atomically
+from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+from dreamda_aug.models import BUNDLED, ModelSpec
+from dreamda_aug.models.adapted import (
     CARD,
     CLASS_ROWS,
     LORA,
@@ -27,15 +30,12 @@ from dreamda_aug.backbones.adapted import (
     lora_file,
     read_card,
 )
-from dreamda_aug.backbones.latent import LatentBackbone
-from dreamda_aug.errors import AdaptationError
-from dreamda_aug.files import remove_temporaries, write_atomically
-from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+from dreamda_aug.models.latent import LatentModel
 
 
 def adapt(
     source: Any,
-    backbone: Any = BUNDLED,
+    model: Any = BUNDLED,
     out: str | Path = "adapted",
     *,
     labels: Labels = "source",
@@ -64,7 +64,7 @@ def adapt(
     Args:
         source: what `open_source` takes: class folders, a list, a torchvision dataset, a name;
             or a folder of images without classes, a tensor (N, C, H, W) or a list of images.
-        backbone: what `load_backbone` takes, a `BackboneSpec` or a loaded backbone; it stays what
+        model: what `load_model` takes, a `ModelSpec` or a loaded model; it stays what
             it is.
         out: folder to write to: ``pytorch_lora_weights.safetensors``, as diffusers loads it, and
             ``adaptation.json``, the card; for class-conditional models the class embedding, and
@@ -75,7 +75,7 @@ def adapt(
         class_map: for class-conditional models: which of its classes (name or number) a class of
             the images begins as, where the names differ, such as ``{"7": "7 - seven"}``.
         prompt: template with ``{class_name}`` and ``{article}``, for text-to-image models.
-        device: as in `BackboneSpec`, for a source.
+        device: as in `ModelSpec`, for a source.
         dtype: likewise, of the frozen weights. LoRA weights are always float32; with float16,
             gradients are scaled.
         split: of `open_source`.
@@ -90,7 +90,7 @@ def adapt(
 
     Raises:
         ValueError: an argument breaks its rule, or there are too few images.
-        BackboneError: the model cannot be loaded or adapted.
+        ModelError: the model cannot be loaded or adapted.
         AdaptationError: the folder holds another adaptation, or the loss is NaN.
         ImportError: peft and accelerate are not installed.
 
@@ -105,7 +105,7 @@ def adapt(
     pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
                              download=download)
     processes = open_processes()  # it chooses the device, before the model is loaded
-    model = own_backbone(backbone, device, dtype)
+    model = own_model(model, device, dtype)
     settings = settings.resolved(model.is_pixel_model)
     base = {"name": model.name, **base_identity(model.unet)}
     budget = (settings.last_step * settings.batch_size * settings.accumulate
@@ -123,7 +123,7 @@ def adapt(
     conditions = prepare_conditions(model, images.classes, settings, prompt, class_map or {})
     if settings.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    if _is_named(backbone) and isinstance(model, LatentBackbone) and model.device.type != "cpu":
+    if _is_named(model) and isinstance(model, LatentModel) and model.device.type != "cpu":
         model.vae.to("cpu")  # it has encoded the images, and is not needed any more
     adapted = AdaptedModel(model, conditions, settings.rank, settings.rng_seed)
     model.channels_last()
@@ -184,10 +184,10 @@ def _check_place(folder: Path, source: Any) -> None:
             raise ValueError(f"out must lie outside the images' folder {inside}, got {folder}.")
 
 
-def _is_named(backbone: Any) -> bool:
+def _is_named(model: Any) -> bool:
     """Whether it was loaded for this call, and nobody else uses it."""
-    return isinstance(backbone, str | Path) or (
-        isinstance(backbone, BackboneSpec) and backbone.is_named)
+    return isinstance(model, str | Path) or (
+        isinstance(model, ModelSpec) and model.is_named)
 
 
 def _write(folder: Path, adapted: AdaptedModel, card: dict[str, Any]) -> None:

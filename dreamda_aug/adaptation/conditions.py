@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamda_aug.adaptation.settings import AdaptationSettings
-from dreamda_aug.backbones.adapted import Conditions
-from dreamda_aug.backbones.conditioning import ClassConditioning, TextConditioning
-from dreamda_aug.backbones.unet import UNetBackbone
-from dreamda_aug.errors import BackboneError
+from dreamda_aug.errors import ModelError
 from dreamda_aug.inputs.labels import plain_name
 from dreamda_aug.inputs.prompts import Conditioner
+from dreamda_aug.models.adapted import Conditions
+from dreamda_aug.models.conditioning import ClassConditioning, TextConditioning
+from dreamda_aug.models.unet import UNetModel
 
 ClassMap = Mapping[str, str | int]
 
@@ -57,17 +57,17 @@ class FixedConditions:
     """Conditions that are not trained: none, or plain prompts, embedded once.
 
     Args:
-        backbone: the model.
+        model: the model.
         prompts: of each class; empty: all images are trained under the unconditional branch.
     """
 
-    def __init__(self, backbone: UNetBackbone, prompts: Sequence[str]):
-        self.can_drop = backbone.guidable
+    def __init__(self, model: UNetModel, prompts: Sequence[str]):
+        self.can_drop = model.guidable
         self.parameters: dict[str, nn.Parameter] = {}
         self.started_from = {prompt: "the prompt" for prompt in prompts}
         # the unconditional row is the last one, which -1 picks
-        self._embedded = backbone.embed([*prompts, None])
-        backbone.embed_only([*prompts, None])
+        self._embedded = model.embed([*prompts, None])
+        model.embed_only([*prompts, None])
 
     def rows(self, labels: Tensor) -> dict[str, Tensor]:
         return {name: values[labels.to(values.device)] for name, values in self._embedded.items()}
@@ -108,29 +108,29 @@ class ClassRows:
     are, and images are trained under the null class.
 
     Args:
-        backbone: a class-conditional model of the caller's own; its embedding is replaced.
+        model: a class-conditional model of the caller's own; its embedding is replaced.
         classes: names of the user's classes, in label order; empty: there are none.
         class_map: for a class of another name, the model's own class, by name or row.
 
     Raises:
-        BackboneError: the model's embedding is no table; or there are neither labels nor a null
+        ModelError: the model's embedding is no table; or there are neither labels nor a null
             class.
         ValueError: ``class_map`` names what is not there.
     """
 
-    def __init__(self, backbone: UNetBackbone, classes: Sequence[str], class_map: ClassMap):
-        conditioning = backbone.conditioning
+    def __init__(self, model: UNetModel, classes: Sequence[str], class_map: ClassMap):
+        conditioning = model.conditioning
         assert isinstance(conditioning, ClassConditioning)
-        table = getattr(backbone.unet, "class_embedding", None)
+        table = getattr(model.unet, "class_embedding", None)
         if not isinstance(table, nn.Embedding):
-            raise BackboneError(
-                f"{backbone.name} has no table of class embeddings "
-                f"({type(table).__name__}), so there are no rows to train; pass another backbone.")
+            raise ModelError(
+                f"{model.name} has no table of class embeddings "
+                f"({type(table).__name__}), so there are no rows to train; pass another model.")
         old, null = table.weight.detach(), conditioning.null_class
         if not classes and null is None:
-            raise BackboneError(
-                f"{backbone.name} is class-conditional without a null class, so images without "
-                "labels cannot be trained; give labels, or null_class=... to BackboneSpec."
+            raise ModelError(
+                f"{model.name} is class-conditional without a null class, so images without "
+                "labels cannot be trained; give labels, or null_class=... to ModelSpec."
             )
         self._classes = list(classes)
         self.can_drop = null is not None
@@ -139,7 +139,7 @@ class ClassRows:
             elsewhere = old.mean(0) if null is None else old[null]
             starts = []
             for name, row in _find_rows(classes, class_map, conditioning.class_names, len(old),
-                                        backbone.name).items():
+                                        model.name).items():
                 known = (conditioning.class_names or [])[row:row + 1] if row is not None else []
                 self.started_from[name] = (
                     ("the null class" if self.can_drop else "the mean of all classes")
@@ -152,7 +152,7 @@ class ClassRows:
             initial, self._null = old.clone(), int(null or 0)
             self._found = Conditions(conditioning.class_names, null)
         self._table = _Rows(initial).to(old.device)
-        backbone.unet.class_embedding = self._table
+        model.unet.class_embedding = self._table
         self.parameters = {"class_rows": self._table.delta}
 
     def rows(self, labels: Tensor) -> dict[str, Tensor]:
@@ -179,13 +179,13 @@ class ClassRows:
 
 
 def prepare_conditions(
-    backbone: UNetBackbone, classes: Sequence[str], settings: AdaptationSettings,
+    model: UNetModel, classes: Sequence[str], settings: AdaptationSettings,
     prompt: str, class_map: ClassMap,
 ) -> Conditioned:
     """The conditions that a model of this kind is trained under.
 
     Args:
-        backbone: the model, the caller's own.
+        model: the model, the caller's own.
         classes: names of the user's classes; empty: images have no labels.
         settings: ``tokens`` plays a role.
         prompt: template with ``{class_name}`` and ``{article}``, for text models.
@@ -194,29 +194,29 @@ def prepare_conditions(
     Raises:
         ValueError: an argument that suits another kind of model.
     """
-    kind = backbone.condition_kind
+    kind = model.condition_kind
     if class_map and (kind != "class" or not classes):
         raise ValueError(
-            "class_map is for class-conditional backbones and images with labels, got "
-            f"{dict(class_map)!r} for {backbone.name}."
+            "class_map is for class-conditional models and images with labels, got "
+            f"{dict(class_map)!r} for {model.name}."
         )
     if settings.tokens == "learned" and (kind != "text" or not classes):
         raise ValueError(
-            "tokens must be 'prompt' unless the backbone is a text-to-image one and the images "
-            f"have labels, got 'learned' for {backbone.name}."
+            "tokens must be 'prompt' unless the model is a text-to-image one and the images "
+            f"have labels, got 'learned' for {model.name}."
         )
     if kind == "class":
-        return ClassRows(backbone, classes, class_map)
+        return ClassRows(model, classes, class_map)
     if kind == "none":
-        return FixedConditions(backbone, [])
+        return FixedConditions(model, [])
     conditioner = Conditioner(classes or None, prompt)
-    prompts = [str(conditioner.condition(label, backbone)) for label in range(len(classes))]
+    prompts = [str(conditioner.condition(label, model)) for label in range(len(classes))]
     if settings.tokens == "learned":
         from dreamda_aug.adaptation.tokens import LearnedTokens
 
-        return LearnedTokens(backbone, classes, prompts)
-    assert isinstance(backbone.conditioning, TextConditioning)
-    fixed = FixedConditions(backbone, prompts)
+        return LearnedTokens(model, classes, prompts)
+    assert isinstance(model.conditioning, TextConditioning)
+    fixed = FixedConditions(model, prompts)
     fixed.started_from = dict(zip(classes, map(repr, prompts), strict=True))
     return fixed
 

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dreamda_aug.adaptation.settings import AdaptationSettings
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.inputs.dataset_fields import as_sized
 from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
 from dreamda_aug.inputs.labels import plain_label
@@ -23,6 +22,7 @@ from dreamda_aug.inputs.opening import open_image
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.inputs.untransformed import Untransformed
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def open_pictures(
     if isinstance(source, str | Path) and (names := _flat_folder(Path(source))):
         root = Path(source)
         flat = Pictures(names, _none(len(names)), [], lambda i: open_image(root / names[i]))
-        return flat if given is None else _labelled(flat, given, class_names)
+        return flat if given is None else _labeled(flat, given, class_names)
     if labels is None and isinstance(source, Dataset) and not isinstance(source, Source):
         return _of_dataset(source)
     opened = source if isinstance(source, Source) else open_source(
@@ -112,11 +112,11 @@ def open_pictures(
     if labels is None:
         return pictures
     found = list(opened.labels) if given is None else given
-    return _labelled(pictures, found, class_names or opened.classes)
+    return _labeled(pictures, found, class_names or opened.classes)
 
 
 def read_images(
-    pictures: Pictures, backbone: Backbone, settings: AdaptationSettings, budget: int
+    pictures: Pictures, model: DiffusionModel, settings: AdaptationSettings, budget: int
 ) -> TrainingImages:
     """Read and encode images, and hold some out.
 
@@ -124,7 +124,7 @@ def read_images(
 
     Args:
         pictures: the images.
-        backbone: encodes them.
+        model: encodes them.
         settings: ``held_out``, ``early_stopping`` and ``rng_seed`` play a role.
         budget: how many images training can see at most; more are not read.
 
@@ -141,7 +141,7 @@ def read_images(
     kept, left_out = [], []
 
     def encode() -> None:
-        latents.append(backbone.encode(torch.cat(batch)).cpu())
+        latents.append(model.encode(torch.cat(batch)).cpu())
         batch.clear()
 
     for index in order[:budget]:
@@ -150,7 +150,7 @@ def read_images(
         except UNREADABLE as error:
             left_out.append(f"{pictures.names[index]} ({type(error).__name__}: {error})")
             continue
-        batch.append(fit_to(pixels.values, backbone))
+        batch.append(fit_to(pixels.values, model))
         digest.update(f"{pixels.digests[0]}{int(pictures.labels[index])}".encode())
         kept.append(index)
         if len(batch) == _ENCODED_AT_ONCE:
@@ -205,7 +205,7 @@ def split(labels: Tensor, settings: AdaptationSettings) -> tuple[Tensor, Tensor]
     return torch.tensor(train), torch.tensor(sorted(held_out))
 
 
-def _labelled(
+def _labeled(
     pictures: Pictures, labels: Sequence[Any], class_names: Sequence[str] | None
 ) -> Pictures:
     values = [int(plain_label(label)) for label in labels]
@@ -238,7 +238,7 @@ def _of_memory(
         return image[None] if isinstance(image, Tensor) and image.ndim == 2 else image
 
     pictures = Pictures([f"#{i}" for i in range(len(source))], _none(len(source)), [], open_image)
-    return pictures if given is None else _labelled(pictures, given, class_names)
+    return pictures if given is None else _labeled(pictures, given, class_names)
 
 
 def _of_dataset(dataset: Dataset[Any]) -> Pictures:

@@ -11,26 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from dreamda_aug.adaptation.conditions import Conditioned
-from dreamda_aug.backbones import Backbone, BackboneSpec, is_backbone
-from dreamda_aug.backbones.conditioning import ClassConditioning
-from dreamda_aug.backbones.latent import LatentBackbone
-from dreamda_aug.backbones.unet import PixelBackbone
-from dreamda_aug.errors import BackboneError
+from dreamda_aug.errors import ModelError
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models import DiffusionModel, ModelSpec, is_model
+from dreamda_aug.models.conditioning import ClassConditioning
+from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.unet import PixelModel
 
 # The models that can be adapted.
-Adaptable = PixelBackbone | LatentBackbone
+Adaptable = PixelModel | LatentModel
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
 class AdaptedModel:
-    """A backbone with LoRA layers on its attention and its convolutions.
+    """A model with LoRA layers on its attention and its convolutions.
 
     The LoRA matrices begin such that they change nothing. Their scale is 1: alpha is the rank.
 
     Args:
-        backbone: the caller's own, on its device; its denoiser is changed and frozen.
+        model: the caller's own, on its device; its denoiser is changed and frozen.
         conditions: what images are trained under.
         rank: of the LoRA matrices.
         rng_seed: for their random half.
@@ -43,16 +43,16 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, backbone: Adaptable, conditions: Conditioned, rank: int, rng_seed: int
+        self, model: Adaptable, conditions: Conditioned, rank: int, rng_seed: int
     ):
-        self.backbone, self.conditions = backbone, conditions
+        self.model, self.conditions = model, conditions
         trained = conditions.parameters
-        backbone.unet.requires_grad_(False)
-        self._lora = add_lora(backbone.unet, rank, rng_seed)
+        model.unet.requires_grad_(False)
+        self._lora = add_lora(model.unet, rank, rng_seed)
         for parameter in trained.values():
             parameter.requires_grad_(True)
         self.parameters: dict[str, nn.Parameter] = {**self._lora, **trained}
-        self._layers = _lora_layers(backbone.unet)
+        self._layers = _lora_layers(model.unet)
 
     def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The denoiser's output, (B, C, H, W), with gradients.
@@ -62,13 +62,13 @@ class AdaptedModel:
             t: its time input, (B,).
             labels: (B,) int64; -1 is none.
         """
-        return self.backbone.denoise(x_t, t, self.conditions.rows(labels))
+        return self.model.denoise(x_t, t, self.conditions.rows(labels))
 
     @torch.no_grad()
     def prior(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """What the model without adaptation answers, (B, C, H, W)."""
         with self._off(), self.conditions.off():
-            return self.backbone.denoise(x_t, t, self.conditions.prior(labels))
+            return self.model.denoise(x_t, t, self.conditions.prior(labels))
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of everything that is trained, on the CPU."""
@@ -96,60 +96,60 @@ class AdaptedModel:
                 layer.enable_adapters(True)
 
 
-def own_backbone(source: Any, device: Any = None, dtype: Any = None) -> Adaptable:
-    """A backbone that may be changed: loaded anew, or with a copy of a lent one's denoiser.
+def own_model(source: Any, device: Any = None, dtype: Any = None) -> Adaptable:
+    """A model that may be changed: loaded anew, or with a copy of a lent one's denoiser.
 
     Args:
-        source: what `load_backbone` takes, a `BackboneSpec` or a loaded backbone.
+        source: what `load_model` takes, a `ModelSpec` or a loaded model.
         device: for a source that is loaded here.
         dtype: likewise.
 
     Raises:
-        BackboneError: it is no U-Net model, or LoRA weights are in it already.
+        ModelError: it is no U-Net model, or LoRA weights are in it already.
         ValueError: device or dtype for a model that is loaded or specified already.
     """
-    if (isinstance(source, BackboneSpec) or is_backbone(source)) and (device, dtype) != (None,) * 2:
+    if (isinstance(source, ModelSpec) or is_model(source)) and (device, dtype) != (None,) * 2:
         raise ValueError(
-            "device and dtype belong to loading, and this backbone is loaded or specified already, "
-            f"got device={device}, dtype={dtype}; give them to BackboneSpec or load_backbone.")
-    if is_backbone(source):
+            "device and dtype belong to loading, and this model is loaded or specified already, "
+            f"got device={device}, dtype={dtype}; give them to ModelSpec or load_model.")
+    if is_model(source):
         return _with_own_denoiser(_checked(source))
-    spec = source if isinstance(source, BackboneSpec) else BackboneSpec(source, device, dtype)
-    backbone = _checked(spec.load())
-    return backbone if spec.is_named else _with_own_denoiser(backbone)
+    spec = source if isinstance(source, ModelSpec) else ModelSpec(source, device, dtype)
+    model = _checked(spec.load())
+    return model if spec.is_named else _with_own_denoiser(model)
 
 
-def _checked(backbone: Backbone) -> Adaptable:
+def _checked(model: DiffusionModel) -> Adaptable:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not isinstance(backbone, PixelBackbone | LatentBackbone):
-        raise BackboneError(
-            f"{backbone.name} ({type(backbone).__name__}) cannot be adapted: only models with a "
+    if not isinstance(model, PixelModel | LatentModel):
+        raise ModelError(
+            f"{model.name} ({type(model).__name__}) cannot be adapted: only models with a "
             "U-Net can, such as Stable Diffusion 1.x, 2.x and XL.")
-    if backbone.lora is not None or any(
-        isinstance(part, BaseTunerLayer) for part in backbone.unet.modules()
+    if model.lora is not None or any(
+        isinstance(part, BaseTunerLayer) for part in model.unet.modules()
     ):
-        raise BackboneError(
-            f"{backbone.name} has LoRA weights already ({backbone.lora or 'loaded by diffusers'}); "
+        raise ModelError(
+            f"{model.name} has LoRA weights already ({model.lora or 'loaded by diffusers'}); "
             "adapt the model without them.")
-    return backbone
+    return model
 
 
-def _with_own_denoiser(backbone: Adaptable) -> Adaptable:
+def _with_own_denoiser(model: Adaptable) -> Adaptable:
     """The same model with a copy of its denoiser; what is not changed is shared."""
-    unet = backbone.unet
+    unet = model.unet
     other: Any = type(unet).from_config(unet.config)
     # nn.Module's own method: diffusers' one warns at every change of dtype
     nn.Module.to(other, unet.device, unet.dtype)
     other.load_state_dict(unet.state_dict())
-    pipeline = copy.copy(backbone.pipeline)
+    pipeline = copy.copy(model.pipeline)
     pipeline.unet = other
-    conditioning = backbone.conditioning
+    conditioning = model.conditioning
     null_class = conditioning.null_class if isinstance(conditioning, ClassConditioning) else None
-    if isinstance(backbone, LatentBackbone):
-        return LatentBackbone(pipeline, backbone.name, backbone.image_size,
-                              backbone.class_names, null_class, backbone.decode_batch)
-    return PixelBackbone(pipeline, backbone.name, backbone.class_names, null_class)
+    if isinstance(model, LatentModel):
+        return LatentModel(pipeline, model.name, model.image_size,
+                              model.class_names, null_class, model.decode_batch)
+    return PixelModel(pipeline, model.name, model.class_names, null_class)
 
 
 def add_lora(denoiser: Any, rank: int, rng_seed: int) -> dict[str, nn.Parameter]:

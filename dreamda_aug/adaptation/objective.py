@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models import DiffusionModel
 from dreamda_aug.statistics import standard_error, student_quantile
 
 # From (x_t, t, labels) to the denoiser's output.
@@ -19,15 +19,15 @@ Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 _MEASURED_ROWS = 256
 
 
-def noise_levels(backbone: Backbone, train_timesteps: int) -> NoiseSchedule:
+def noise_levels(model: DiffusionModel, train_timesteps: int) -> NoiseSchedule:
     """The noise levels that are trained: every second one of the model's own.
 
     Args:
-        backbone: the model.
+        model: the model.
         train_timesteps: how many it has.
     """
     # without the noisiest one, at which some schedules leave no signal to predict noise from
-    return backbone.schedule(max(1, train_timesteps // 2), 1 - 1 / max(train_timesteps, 2))
+    return model.schedule(max(1, train_timesteps // 2), 1 - 1 / max(train_timesteps, 2))
 
 
 def spread_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:

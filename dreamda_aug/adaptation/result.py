@@ -10,7 +10,7 @@ import torch
 
 from dreamda_aug.adaptation.checkpoint import Progress
 from dreamda_aug.adaptation.objective import Gain, paired_gain
-from dreamda_aug.backbones.adapted import read_card
+from dreamda_aug.models.adapted import read_card
 
 Verdict = Literal["helped", "did not help", "not measured"]
 
@@ -23,7 +23,7 @@ class Adaptation:
     """A finished adaptation.
 
     Attributes:
-        root: its folder, which ``load_backbone(..., lora=root)`` takes.
+        root: its folder, which ``load_model(..., lora=root)`` takes.
         steps: optimizer steps that were made.
         best_step: the one whose weights were kept; 0: the model is what it was.
         before: held-out loss of the model as it was; None where nothing was held out.

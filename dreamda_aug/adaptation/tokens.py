@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamda_aug.backbones.adapted import ENCODERS, Conditions, add_tokens
-from dreamda_aug.backbones.conditioning import TextConditioning, put_tokens
-from dreamda_aug.backbones.unet import UNetBackbone
+from dreamda_aug.models.adapted import ENCODERS, Conditions, add_tokens
+from dreamda_aug.models.conditioning import TextConditioning, put_tokens
+from dreamda_aug.models.unet import UNetModel
 
 
 class LearnedTokens:
@@ -20,7 +20,7 @@ class LearnedTokens:
     A token begins as the mean of the tokens that spell the class name.
 
     Args:
-        backbone: a text model of the caller's own; text encoders and tokenizers become copies.
+        model: a text model of the caller's own; text encoders and tokenizers become copies.
         classes: names of the user's classes, in label order.
         prompts: the plain prompt of each class.
 
@@ -30,10 +30,10 @@ class LearnedTokens:
     Source: Gal et al. 2022, arXiv:2208.01618.
     """
 
-    def __init__(self, backbone: UNetBackbone, classes: Sequence[str], prompts: Sequence[str]):
-        assert isinstance(backbone.conditioning, TextConditioning)
-        self._conditioning, pipeline = backbone.conditioning, backbone.pipeline
-        self.can_drop = backbone.guidable
+    def __init__(self, model: UNetModel, classes: Sequence[str], prompts: Sequence[str]):
+        assert isinstance(model.conditioning, TextConditioning)
+        self._conditioning, pipeline = model.conditioning, model.pipeline
+        self.can_drop = model.guidable
         self._prompts, self._classes = list(prompts), list(classes)
         self.started_from = {name: "the words of its name" for name in classes}
         self._tokens = {name: f"<dreamda-{number}>" for number, name in enumerate(classes)}
@@ -46,7 +46,7 @@ class LearnedTokens:
                     f"learned token can take its place, got {prompt!r} for class {name!r}; use "
                     "tokens='prompt', or another name or prompt.")
         # before there are tokens: what the prior knows
-        plain = backbone.embed([*prompts, None])
+        plain = model.embed([*prompts, None])
         self._plain = {name: value.clone() for name, value in plain.items()}
         starts: dict[str, Tensor] = {}
         for tokenizer_name, encoder_name in ENCODERS:

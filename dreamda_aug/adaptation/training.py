@@ -66,7 +66,7 @@ class Training:
         self.model, self.images, self.schedule = model, images, schedule
         self.settings, self.processes = settings, processes
         self.folder, self.identity = folder, identity
-        self.device, self.show_progress = model.backbone.device, show_progress
+        self.device, self.show_progress = model.model.device, show_progress
         self.names = list(model.parameters)
         assert settings.learning_rate is not None  # resolved
         self.learning_rate = settings.learning_rate
@@ -74,7 +74,7 @@ class Training:
                                            weight_decay=0.0)
         # small gradients are lost in float16 activations, unless they are scaled
         self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=model.backbone.dtype == torch.float16)
+            self.device.type, enabled=model.model.dtype == torch.float16)
         self.held_out = None
         if settings.early_stopping:
             self.held_out = HeldOut.draw(images.held_out, images.held_out_labels, len(schedule),

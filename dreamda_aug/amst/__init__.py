@@ -9,7 +9,7 @@
 from dreamda_aug.amst.features import FeatureLayer
 from dreamda_aug.amst.label_prior import LabelPrior
 from dreamda_aug.amst.labelers import CLIPLabeler, Labeler, SeedLabeler, SingleHeadLabeler
-from dreamda_aug.amst.labelling import LabellingRule
+from dreamda_aug.amst.labeling import LabelingRule
 from dreamda_aug.amst.losses import (
     AMSTLosses,
     PseudoLabels,
@@ -36,7 +36,7 @@ __all__ = [
     "HeadViews",
     "LabelPrior",
     "Labeler",
-    "LabellingRule",
+    "LabelingRule",
     "LossWeights",
     "MixedBatch",
     "MixedBatchSampler",

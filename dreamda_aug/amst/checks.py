@@ -32,7 +32,7 @@ def check_ratio(ratio: Sequence[float]) -> None:
     fits = len(ratio) == 3 and min(ratio) >= 0 and ratio[0] > 0 and sum(ratio) < float("inf")
     if not fits:
         raise ValueError(
-            "ratio must be three numbers ≥ 0, real : accepted : unlabelled, the first of them "
+            "ratio must be three numbers ≥ 0, real : accepted : unlabeled, the first of them "
             f"> 0, such as (1, 1, 1); got {tuple(ratio)}."
         )
 
@@ -67,9 +67,9 @@ def check_targets(name: str, targets: Tensor, images: int, classes: int) -> None
 
 
 def check_batch(name: str, images: Tensor, targets: Tensor, classes: int) -> None:
-    """Raise ``ValueError`` unless there are labelled images, and their targets fit."""
+    """Raise ``ValueError`` unless there are labeled images, and their targets fit."""
     if len(images) == 0:
-        raise ValueError(f"{name} must hold at least one labelled image, got none.")
+        raise ValueError(f"{name} must hold at least one labeled image, got none.")
     check_targets("targets", targets, len(images), classes)
 
 
@@ -92,10 +92,10 @@ def check_model(model: nn.Module) -> None:
         raise ValueError("model must have parameters, got none.")
 
 
-def check_sets(labelled: int, pool: int, truth: Sequence[int] | Tensor | None) -> None:
+def check_sets(labeled: int, pool: int, truth: Sequence[int] | Tensor | None) -> None:
     """Raise ``ValueError`` unless both sets hold images, and the truth fits the pool."""
-    if not labelled or not pool:
-        raise ValueError(f"labelled and pool must hold images, got {labelled} and {pool}.")
+    if not labeled or not pool:
+        raise ValueError(f"labeled and pool must hold images, got {labeled} and {pool}.")
     if truth is not None and len(truth) != pool:
         raise ValueError(f"truth must have {pool} labels, got {len(truth)}.")
 
@@ -116,6 +116,6 @@ def check_head_weights(weights: Tensor | None, heads: int, images: int) -> None:
     if weights is not None and (weights.shape != expected or not bool((weights >= 0).all())):
         raise ValueError(
             f"head_weights must be numbers >= 0 of shape {expected}, one for each auxiliary "
-            f"head and labelled image, got shape {tuple(weights.shape)}, from "
+            f"head and labeled image, got shape {tuple(weights.shape)}, from "
             f"{float(weights.min()) if weights.numel() else 'nothing'}."
         )

@@ -116,8 +116,8 @@ class FeatureReader:
                     f'num_classes is {num_classes}, but the final layer "{self.name}" has '
                     f"{self.num_classes} outputs. " + describe_candidates(model)
                 )
-        self.tap = FeatureTap(on_output=not self.is_head)
-        self.tap.attach(self.layer)
+        self.hook = FeatureTap(on_output=not self.is_head)
+        self.hook.attach(self.layer)
 
     def read(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features, (N, D), and float32 logits, (N, classes), both finite.
@@ -132,13 +132,13 @@ class FeatureReader:
                 "a batch of one image cannot train BatchNorm layers, whose variance would be 0; "
                 "give more images, or put these layers into eval mode."
             )
-        self.tap.attach(self.layer)
-        self.tap.listening = True
+        self.hook.attach(self.layer)
+        self.hook.listening = True
         try:
             logits = main_logits(model(images))
-            captured = self.tap.features
+            captured = self.hook.features
         finally:
-            self.tap.listening, self.tap.features = False, None
+            self.hook.listening, self.hook.features = False, None
         if captured is None:
             raise RuntimeError(
                 f'the layer "{self.name}" did not run, or runs in a graph that was compiled '

@@ -54,7 +54,7 @@ class LabelPrior:
         """Estimate it from predictions on synthetic images.
 
         One share of kept labels is estimated over all classes. Each class then moves towards what
-        its own images say, as far as it has labelled images to know the judge by: from three of
+        its own images say, as far as it has labeled images to know the judge by: from three of
         them a class that was kept always can look as if it had never been.
 
         Args:
@@ -63,9 +63,9 @@ class LabelPrior:
                 have learned from the seed images of what it judges: take a diffusion classifier,
                 or predictions out of fold.
             num_classes: C.
-            confusion: how often that classifier sees each class in labelled images of each class,
+            confusion: how often that classifier sees each class in labeled images of each class,
                 out of fold, (true, predicted) counts; None: it is taken to be always right.
-            smoothing: so many labelled images of a class count as much as all classes together,
+            smoothing: so many labeled images of a class count as much as all classes together,
                 > 0.
 
         Raises:
@@ -126,7 +126,7 @@ class LabelPrior:
 
         Heads that learned a few images are sure of too much, and would overrule the prior where
         they are wrong. The classes asked for are labels that are known for every image, so the
-        temperature needs no labelled image.
+        temperature needs no labeled image.
 
         Args:
             probabilities: as in `update`, and so are the others.
@@ -161,10 +161,10 @@ def _share_right(counts: Tensor) -> float:
     return float(counts.trace() / counts.sum())
 
 
-def _share_kept(seen: Tensor, right: float, labelled: float) -> float:
+def _share_kept(seen: Tensor, right: float, labeled: float) -> float:
     """Share of images of the class asked for, over all classes.
 
-    A judge that is right on a share of the labelled images, and else sees any other class, agrees
+    A judge that is right on a share of the labeled images, and else sees any other class, agrees
     with a share of the asked classes that is linear in what was kept. Where the judge is hardly
     better than chance, or images are few, that equation says little, and is drawn to 3 of 4 (ridge
     regression with the variance of both shares).
@@ -174,7 +174,7 @@ def _share_kept(seen: Tensor, right: float, labelled: float) -> float:
         return _USUALLY_KEPT
     wrong = (1 - right) / max(1, classes - 1)
     signal, agreed = right - wrong, _share_right(seen) - wrong
-    doubt = right * (1 - right) / max(labelled, 1.0) + 0.25 / total
+    doubt = right * (1 - right) / max(labeled, 1.0) + 0.25 / total
     kept = (signal * agreed + doubt * _USUALLY_KEPT) / (signal**2 + doubt)
     return min(max(kept, 1 / classes), 1 - 1 / (total + 2))
 

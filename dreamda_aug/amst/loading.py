@@ -1,4 +1,4 @@
-"""The data loaders of a self-training run, over a labelled set and a pool."""
+"""The data loaders of a self-training run, over a labeled set and a pool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BatchLoading:
     """Makes data loaders whose batches are ``MixedBatch`` values.
 
     Attributes:
-        data: the labelled set followed by the pool.
+        data: the labeled set followed by the pool.
         plan: what a batch holds.
         steps: number of batches of an epoch.
         num_workers: of each data loader.
@@ -38,13 +38,13 @@ class BatchLoading:
             worker_seed: seeds the random transforms of the datasets, if there are any.
         """
         sampler = MixedBatchSampler(
-            len(self.data.labelled), [], [], batch_size=self.plan.batch_size, ratio=(1, 0, 0),
+            len(self.data.labeled), [], [], batch_size=self.plan.batch_size, ratio=(1, 0, 0),
             steps=self.steps, rng_seed=rng_seed,
         )  # fmt: skip
         return self._loader(sampler, worker_seed)
 
     def mixed(self, accepted: Tensor | None, rng_seed: int, worker_seed: int) -> DataLoader[Any]:
-        """An epoch of real, accepted and unlabelled images at the plan's ratio.
+        """An epoch of real, accepted and unlabeled images at the plan's ratio.
 
         Args:
             accepted: True for the accepted images of the pool, (pool,) bool; None: none is.
@@ -56,14 +56,14 @@ class BatchLoading:
             chosen = accepted.nonzero().squeeze(1).tolist()
             others = (~accepted).nonzero().squeeze(1).tolist()
         sampler = MixedBatchSampler(
-            len(self.data.labelled), chosen, others, batch_size=self.plan.batch_size,
+            len(self.data.labeled), chosen, others, batch_size=self.plan.batch_size,
             ratio=self.plan.ratio, steps=self.steps, rng_seed=rng_seed,
         )  # fmt: skip
         return self._loader(sampler, worker_seed)
 
     def whole_pool(self, worker_seed: int) -> DataLoader[Any]:
         """Every image of the pool once, in order, without real images."""
-        places = range(len(self.data.labelled), len(self.data))
+        places = range(len(self.data.labeled), len(self.data))
         batches = BatchSampler(places, self.plan.batch_size, drop_last=False)
         return self._loader(batches, worker_seed)
 

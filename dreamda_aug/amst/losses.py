@@ -191,7 +191,7 @@ def adaptive_thresholds(probabilities: Tensor) -> Tensor:
         probabilities: (N, C), each row summing to 1.
 
     Source: Wang et al. 2023 (FreeMatch), arXiv:2205.07246, eqs. 5 to 8, over the images that are
-    labelled together in place of a running average (ours).
+    labeled together in place of a running average (ours).
     """
     if len(probabilities) == 0:
         return probabilities.new_zeros(probabilities.shape[1])
@@ -209,7 +209,7 @@ def soft_weights(confidence: Tensor, width: float = 2.0) -> Tensor:
         width: the Gaussian's deviation is σ / width.
 
     Source: Chen et al. 2023 (SoftMatch), arXiv:2301.10921, eq. 5, over the images that are
-    labelled together in place of a running average (ours).
+    labeled together in place of a running average (ours).
     """
     if len(confidence) == 0:
         return confidence.float()
@@ -281,7 +281,7 @@ def align_distribution(probabilities: Tensor, average: Tensor, target: Tensor) -
 
     Args:
         probabilities: (…, C), each row summing to 1.
-        average: mean of the model's probabilities over the unlabelled images, (C,).
+        average: mean of the model's probabilities over the unlabeled images, (C,).
         target: share of each class that is expected among these images, (C,).
 
     Source: Berthelot et al. 2020 (ReMixMatch), arXiv:1911.09785, section 3.1.

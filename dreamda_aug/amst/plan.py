@@ -21,27 +21,27 @@ class RunPlan:
         epochs: length of the training stage, ≥ 0.
         steps_per_epoch: ≥ 1. None: the number of steps that goes through the pool once.
         batch_size: images per batch and process, ≥ 2.
-        ratio: real : accepted : unlabelled images in a batch [ours]. Where one of the last two
+        ratio: real : accepted : unlabeled images in a batch [ours]. Where one of the last two
             is empty, the other takes its place.
-        relabel_every: number of training epochs between two labelling rounds, ≥ 1. Each round
+        relabel_every: number of training epochs between two labeling rounds, ≥ 1. Each round
             rebuilds the accepted set from nothing [ours].
-        restart: after every labelling round go back to the weights that the wrapper came with
+        restart: after every labeling round go back to the weights that the wrapper came with
             (random or pretrained), so that a round's wrong labels do not live on in the weights.
             Each round must then be long enough to train a classifier. In our ablations more of
             the accepted labels were right and accuracy was lower: by 1 point on digits, by 2 to 5
             with rounds of 160 steps [Curriculum Labeling, arXiv:2001.06001; off by default].
-        in_batch: label every batch when it is drawn, for a pool whose images are new in every
-            epoch. There are no labelling rounds then, and a batch is real : (accepted +
-            unlabelled).
+        online: label every batch when it is drawn, for a pool whose images are new in every
+            epoch. There are no labeling rounds then, and a batch is real : (accepted +
+            unlabeled).
         ema_decay: decay of an exponential moving average of all weights, in [0, 1): the average
             labels the pool, and ``run`` leaves it in the wrapper at the end [Mean Teacher]. None:
             the weights themselves do.
-        head_share: share of the labelled images of each class that each auxiliary head learns
+        head_share: share of the labeled images of each class that each auxiliary head learns
             from, a draw of its own, in (0, 1]. Heads that have learned the same few images agree
             in their mistakes too [bagging, Breiman 1996; off by default].
 
     Raises:
-        ValueError: a number is out of range, or ``restart`` meets ``in_batch``.
+        ValueError: a number is out of range, or ``restart`` meets ``online``.
     """
 
     pretraining_epochs: int = 1
@@ -51,7 +51,7 @@ class RunPlan:
     ratio: tuple[float, float, float] = (1, 1, 1)
     relabel_every: int = 1
     restart: bool = False
-    in_batch: bool = False
+    online: bool = False
     ema_decay: float | None = None
     head_share: float = 1.0
 
@@ -66,9 +66,9 @@ class RunPlan:
             raise ValueError(f"ema_decay must lie in [0, 1) or be None, got {self.ema_decay}.")
         if not 0 < self.head_share <= 1:
             raise ValueError(f"head_share must lie in (0, 1], got {self.head_share}.")
-        if self.restart and self.in_batch:
+        if self.restart and self.online:
             raise ValueError(
-                "restart=True needs labelling rounds, and in_batch=True has none; leave one out."
+                "restart=True needs labeling rounds, and online=True has none; leave one out."
             )
         object.__setattr__(self, "ratio", tuple(self.ratio))
 
@@ -76,5 +76,5 @@ class RunPlan:
         """Optimizer steps of one epoch over a pool, shared by this number of processes."""
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
-        _, accepted, unlabelled = batch_counts(self.batch_size, self.ratio, [1, 1, 1])
-        return math.ceil(pool_size / (processes * max(1, accepted + unlabelled)))
+        _, accepted, unlabeled = batch_counts(self.batch_size, self.ratio, [1, 1, 1])
+        return math.ceil(pool_size / (processes * max(1, accepted + unlabeled)))

@@ -1,4 +1,4 @@
-"""Batches that mix real, accepted and unlabelled images at a stated ratio."""
+"""Batches that mix real, accepted and unlabeled images at a stated ratio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from dreamda_aug.amst.checks import check_least, check_ratio
 
-# An image, its target or seed label, and its place in the pool; −1 − i for labelled image i.
+# An image, its target or seed label, and its place in the pool; −1 − i for labeled image i.
 Item = tuple[Tensor, Tensor, int]
 
 
@@ -52,12 +52,12 @@ class MixedBatch:
     """One training batch.
 
     Attributes:
-        real: labelled images, (N, C, H, W).
+        real: labeled images, (N, C, H, W).
         targets: labels of ``real``, (N,) int64 or (N, classes) float.
         synthetic: images from the pool, (M, C, H, W); accepted ones first.
         indices: places of ``synthetic`` in the pool, (M,) int64.
         seed_labels: seed labels of ``synthetic``, (M,) int64; −1 where the pool has none.
-        real_indices: places of ``real`` in the labelled set, (N,) int64.
+        real_indices: places of ``real`` in the labeled set, (N,) int64.
     """
 
     real: Tensor
@@ -75,36 +75,36 @@ class MixedBatch:
 class MixedBatchSampler(Sampler[list[int]]):
     """Index lists that mix three sources at a fixed ratio, each source reshuffled when it ends.
 
-    Indices below ``labelled`` point into the labelled set, ``labelled + i`` to image i of the
+    Indices below ``labeled`` point into the labeled set, ``labeled + i`` to image i of the
     pool. Where one of the two pool sources is empty, the other takes its place in the batch.
 
     Args:
-        labelled: number of labelled images, ≥ 1.
-        accepted, unlabelled: indices into the pool.
+        labeled: number of labeled images, ≥ 1.
+        accepted, unlabeled: indices into the pool.
         batch_size: images per batch.
-        ratio: real : accepted : unlabelled, three numbers ≥ 0, the first > 0.
+        ratio: real : accepted : unlabeled, three numbers ≥ 0, the first > 0.
         steps: number of batches.
         rng_seed: the whole sequence depends on it alone.
     """
 
     def __init__(
         self,
-        labelled: int,
+        labeled: int,
         accepted: Sequence[int],
-        unlabelled: Sequence[int],
+        unlabeled: Sequence[int],
         *,
         batch_size: int,
         ratio: tuple[float, float, float] = (1, 1, 1),
         steps: int,
         rng_seed: int = 0,
     ) -> None:
-        if labelled < 1:
-            raise ValueError(f"labelled must hold at least one image, got {labelled}.")
+        if labeled < 1:
+            raise ValueError(f"labeled must hold at least one image, got {labeled}.")
         check_least("steps", steps, 1)
         self.sources = (
-            torch.arange(labelled),
-            labelled + torch.as_tensor(accepted, dtype=torch.int64),
-            labelled + torch.as_tensor(unlabelled, dtype=torch.int64),
+            torch.arange(labeled),
+            labeled + torch.as_tensor(accepted, dtype=torch.int64),
+            labeled + torch.as_tensor(unlabeled, dtype=torch.int64),
         )
         self.counts = batch_counts(batch_size, ratio, [len(source) for source in self.sources])
         self.steps, self.rng_seed = steps, rng_seed
@@ -124,25 +124,25 @@ class MixedBatchSampler(Sampler[list[int]]):
 
 
 class JointDataset(Dataset[Item]):
-    """A labelled set followed by a pool, behind one index.
+    """A labeled set followed by a pool, behind one index.
 
-    Items are (image, target, place in the pool); the place of labelled image i is −1 − i. Items of
+    Items are (image, target, place in the pool); the place of labeled image i is −1 − i. Items of
     the pool may be an image, (image,) or (image, seed label, …); a missing label becomes −1.
     """
 
-    def __init__(self, labelled: SizedDataset, pool: SizedDataset) -> None:
-        self.labelled, self.pool = labelled, pool
+    def __init__(self, labeled: SizedDataset, pool: SizedDataset) -> None:
+        self.labeled, self.pool = labeled, pool
 
     def __len__(self) -> int:
-        return len(self.labelled) + len(self.pool)
+        return len(self.labeled) + len(self.pool)
 
     def __getitem__(self, index: int) -> Item:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Item]:
         """All items at once, so that a pool that makes images in batches makes one batch."""
-        border = len(self.labelled)
-        real = iter(fetch(self.labelled, [index for index in indices if index < border]))
+        border = len(self.labeled)
+        real = iter(fetch(self.labeled, [index for index in indices if index < border]))
         made = iter(fetch(self.pool, [index - border for index in indices if index >= border]))
         items = []
         for index in indices:
@@ -185,20 +185,20 @@ def batch_counts(
 
     Args:
         batch_size: images per batch, ≥ 2.
-        ratio: real : accepted : unlabelled.
+        ratio: real : accepted : unlabeled.
         sizes: how many images each source has.
     """
     check_least("batch_size", batch_size, 2)
     check_ratio(ratio)
-    real, accepted, unlabelled = ratio
+    real, accepted, unlabeled = ratio
     if not sizes[1]:
-        accepted, unlabelled = 0, accepted + unlabelled
+        accepted, unlabeled = 0, accepted + unlabeled
     if not sizes[2]:
-        accepted, unlabelled = accepted + unlabelled, 0
+        accepted, unlabeled = accepted + unlabeled, 0
     if not sizes[1]:
         accepted = 0
-    shares = [batch_size * part / (real + accepted + unlabelled)
-              for part in (real, accepted, unlabelled)]
+    shares = [batch_size * part / (real + accepted + unlabeled)
+              for part in (real, accepted, unlabeled)]
     counts = [math.floor(share) for share in shares]
     by_remainder = sorted(range(3), key=lambda i: counts[i] - shares[i])
     for i in by_remainder[: batch_size - sum(counts)]:

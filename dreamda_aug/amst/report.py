@@ -1,4 +1,4 @@
-"""What a labelling round accepted, and warnings where the accepted labels look wrong."""
+"""What a labeling round accepted, and warnings where the accepted labels look wrong."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CollapseWarning(UserWarning):
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One labelling of the pool, or in in-batch mode one epoch of it.
+    """One labeling of the pool, or in in-batch mode one epoch of it.
 
     Attributes:
         epoch: training epochs done before the round.
-        images: images that were labelled.
+        images: images that were labeled.
         accepted: number of accepted images.
         accepted_share: the same as a share of the images, in [0, 1].
         agreement: share of images on which all votes agreed, in [0, 1].
@@ -53,13 +53,13 @@ class EpochRecord:
     """The loss terms of an epoch, and the labels that were made for its batches.
 
     Args:
-        keep_labels: keep the labels too, for a report on batches that were labelled when drawn.
+        keep_labels: keep the labels too, for a report on batches that were labeled when drawn.
     """
 
     def __init__(self, keep_labels: bool) -> None:
         self._keep_labels, self._steps = keep_labels, 0
         self._sums: dict[str, float] = defaultdict(float)
-        self._labelled: list[tuple[PseudoLabels, Tensor, Tensor]] = []
+        self._labeled: list[tuple[PseudoLabels, Tensor, Tensor]] = []
 
     def add(self, losses: AMSTLosses | Tensor, batch: MixedBatch) -> None:
         """One step: its losses (a tensor in pretraining) and the batch that gave them."""
@@ -69,7 +69,7 @@ class EpochRecord:
             terms = losses.as_dict()
             if self._keep_labels and losses.pseudo_labels is not None:
                 labels = losses.pseudo_labels.to("cpu")
-                self._labelled.append((labels, batch.indices.cpu(), batch.seed_labels.cpu()))
+                self._labeled.append((labels, batch.indices.cpu(), batch.seed_labels.cpu()))
         for name, value in terms.items():
             self._sums[name] += value
         self._steps += 1
@@ -78,11 +78,11 @@ class EpochRecord:
         """The mean over the steps of every loss term."""
         return {name: value / self._steps for name, value in self._sums.items()}
 
-    def labelled(self) -> tuple[PseudoLabels, Tensor, Tensor] | None:
+    def labeled(self) -> tuple[PseudoLabels, Tensor, Tensor] | None:
         """All labels with the pool indices and seed labels of their images; None without any."""
-        if not self._labelled:
+        if not self._labeled:
             return None
-        labels, indices, seed_labels = zip(*self._labelled, strict=True)
+        labels, indices, seed_labels = zip(*self._labeled, strict=True)
         return PseudoLabels.concatenate(labels), torch.cat(indices), torch.cat(seed_labels)
 
 

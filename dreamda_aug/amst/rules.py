@@ -17,7 +17,7 @@ ViewName = Literal["weak", "strong"]
 
 @dataclass(frozen=True)
 class HeadViews:
-    """The view of the labelled images that each head learns from.
+    """The view of the labeled images that each head learns from.
 
     Attributes:
         auxiliary: one view per auxiliary head, ``"weak"`` or ``"strong"``; the length is the
@@ -57,7 +57,7 @@ class VotingRule:
             seeds, first round) 0.9 accepted 80 % of the images and 98.9 % of these labels were
             right; 0.95 accepted 73 %, 99.6 % of them right.
         threshold: ``"fixed"``: ``confidence_threshold``; ``"adaptive"``: one per class that
-            follows the mean confidence over the images that are labelled together [FreeMatch];
+            follows the mean confidence over the images that are labeled together [FreeMatch];
             ``"soft"``: every label is accepted, whether votes agree or not, and counts the less
             the further its confidence lies below the mean [SoftMatch]. Fixed thresholds leave
             out the hard images, which have most to teach.
@@ -85,7 +85,7 @@ class ConsistencyRule:
     Attributes:
         confidence_threshold: FixMatch's τ, in [0, 1]: an image counts where the main head gives
             its most probable class at least this probability in the weak view [FixMatch: .95].
-        images: ``"all"`` synthetic images, or ``"unlabelled"``, only those that were not
+        images: ``"all"`` synthetic images, or ``"unlabeled"``, only those that were not
             accepted, as summaries of the paper describe it. In the ablation on digits ``"all"``
             was worth 1.6 points more: the main head may correct the auxiliary heads [ours].
 
@@ -94,12 +94,12 @@ class ConsistencyRule:
     """
 
     confidence_threshold: float = 0.95
-    images: Literal["all", "unlabelled"] = "all"
+    images: Literal["all", "unlabeled"] = "all"
 
     def __post_init__(self) -> None:
         name = "ConsistencyRule.confidence_threshold"
         check_unit_interval(name, self.confidence_threshold)
-        check_choice("ConsistencyRule.images", self.images, ("all", "unlabelled"))
+        check_choice("ConsistencyRule.images", self.images, ("all", "unlabeled"))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dreamda_aug.amst.bagging import draw_head_weights
 from dreamda_aug.amst.checkpoint import read_checkpoint, write_checkpoint
 from dreamda_aug.amst.checks import check_heads_learn, check_sets
 from dreamda_aug.amst.labelers import Labeler
-from dreamda_aug.amst.labelling import LabellingRule, PoolLabelling
+from dreamda_aug.amst.labeling import LabelingRule, PoolLabeling
 from dreamda_aug.amst.loading import BatchLoading
 from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
 from dreamda_aug.amst.old_keywords import filled, sort_old_keywords
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 _OLD_KEYWORDS: dict[str, tuple[str, type, str]] = {
     field: (argument, kind, field)
-    for argument, kind in (("plan", RunPlan), ("labelling", LabellingRule))
+    for argument, kind in (("plan", RunPlan), ("labeling", LabelingRule))
     for field in kind.__dataclass_fields__
 }
 
 
 class SelfTraining:
-    """Runs AMST's stages over a labelled set and a pool, with your optimizer and scheduler.
+    """Runs AMST's stages over a labeled set and a pool, with your optimizer and scheduler.
 
     ``run`` does everything; its parts, ``loader``, ``label_pool`` and ``train_epoch``, can be
     called in a loop of your own. All randomness of an epoch follows from ``rng_seed`` and the
@@ -56,29 +56,29 @@ class SelfTraining:
             wrapper in ``DistributedDataParallel(…, find_unused_parameters=True)``. Every process
             then draws batches of its own, all label the whole pool alike, and process 0 writes
             checkpoints.
-        labelled: items (image, target): tensors (C, H, W) as the classifier takes them, without
+        labeled: items (image, target): tensors (C, H, W) as the classifier takes them, without
             augmentation (the views are drawn later), and class indices or soft labels.
-        pool: items image or (image, seed label): synthetic images, unlabelled real ones (seed
+        pool: items image or (image, seed label): synthetic images, unlabeled real ones (seed
             label −1 or None), or both. An index must always give the same image, unless the plan
-            says ``in_batch``. A pool with a method ``set_epoch`` then gets the number of each
+            says ``online``. A pool with a method ``set_epoch`` then gets the number of each
             epoch.
         optimizer: over ``wrapper.parameter_groups(…)``.
         scheduler: stepped after every optimizer step, if given.
         plan: the stages, and what a batch holds; None: ``RunPlan()``.
         labeler: labels the pool; None: the wrapper's auxiliary heads.
-        labelling: how the heads' votes are prepared, and when to warn; None:
-            ``LabellingRule()``.
+        labeling: how the heads' votes are prepared, and when to warn; None:
+            ``LabelingRule()``.
         truth: true labels of the pool where known, −1 elsewhere; used in reports alone.
         num_workers: of the data loaders.
         rng_seed: all randomness of the run follows from it.
-        old_keywords: fields of ``plan`` and ``labelling`` by themselves, as in version 0.1, such
+        old_keywords: fields of ``plan`` and ``labeling`` by themselves, as in version 0.1, such
             as ``epochs``. They work, with a ``DeprecationWarning``.
 
     Attributes:
         wrapper: the ``AMSTWrapper``, without what it was wrapped in.
         epoch: epochs done, of both stages.
         steps_per_epoch: optimizer steps of an epoch.
-        reports: one ``RoundReport`` per labelling round; with ``in_batch`` one per epoch.
+        reports: one ``RoundReport`` per labeling round; with ``online`` one per epoch.
         pseudo_labels: those of the last round, on the CPU; None before the first.
 
     Raises:
@@ -92,14 +92,14 @@ class SelfTraining:
     def __init__(
         self,
         wrapper: AMSTWrapper | DistributedDataParallel,
-        labelled: SizedDataset,
+        labeled: SizedDataset,
         pool: SizedDataset,
         optimizer: torch.optim.Optimizer,
         *,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         plan: RunPlan | None = None,
         labeler: Labeler | None = None,
-        labelling: LabellingRule | None = None,
+        labeling: LabelingRule | None = None,
         truth: Sequence[int] | Tensor | None = None,
         num_workers: int = 0,
         rng_seed: int = 0,
@@ -107,21 +107,21 @@ class SelfTraining:
     ) -> None:
         changes = sort_old_keywords("SelfTraining", old_keywords, _OLD_KEYWORDS)
         self.plan = filled("plan", plan, RunPlan, changes["plan"])
-        rule = filled("labelling", labelling, LabellingRule, changes["labelling"])
-        check_sets(len(labelled), len(pool), truth)
+        rule = filled("labeling", labeling, LabelingRule, changes["labeling"])
+        check_sets(len(labeled), len(pool), truth)
         self.wrapper, self._processes = find_wrapper(wrapper)
         # Losses go through what the wrapper is wrapped in, which averages gradients or compiles.
         self._outer: nn.Module = wrapper
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.data = JointDataset(labelled, pool)
+        self.data = JointDataset(labeled, pool)
         self.steps_per_epoch = self.plan.steps_for(len(pool), self._processes.count)
         self._initial = copy.deepcopy(self.wrapper.state_dict()) if self.plan.restart else None
-        self.labelling = PoolLabelling(self.wrapper, labeler, rule)
+        self.labeling = PoolLabeling(self.wrapper, labeler, rule)
         decay = self.plan.ema_decay
         self._teacher = None if decay is None else WeightAverage(self.wrapper, decay)
         self._loading = BatchLoading(self.data, self.plan, self.steps_per_epoch, num_workers)
         self._head_weights = draw_head_weights(
-            labelled, len(self.wrapper.auxiliary_heads), self.plan.head_share,
+            labeled, len(self.wrapper.auxiliary_heads), self.plan.head_share,
             epoch_seed(rng_seed, 0, "heads"))  # fmt: skip
         self.truth = None if truth is None else torch.as_tensor(truth)
         self.rng_seed = rng_seed
@@ -132,11 +132,11 @@ class SelfTraining:
     @property
     def labeler(self) -> Labeler:
         """Labels the pool; may be replaced between epochs."""
-        return self.labelling.labeler
+        return self.labeling.labeler
 
     @labeler.setter
     def labeler(self, labeler: Labeler) -> None:
-        self.labelling.labeler = labeler
+        self.labeling.labeler = labeler
 
     @property
     def stage(self) -> Literal["pretraining", "training", "done"]:
@@ -173,13 +173,13 @@ class SelfTraining:
         return self.reports
 
     def train_epoch(self) -> dict[str, float]:
-        """Train the coming epoch, after a labelling round where one is due.
+        """Train the coming epoch, after a labeling round where one is due.
 
         Returns:
             The mean over the steps of every loss term.
 
         Raises:
-            ValueError: all epochs are done, or a restart would leave the labelling heads
+            ValueError: all epochs are done, or a restart would leave the labeling heads
                 untrained.
         """
         stage = self.stage
@@ -188,9 +188,9 @@ class SelfTraining:
                 f"all {self.epoch} epochs are done; to go on, give the plan more: "
                 "training.plan = dataclasses.replace(training.plan, epochs=…)."
             )
-        if stage == "training" and not self.plan.in_batch:
+        if stage == "training" and not self.plan.online:
             self._label_if_due()
-        record = EpochRecord(keep_labels=self.plan.in_batch)
+        record = EpochRecord(keep_labels=self.plan.online)
         self._outer.train()
         with seeded(self._seed(self._processes.role("train")), self._device):
             for batch in track(self.loader(), stage, shown=self._processes.rank == 0):
@@ -198,20 +198,20 @@ class SelfTraining:
                 losses = self._losses(batch)
                 self._optimize(losses if isinstance(losses, Tensor) else losses.total)
                 record.add(losses, batch)
-        labelled_now = record.labelled()
-        if labelled_now is not None:
-            self._add_report(*labelled_now)
+        labeled_now = record.labeled()
+        if labeled_now is not None:
+            self._add_report(*labeled_now)
         self.epoch += 1
         logger.info("epoch %d (%s): %s", self.epoch, stage, record.means())
         return record.means()
 
     def loader(self) -> DataLoader[Any]:
         """Batches of the coming epoch, ``MixedBatch``: real images alone in pretraining, else
-        real, accepted and unlabelled ones at the plan's ratio."""
+        real, accepted and unlabeled ones at the plan's ratio."""
         seeds = self._seed(self._processes.role("batches")), self._seed("workers")
         if self.stage == "pretraining":
             return self._loading.real(*seeds)
-        if not self.plan.in_batch:
+        if not self.plan.online:
             labels = self.pseudo_labels
             return self._loading.mixed(None if labels is None else labels.mask, *seeds)
         if isinstance(self.data.pool, EpochDataset):
@@ -226,8 +226,8 @@ class SelfTraining:
         """
         batches = self._loading.whole_pool(self._seed("workers"))
         self._processes.share_buffers()
-        with seeded(self._seed("label"), self._device), self._labelling_weights():
-            labels, seed_labels = self.labelling.label_pool(batches, self._device)
+        with seeded(self._seed("label"), self._device), self._labeling_weights():
+            labels, seed_labels = self.labeling.label_pool(batches, self._device)
         self.pseudo_labels = labels
         return self._add_report(labels, torch.arange(len(labels)), seed_labels)
 
@@ -241,7 +241,7 @@ class SelfTraining:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "pseudo_labels": None if labels is None else vars(labels),
-            "average": self.labelling.average,
+            "average": self.labeling.average,
             "teacher": None if self._teacher is None else self._teacher.weights,
             "teacher_steps": 0 if self._teacher is None else self._teacher.steps,
             "reports": [asdict(report) for report in self.reports],
@@ -263,7 +263,7 @@ class SelfTraining:
             self.scheduler.load_state_dict(state["scheduler"])
         labels = state["pseudo_labels"]
         self.pseudo_labels = None if labels is None else PseudoLabels(**labels)
-        self.labelling.average = state["average"]
+        self.labeling.average = state["average"]
         if self._teacher is not None:
             self._teacher.load(state["teacher"], state["teacher_steps"])
         self.reports = [RoundReport(**report) for report in state["reports"]]
@@ -294,11 +294,11 @@ class SelfTraining:
             return forward(real, targets, stage="pretraining", head_weights=weights)
         if len(synthetic) == 0:
             labels = None
-        elif not self.plan.in_batch and self.pseudo_labels is not None:
+        elif not self.plan.online and self.pseudo_labels is not None:
             labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
         else:
-            with self._labelling_weights():
-                labels = self.labelling.label(synthetic, batch.seed_labels)
+            with self._labeling_weights():
+                labels = self.labeling.label(synthetic, batch.seed_labels)
         return forward(real, targets, synthetic, pseudo_labels=labels, stage="training",
                        head_weights=weights)
 
@@ -311,7 +311,7 @@ class SelfTraining:
         if self._teacher is not None:
             self._teacher.update()
 
-    def _labelling_weights(self) -> AbstractContextManager[None]:
+    def _labeling_weights(self) -> AbstractContextManager[None]:
         """Within it, the wrapper has the weights that label."""
         return nullcontext() if self._teacher is None else self._teacher.in_use()
 
@@ -323,8 +323,8 @@ class SelfTraining:
         report = make_report(labels, self.training_epoch, classes, seed_labels, truth)
         self.reports.append(report)
         logger.info("%s", report)
-        shares = self.labelling.expected_shares.tolist()
-        warn_of_collapse(report, shares, self.labelling.rule.collapse_factor)
+        shares = self.labeling.expected_shares.tolist()
+        warn_of_collapse(report, shares, self.labeling.rule.collapse_factor)
         return report
 
     @property
@@ -338,15 +338,15 @@ class SelfTraining:
         """What must be the same for a run to go on as if nothing had happened."""
         names = (
             "batch_size", "ratio", "pretraining_epochs", "relabel_every", "restart", "seed_vote",
-            "in_batch", "distribution_alignment", "ema_decay", "head_share",
+            "online", "distribution_alignment", "ema_decay", "head_share",
         )  # fmt: skip
-        values = vars(self.plan) | vars(self.labelling.rule)
-        prior = self.labelling.rule.label_prior
+        values = vars(self.plan) | vars(self.labeling.rule)
+        prior = self.labeling.rule.label_prior
         return {name: values[name] for name in names} | {
             "label_prior": None if prior is None else prior.probabilities.tolist(),
             "steps_per_epoch": self.steps_per_epoch,
             "rng_seed": self.rng_seed,
-            "labelled": len(self.data.labelled),
+            "labeled": len(self.data.labeled),
             "pool": len(self.data.pool),
             "processes": self._processes.count,
         }

@@ -56,11 +56,11 @@ class MultiHead:
 def pretraining_loss(
     model: MultiHead, images: Tensor, targets: Tensor, head_weights: Tensor | None = None
 ) -> Tensor:
-    """L_pre: each auxiliary head on its view of labelled images, plus orthogonality.
+    """L_pre: each auxiliary head on its view of labeled images, plus orthogonality.
 
     Args:
         model: the classifier with its heads.
-        images: labelled images, (N, C, H, W).
+        images: labeled images, (N, C, H, W).
         targets: class indices, (N,) integers, or soft labels, (N, classes).
         head_weights: how much each image counts for each auxiliary head, (heads, N); None: 1.
 
@@ -84,11 +84,11 @@ def training_losses(
 
     Args:
         model: the classifier with its heads.
-        real: labelled images, (N, C, H, W).
+        real: labeled images, (N, C, H, W).
         targets: class indices, (N,) integers, or soft labels, (N, classes).
         synthetic: images without trusted labels, (M, C, H, W), M ≥ 0.
         pseudo_labels: their labels, M of them; None where M = 0.
-        head_weights: as in `pretraining_loss`, of the labelled images.
+        head_weights: as in `pretraining_loss`, of the labeled images.
 
     Source: DreamDA, arXiv:2403.12803, method figure; the form of the terms is ours (see
     ``AMSTLosses``).
@@ -101,18 +101,18 @@ def training_losses(
         accepted, labels = pseudo_labels.mask, pseudo_labels.labels[pseudo_labels.mask]
         assert pseudo_labels.weight is not None
         weight = pseudo_labels.weight[accepted]
-    # The labelled pool of the paper, P_L, comes first; the images left unlabelled follow.
+    # The labeled pool of the paper, P_L, comes first; the images left unlabeled follow.
     images = torch.cat([real, synthetic[accepted], synthetic[~accepted]])
-    labelled = len(real) + int(accepted.sum())
+    labeled = len(real) + int(accepted.sum())
     compared = 0  # the consistency term compares this many images, the last ones
     if weights.consistency:
-        compared = len(synthetic) if model.consistency.images == "all" else len(images) - labelled
+        compared = len(synthetic) if model.consistency.images == "all" else len(images) - labeled
     heads_learn = weights.auxiliary > 0
     features, logits = model.read_views(
-        images, _rows_by_view(views, heads_learn, len(images), labelled, compared)
+        images, _rows_by_view(views, heads_learn, len(images), labeled, compared)
     )
 
-    of_real, of_accepted = logits[views.main][:labelled].tensor_split([len(real)])
+    of_real, of_accepted = logits[views.main][:labeled].tensor_split([len(real)])
     supervised = F.cross_entropy(of_real, targets)
     terms = F.cross_entropy(of_accepted, labels, reduction="none")
     pseudo = (weight * terms).sum() / max(1, len(synthetic))
@@ -123,7 +123,7 @@ def training_losses(
         consistency = terms.sum() / len(synthetic)
     orthogonality = model.orthogonality()
     if heads_learn:
-        fixed = {name: each[:labelled].detach() for name, each in features.items()}
+        fixed = {name: each[:labeled].detach() for name, each in features.items()}
         answers = join_targets(targets, labels, of_real.shape[1])
         if head_weights is None:
             head_weights = weight.new_ones(len(views.auxiliary), len(real))
@@ -151,15 +151,15 @@ def training_losses(
 
 
 def _rows_by_view(
-    views: HeadViews, heads_learn: bool, images: int, labelled: int, compared: int
+    views: HeadViews, heads_learn: bool, images: int, labeled: int, compared: int
 ) -> dict[ViewName, slice]:
     """Which rows of the images each view is made of, in the order in which views are drawn.
 
-    Heads learn from the first ``labelled`` rows, the consistency term compares the last
+    Heads learn from the first ``labeled`` rows, the consistency term compares the last
     ``compared`` ones in both views. A view that serves both is made of all rows.
     """
     learned: tuple[ViewName, ...] = (views.main, *(views.auxiliary if heads_learn else ()))
-    rows = dict.fromkeys(learned, slice(images if compared else labelled))
+    rows = dict.fromkeys(learned, slice(images if compared else labeled))
     if compared:
         rows.setdefault("weak", slice(-compared, None))
         rows.setdefault("strong", slice(-compared, None))

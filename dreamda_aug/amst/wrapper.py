@@ -31,7 +31,7 @@ _OLD_KEYWORDS: dict[str, tuple[str, type, str]] = {
     "features": ("head", FeatureLayer, "layer"),
     "feature_dim": ("head", FeatureLayer, "feature_dim"),
     "head_views": ("views", HeadViews, "auxiliary"),
-    "labelled_view": ("views", HeadViews, "main"),
+    "labeled_view": ("views", HeadViews, "main"),
     "agreement": ("voting", VotingRule, "agreement"),
     "confidence": ("voting", VotingRule, "confidence"),
     "confidence_threshold": ("voting", VotingRule, "confidence_threshold"),
@@ -48,7 +48,7 @@ class AMSTWrapper(nn.Module):
     """Asymmetric multi-head self-training around any classifier of images.
 
     The classifier's own final layer is the main head f5. Auxiliary heads on the same features
-    learn from the weak and the strong view of labelled images. Together they label the synthetic
+    learn from the weak and the strong view of labeled images. Together they label the synthetic
     images. Called with images alone, the wrapper returns exactly what the classifier returns.
 
     Args:
@@ -162,7 +162,7 @@ class AMSTWrapper(nn.Module):
     def pretraining_loss(
         self, images: Tensor, targets: Tensor, head_weights: Tensor | None = None
     ) -> Tensor:
-        """L_pre: the auxiliary heads, each on its view of labelled images, and orthogonality.
+        """L_pre: the auxiliary heads, each on its view of labeled images, and orthogonality.
 
         Mean over the heads of their cross-entropy, plus ``weights.orthogonality`` times the
         orthogonality term. Gradients reach the features and the auxiliary heads, not the main
@@ -226,12 +226,12 @@ class AMSTWrapper(nn.Module):
         head; those of the auxiliary and orthogonality terms reach the auxiliary heads only.
 
         Args:
-            real: labelled images, (N, C, H, W).
+            real: labeled images, (N, C, H, W).
             targets: class indices, (N,) integers, or soft labels, (N, classes).
             synthetic: images without trusted labels, (M, C, H, W); None or M = 0: none.
             seed_labels: a further vote for ``label``, (M,) integers, −1 where unknown.
             pseudo_labels: labels made earlier, such as those of a pool; by default ``synthetic``
-                is labelled now.
+                is labeled now.
             head_weights: as in ``pretraining_loss``, of the real images.
 
         Raises:
@@ -283,7 +283,7 @@ class AMSTWrapper(nn.Module):
 
         The wrapper remains usable and puts the hook back when it is trained further.
         """
-        self._reader.tap.detach()
+        self._reader.hook.detach()
         return self.model
 
     def extra_repr(self) -> str:

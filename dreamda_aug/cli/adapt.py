@@ -21,9 +21,9 @@ def add_commands(subparsers: Subparsers) -> None:
         "adapt", help="adapt a model to your images; the same command goes on after an "
                       "interruption")
     command.add_argument("source", help=SOURCE_HELP)
-    command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
+    command.add_argument("--model", default="bundled", help="hub id, folder, or 'bundled'")
     command.add_argument("--out", type=Path, required=True, help="folder to write to")
-    command.add_argument("--unlabelled", action="store_true",
+    command.add_argument("--unlabeled", action="store_true",
                          help="train under the null class or the empty prompt, whatever the labels")
     command.add_argument("--classes", type=Path, help="file with a class name per line")
     command.add_argument("--class-map", action="append", default=[], metavar="CLASS=PRIOR",
@@ -63,8 +63,8 @@ def add_commands(subparsers: Subparsers) -> None:
 def _adapt(args: argparse.Namespace) -> None:
     check_device(args.device)
     from dreamda_aug.adaptation import AdaptationSettings, adapt
-    from dreamda_aug.backbones import BackboneSpec
     from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+    from dreamda_aug.models import ModelSpec
 
     given: dict[str, Any] = {}
     for each in fields(AdaptationSettings):
@@ -72,8 +72,8 @@ def _adapt(args: argparse.Namespace) -> None:
             given[each.name] = getattr(args, each.name)
     size = None if args.image_size is None else (args.image_size, args.image_size)
     found = adapt(
-        args.source, BackboneSpec(args.backbone, args.device, args.dtype, image_size=size),
-        args.out, labels=None if args.unlabelled else "source",
+        args.source, ModelSpec(args.model, args.device, args.dtype, image_size=size),
+        args.out, labels=None if args.unlabeled else "source",
         class_names=read_names(args.classes) if args.classes else None,
         class_map=dict(map(_pair, args.class_map)), prompt=args.prompt or DEFAULT_PROMPT,
         split=args.split, data_root=args.data_root, download=args.download, progress=True,

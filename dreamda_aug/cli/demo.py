@@ -1,4 +1,4 @@
-"""The demo: the whole job on bundled images with the bundled backbone."""
+"""The demo: the whole job on bundled images with the bundled model."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from dreamda_aug.expansion import expand
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.metrics.variation import measure_variation
-from dreamda_aug.report.pictures import labelled_grid
+from dreamda_aug.report.pictures import labeled_grid
 
 SEEDS_PER_CLASS = 2
 EXPANSION_RATIO = 8
@@ -76,10 +76,10 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     out.mkdir(parents=True, exist_ok=True)
     cache = LatentCache(out / "cache")
     synthesizer = Synthesizer("bundled", "recommended", cache=cache)
-    tap = synthesizer.backbone.tap
+    hook = synthesizer.model.hook
     say(f"settings: {synthesizer.settings.summary()}")
     say(f"{EXPANSION_RATIO} synthetic images of each of {len(rows)} seed images ...")
-    before, started = (tap.encoder_rows, tap.decoder_rows), time.perf_counter()
+    before, started = (hook.encoder_rows, hook.decoder_rows), time.perf_counter()
     # these images are the model's own kind: it comes with their calibration
     expand(seeds, out / "dataset", synthesizer, EXPANSION_RATIO, new=True, calibrate=False)
     seconds = time.perf_counter() - started
@@ -87,7 +87,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
 
     stored = AugmentedDataset.from_folder(seeds, out / "dataset")
     real, made = _stack(stored.real), _stack(stored.synthetic)
-    grid = labelled_grid(
+    grid = labeled_grid(
         [[real[i], *made[i * EXPANSION_RATIO : (i + 1) * EXPANSION_RATIO]]
          for i in range(0, len(rows), SEEDS_PER_CLASS)],
         sample.classes, ["seed", *["synthetic"] * EXPANSION_RATIO])
@@ -98,7 +98,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     variation = measure_variation(real, made, EXPANSION_RATIO, lambda batch: batch, None)
     return DemoFigures(
         len(made), same.float().mean().item(), variation.distance, variation.diversity,
-        (tap.encoder_rows - before[0]) / len(made), (tap.decoder_rows - before[1]) / len(made),
+        (hook.encoder_rows - before[0]) / len(made), (hook.decoder_rows - before[1]) / len(made),
         seconds / len(made))
 
 

@@ -22,9 +22,9 @@ def add_commands(commands: Subparsers) -> None:
     command.add_argument("folder", help="a folder for each class, a list, or torchvision:NAME")
     add_model_options(command)
     add_settings_option(command)
-    command.add_argument("--shots", type=positive, default=5, help="labelled images per class")
+    command.add_argument("--shots", type=positive, default=5, help="labeled images per class")
     command.add_argument("--draws", type=positive, default=5, help="how often they are drawn")
-    command.add_argument("--replicas", type=positive, default=10, help="per labelled image")
+    command.add_argument("--replicas", type=positive, default=10, help="per labeled image")
     command.add_argument("--steps", type=positive, default=640, help="optimizer steps per arm")
     command.add_argument("--image-size", type=positive, help="pixels that the classifier sees")
     command.add_argument("--flip", type=float, default=0.5,

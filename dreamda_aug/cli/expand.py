@@ -50,7 +50,7 @@ def add_commands(subparsers: Subparsers) -> None:
     add_settings_option(command)
     command.add_argument("--threads", type=positive, default=1,
                          help="CPU threads per process; part of the settings")
-    command.add_argument("--license", help="the backbone's licence, for the dataset card")
+    command.add_argument("--license", help="the model's licence, for the dataset card")
     command.add_argument("--filter", action="append", default=[],
                          help="guard, copy, seed-copy or label=CLASSIFIER; may be repeated")
     command.add_argument("--keep-flagged", action="store_true",
@@ -83,7 +83,7 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("id", help="id or file of a line of manifest.jsonl")
     command.add_argument("--out", type=Path, help="PNG to write; default: only compare")
     command.add_argument("--source", help="the seed images, where they have moved")
-    command.add_argument("--backbone", help="the model, where it has moved")
+    command.add_argument("--model", help="the model, where it has moved")
     command.add_argument("--lora", help="its LoRA weights, where they have moved")
     command.add_argument("--device")
     command.set_defaults(run=_regenerate)
@@ -177,7 +177,7 @@ def _regenerate(args: argparse.Namespace) -> int:
     from dreamda_aug.files import write_atomically
 
     check_device(args.device)
-    again = regenerate(args.folder, args.id, source=args.source, backbone=args.backbone,
+    again = regenerate(args.folder, args.id, source=args.source, model=args.model,
                        lora=args.lora, device=args.device)
     if args.out:
         write_atomically(args.out, encode_png(again.image, again.line))

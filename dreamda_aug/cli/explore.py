@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dreamda_aug.inputs.sources import Source
 
 # Options of the model that the page's lines repeat, by their name in Python.
-_REPEATED = ("backbone", "lora", "tap_index", "embedded_guidance", "preset", "prompt", "captions",
+_REPEATED = ("model", "lora", "block_index", "embedded_guidance", "preset", "prompt", "captions",
              "rng_seed")
 
 
@@ -33,7 +33,7 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("--replicas", type=positive, default=2, help="synthetic images of each")
     command.add_argument("--steps", type=positive, default=12,
                          help="reverse steps from pure noise; more are slower and finer")
-    for name, meaning in (("strengths", "in (0, 1]"), ("adherences", "in [0, 1]"),
+    for name, meaning in (("strengths", "in (0, 1]"), ("replays", "in [0, 1]"),
                           ("noise-scales", ">= 0")):
         command.add_argument(f"--{name}", type=float, nargs="+",
                              help=f"positions of that slider, {meaning}")
@@ -48,16 +48,16 @@ def _explore(args: argparse.Namespace) -> None:
     from dreamda_aug.method.settings import Settings
     from dreamda_aug.report.explorer import explore, write_exploration
 
-    grids = {name: getattr(args, name) for name in ("strengths", "adherences", "noise_scales")
+    grids = {name: getattr(args, name) for name in ("strengths", "replays", "noise_scales")
              if getattr(args, name)}
     for name, values in grids.items():
         for value in values:  # refused before a model is loaded
-            Settings(**{{"strengths": "strength", "adherences": "adherence",
+            Settings(**{{"strengths": "strength", "replays": "replay",
                          "noise_scales": "noise_scale"}[name]: value})
     source = open_source(args.source)
     synthesizer = Synthesizer(**options, class_names=source.classes)
     indices = range(len(source.labels))
-    _, condition_of = conditions(source, synthesizer.conditioner, synthesizer.backbone, indices)
+    _, condition_of = conditions(source, synthesizer.conditioner, synthesizer.model, indices)
     page = explore(
         source, indices, synthesizer, condition_of, lambda label: source.classes[label],
         shown=args.images, replicas=args.replicas, steps=args.steps, **grids,
@@ -90,6 +90,6 @@ def _arguments(
              if getattr(args, name) != parser.get_default(name)}
     if "captions" in found:
         found["captions"] = str(found["captions"])
-    if synthesizer.conditioner.needs_label(synthesizer.backbone):
+    if synthesizer.conditioner.needs_label(synthesizer.model):
         found["class_names"] = source.classes
     return found

@@ -28,9 +28,9 @@ from dreamda_aug.cli.options import (
 if TYPE_CHECKING:
     import PIL.Image
 
-    from dreamda_aug.backbones import Condition
     from dreamda_aug.generation.synthesizer import Synthesizer
     from dreamda_aug.inputs.images import Pixels
+    from dreamda_aug.models import Condition
 
 
 # The largest grid that is still to be looked at.
@@ -63,7 +63,7 @@ def add_commands(commands: Subparsers) -> None:
     command.add_argument("--out", type=Path, default=Path("calibration.png"), help="the plot")
     command.add_argument("--images", type=positive, default=64, help="seed images to measure on")
     command.add_argument("--replicas", type=positive, default=4, help="per image")
-    command.add_argument("--tap-indices", type=whole, nargs="+", metavar="N",
+    command.add_argument("--block-indices", type=whole, nargs="+", metavar="N",
                          help="for transformers: measure with noise behind each of these blocks")
     command.add_argument("--min-agreement", type=float, default=0.9,
                          help="share of replicas that must keep their label")
@@ -84,8 +84,8 @@ def add_commands(commands: Subparsers) -> None:
                       help="features of a torchvision or timm classifier, or 'bundled'")
     command.set_defaults(run=_metrics)
 
-    command = commands.add_parser("info", help="versions, cache and backbone")
-    command.add_argument("--backbone", default="bundled")
+    command = commands.add_parser("info", help="versions, cache and model")
+    command.add_argument("--model", default="bundled")
     command.add_argument("--cache", type=Path)
     command.set_defaults(run=_info)
 
@@ -129,7 +129,7 @@ class _Images(NamedTuple):
     def condition(self, synthesizer: "Synthesizer", place: int) -> "Condition":
         """What generation is conditioned on for one of them."""
         return synthesizer.conditioner.condition(
-            self.labels[place] if self.labels else None, synthesizer.backbone, self.names[place])
+            self.labels[place] if self.labels else None, synthesizer.model, self.names[place])
 
     def conditions(self, synthesizer: "Synthesizer") -> "list[Condition]":
         """The same for all of them."""
@@ -178,7 +178,7 @@ def _preview(args: argparse.Namespace) -> None:
     from dreamda_aug.generation.automatic import calibrated
     from dreamda_aug.generation.tensors import Request
     from dreamda_aug.inputs.images import fit_to
-    from dreamda_aug.report.pictures import labelled_grid
+    from dreamda_aug.report.pictures import labeled_grid
 
     images, synthesizer = _open_images(args)
     sample = images.spread(args.images)
@@ -191,11 +191,11 @@ def _preview(args: argparse.Namespace) -> None:
         )
     pixels = sample.read()
     if args.calibrate:  # as `expand` does, which then finds it
-        labelled = images._replace(labels=images.labels or [0] * len(images.names))
-        synthesizer, _ = calibrated(synthesizer, labelled, range(len(images.names)),
+        labeled = images._replace(labels=images.labels or [0] * len(images.names))
+        synthesizer, _ = calibrated(synthesizer, labeled, range(len(images.names)),
                                     partial(images.condition, synthesizer))
     core = synthesizer.core
-    values = torch.cat([fit_to(p.values, core.backbone) for p in pixels])
+    values = torch.cat([fit_to(p.values, core.model) for p in pixels])
     conditions = sample.conditions(synthesizer)
     scales = args.noise_scales or [core.settings.noise_scale]
     cells = [[image] for image in values]
@@ -210,7 +210,7 @@ def _preview(args: argparse.Namespace) -> None:
     names = ["seed", *(f"noise {s:g}" for s in scales for _ in range(args.replicas))]
     row_names = ([sample.class_names[label] for label in sample.labels] if sample.labels
                  else [Path(name).name for name in sample.names])
-    labelled_grid(cells, row_names, names).save(args.out)
+    labeled_grid(cells, row_names, names).save(args.out)
     say(f"wrote {args.out}")
 
 
@@ -241,21 +241,21 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
-    backbone = synthesizer.backbone
-    values = torch.cat([fit_to(pixels.values, backbone) for pixels in sample.read()])
+    model = synthesizer.model
+    values = torch.cat([fit_to(pixels.values, model) for pixels in sample.read()])
     labels = torch.tensor(sample.labels) if sample.labels else None
     result = calibrate(
         values, labels, synthesizer=synthesizer, conditions=sample.conditions(synthesizer),
         min_agreement=args.min_agreement, max_distance=args.max_distance, replicas=args.replicas,
-        tap_indices=args.tap_indices, max_rows=None if args.full else args.max_rows,
+        block_indices=args.block_indices, max_rows=None if args.full else args.max_rows,
         progress=lambda p: say(
-            f"{'' if p.tap_index is None else f'tap {p.tap_index}  '}"
-            f"{p.steps} steps  {p.images} images  strength {p.strength:<5g} adherence "
-            f"{p.adherence:<5g} noise scale {p.noise_scale:<5g} agreement "
+            f"{'' if p.block_index is None else f'block {p.block_index}  '}"
+            f"{p.steps} steps  {p.images} images  strength {p.strength:<5g} replay "
+            f"{p.replay:<5g} noise scale {p.noise_scale:<5g} agreement "
             f"{p.agreement:.2f}  distance {p.distance:.3f}  diversity {p.diversity:.3f}"),
     )
-    use = ("" if result.tap_index == backbone.tap_index
-           else f" with --tap-index {result.tap_index}")
+    use = ("" if result.block_index == model.block_index
+           else f" with --block-index {result.block_index}")
     say(f"chosen: {result.summary()}; saved beside the cache, where it is found again{use}")
     plot_calibration(result, args.out)
     say(f"wrote {args.out}")
@@ -276,8 +276,8 @@ def _metrics(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from dreamda_aug.backbones import load_backbone
     from dreamda_aug.generation.cache import LatentCache, default_cache_root
+    from dreamda_aug.models import load_model
 
     names = ("torch", "torchvision", "diffusers", "transformers", "safetensors", "numpy")
     for name in names:
@@ -288,7 +288,7 @@ def _info(args: argparse.Namespace) -> None:
     say(f"{'dreamda_aug':13s} {dreamda_aug.__version__}, Python {platform.python_version()}")
     root = args.cache or default_cache_root()
     say(f"cache         {LatentCache(root).info() if root.exists() else f'{root}: empty'}")
-    backbone = load_backbone(args.backbone)
-    say(f"backbone      {backbone.name}: {backbone.image_size[0]}×{backbone.image_size[1]}, "
-         f"{backbone.channels} channel(s), condition: {backbone.condition_kind}, "
-         f"on {backbone.device}, fingerprint {backbone.fingerprint[:12]}")
+    model = load_model(args.model)
+    say(f"model      {model.name}: {model.image_size[0]}×{model.image_size[1]}, "
+         f"{model.channels} channel(s), condition: {model.condition_kind}, "
+         f"on {model.device}, fingerprint {model.fingerprint[:12]}")

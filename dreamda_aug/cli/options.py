@@ -19,10 +19,10 @@ class Subparsers(Protocol):
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """The options that say which model makes images, and how; `model_options` reads them."""
-    command.add_argument("--backbone", default="bundled", help="hub id, folder, or 'bundled'")
+    command.add_argument("--model", default="bundled", help="hub id, folder, or 'bundled'")
     command.add_argument("--lora", help="folder that dreamda adapt wrote; or a LoRA file, folder "
                                         "or hub id")
-    command.add_argument("--tap-index", type=whole, metavar="N",
+    command.add_argument("--block-index", type=whole, metavar="N",
                          help="for transformers: noise enters behind block N; default: the middle")
     command.add_argument("--embedded-guidance", type=float, metavar="X",
                          help="for FLUX.1 dev and its like: the guidance scale that the model "
@@ -46,7 +46,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 
     check_device(args.device)
-    names = ("backbone", "lora", "tap_index", "embedded_guidance", "compile", "preset", "captions",
+    names = ("model", "lora", "block_index", "embedded_guidance", "compile", "preset", "captions",
              "batch_size", "low_memory", "rng_seed", "device")
     return {name: getattr(args, name) for name in names} | {
         "prompt": args.prompt or DEFAULT_PROMPT, "cache": args.cache or "default"}
@@ -70,7 +70,7 @@ def read_settings(texts: list[str]) -> dict[str, Any]:
     from dreamda_aug.method.settings import Settings
 
     known = {f.name for f in fields(Settings)} - {
-        "inversion", "perturbation", "guidance_interval", "adherence_interval"}
+        "inversion", "perturbation", "guidance_interval", "replay_interval"}
     found: dict[str, Any] = {}
     for text in texts:
         name, given, value = text.partition("=")
@@ -85,7 +85,7 @@ def read_settings(texts: list[str]) -> dict[str, Any]:
             found[name] = value
         number = isinstance(found[name], int | float) and not isinstance(found[name], bool)
         number = number and math.isfinite(found[name])
-        texts_allowed = {"update_rule", "source_prompt", "adherence", "noise_scale", "solver",
+        texts_allowed = {"update_rule", "source_prompt", "replay", "noise_scale", "solver",
                          "timestep_spacing"}
         if not number and not (isinstance(found[name], str) and name in texts_allowed):
             raise ValueError(f"--set {text}: {name} cannot be {value!r}.")

@@ -101,7 +101,7 @@ class AugmentedDataset(RealAndSynthetic):
             loaded = self.synthesizer
             self.synthesizer, self.calibration = calibrated(
                 loaded, images, images.indices, lambda index: loaded.conditioner.condition(
-                    images.label_of[index], loaded.backbone,
+                    images.label_of[index], loaded.model,
                     None if self._images is None else self._images[index]))
         self.expansion_ratio = expansion_ratio
         self.transform = transform

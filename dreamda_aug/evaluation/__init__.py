@@ -1,4 +1,4 @@
-"""Does it help on your images? The same small study for any labelled folder.
+"""Does it help on your images? The same small study for any labeled folder.
 
     found = evaluate("photos", Synthesizer("stabilityai/sd-turbo"), shots=5)
     print(found)

@@ -13,7 +13,6 @@ from torchvision.transforms.v2 import functional as tvf
 
 from dreamda_aug.amst import LabelPrior, SeedLabeler, SingleHeadLabeler
 from dreamda_aug.arguments import real, whole
-from dreamda_aug.backbones import Condition
 from dreamda_aug.evaluation.training import PARTS, Trainer, class_accuracy, small_classifier
 from dreamda_aug.evaluation.verdict import Evaluation
 from dreamda_aug.generation.automatic import calibrated
@@ -23,6 +22,7 @@ from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_s
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.metrics.features import FeatureFunction
+from dreamda_aug.models import Condition
 from dreamda_aug.progress import bar
 
 REAL, CLASSICAL = "real only", "RandAugment"
@@ -50,7 +50,7 @@ def evaluate(
 ) -> Evaluation:
     """Train classifiers on a few of the images, with and without synthetic ones, and compare.
 
-    In each draw, ``shots`` images of every class are labelled images; all others are the test
+    In each draw, ``shots`` images of every class are labeled images; all others are the test
     set. Five arms start from the same weights and take the same steps: real images alone, with
     RandAugment, and with synthetic images under RandAugment whose labels are the seed images', a
     linear probe's on the diffusion model's features, and AMST's. Where the model is told the
@@ -62,17 +62,17 @@ def evaluate(
         source: what `expand` takes: class folders, a list, or a dataset of ``(image, label)``.
         synthesizer: makes the synthetic images, with its own settings. Where it has no
             ``class_names``, classes are called what the source calls them.
-        shots: labelled images per class, at least 2.
+        shots: labeled images per class, at least 2.
         draws: how often they are drawn, at least 2; each makes new synthetic images.
-        replicas: synthetic images per labelled one.
+        replicas: synthetic images per labeled one.
         steps: optimizer steps of every arm, a multiple of 8.
         batch_size: images per step.
         learning_rate: AdamW's.
         flip: probability that training images are mirrored; 0 for digits and letters.
-        image_size: pixels that the classifier sees; None: the backbone's, at most 64.
+        image_size: pixels that the classifier sees; None: the model's, at most 64.
         classifier: channels and number of classes to a fresh classifier of images in [0, 1].
         device: where classifiers train, such as ``"cuda"``.
-        calibrate: where dials are None, measure them anew in each draw, on its labelled images.
+        calibrate: where dials are None, measure them anew in each draw, on its labeled images.
             False: take what `calibrate` found, or mild defaults.
         rng_seed: of draws and training.
 
@@ -91,13 +91,13 @@ def evaluate(
         raise ValueError(f"steps must be a multiple of {PARTS}, got {steps}.")
     opened = open_source(source)
     synthesizer = as_synthesizer(synthesizer).with_class_names(opened.classes)
-    size = image_size or min(64, *synthesizer.backbone.image_size)
+    size = image_size or min(64, *synthesizer.model.image_size)
     labels = torch.tensor([int(label) for label in opened.labels])
     classes = len(opened.classes)
     _check_counts(labels, opened.classes, shots)
     told = _told_the_class(synthesizer, classes)
-    features, _ = features_for_labels(synthesizer.backbone)
-    resize = v2.Lambda(partial(fit_to, backbone=synthesizer.backbone))
+    features, _ = features_for_labels(synthesizer.model)
+    resize = v2.Lambda(partial(fit_to, model=synthesizer.model))
     settings: list[str] = []
     accuracies: dict[str, list[float]] = {}
     agreement: dict[str, list[float]] = {}
@@ -105,12 +105,12 @@ def evaluate(
         for draw in range(draws):
             chosen, test = _draw(labels, shots, rng_seed + draw)
             images = [opened.open(row) for row in chosen.tolist()]
-            pixels = _stack(images, size, synthesizer.backbone.channels)
+            pixels = _stack(images, size, synthesizer.model.channels)
             trainer = Trainer(
                 partial(classifier, pixels.shape[1], classes), pixels, labels[chosen], flip, steps,
                 batch_size, learning_rate, rng_seed + draw, device)
             test_images = _stack((opened.open(row) for row in test.tolist()), size,
-                                 synthesizer.backbone.channels)
+                                 synthesizer.model.channels)
 
             def note(arm: str, model: nn.Module, same: float | None = None,
                      seen: tuple[Tensor, Tensor] = (test_images, labels[test])) -> None:
@@ -128,7 +128,7 @@ def evaluate(
                 labels[chosen].repeat_interleave(replicas).tolist(),
                 list(range(replicas)) * len(images),
                 names=[opened.paths[row] for row in chosen.tolist() for _ in range(replicas)])
-            pool = _stack(made, size, synthesizer.backbone.channels)
+            pool = _stack(made, size, synthesizer.model.channels)
             seeds = labels[chosen].repeat_interleave(replicas)
             note(SEED, *trainer.self_training(pool, seeds, SeedLabeler()))
             seen, resized = resize(pixels), resize(pool)
@@ -144,23 +144,23 @@ def evaluate(
     return Evaluation(
         accuracies, {arm: sum(values) / len(values) for arm, values in agreement.items()},
         [REAL, CLASSICAL], SEED if told else AMST,
-        {"backbone": synthesizer.backbone.name, "settings": "; ".join(dict.fromkeys(settings)),
+        {"model": synthesizer.model.name, "settings": "; ".join(dict.fromkeys(settings)),
          "shots": str(shots), "replicas": str(replicas), "steps": str(steps),
          "image_size": str(size), "test_images": str(len(test))})
 
 
 def _told_the_class(synthesizer: Synthesizer, classes: int) -> bool:
     """Whether the model knows which class it is asked for, of all of them."""
-    conditioner, backbone = synthesizer.conditioner, synthesizer.backbone
-    return conditioner.needs_label(backbone) and all(
-        conditioner.condition(label, backbone) is not None for label in range(classes))
+    conditioner, model = synthesizer.conditioner, synthesizer.model
+    return conditioner.needs_label(model) and all(
+        conditioner.condition(label, model) is not None for label in range(classes))
 
 
 def _calibrated(synthesizer: Synthesizer, source: Source, chosen: Tensor) -> Synthesizer:
     """With dials that were measured on these images alone."""
     def condition(index: int) -> Condition:
         return synthesizer.conditioner.condition(
-            source.labels[index], synthesizer.backbone, source.paths[index])
+            source.labels[index], synthesizer.model, source.paths[index])
 
     return calibrated(synthesizer, source, chosen.tolist(), condition)[0]
 
@@ -169,13 +169,13 @@ def estimate_label_prior(
     features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, asked: Tensor,
     classes: int,
 ) -> LabelPrior:
-    """How often images made of labelled ones kept the class, by probes that saw no seed image.
+    """How often images made of labeled ones kept the class, by probes that saw no seed image.
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D).
-        images: labelled images, (N, C, H, W) in [0, 1].
+        images: labeled images, (N, C, H, W) in [0, 1].
         labels: their classes, (N,) int64.
-        made: as many of each labelled image, side by side, (M, C, H, W) in [0, 1].
+        made: as many of each labeled image, side by side, (M, C, H, W) in [0, 1].
         asked: the classes asked for, (M,) int64.
         classes: how many there are.
     """
@@ -195,7 +195,7 @@ def _check_counts(labels: Tensor, classes: list[str], shots: int) -> None:
 
 
 def _draw(labels: Tensor, shots: int, rng_seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the labelled images, class by class, and of the test images."""
+    """Rows of the labeled images, class by class, and of the test images."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(rng_seed))
     chosen = torch.cat([order[labels[order] == label][:shots] for label in labels.unique()])
     left = torch.ones(len(labels), dtype=torch.bool)

@@ -17,7 +17,7 @@ from dreamda_aug.amst import (
     CollapseWarning,
     HeadViews,
     Labeler,
-    LabellingRule,
+    LabelingRule,
     LabelPrior,
     RunPlan,
     SelfTraining,
@@ -29,7 +29,7 @@ from dreamda_aug.method.seeding import derive_seed
 # AMST's heads learn for two of so many parts of the steps before they label; for one, where a prior
 # helps them.
 PARTS = 8
-# real : accepted : unlabelled images of a batch
+# real : accepted : unlabeled images of a batch
 _RATIO = (1, 1.75, 0.25)
 # Of a model that was told the class nearly all labels are right once the prior is asked, and those
 # that heads doubt teach most. Of others only what all heads are sure of is accepted.
@@ -71,7 +71,7 @@ class Trainer:
 
     Attributes:
         build: a fresh classifier.
-        images: labelled images, (N, C, H, W) in [0, 1].
+        images: labeled images, (N, C, H, W) in [0, 1].
         labels: their classes, (N,) int64.
         flip: probability that an image is mirrored.
         steps: optimizer steps, a multiple of `PARTS`.
@@ -101,7 +101,7 @@ class Trainer:
         return rand_augment(self.weak(images))
 
     def supervised(self, view: View) -> nn.Module:
-        """Train on the labelled images alone."""
+        """Train on the labeled images alone."""
         model = self._fresh().train()
         optimizer, schedule = self._optimizer(list(model.parameters()), self.steps)
         generator = torch.Generator().manual_seed(derive_seed(self.rng_seed, "batches"))
@@ -142,11 +142,11 @@ class Trainer:
         optimizer, schedule = self._optimizer(groups, decay * part, rest // decay)
         plan = RunPlan(pretraining_epochs=first, epochs=rest, relabel_every=rest,
                        steps_per_epoch=part, batch_size=self.batch_size, ratio=_RATIO)
-        rule = LabellingRule(distribution_alignment=prior is not None, label_prior=prior)
+        rule = LabelingRule(distribution_alignment=prior is not None, label_prior=prior)
         training = SelfTraining(
             wrapper, TensorDataset(self.images, self.labels),
             TensorDataset(synthetic, seed_labels), optimizer, scheduler=schedule, plan=plan,
-            labeler=labeler, labelling=rule,
+            labeler=labeler, labeling=rule,
             rng_seed=derive_seed(self.rng_seed, "self-training") % 2**31)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)

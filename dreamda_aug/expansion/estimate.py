@@ -65,11 +65,11 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     plan, core = expansion.plan, expansion.core
     settings, steps = core.settings, len(core.schedule)
     inversions = plan.inversions(settings.paths)
-    inverted_rows = inversions * steps if settings.adherence != 0 else 0
+    inverted_rows = inversions * steps if settings.replay != 0 else 0
     per_unit = math.ceil(inversions / plan.units)
     residual_steps = steps if settings.inversion.records_residuals else 0
-    passes = steps + core.backbone.guidable * settings.guided_steps(steps)
-    latent = core.backbone.encode(_blank(core))[0].shape
+    passes = steps + core.model.guidable * settings.guided_steps(steps)
+    latent = core.model.encode(_blank(core))[0].shape
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.threads):
@@ -98,7 +98,7 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     settings = core.settings
     assert settings.strength is not None
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
-    short = TensorSynthesizer(core.backbone, replace(settings, steps=fewer),
+    short = TensorSynthesizer(core.model, replace(settings, steps=fewer),
                       batch_size=core.batch_size, rng_seed=core.rng_seed)
     trial = UnitMaker(expansion.source, short, maker.condition_of)
     started = time.perf_counter()
@@ -111,5 +111,5 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
 
 
 def _blank(core: TensorSynthesizer) -> torch.Tensor:
-    backbone = core.backbone
-    return torch.zeros(1, backbone.channels, *backbone.image_size)
+    model = core.model
+    return torch.zeros(1, model.channels, *model.image_size)

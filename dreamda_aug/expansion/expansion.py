@@ -80,7 +80,7 @@ class Expansion:
     Args:
         source: what `open_source` takes, or returns.
         synthesizer: makes the images, or a `DreamDAugment`, for its synthesizer; its cache plays
-            no role. None: the bundled backbone.
+            no role. None: the bundled model.
         expansion_ratio: synthetic images per seed image, >= 0; or one number per class name.
         balance: see `count_replicas`.
         only_classes: names of the classes to expand; None: all.
@@ -92,10 +92,10 @@ class Expansion:
             and counted.
         strict: unreadable seed images, empty classes and repeated entries are errors; else they
             are left out and counted.
-        threads: CPU threads per process, where the backbone runs on the CPU: the last bits depend
+        threads: CPU threads per process, where the model runs on the CPU: the last bits depend
             on their number, so it is part of the plan. Several processes with one thread each are
             quicker than one with several.
-        license: the backbone's licence, for the card; None: as its folder states it.
+        license: the model's licence, for the card; None: as its folder states it.
         calibrate: where dials are None, measure them on a sample of the source: once, since the
             result lies beside the synthesizer's cache. False: take what `calibrate` found, or mild
             defaults.
@@ -138,9 +138,9 @@ class Expansion:
         self.plan = Plan(
             replicas, whole("batch_size", synthesizer.batch_size, 1, MAX_BATCH))
         self._units_per_shard = max(1, shard_samples // self.plan.unit_size)
-        backbone = synthesizer.backbone
+        model = synthesizer.model
         conditioned_on, condition_of = conditions(
-            self.source, synthesizer.conditioner, backbone, replicas)
+            self.source, synthesizer.conditioner, model, replicas)
         calibration: Calibration | None = None
         if calibrate:
             # all of them, however few are used; captions are known for those alone
@@ -149,18 +149,18 @@ class Expansion:
             synthesizer, calibration = calibrated(synthesizer, self.source, usable, condition_of)
         elif not is_calibrated(synthesizer.requested_settings):
             calibration = find_calibration(
-                synthesizer.requested_settings, backbone, synthesizer.cache)
+                synthesizer.requested_settings, model, synthesizer.cache)
         settings = synthesizer.settings
-        self.core = TensorSynthesizer(backbone, settings, batch_size=synthesizer.batch_size,
+        self.core = TensorSynthesizer(model, settings, batch_size=synthesizer.batch_size,
                                       rng_seed=synthesizer.rng_seed)
-        # a backbone that runs through torch.compile wants batches of one shape
+        # a model that runs through torch.compile wants batches of one shape
         self.core.static_shapes = synthesizer.core.static_shapes
         if synthesizer.keep_text_encoder is False:
             prompts = {condition_of(index) for index in replicas}
-            backbone.embed_only([None, settings.source_prompt, *prompts])
+            model.embed_only([None, settings.source_prompt, *prompts])
         self.maker = UnitMaker(self.source, self.core, condition_of, list(filters),
                                keep_flagged=keep_flagged, strict=strict)
-        self.threads = threads if torch.device(backbone.device).type == "cpu" else None
+        self.threads = threads if torch.device(model.device).type == "cpu" else None
         # opens the same expansion in another process, with the dials that were measured here
         self._again = partial(
             Expansion, self.source, synthesizer, expansion_ratio, balance=balance,
@@ -180,7 +180,7 @@ class Expansion:
             units_per_shard=self._units_per_shard if image_format == "webdataset" else None,
             filters=filters, calibration=calibration, conditioned_on=conditioned_on,
             threads=self.threads)
-        self._license = license or license_of(self.core.backbone.name)
+        self._license = license or license_of(self.core.model.name)
 
     def run(
         self,
@@ -208,7 +208,7 @@ class Expansion:
         Raises:
             ExpansionError: the folder holds something else, was begun with other settings or other
                 seed images, or cannot be written; or, with ``strict``, a seed image is unreadable.
-            GenerationError: the backbone failed. What was made is kept.
+            GenerationError: the model failed. What was made is kept.
         """
         started = time.perf_counter()
         folder = open_folder(out_dir)
@@ -283,7 +283,7 @@ class Expansion:
 
     def _prepare(self, pending: Sequence[int]) -> None:
         for each in self.maker.filters if pending else ():
-            each.prepare(self.source, self.core.backbone)
+            each.prepare(self.source, self.core.model)
 
     def _make(self, unit: int, store: Store) -> None:
         samples, skipped = self.maker.make(unit, self.plan.unit(unit), store.layout)
@@ -309,7 +309,7 @@ class Expansion:
         return Summary(root, tally is not None, made, tally, warnings)
 
     def _places(self, folder: OutputFolder) -> dict[str, Any]:
-        return places_from(folder, self.source, self.core.backbone) | {"license": self._license}
+        return places_from(folder, self.source, self.core.model) | {"license": self._license}
 
     def _layout(self, folder: OutputFolder) -> Layout:
         if self.facts["image_format"] == "folder":

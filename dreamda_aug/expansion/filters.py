@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.expansion.seed_images import Unreadable, read_storable
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.inputs.sources import Source
 from dreamda_aug.metrics.distances import nearest
+from dreamda_aug.models import DiffusionModel
 
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -55,7 +55,7 @@ class Filter(Protocol):
         """What the answer depends on, as JSON; it belongs to the settings of a dataset."""
         ...
 
-    def prepare(self, source: Source, backbone: Backbone) -> None:
+    def prepare(self, source: Source, model: DiffusionModel) -> None:
         """Called once before the first batch."""
         ...
 
@@ -73,7 +73,7 @@ class GuardEvents:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
 
-    def prepare(self, source: Source, backbone: Backbone) -> None:
+    def prepare(self, source: Source, model: DiffusionModel) -> None:
         """Nothing is needed."""
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
@@ -88,7 +88,7 @@ class LabelAgreement:
     The score is the classifier's probability of the seed's class.
 
     Args:
-        classifier: images (B, C, H, W) in [0, 1], of the backbone's size, to logits (B, K), in
+        classifier: images (B, C, H, W) in [0, 1], of the model's size, to logits (B, K), in
             the source's class order.
         identity: names the classifier in the record, such as a file name and its checksum.
     """
@@ -100,7 +100,7 @@ class LabelAgreement:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "classifier": self.identity}
 
-    def prepare(self, source: Source, backbone: Backbone) -> None:
+    def prepare(self, source: Source, model: DiffusionModel) -> None:
         """Nothing is needed."""
 
     @torch.no_grad()
@@ -149,14 +149,14 @@ class OtherImageCopy:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "threshold": self.threshold, "size": self.size}
 
-    def prepare(self, source: Source, backbone: Backbone) -> None:
+    def prepare(self, source: Source, model: DiffusionModel) -> None:
         rows, indices = [], []
         for index in range(len(source.labels)):
             try:
                 pixels = read_storable(source, index)
             except Unreadable:
                 continue  # counted when its turn comes
-            rows.append(self._features(fit_to(pixels.values, backbone)))
+            rows.append(self._features(fit_to(pixels.values, model)))
             indices.append(index)
         if len(rows) < 2:
             raise ValueError("the copy filter needs at least 2 readable seed images.")
@@ -195,7 +195,7 @@ class SeedCopy:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "threshold": self.threshold}
 
-    def prepare(self, source: Source, backbone: Backbone) -> None:
+    def prepare(self, source: Source, model: DiffusionModel) -> None:
         """Nothing is needed."""
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:

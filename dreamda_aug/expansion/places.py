@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import Source
+from dreamda_aug.models import DiffusionModel
 from dreamda_aug.records.facts import PLAN
 from dreamda_aug.records.output import LocalFolder, OutputFolder, place_from
 
@@ -29,13 +29,13 @@ def check_place(source: Source, folder: OutputFolder) -> None:
             )
 
 
-def places_from(folder: OutputFolder, source: Source, backbone: Backbone) -> dict[str, Any]:
-    """Where seed images and backbone lie, as seen from the dataset's folder.
+def places_from(folder: OutputFolder, source: Source, model: DiffusionModel) -> dict[str, Any]:
+    """Where seed images and model lie, as seen from the dataset's folder.
 
     Nothing absolute is written down: a dataset is published, and may move together with them.
 
     Returns:
-        ``source`` (the arguments that open it, or None), ``backbone``, ``lora``, and under ``ask``
+        ``source`` (the arguments that open it, or None), ``model``, ``lora``, and under ``ask``
         the names of those that are not said to lie anywhere.
     """
     ask = []
@@ -46,7 +46,7 @@ def places_from(folder: OutputFolder, source: Source, backbone: Backbone) -> dic
             if not known and "source" not in ask:
                 ask.append("source")
     places: dict[str, Any] = {"source": opened}
-    for name, place in (("backbone", backbone.name), ("lora", backbone.lora)):
+    for name, place in (("model", model.name), ("lora", model.lora)):
         places[name], known = place_from(folder, place)
         if not known:
             ask.append(name)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from dreamda_aug.backbones import Condition
 from dreamda_aug.expansion.conditions import embedded_digest
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.plan import Plan
 from dreamda_aug.generation.calibration import Calibration
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source
+from dreamda_aug.models import Condition
 from dreamda_aug.records.facts import FORMAT, FORMAT_VERSION
 from dreamda_aug.records.manifest import library_versions, settings_to_json
 
@@ -44,7 +44,7 @@ def plan_facts(
         conditioned_on: what `conditions` said.
         threads: of the CPU; None on other devices.
     """
-    backbone, settings = core.backbone, core.settings
+    model, settings = core.model, core.settings
     counts = Counter(source.labels)
     return {
         "format": FORMAT,
@@ -59,16 +59,16 @@ def plan_facts(
         "calibration": None if calibration is None else calibration.facts(),
         "rng_seed": core.rng_seed,
         "conditions": dict(conditioned_on),
-        "backbone": backbone.fingerprint,
+        "model": model.fingerprint,
         "schedule": core.schedule.digest(),
-        "embedded": embedded_digest(backbone, settings, conditioned_on),
-        "device": torch.device(backbone.device).type,
+        "embedded": embedded_digest(model, settings, conditioned_on),
+        "device": torch.device(model.device).type,
         "threads": threads,
         # the VAE's batches change the last bits; None, not False: as in older records
-        "low_memory": backbone.low_memory or None,
-        "image_size": list(backbone.image_size),
-        "tap_index": backbone.tap_index,
-        "embedded_guidance": backbone.embedded_guidance,
+        "low_memory": model.low_memory or None,
+        "image_size": list(model.image_size),
+        "block_index": model.block_index,
+        "embedded_guidance": model.embedded_guidance,
         "compile": core.static_shapes or None,
         "versions": library_versions(),
         "source": {

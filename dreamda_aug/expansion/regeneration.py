@@ -5,14 +5,14 @@ from pathlib import Path
 
 import PIL.Image
 
-from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.denoiser import pair
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.processes import cpu_threads
 from dreamda_aug.expansion.seed_images import Unreadable, pixel_digest, read_seed_image
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, lies_at, open_source
+from dreamda_aug.models import load_model
+from dreamda_aug.models.denoiser import pair
 from dreamda_aug.records.facts import read_plan, recorded_model, recorded_source
 from dreamda_aug.records.manifest import ManifestLine, read_manifest, settings_from_json
 
@@ -38,7 +38,7 @@ def regenerate(
     *,
     synthesizer: Synthesizer | HasSynthesizer | None = None,
     source: str | Path | Source | None = None,
-    backbone: str | Path | None = None,
+    model: str | Path | None = None,
     lora: str | Path | None = None,
     device: str | None = None,
 ) -> Regenerated:
@@ -52,12 +52,12 @@ def regenerate(
         sample_id: the ``id`` or the ``file`` of its manifest line.
         synthesizer: what the dataset was made with; None: made from the record.
         source: the seed images, where they have moved; None: where the record says.
-        backbone: the model, where it has moved; None: as the record says. Not with a synthesizer.
+        model: the model, where it has moved; None: as the record says. Not with a synthesizer.
         lora: its LoRA weights, where they have moved; None: as the record says.
-        device: as in `load_backbone`.
+        device: as in `load_model`.
 
     Raises:
-        ExpansionError: there is no such image; or seed image, backbone or settings have changed.
+        ExpansionError: there is no such image; or seed image, model or settings have changed.
         FileNotFoundError: the folder holds no finished dataset, or the seed images are gone.
     """
     facts = read_plan(root)
@@ -72,30 +72,30 @@ def regenerate(
                              data_root=recorded["data_root"])
     source = source if isinstance(source, Source) else open_source(source)
     if synthesizer is None:
-        given = {name: str(place) for name, place in (("backbone", backbone), ("lora", lora))
+        given = {name: str(place) for name, place in (("model", model), ("lora", lora))
                  if place is not None}
         source_of_model, lora_of_model = recorded_model(root, facts, given)
         size = facts.get("image_size")
-        model = load_backbone(source_of_model, device=device, lora=lora_of_model,
+        loaded = load_model(source_of_model, device=device, lora=lora_of_model,
                               low_memory=bool(facts.get("low_memory")),
                               image_size=size and pair(size),
-                              tap_index=facts.get("tap_index"),
+                              block_index=facts.get("block_index"),
                               embedded_guidance=facts.get("embedded_guidance"))
         settings = settings_from_json(line.settings)
     else:
-        if backbone is not None or lora is not None:
-            raise ValueError("backbone, lora: the synthesizer brings its own.")
+        if model is not None or lora is not None:
+            raise ValueError("model, lora: the synthesizer brings its own.")
         synthesizer = as_synthesizer(synthesizer)
-        model, settings = synthesizer.backbone, synthesizer.settings
-    if model.fingerprint != line.backbone:
+        loaded, settings = synthesizer.model, synthesizer.settings
+    if loaded.fingerprint != line.model:
         raise ExpansionError(
-            f"{line.id}: expected the backbone {line.backbone[:16]}, found "
-            f"{model.fingerprint[:16]} ({model.name}): other weights, another dtype, "
-            "or, for a transformer, another tap_index or embedded_guidance."
+            f"{line.id}: expected the model {line.model[:16]}, found "
+            f"{loaded.fingerprint[:16]} ({loaded.name}): other weights, another dtype, "
+            "or, for a transformer, another block_index or embedded_guidance."
         )
     index = _find_seed_image(source, line)
     try:
-        seed_image = read_seed_image(source, index, model)
+        seed_image = read_seed_image(source, index, loaded)
     except Unreadable as error:
         raise ExpansionError(f"{line.id}: seed image {line.seed_path} is {error}.") from error
     if seed_image.digest != line.seed_digest:
@@ -112,13 +112,13 @@ def regenerate(
         )
     compiled = bool(facts.get("compile"))
     core = TensorSynthesizer(
-        model, settings, batch_size=facts["unit_size"] if compiled else len(requests),
+        loaded, settings, batch_size=facts["unit_size"] if compiled else len(requests),
         rng_seed=line.rng_seed,
         compile=compiled and (synthesizer is None or not synthesizer.core.static_shapes))
     core.static_shapes = compiled
     if facts.get("schedule") not in (None, core.schedule.digest()):
         raise ExpansionError(
-            f"{line.id}: the noise levels of {model.name} are others than the dataset was made "
+            f"{line.id}: the noise levels of {loaded.name} are others than the dataset was made "
             "with: its scheduler was changed. Use the scheduler of before."
         )
     with cpu_threads(facts.get("threads")):

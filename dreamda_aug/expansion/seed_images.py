@@ -1,4 +1,4 @@
-"""Seed images from a source to the backbone, and synthetic ones to PNG."""
+"""Seed images from a source to the model, and synthetic ones to PNG."""
 
 import errno
 import hashlib
@@ -10,10 +10,10 @@ import PIL.PngImagePlugin
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.inputs.images import UNREADABLE, Pixels, fit_back, fit_to, read_pixels
 from dreamda_aug.inputs.opening import TooLarge, check_pixels
 from dreamda_aug.inputs.sources import HasFileDigests, Source
+from dreamda_aug.models import DiffusionModel
 from dreamda_aug.records.manifest import ManifestLine
 
 # Errors of the machine rather than of the file.
@@ -23,10 +23,10 @@ _AS_COLOUR = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"}
 
 @dataclass(frozen=True)
 class SeedImage:
-    """A seed image, ready for the backbone.
+    """A seed image, ready for the model.
 
     Attributes:
-        values: its pixels at the backbone's size and channels, (1, C, H, W) in [0, 1].
+        values: its pixels at the model's size and channels, (1, C, H, W) in [0, 1].
         digest: SHA-256 of its original pixels.
         file_digest: SHA-256 of its file; empty where the source has none.
         pixels: the way back, see `back`.
@@ -47,7 +47,7 @@ class SeedImage:
         return image
 
 
-def read_seed_image(source: Source, index: int, backbone: Backbone) -> SeedImage:
+def read_seed_image(source: Source, index: int, model: DiffusionModel) -> SeedImage:
     """Open and prepare a seed image.
 
     Raises:
@@ -55,7 +55,7 @@ def read_seed_image(source: Source, index: int, backbone: Backbone) -> SeedImage
     """
     file_digest = digest_of_file(source, index)
     pixels = read_storable(source, index)
-    values, shape = fit_to(pixels.values, backbone), pixels.values.shape
+    values, shape = fit_to(pixels.values, model), pixels.values.shape
     light = Pixels(values, pixels.digests, pixels.restore)
     return SeedImage(values, pixels.digests[0], file_digest, light, shape)
 

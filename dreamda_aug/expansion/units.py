@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dreamda_aug.backbones import Condition
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.filters import Batch, Filter
 from dreamda_aug.expansion.plan import PlannedSample
@@ -18,6 +17,7 @@ from dreamda_aug.expansion.seed_images import (
 )
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.sources import Source
+from dreamda_aug.models import Condition
 from dreamda_aug.records.facts import Skipped
 from dreamda_aug.records.layouts import Layout
 from dreamda_aug.records.manifest import ManifestLine, library_versions, settings_to_json
@@ -66,7 +66,7 @@ class UnitMaker:
 
         Raises:
             ExpansionError: ``strict``, and a seed image is unreadable.
-            GenerationError: the backbone failed.
+            GenerationError: the model failed.
         """
         core, planned = self.core, list(planned)
         size = len(planned)
@@ -74,7 +74,7 @@ class UnitMaker:
         skipped = []
         for index in dict.fromkeys(sample.seed_index for sample in planned):
             try:
-                seed_images[index] = read_seed_image(self.source, index, core.backbone)
+                seed_images[index] = read_seed_image(self.source, index, core.model)
             except Unreadable as error:
                 if self.strict:
                     raise ExpansionError(f"strict: {self.source.paths[index]}: {error}") from error
@@ -102,7 +102,7 @@ class UnitMaker:
                       [sample.seed_index for sample in planned], labels, events)
         distances = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt().tolist()
         scores, flags = self._filter(batch)
-        shape, fingerprint = _layout_of(planned), core.backbone.fingerprint
+        shape, fingerprint = _layout_of(planned), core.model.fingerprint
         samples = []
         for row, sample in enumerate(planned):
             seed_image, label = seed_images[sample.seed_index], labels[row]
@@ -128,7 +128,7 @@ class UnitMaker:
                 row=row,
                 layout=shape,
                 settings=self._settings,
-                backbone=fingerprint,
+                model=fingerprint,
                 versions=self._versions,
                 pixels=pixel_digest(image),
                 distance=round(distances[row], 5),

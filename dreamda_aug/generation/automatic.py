@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.utils.data import get_worker_info
 
-from dreamda_aug.backbones import BUNDLED, Backbone, Condition
 from dreamda_aug.files import locked
 from dreamda_aug.generation.calibration import (
     Calibration,
@@ -17,12 +16,13 @@ from dreamda_aug.generation.calibration import (
     with_calibration,
 )
 from dreamda_aug.generation.judging import fold_judge
-from dreamda_aug.generation.samples import LabelledImages, Sample, draw_sample
+from dreamda_aug.generation.samples import LabeledImages, Sample, draw_sample
 from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
 from dreamda_aug.generation.sweep import choices_for, choose, save
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest
+from dreamda_aug.models import BUNDLED, Condition, DiffusionModel
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # of the seed image is left; more noise than 1 breaks images before they lose their class.
 AUTOMATIC_STRENGTHS = (0.3, 0.5, 0.7, 0.85)
 AUTOMATIC_NOISE_SCALES = (0.5, 1.0)
-AUTOMATIC_ADHERENCES = (1.0, 0.9, 0.6, 0.0)
+AUTOMATIC_REPLAYS = (1.0, 0.9, 0.6, 0.0)
 MIN_AGREEMENT = 0.9
 REPLICAS = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
@@ -44,7 +44,7 @@ _USUAL_LOOKS = (8, 2)
 
 
 def calibrated(
-    synthesizer: Synthesizer, images: LabelledImages, indices: Iterable[int],
+    synthesizer: Synthesizer, images: LabeledImages, indices: Iterable[int],
     condition_of: Callable[[int], Condition],
 ) -> tuple[Synthesizer, Calibration | None]:
     """A synthesizer whose dials are numbers: measured on a dataset, once, where they were not.
@@ -65,24 +65,24 @@ def calibrated(
         The synthesizer as it is and None, where all were numbers or there is one image alone.
     """
     requested, cache = synthesizer.requested_settings, synthesizer.cache
-    is_bundled = synthesizer.backbone.name == BUNDLED
+    is_bundled = synthesizer.model.name == BUNDLED
     if get_worker_info() is not None or not is_bundled and is_calibrated(requested):
         return synthesizer, None
-    backbone = synthesizer.backbone
+    model = synthesizer.model
     by_hand = None if is_calibrated(requested) else find_calibration(
-        requested, backbone, cache, shipped=False)
-    sample = draw_sample(images, indices, backbone, condition_of)
+        requested, model, cache, shipped=False)
+    sample = draw_sample(images, indices, model, condition_of)
     foreign = is_bundled and sample is not None and synthesizer.first_images.are_foreign(
-        backbone, sample.images, stacklevel=3)
+        model, sample.images, stacklevel=3)
     if is_calibrated(requested) or sample is None:
         return synthesizer, None
     found = by_hand
     if found is None and not foreign:
-        found = find_calibration(requested, backbone, None)
+        found = find_calibration(requested, model, None)
     if found is None and cache is None:
         found = _measure(synthesizer, sample)
     elif found is None and cache is not None:
-        path = calibration_path(cache.root, requested, backbone, sample.digest)
+        path = calibration_path(cache.root, requested, model, sample.digest)
         with contextlib.ExitStack() as alone:
             with contextlib.suppress(OSError):  # a cache that cannot be written; saving will say so
                 alone.enter_context(locked(path.with_suffix(".lock"), wait=True))
@@ -99,19 +99,19 @@ def calibrated(
 def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
     core, requested = synthesizer.core, synthesizer.requested_settings
     count = sample.measured
-    judge = fold_judge(core.backbone, sample.images, sample.labels)
+    judge = fold_judge(core.model, sample.images, sample.labels)
     measurement = Measurement(core, sample.images[:count], sample.labels[:count],
                               sample.conditions[:count], judge, REPLICAS)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
-    choices = choices_for(requested, _strengths(core.backbone, requested),
-                          AUTOMATIC_ADHERENCES, AUTOMATIC_NOISE_SCALES)
+    choices = choices_for(requested, _strengths(core.model, requested),
+                          AUTOMATIC_REPLAYS, AUTOMATIC_NOISE_SCALES)
     rows = min(MAX_ROWS, _usual_rows(measurement, requested, choices))
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
         "about %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
-        "defaults instead.", core.backbone.name, count, f"{rows:,}",
+        "defaults instead.", core.model.name, count, f"{rows:,}",
         rows * measurement.seconds_per_row())
     return choose(measurement, requested, choices, target, MAX_ROWS, sample=sample.digest)
 
@@ -123,12 +123,12 @@ def _reach(sample: Sample) -> float:
     return round(_NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5, 3)
 
 
-def _strengths(backbone: Backbone, settings: Settings) -> list[float]:
+def _strengths(model: DiffusionModel, settings: Settings) -> list[float]:
     """Those that the model's schedule has: some leave no signal at the noisiest level."""
     found = []
     for strength in AUTOMATIC_STRENGTHS:
         with contextlib.suppress(ValueError):
-            backbone.schedule(settings.steps, strength, settings.timestep_spacing)
+            model.schedule(settings.steps, strength, settings.timestep_spacing)
             found.append(strength)
     return found
 

@@ -50,7 +50,7 @@ def cache_key(**parts: Any) -> str:
     """SHA-256, in hexadecimal, of everything that an inversion depends on.
 
     Args:
-        parts: JSON values by name, such as the image digest and the backbone's fingerprint.
+        parts: JSON values by name, such as the image digest and the model's fingerprint.
     """
     text = json.dumps({**parts, "format_version": FORMAT_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

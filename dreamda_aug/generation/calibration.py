@@ -1,4 +1,4 @@
-"""What was measured about how far a backbone may take images, and where it lies."""
+"""What was measured about how far a model may take images, and where it lies."""
 
 import hashlib
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.arguments import real, whole
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import parse_json, write_atomically
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.method.settings import Settings
+from dreamda_aug.models import DiffusionModel
 
-# What is taken before anything was measured: mild for the small backbones we have seen.
+# What is taken before anything was measured: mild for the small models we have seen.
 UNCALIBRATED_NOISE_SCALE = 1.0
-UNCALIBRATED_ADHERENCE = 0.9
+UNCALIBRATED_REPLAY = 0.9
 UNCALIBRATED_STRENGTH = 0.5
 
 # The settings that may be None, which means: as calibrated.
-DIALS = ("strength", "noise_scale", "adherence")
+DIALS = ("strength", "noise_scale", "replay")
 
 _SHIPPED = Path(__file__).parent.parent / "weights" / "calibration"
 
@@ -31,7 +31,7 @@ class CalibrationPoint:
 
     Attributes:
         noise_scale: as in `Settings`.
-        adherence: as in `Settings`.
+        replay: as in `Settings`.
         agreement: share of replicas that the classifier gives their seed's label, among seeds that
             it labels right itself, in [0, 1].
         distance: root mean square pixel distance from the seed image, in [0, 1].
@@ -39,18 +39,18 @@ class CalibrationPoint:
         strength: as in `Settings`; None in records of before 0.2.
         steps: reverse steps that were run; None in records of before 0.2.
         images: seed images that it was measured on; None in records of before 0.2.
-        tap_index: behind which block of a transformer noise entered; None for U-Nets.
+        block_index: behind which block of a transformer noise entered; None for U-Nets.
     """
 
     noise_scale: float
-    adherence: float
+    replay: float
     agreement: float
     distance: float
     diversity: float
     strength: float | None = None
     steps: int | None = None
     images: int | None = None
-    tap_index: int | None = None
+    block_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,49 +59,49 @@ class Calibration:
 
     Attributes:
         noise_scale: the chosen scale.
-        adherence: the chosen adherence.
+        replay: the chosen replay.
         target: what it had to keep, in words.
         met: whether any point kept it; if not, the one that came closest was chosen.
         points: everything that was tried.
         strength: the chosen strength; None in records of before 0.2.
         judge: what said which images keep their class, in words; "" where none was asked.
         sample: digest of the images that it was measured on, if it holds for their dataset alone;
-            "" if it was asked for by hand, and holds for the backbone.
-        tap_index: behind which block of a transformer noise entered; it holds for this tap alone.
+            "" if it was asked for by hand, and holds for the model.
+        block_index: behind which block of a transformer noise entered, for which alone it holds;
             None for U-Nets.
     """
 
     noise_scale: float
-    adherence: float
+    replay: float
     target: str
     met: bool
     points: list[CalibrationPoint] = field(default_factory=list)
     strength: float | None = None
     judge: str = ""
     sample: str = ""
-    tap_index: int | None = None
+    block_index: int | None = None
 
     @property
     def chosen(self) -> CalibrationPoint | None:
         """The point that was chosen, as it was measured last; None where points were not kept."""
         found = [point for point in self.points
-                 if (point.noise_scale, point.adherence, point.strength, point.tap_index)
-                 == (self.noise_scale, self.adherence, self.strength, self.tap_index)]
+                 if (point.noise_scale, point.replay, point.strength, point.block_index)
+                 == (self.noise_scale, self.replay, self.strength, self.block_index)]
         return found[-1] if found else None
 
     def facts(self) -> dict[str, Any]:
         """The choice and its reasons, without the points, for a dataset's record.
 
-        The tap is left out: the record holds that of its backbone.
+        The hook is left out: the record holds that of its model.
         """
         found = {name: value for name, value in asdict(self).items()
-                 if name not in ("points", "tap_index")}
+                 if name not in ("points", "block_index")}
         digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
         return {"digest": digest[:32], **found}
 
     def summary(self) -> str:
         """What was chosen and why, in one line."""
-        dials = [f"{name}={getattr(self, name):g}" for name in (*DIALS, "tap_index")
+        dials = [f"{name}={getattr(self, name):g}" for name in (*DIALS, "block_index")
                  if getattr(self, name) is not None]
         why = f"{self.target}{'' if self.met else ', which nothing kept: the closest was taken'}"
         point = self.chosen
@@ -133,11 +133,11 @@ class Calibration:
             points = [CalibrationPoint(**point) for point in data["points"]]
             found = cls(**{**data, "points": points})
             real("noise_scale", found.noise_scale, "be a number >= 0", 0)
-            real("adherence", found.adherence, "lie in [0, 1]", 0, 1)
+            real("replay", found.replay, "lie in [0, 1]", 0, 1)
             if found.strength is not None:
                 real("strength", found.strength, "lie in [0, 1]", 0, 1)
-            if found.tap_index is not None:
-                whole("tap_index", found.tap_index, 0)
+            if found.block_index is not None:
+                whole("block_index", found.block_index, 0)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path}: expected a calibration, found other JSON ({error}). Delete the file, and "
@@ -151,38 +151,38 @@ def is_calibrated(settings: Settings) -> bool:
     return all(getattr(settings, name) is not None for name in DIALS)
 
 
-def calibration_key(settings: Settings, backbone: Backbone) -> str:
-    """Names a calibration: the backbone and every setting that is not measured."""
-    return hashlib.sha256(f"{backbone.fingerprint}{settings!r}".encode()).hexdigest()[:32]
+def calibration_key(settings: Settings, model: DiffusionModel) -> str:
+    """Names a calibration: the model and every setting that is not measured."""
+    return hashlib.sha256(f"{model.fingerprint}{settings!r}".encode()).hexdigest()[:32]
 
 
 def calibration_path(
-    folder: Path, settings: Settings, backbone: Backbone, sample: str = ""
+    folder: Path, settings: Settings, model: DiffusionModel, sample: str = ""
 ) -> Path:
     """Where a calibration lies.
 
     Args:
         folder: the cache's.
         settings: as they were asked for, with None for what was measured.
-        backbone: which it was measured with.
-        sample: digest of the images that it holds for; "": it holds for the backbone.
+        model: which it was measured with.
+        sample: digest of the images that it holds for; "": it holds for the model.
     """
-    key = calibration_key(settings, backbone)
+    key = calibration_key(settings, model)
     return folder / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
 
 
 def find_calibration(
-    settings: Settings, backbone: Backbone, cache: LatentCache | None, *, shipped: bool = True
+    settings: Settings, model: DiffusionModel, cache: LatentCache | None, *, shipped: bool = True
 ) -> Calibration | None:
-    """What was measured by hand for a backbone, or comes with the package; None: nothing.
+    """What was measured by hand for a model, or comes with the package; None: nothing.
 
     Args:
         settings: as they were asked for, with None for what was measured.
-        backbone: which it was measured with.
+        model: which it was measured with.
         cache: beside which it lies; None: nowhere.
         shipped: whether one that comes with the package will do.
     """
-    name = calibration_key(settings, backbone) + ".json"
+    name = calibration_key(settings, model) + ".json"
     folders = [] if cache is None else [cache.root / "calibration"]
     for folder in [*folders, _SHIPPED] if shipped else folders:
         if (folder / name).exists():
@@ -201,24 +201,24 @@ def with_calibration(settings: Settings, found: Calibration) -> Settings:
 
 
 def resolve_calibrated(
-    settings: Settings, backbone: Backbone, cache: LatentCache | None
+    settings: Settings, model: DiffusionModel, cache: LatentCache | None
 ) -> Settings:
     """Put measured numbers in place of None.
 
-    They come from the cache's folder, or from the package for the bundled backbone. Where nothing
+    They come from the cache's folder, or from the package for the bundled model. Where nothing
     was measured yet, mild defaults are taken and a warning says so.
     """
     if is_calibrated(settings):
         return settings
-    found = find_calibration(settings, backbone, cache)
+    found = find_calibration(settings, model, cache)
     if found is None:
-        found = Calibration(UNCALIBRATED_NOISE_SCALE, UNCALIBRATED_ADHERENCE, "", False,
+        found = Calibration(UNCALIBRATED_NOISE_SCALE, UNCALIBRATED_REPLAY, "", False,
                             strength=UNCALIBRATED_STRENGTH)
         taken = ", ".join(f"{name}={getattr(found, name)}" for name in
-                          ("noise_scale", "adherence", "strength")
+                          ("noise_scale", "replay", "strength")
                           if getattr(settings, name) is None)
         warnings.warn(
-            f"{backbone.name} was not calibrated for these settings yet: taking {taken}. Measure "
+            f"{model.name} was not calibrated for these settings yet: taking {taken}. Measure "
             "them on your images with dreamda_aug.calibrate or `dreamda calibrate FOLDER`.",
             stacklevel=4,
         )

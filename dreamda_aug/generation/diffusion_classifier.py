@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
+from dreamda_aug.models import Condition, DiffusionModel
 
 
 class DiffusionClassifier(nn.Module):
@@ -19,10 +19,10 @@ class DiffusionClassifier(nn.Module):
     are the model's own. Classes that fall behind are given up after the first stage, which saves
     most of the denoiser's rows.
 
-    As a labeler for AMST: ``SingleHeadLabeler(DiffusionClassifier(backbone, conditions))``.
+    As a labeler for AMST: ``SingleHeadLabeler(DiffusionClassifier(model, conditions))``.
 
     Args:
-        backbone: conditioned on classes or on text.
+        model: conditioned on classes or on text.
         conditions: the condition of each class, in label order: class numbers, or prompts.
         stages: pairs (noise levels to try in all, classes to keep afterwards), in rising order of
             the first and falling order of the second; the last number of classes plays no role.
@@ -40,7 +40,7 @@ class DiffusionClassifier(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        model: DiffusionModel,
         conditions: Sequence[Condition],
         *,
         stages: Sequence[tuple[int, int]] = ((8, 3), (32, 1)),
@@ -55,7 +55,7 @@ class DiffusionClassifier(nn.Module):
         if not stages or levels != sorted(set(levels)) or kept != sorted(kept, reverse=True):
             raise ValueError(
                 f"stages must try more noise levels on fewer classes each time, got {stages!r}.")
-        self.backbone, self.conditions = backbone, list(conditions)
+        self.model, self.conditions = model, list(conditions)
         self.stages = tuple(zip(levels, kept, strict=True))
         self.batch_size = whole("batch_size", batch_size, 1)
         self.rng_seed = whole("rng_seed", rng_seed, 0)
@@ -63,10 +63,10 @@ class DiffusionClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1], of the backbone's size."""
-        x_0 = self.backbone.encode(images)
+        """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1], of the model's size."""
+        x_0 = self.model.encode(images)
         levels = self.stages[-1][0]
-        schedule = self.backbone.schedule(levels, 1.0)
+        schedule = self.model.schedule(levels, 1.0)
         # neighbours in this order lie far apart, so that every stage sees all noise levels
         order = sorted(range(levels), key=lambda level: level * (math.sqrt(5) - 1) / 2 % 1)
         seed = torch.tensor([self.rng_seed], device=x_0.device)
@@ -82,9 +82,9 @@ class DiffusionClassifier(nn.Module):
                 rows = alive.nonzero()
                 for part in rows.split(self.batch_size):
                     image, of_class = part.unbind(1)
-                    condition = self.backbone.embed(
+                    condition = self.model.embed(
                         [self.conditions[number] for number in of_class.tolist()])
-                    output = self.backbone.predict(
+                    output = self.model.predict(
                         schedule.model_input(x_t[image], level), schedule.timesteps[level],
                         condition)
                     _, eps = schedule.predictions(output, x_t[image], level, clip=False)
@@ -102,7 +102,7 @@ class DiffusionClassifier(nn.Module):
         return (-mean / self.temperature).to(images.device)
 
     def fit_temperature(self, images: Tensor, targets: Tensor) -> float:
-        """Choose the temperature under which labelled images are most likely.
+        """Choose the temperature under which labeled images are most likely.
 
         Args:
             images: (N, C, H, W) in [0, 1].

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import BUNDLED, Backbone
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
+from dreamda_aug.models import BUNDLED, DiffusionModel
 
 # Noise levels at which images are denoised, as strengths.
 _LEVELS = (0.2, 0.4, 0.6)
@@ -24,11 +24,11 @@ _ENOUGH = 8
 
 
 @torch.no_grad()
-def denoising_errors(backbone: Backbone, images: Tensor) -> Tensor:
+def denoising_errors(model: DiffusionModel, images: Tensor) -> Tensor:
     """How badly a model restores images from noise that it is given, without a condition.
 
     Args:
-        backbone: the diffusion model.
+        model: the diffusion model.
         images: (N, C, H, W) in [0, 1], of its size.
 
     Returns:
@@ -37,17 +37,17 @@ def denoising_errors(backbone: Backbone, images: Tensor) -> Tensor:
 
     Source: ours; the training loss itself, at fixed levels and with fixed noise.
     """
-    schedules = [backbone.schedule(_STEPS, level) for level in _LEVELS]
+    schedules = [model.schedule(_STEPS, level) for level in _LEVELS]
     found = []
     for batch in images.split(_BATCH):
-        x_0 = backbone.encode(batch)
+        x_0 = model.encode(batch)
         seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
         noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
-        condition = backbone.embed([None] * len(x_0))
+        condition = model.embed([None] * len(x_0))
         errors = torch.zeros(len(x_0), device=x_0.device)
         for schedule in schedules:
             x_t = schedule.add_noise(x_0, noise, 0)
-            output = backbone.predict(schedule.model_input(x_t, 0), schedule.timesteps[0],
+            output = model.predict(schedule.model_input(x_t, 0), schedule.timesteps[0],
                                       condition)
             clean, _ = schedule.predictions(output, x_t, 0)
             errors += (clean - x_0).flatten(1).square().mean(1).sqrt() / len(schedules)
@@ -55,11 +55,11 @@ def denoising_errors(backbone: Backbone, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def foreignness(backbone: Backbone, images: Tensor, known: Tensor) -> float | None:
+def foreignness(model: DiffusionModel, images: Tensor, known: Tensor) -> float | None:
     """How much worse images are denoised than known ones: ratio of the medians of their errors.
 
     Args:
-        backbone: the diffusion model.
+        model: the diffusion model.
         images: (N, C, H, W) in [0, 1], of its size.
         known: images of the kind that it was trained on, likewise.
 
@@ -70,8 +70,8 @@ def foreignness(backbone: Backbone, images: Tensor, known: Tensor) -> float | No
     """
     if len(images) < _ENOUGH:
         return None
-    return float(denoising_errors(backbone, images).median()
-                 / denoising_errors(backbone, known).median())
+    return float(denoising_errors(model, images).median()
+                 / denoising_errors(model, known).median())
 
 
 class FirstImages:
@@ -81,30 +81,30 @@ class FirstImages:
         self._were_seen = self._has_warned = False
         self._images: dict[str, Tensor] = {}
 
-    def look(self, backbone: Backbone, images: Tensor, digests: Sequence[str]) -> None:
+    def look(self, model: DiffusionModel, images: Tensor, digests: Sequence[str]) -> None:
         """Collect images, one at a time or many, and look at them when they are enough.
 
         Args:
-            backbone: the model; only the bundled one is judged.
+            model: the model; only the bundled one is judged.
             images: (N, C, H, W) in [0, 1], of its size.
             digests: tells equal images, one each.
         """
-        if self._were_seen or backbone.name != BUNDLED:
+        if self._were_seen or model.name != BUNDLED:
             return
         self._images.update(zip(digests, images, strict=True))
         if len(self._images) >= _ENOUGH:
-            self.are_foreign(backbone, torch.stack(list(self._images.values())), stacklevel=4)
+            self.are_foreign(model, torch.stack(list(self._images.values())), stacklevel=4)
 
-    def are_foreign(self, backbone: Backbone, images: Tensor, stacklevel: int) -> bool:
+    def are_foreign(self, model: DiffusionModel, images: Tensor, stacklevel: int) -> bool:
         """Whether the bundled model has never seen such images; the first time, a warning says so.
 
         Args:
-            backbone: the bundled model.
+            model: the bundled model.
             images: (N, C, H, W) in [0, 1], of its size; the first `_BATCH` are looked at.
             stacklevel: of the warning, from the caller.
         """
         known = FashionMNISTSample("train").data[::6, None].float() / 255
-        ratio = foreignness(backbone, images[:_BATCH], fit_to(known, backbone))
+        ratio = foreignness(model, images[:_BATCH], fit_to(known, model))
         if ratio is None:
             return False
         self._were_seen = True
@@ -117,7 +117,7 @@ class FirstImages:
                 f"these images are unlike what the bundled model was trained on, small grey "
                 f"pictures of clothes: it restores them {ratio:.1f} times worse. It serves to try "
                 "the library out. For photographs take a model of natural images, such as "
-                "--backbone stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of "
+                "--model stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of "
                 "its own, adapt it with `dreamda adapt`, or train one with "
                 "examples/train_backbone.py.", stacklevel=stacklevel + 1)
         return True

@@ -6,20 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone
+from dreamda_aug.models import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
 
 def guard(
-    made: Tensor, seeds: Tensor, backbone: Backbone, redo: Callable[[list[int]], Tensor]
+    made: Tensor, seeds: Tensor, model: DiffusionModel, redo: Callable[[list[int]], Tensor]
 ) -> list[str]:
     """Mend broken and unsafe images in place; say what was done to each.
 
     Args:
         made: synthetic images, (B, C, H, W).
         seeds: their seed images, (B, C, H, W), on any device.
-        backbone: what made them.
+        model: what made them.
         redo: makes the given rows once more.
 
     Returns:
@@ -28,14 +28,14 @@ def guard(
     """
     acts = [""] * len(made)
     rows = _bad_rows(made, seeds)
-    if rows and backbone.dtype != torch.float32:
+    if rows and model.dtype != torch.float32:
         logger.warning("%d images came out as NaN or black: once more in float32", len(rows))
-        with backbone.in_float32():
+        with model.in_float32():
             made[rows] = redo(rows)
         for row in rows:
             acts[row] = "retried"
         rows = _bad_rows(made, seeds)
-    unsafe = backbone.unsafe(made.nan_to_num()).nonzero().flatten().tolist()
+    unsafe = model.unsafe(made.nan_to_num()).nonzero().flatten().tolist()
     for row in rows:
         acts[row] = "replaced"
     for row in unsafe:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.generation.probe import (
     deal_out,
     deviations,
@@ -18,6 +17,7 @@ from dreamda_aug.generation.probe import (
     logistic_regression,
 )
 from dreamda_aug.metrics.features import FeatureFunction, extract_features
+from dreamda_aug.models import DiffusionModel
 
 FOLDS = 4
 # C of the logistic regression, as in `LinearProbe`.
@@ -38,7 +38,7 @@ class Judge(Protocol):
         """Classes of images.
 
         Args:
-            images: (B, C, H, W) in [0, 1], of the backbone's size.
+            images: (B, C, H, W) in [0, 1], of the model's size.
             rows: which seed image each one comes from, or is, (B,) int64.
 
         Returns:
@@ -61,7 +61,7 @@ class GivenJudge:
 
 
 class FoldJudge:
-    """Logistic regressions on features, each fitted without a part of the labelled images.
+    """Logistic regressions on features, each fitted without a part of the labeled images.
 
     What was made from an image is judged by the regression that has not seen that image: one that
     has would know its near-copies by heart. And images of another look (a model's strokes are
@@ -70,15 +70,15 @@ class FoldJudge:
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D).
-        images: labelled images, (N, C, H, W) in [0, 1]; seed images first.
+        images: labeled images, (N, C, H, W) in [0, 1]; seed images first.
         labels: their classes, (N,) int64, of at least two classes.
         name: what the features are, in words.
         folds: how many parts there are, at most.
         inverse_penalty: as in `LinearProbe`.
 
     Attributes:
-        fold: which part each labelled image belongs to, (N,).
-        held_out: the class that each labelled image is seen as, (N,) int64.
+        fold: which part each labeled image belongs to, (N,).
+        held_out: the class that each labeled image is seen as, (N,) int64.
 
     Source: ours; the regression is that of `LinearProbe`, the match of moments that of Li et al.
     2016 (AdaBN, arXiv:1603.04779).
@@ -135,17 +135,17 @@ class FoldJudge:
         return classes
 
 
-def fold_judge(backbone: Backbone, images: Tensor, labels: Tensor) -> FoldJudge | None:
+def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> FoldJudge | None:
     """A judge from a diffusion model's own features, or from pixels where it gives none.
 
     None where all images are of one class.
 
     Args:
-        backbone: the diffusion model that makes the images.
-        images: labelled images, (N, C, H, W) in [0, 1], of its size; seed images first.
+        model: the diffusion model that makes the images.
+        images: labeled images, (N, C, H, W) in [0, 1], of its size; seed images first.
         labels: their classes, (N,) int64.
     """
     if len(labels.unique()) < 2:
         return None
-    features, name = features_for_labels(backbone)
+    features, name = features_for_labels(model)
     return FoldJudge(features, images, labels, f"a linear probe on {name}, out of fold")

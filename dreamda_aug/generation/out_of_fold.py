@@ -28,17 +28,17 @@ def predict_out_of_fold(
     is the class that came out.
 
     Args:
-        features: images (B, C, H, W) in [0, 1] to (B, D), such as `backbone_features`.
-        images: labelled images, (N, C, H, W) in [0, 1].
+        features: images (B, C, H, W) in [0, 1] to (B, D), such as `model_features`.
+        images: labeled images, (N, C, H, W) in [0, 1].
         targets: their class indices, (N,).
         synthetic: (M, C, H, W) in [0, 1].
-        seed_index: the labelled image that each was made from, (M,) integers.
+        seed_index: the labeled image that each was made from, (M,) integers.
         num_classes: C.
         folds: at least 2; each class is dealt out to them in turn.
         inverse_penalty: as in `LinearProbe`.
 
     Returns:
-        Predicted classes (M,) int64, and how often each class is seen in labelled images of each
+        Predicted classes (M,) int64, and how often each class is seen in labeled images of each
         class out of fold, (true, predicted) int64.
 
     Raises:
@@ -53,7 +53,7 @@ def predict_out_of_fold(
         raise ValueError(f"seed_index must lie in [0, {len(images) - 1}].")
     if int(targets.bincount(minlength=num_classes).min()) < 2:
         raise ValueError(
-            "every class needs two labelled images or more: one to learn from while the other is "
+            "every class needs two labeled images or more: one to learn from while the other is "
             "held out."
         )
     judge = FoldJudge(features, images, targets, "a linear probe, out of fold", folds,

@@ -1,8 +1,8 @@
 """Labels from what the diffusion model already knows: a linear probe on its features.
 
-With a handful of labelled images a classifier is a poor judge of images that leave them far
+With a handful of labeled images a classifier is a poor judge of images that leave them far
 behind. A diffusion model has seen many more images, if without labels, and its features tell
-classes apart; so a logistic regression on them, fitted to the labelled images, can label what
+classes apart; so a logistic regression on them, fitted to the labeled images, can label what
 the same model made.
 """
 
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.metrics.distances import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
+from dreamda_aug.models import DiffusionModel
 
 # Values of C to choose from.
 _CHOICES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -31,8 +31,8 @@ _STEPS = 100
 _LEAST = 0.1
 
 
-def backbone_features(
-    backbone: Backbone,
+def model_features(
+    model: DiffusionModel,
     *,
     strengths: tuple[float, ...] = (0.05, 0.2),
     grid: int = 2,
@@ -43,7 +43,7 @@ def backbone_features(
     so that an image has the same features in any batch; a U-Net pass up to there per strength.
 
     Args:
-        backbone: the diffusion model; the features are those of its unconditional branch.
+        model: the diffusion model; the features are those of its unconditional branch.
         strengths: noise levels, in [0.01, 1], as shares of the way to pure noise. The default is
             ours: on Fashion-MNIST, small levels told classes apart best.
         grid: the block's output is averaged over ``grid`` x ``grid`` cells.
@@ -54,7 +54,7 @@ def backbone_features(
 
     Raises:
         ValueError: no strength, one out of range, or ``grid`` below 1.
-        BackboneError: when called, from a class-conditional model that has no class for "none".
+        ModelError: when called, from a class-conditional model that has no class for "none".
 
     Source: Baranchuk et al. 2022, arXiv:2112.03126, for labels per pixel.
     """
@@ -64,38 +64,38 @@ def backbone_features(
         )
     if grid < 1:
         raise ValueError(f"grid must be at least 1, got {grid}.")
-    return _BackboneFeatures(backbone, tuple(strengths), grid)
+    return _ModelFeatures(model, tuple(strengths), grid)
 
 
-def features_for_labels(backbone: Backbone) -> tuple[FeatureFunction, str]:
+def features_for_labels(model: DiffusionModel) -> tuple[FeatureFunction, str]:
     """The features that classes are told apart by, and what they are, in words.
 
-    Those of the backbone itself; or pixels, where it is class-conditional without a null class:
+    Those of the model itself; or pixels, where it is class-conditional without a null class:
     such a model sees nothing in an image whose class it is not told.
     """
-    if backbone.condition_kind == "class" and not backbone.guidable:
+    if model.condition_kind == "class" and not model.guidable:
         return pixel_features(), "pixels"
-    return backbone_features(backbone), "the model's own features"
+    return model_features(model), "the model's own features"
 
 
 class LinearProbe(nn.Module):
-    """A classifier: logistic regression on the features of a few labelled images.
+    """A classifier: logistic regression on the features of a few labeled images.
 
     As a labeler: ``SingleHeadLabeler(probe, soft=True)``. The features are
-    standardised with mean and deviation of the labelled images and scaled to length 1, so that
+    standardised with mean and deviation of the labeled images and scaled to length 1, so that
     one penalty serves all feature functions.
 
     Args:
-        features: images (B, C, H, W) in [0, 1] to (B, D): `backbone_features` of the model that
+        features: images (B, C, H, W) in [0, 1] to (B, D): `model_features` of the model that
             makes the synthetic images, or any other.
-        images: labelled images, (N, C, H, W) in [0, 1].
+        images: labeled images, (N, C, H, W) in [0, 1].
         targets: their class indices, (N,) integers.
         num_classes: None: one more than the largest target.
         inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0: the larger, the closer
-            the fit. None: chosen by cross-validation on the labelled images, and with it a
+            the fit. None: chosen by cross-validation on the labeled images, and with it a
             temperature under which held-out images are most likely.
         folds: of that cross-validation; fewer where a class has fewer images.
-        batch_size: labelled images per call of ``features``.
+        batch_size: labeled images per call of ``features``.
 
     Attributes:
         inverse_penalty: the C that was used.
@@ -152,12 +152,12 @@ class LinearProbe(nn.Module):
         """The same probe for images of another look, such as synthetic ones.
 
         Their features are standardised with their own mean and deviation, so that what all of them
-        have and the labelled images have not does not count. With MNIST's model and three labelled
+        have and the labeled images have not does not count. With MNIST's model and three labeled
         USPS digits per class, labels of synthetic digits were 60 % right instead of 43 %.
 
         Args:
             images: (N, C, H, W) in [0, 1], N >= 2; all classes must occur in them about as often
-                as among the labelled images.
+                as among the labeled images.
             batch_size: images per call of the features.
 
         Returns:
@@ -192,7 +192,7 @@ def deviations(
 ) -> Tensor:
     """Standard deviation of each feature, (D,), of (N, D); what hardly varies counts as little.
 
-    A pixel that is black in all labelled images would else outweigh all others where it is not.
+    A pixel that is black in all labeled images would else outweigh all others where it is not.
 
     Args:
         features: (N, D).
@@ -285,27 +285,27 @@ def cross_validate(
 
 
 @dataclass(frozen=True, eq=False)
-class _BackboneFeatures:
-    backbone: Backbone
+class _ModelFeatures:
+    model: DiffusionModel
     strengths: tuple[float, ...]
     grid: int
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        backbone = self.backbone
-        x_0 = backbone.encode(images)
+        model = self.model
+        x_0 = model.encode(images)
         # the same noise for every image, so that features do not depend on batch mates
         seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
         noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
-        condition = backbone.embed([None] * len(x_0))
+        condition = model.embed([None] * len(x_0))
         found = []
         for strength in self.strengths:
-            schedule = backbone.schedule(_STEPS, strength)
+            schedule = model.schedule(_STEPS, strength)
             x_t = schedule.add_noise(x_0, noise, 0)
-            maps = backbone.features(x_t, schedule.timesteps[0], condition)
+            maps = model.features(x_t, schedule.timesteps[0], condition)
             found.append(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
         return torch.cat(found, 1)
 
     def __repr__(self) -> str:
-        return (f"backbone_features({self.backbone.name!r}, strengths={self.strengths}, "
+        return (f"model_features({self.model.name!r}, strengths={self.strengths}, "
                 f"grid={self.grid})")  # fmt: skip

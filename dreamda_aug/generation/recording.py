@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.generation.cache import cache_key
 from dreamda_aug.method.inversion import Trajectory, record
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.settings import Settings
+from dreamda_aug.models import Condition, DiffusionModel
 
 
 def record_trajectories(
-    backbone: Backbone,
+    model: DiffusionModel,
     settings: Settings,
     schedule: NoiseSchedule,
     images: Tensor,
@@ -25,28 +25,28 @@ def record_trajectories(
     """Encode one batch of seed images and invert them.
 
     Args:
-        backbone: the diffusion model.
+        model: the diffusion model.
         settings: with numbers for what was calibrated.
-        schedule: the backbone's, for these settings.
+        schedule: the model's, for these settings.
         images: (B, C, H, W) in [0, 1].
         conditions: what the inversion of each image is conditioned on.
         path_seeds: one per image, >= 0: the noise of its source path.
         dtype: what trajectories are rounded to.
 
     Returns:
-        One trajectory per image, on the CPU; with adherence 0, the encoded image alone.
+        One trajectory per image, on the CPU; with replay 0, the encoded image alone.
     """
-    x_0 = backbone.encode(images)
-    if settings.adherence == 0:
+    x_0 = model.encode(images)
+    if settings.replay == 0:
         return [Trajectory(None, None, latent) for latent in x_0.to(dtype).cpu()]
-    condition = backbone.embed(conditions)
-    backbone.tap.clear()
+    condition = model.embed(conditions)
+    model.hook.clear()
 
     def predict(x: Tensor, level: int) -> Tensor:
-        return backbone.predict(schedule.model_input(x, level), schedule.timesteps[level],
+        return model.predict(schedule.model_input(x, level), schedule.timesteps[level],
                                 condition)
 
-    seeds = torch.tensor(path_seeds, device=backbone.device)
+    seeds = torch.tensor(path_seeds, device=model.device)
     inversion, eta = settings.inversion, settings.eta
     path = inversion.source_path(x_0, predict, schedule, eta, seeds)
     if not inversion.records_residuals:
@@ -55,15 +55,15 @@ def record_trajectories(
     return [Trajectory(*pair) for pair in zip(x_T.cpu(), residuals.cpu(), strict=True)]
 
 
-def source_condition(backbone: Backbone, settings: Settings, condition: Condition) -> Condition:
-    """What an inversion is conditioned on: nothing, where the backbone has such a branch."""
-    if backbone.condition_kind == "class" and not backbone.guidable:
+def source_condition(model: DiffusionModel, settings: Settings, condition: Condition) -> Condition:
+    """What an inversion is conditioned on: nothing, where the model has such a branch."""
+    if model.condition_kind == "class" and not model.guidable:
         return condition
-    return settings.source_prompt if backbone.condition_kind == "text" else None
+    return settings.source_prompt if model.condition_kind == "text" else None
 
 
 def inversion_keys(
-    backbone: Backbone,
+    model: DiffusionModel,
     settings: Settings,
     schedule: NoiseSchedule,
     rng_seed: int,
@@ -75,9 +75,9 @@ def inversion_keys(
     """The cache key of each inversion: everything that it depends on.
 
     Args:
-        backbone: the diffusion model.
+        model: the diffusion model.
         settings: with numbers for what was calibrated.
-        schedule: the backbone's, for these settings.
+        schedule: the model's, for these settings.
         rng_seed: as in `Synthesizer`.
         digests: of the seed images' pixels.
         paths: numbers of the source paths.
@@ -85,14 +85,14 @@ def inversion_keys(
         dtype: what trajectories are rounded to.
     """
     common: dict[str, Any] = {
-        "backbone": backbone.fingerprint, "image_size": list(backbone.image_size),
-        "in_tiles": backbone.in_tiles, "rng_seed": rng_seed, "dtype": str(dtype),
+        "model": model.fingerprint, "image_size": list(model.image_size),
+        "in_tiles": model.in_tiles, "rng_seed": rng_seed, "dtype": str(dtype),
     }
-    if settings.adherence == 0:  # nothing is recorded
+    if settings.replay == 0:  # nothing is recorded
         return [cache_key(**common, image=digest, path=path)
                 for digest, path in zip(digests, paths, strict=True)]
     common |= {"inversion": repr(settings.inversion), "schedule": schedule.digest(),
                "solver": settings.solver, "eta": settings.eta}
-    of_source = {each: backbone.condition_digest(each) for each in set(sources)}
+    of_source = {each: model.condition_digest(each) for each in set(sources)}
     return [cache_key(**common, image=digest, path=path, source=of_source[source])
             for digest, path, source in zip(digests, paths, sources, strict=True)]

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
 from dreamda_aug.inputs.labels import plain_label
+from dreamda_aug.models import Condition, DiffusionModel
 
-# Images that dials are measured on, and labelled images that the judge learns from, these
+# Images that dials are measured on, and labeled images that the judge learns from, these
 # included.
 MEASURED, JUDGED = 24, 256
 # More classes than these are not told apart by so few images; the rule takes some of them.
@@ -21,7 +21,7 @@ MAX_CLASSES = 16
 _MAX_BYTES = 2**29
 
 
-class LabelledImages(Protocol):
+class LabeledImages(Protocol):
     """Images that are opened one at a time, such as a `Source`."""
 
     @property
@@ -36,7 +36,7 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """Images of a dataset, as a backbone takes them.
+    """Images of a dataset, as a model takes them.
 
     Attributes:
         images: (N, C, H, W) in [0, 1]; dials are measured on the first `MEASURED` of them.
@@ -57,7 +57,7 @@ class Sample:
 
 
 def draw_sample(
-    images: LabelledImages, indices: Iterable[int], backbone: Backbone,
+    images: LabeledImages, indices: Iterable[int], model: DiffusionModel,
     condition_of: Callable[[int], Condition],
 ) -> Sample | None:
     """Draw images evenly over classes; unreadable ones and second copies are passed over.
@@ -65,13 +65,13 @@ def draw_sample(
     Args:
         images: the dataset.
         indices: which of its images may be drawn.
-        backbone: gives their size and channels.
+        model: gives their size and channels.
         condition_of: the condition of an image, by its index.
 
     Returns:
         The sample; None where fewer than two images differ and can be read.
     """
-    channels, (height, width) = backbone.channels, backbone.image_size
+    channels, (height, width) = model.channels, model.image_size
     count = max(MEASURED, min(JUDGED, _MAX_BYTES // (4 * channels * height * width)))
     number: dict[Any, int] = {}
     values: list[Tensor] = []
@@ -87,7 +87,7 @@ def draw_sample(
             continue
         if pixels.digests[0] in digests:
             continue
-        values.append(fit_to(pixels.values[:1], backbone))
+        values.append(fit_to(pixels.values[:1], model))
         digests.append(pixels.digests[0])
         labels.append(number.setdefault(_key(images.labels[index]), len(number)))
         conditions.append(condition_of(index))

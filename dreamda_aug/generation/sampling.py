@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal, seeded_normals
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
+from dreamda_aug.models import Condition, DiffusionModel
 
 
 def sample(
-    backbone: Backbone,
+    model: DiffusionModel,
     settings: Settings,
     schedule: NoiseSchedule,
     trajectories: Sequence[Trajectory],
@@ -28,9 +28,9 @@ def sample(
     """Run one batch from its noisy starts to clean latents.
 
     Args:
-        backbone: the diffusion model.
+        model: the diffusion model.
         settings: with numbers for what was calibrated.
-        schedule: the backbone's, for these settings.
+        schedule: the model's, for these settings.
         trajectories: one per sample; replicas of an image repeat the same object.
         conditions: what each sample is conditioned on.
         sample_seeds: one per sample, >= 0.
@@ -39,16 +39,16 @@ def sample(
             for all of them; False keeps the number of rows the same at every step.
 
     Returns:
-        Clean latents, (B, C, H, W), float32, on the backbone's device.
+        Clean latents, (B, C, H, W), float32, on the model's device.
 
-    Source: DreamDA, arXiv:2403.12803, method figure; adherence is ours.
+    Source: DreamDA, arXiv:2403.12803, method figure; replay is ours.
     """
-    s, device, count = settings, backbone.device, len(sample_seeds)
+    s, device, count = settings, model.device, len(sample_seeds)
     # a start that several samples have in common is seen once, at its first sample's place
     first: dict[Any, int] = {}
     starts: list[Any] = list(zip(map(id, trajectories), conditions, strict=True))
     # Heun's second call starts from each sample's own first step
-    if s.adherence == 0 or s.solver == "heun" or not share_first_step:
+    if s.replay == 0 or s.solver == "heun" or not share_first_step:
         starts = list(range(count))
     for i, start in enumerate(starts):
         first.setdefault(start, i)
@@ -59,10 +59,10 @@ def sample(
 
     seeds = torch.tensor(sample_seeds, device=device)
     shared = (rows, index) if len(rows) < count else None
-    denoiser = _Denoiser(backbone, s, schedule, conditions, seeds, noise_scales, shared)
+    denoiser = _Denoiser(model, s, schedule, conditions, seeds, noise_scales, shared)
     residuals = None
-    assert s.adherence is not None
-    if s.adherence == 0:
+    assert s.replay is not None
+    if s.replay == 0:
         x_0 = _to_device([t.x_0 for t in unique if t.x_0 is not None], device).float()
         x_t = schedule.add_noise(x_0, seeded_normal(seeds, 0, SOURCE, tuple(x_0.shape[1:])), 0)
     else:
@@ -71,26 +71,26 @@ def sample(
         if recorded:
             residuals = _to_device(recorded, device)
     solver = Solver(s.solver, schedule, s.eta)
-    adherences = [_adherence_at(s, step, len(schedule)) for step in range(len(schedule))]
-    free = [step for step, adherence in enumerate(adherences) if adherence < 1]
+    replays = [_replay_at(s, step, len(schedule)) for step in range(len(schedule))]
+    free = [step for step, replay in enumerate(replays) if replay < 1]
     fresh = seeded_normals(seeds, free, STEP, tuple(x_t.shape[1:]))
-    for step, adherence in enumerate(adherences):
+    for step, replay in enumerate(replays):
         x_t, std = solver.step(x_t, step, denoiser)
-        if residuals is not None and adherence > 0:
-            x_t = x_t + adherence * residuals[index, step].float()
-        if adherence < 1:
-            x_t = x_t + (1 - adherence**2) ** 0.5 * std * next(fresh)
+        if residuals is not None and replay > 0:
+            x_t = x_t + replay * residuals[index, step].float()
+        if replay < 1:
+            x_t = x_t + (1 - replay**2) ** 0.5 * std * next(fresh)
     # what the last step leaves over belongs to the end of the run
-    if residuals is not None and s.adherence_interval[1] == 1:
-        x_t = x_t + s.adherence * residuals[index, len(schedule)].float()
+    if residuals is not None and s.replay_interval[1] == 1:
+        x_t = x_t + s.replay * residuals[index, len(schedule)].float()
     return x_t
 
 
-def _adherence_at(settings: Settings, step: int, steps: int) -> float:
+def _replay_at(settings: Settings, step: int, steps: int) -> float:
     """The share of this step's residual that is replayed."""
-    assert settings.adherence is not None
-    start, stop = settings.adherence_interval
-    return settings.adherence if start <= step / steps < stop else 0.0
+    assert settings.replay is not None
+    start, stop = settings.replay_interval
+    return settings.replay if start <= step / steps < stop else 0.0
 
 
 def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -118,7 +118,7 @@ class _Rows(NamedTuple):
 
 
 class _Denoiser:
-    """One batch's conditions, seeds and scales, laid out for the tap.
+    """One batch's conditions, seeds and scales, laid out for the hook.
 
     Everything that the steps need is made before the first of them, so that no step has to wait
     for the GPU, or to copy from the CPU.
@@ -129,17 +129,17 @@ class _Denoiser:
     """
 
     def __init__(
-        self, backbone: Backbone, settings: Settings, schedule: NoiseSchedule,
+        self, model: DiffusionModel, settings: Settings, schedule: NoiseSchedule,
         conditions: Sequence[Condition], seeds: Tensor, noise_scales: Sequence[float],
         shared: tuple[Tensor, Tensor] | None,
     ):
-        self.backbone, self.settings, self.schedule = backbone, settings, schedule
-        self.guided = backbone.guidable and settings.guidance_scale > 1
+        self.model, self.settings, self.schedule = model, settings, schedule
+        self.guided = model.guidable and settings.guidance_scale > 1
         self.calls = torch.arange(2 * len(schedule), device=seeds.device)
         self.noisy = any(scale > 0 for scale in noise_scales)
         self.index = None if shared is None else shared[1]
-        condition = backbone.embed(conditions)
-        null = backbone.embed([None]) if self.guided else None
+        condition = model.embed(conditions)
+        null = model.embed([None]) if self.guided else None
         scales = torch.tensor(noise_scales, device=seeds.device, dtype=torch.float32)
         first = self._guided_at(0)
         rest = {self._guided_at(step) for step in range(len(schedule))}
@@ -158,16 +158,16 @@ class _Denoiser:
         guided = self._guided_at(level)
         condition, branches, clean, arguments = self._rest[guided] if call else self._first
         groups, index = (2 if guided else 1), (None if call else self.index)
-        tap = self.backbone.tap
-        tap.set(self.settings.perturbation if self.noisy else None, branches, clean,
+        hook = self.model.hook
+        hook.set(self.settings.perturbation if self.noisy else None, branches, clean,
                 groups * len(x), step=self.calls[call], **arguments)
         try:
-            output = self.backbone.predict(
+            output = self.model.predict(
                 torch.cat([self.schedule.model_input(x, level)] * groups),
                 self.schedule.timesteps[level], condition)
-            tap.check_fired()
+            hook.check_fired()
         finally:
-            tap.clear()
+            hook.clear()
         perturbed = Prediction(*self.schedule.predictions(
             self._guide(output[clean:], guided), x if index is None else x[index], level
         ))

@@ -9,13 +9,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dreamda_aug.backbones import Condition
 from dreamda_aug.generation.calibration import CalibrationPoint
 from dreamda_aug.generation.judging import Judge
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.variation import measure_variation
+from dreamda_aug.models import Condition
 
 # The first, coarse look at a choice: so many steps, on so many of the images.
 COARSE_STEPS, COARSE_IMAGES = 6, 16
@@ -30,17 +30,17 @@ class Dials:
     """A choice to be measured; see `Settings`."""
 
     strength: float
-    adherence: float
+    replay: float
     noise_scale: float
 
     def reaches(self, other: "Dials") -> bool:
         """Whether no dial moves images less than the other's does; the same dials reach."""
-        return (self.strength >= other.strength and self.adherence <= other.adherence
+        return (self.strength >= other.strength and self.replay <= other.replay
                 and self.noise_scale >= other.noise_scale)
 
     def of(self, settings: Settings) -> Settings:
         """Settings with these dials."""
-        return replace(settings, strength=self.strength, adherence=self.adherence,
+        return replace(settings, strength=self.strength, replay=self.replay,
                        noise_scale=self.noise_scale)
 
 
@@ -87,7 +87,7 @@ class Measurement:
 
     Args:
         core: makes the images.
-        images: seed images, (N, C, H, W) in [0, 1], of the backbone's size.
+        images: seed images, (N, C, H, W) in [0, 1], of the model's size.
         labels: their classes, (N,) int64; None: there are none.
         conditions: what generation is conditioned on, for each image; None: nothing.
         judge: says which class an image shows; without it, or without labels, agreement is not
@@ -105,7 +105,7 @@ class Measurement:
         self._rows = torch.arange(len(images))
         self._right = self._keeps(self.images, self._rows)
         # what is made to measure is not kept
-        self.core = TensorSynthesizer(core.backbone, core.requested_settings,
+        self.core = TensorSynthesizer(core.model, core.requested_settings,
                                       batch_size=core.batch_size, rng_seed=core.rng_seed)
         self.core.static_shapes = core.static_shapes
         self._inverted: dict[str, list[Trajectory]] = {}
@@ -139,11 +139,11 @@ class Measurement:
         if same is not None and self._right is not None:
             right = self._right[rows]
             agreement = same[right].double().mean().item() if right.any() else 0.0
-        assert settings.noise_scale is not None and settings.adherence is not None
+        assert settings.noise_scale is not None and settings.replay is not None
         return CalibrationPoint(
-            settings.noise_scale, settings.adherence, agreement, variation.distance,
+            settings.noise_scale, settings.replay, agreement, variation.distance,
             variation.diversity, settings.strength, len(core.schedule), count,
-            core.backbone.tap_index), made
+            core.model.block_index), made
 
     def _keeps(self, images: Tensor, rows: Tensor) -> Tensor | None:
         """Which images show the class of their seed image, (B,) bool; None: nobody says."""
@@ -157,24 +157,24 @@ class Measurement:
         core = self.core.with_settings(settings)
         twice = settings.update_rule == "asymmetric" and settings.noise_scale
         steps = len(core.schedule)
-        guided = core.backbone.guidable * settings.guided_steps(steps)
-        inversion = steps if settings.adherence else 0
+        guided = core.model.guidable * settings.guided_steps(steps)
+        inversion = steps if settings.replay else 0
         calls = 2 if settings.solver == "heun" else 1
         replica = (steps + guided) * (1.5 if twice else 1.0)
         return math.ceil(count * calls * (inversion + self.replicas * replica))
 
     def seconds_per_row(self) -> float:
         """Time that a U-Net row takes here: two short calls, the first of which warms up."""
-        backbone = self.core.backbone
+        model = self.core.model
         condition = None if self.conditions is None else self.conditions[0]
-        x_0 = backbone.encode(self.images[:1]).expand(min(8, self.core.batch_size), -1, -1, -1)
-        schedule = backbone.schedule(COARSE_STEPS, 0.5, "uniform")
-        embedded = backbone.embed([condition] * len(x_0))
+        x_0 = model.encode(self.images[:1]).expand(min(8, self.core.batch_size), -1, -1, -1)
+        schedule = model.schedule(COARSE_STEPS, 0.5, "uniform")
+        embedded = model.embed([condition] * len(x_0))
         with torch.no_grad():
             for _ in range(2):
                 started = time.perf_counter()
                 # .sum().item(): an accelerator is done only when a value is wanted
-                backbone.predict(x_0.contiguous(), schedule.timesteps[0], embedded).sum().item()
+                model.predict(x_0.contiguous(), schedule.timesteps[0], embedded).sum().item()
                 seconds = time.perf_counter() - started
         return seconds / len(x_0)
 
@@ -184,7 +184,7 @@ class Measurement:
     ) -> list[Trajectory]:
         # an inversion does not depend on these dials, unless nothing is recorded at all
         key = repr(replace(settings, noise_scale=0.0,
-                           adherence=1.0 if settings.adherence else 0.0))
+                           replay=1.0 if settings.replay else 0.0))
         known = self._inverted.get(key, [])
         if len(known) < count:
             rest = slice(len(known), count)
@@ -195,11 +195,11 @@ class Measurement:
 
 
 def grid(
-    strengths: Sequence[float], adherences: Sequence[float], noise_scales: Sequence[float]
+    strengths: Sequence[float], replays: Sequence[float], noise_scales: Sequence[float]
 ) -> list[Dials]:
     """Every choice, the mildest first."""
     return [Dials(float(s), float(a), float(n)) for s, a, n in product(
-        sorted(set(strengths)), sorted(set(adherences), reverse=True), sorted(set(noise_scales)))]
+        sorted(set(strengths)), sorted(set(replays), reverse=True), sorted(set(noise_scales)))]
 
 
 def search(

@@ -1,4 +1,4 @@
-"""`calibrate`: how far a backbone may take images, measured on the user's own images."""
+"""`calibrate`: how far a model may take images, measured on the user's own images."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,17 +9,17 @@ from pathlib import Path
 from torch import Tensor
 
 from dreamda_aug import progress as bars
-from dreamda_aug.backbones import Backbone, Condition
 from dreamda_aug.errors import StorageError
 from dreamda_aug.generation.calibration import Calibration, CalibrationPoint, calibration_path
 from dreamda_aug.generation.judging import GivenJudge, Judge, fold_judge
 from dreamda_aug.generation.search import Dials, Measurement, Target, grid, search
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.method.settings import Settings
+from dreamda_aug.models import Condition, DiffusionModel
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.85, 1.0)
 NOISE_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-ADHERENCES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
+REPLAYS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 
 
 def calibrate(
@@ -33,8 +33,8 @@ def calibrate(
     max_distance: float | None = None,
     strengths: Sequence[float] = STRENGTHS,
     noise_scales: Sequence[float] = NOISE_SCALES,
-    adherences: Sequence[float] = ADHERENCES,
-    tap_indices: Sequence[int] | None = None,
+    replays: Sequence[float] = REPLAYS,
+    block_indices: Sequence[int] | None = None,
     replicas: int = 4,
     max_rows: int | None = None,
     progress: Callable[[CalibrationPoint], None] | None = None,
@@ -42,31 +42,31 @@ def calibrate(
     """Choose the dials that move images furthest and keep their classes.
 
     Args:
-        images: a sample of the seed images, (N, C, H, W) in [0, 1], of the backbone's size; a few
+        images: a sample of the seed images, (N, C, H, W) in [0, 1], of the model's size; a few
             per class, 50 or more in all.
         labels: their classes, (N,) int64; needed unless ``max_distance`` is the target.
         synthesizer: what is to be calibrated; settings that are numbers stay as they are.
         conditions: what generation is conditioned on for each image; None: unconditional.
         classifier: images (B, C, H, W) in [0, 1] to logits (B, K) or classes (B,); None: linear
-            probes on the backbone's own features, each fitted without the images that it judges.
+            probes on the model's own features, each fitted without the images that it judges.
         min_agreement: the target: at least this share of replicas keeps the seed's label, in
             [0, 1], counted over seeds that the classifier gets right.
         max_distance: another target: root mean square pixel distance from the seed, in [0, 1].
         strengths: what to try, in (0, 1]; only where the setting is None.
         noise_scales: what to try, >= 0; only where the setting is None.
-        adherences: what to try, in [0, 1]; only where the setting is None.
-        tap_indices: for transformers, blocks behind which noise may enter: all other dials are
-            measured behind each, with the same judge, and the tap is kept that moves images
-            furthest. None: the tap of the synthesizer.
+        replays: what to try, in [0, 1]; only where the setting is None.
+        block_indices: for transformers, blocks behind which noise may enter: all other dials are
+            measured behind each, with the same judge, and the hook is kept that moves images
+            furthest. None: the hook of the synthesizer.
         replicas: replicas per image, at least 2.
         max_rows: U-Net rows to spend, about: a coarse look at some choices, and a full one at what
-            it found, see `search`; taps share them. None: a full look at every choice.
+            it found, see `search`; hooks share them. None: a full look at every choice.
         progress: called with each point as it is measured.
 
     Returns:
         The calibration; it is also saved beside the synthesizer's cache, where it is found again.
-        With ``tap_indices`` that of each tap is saved, and the best is returned. The synthesizer
-        keeps the tap that it has: load the model with ``tap_index=calibration.tap_index``.
+        With ``block_indices`` that of each hook is saved, and the best is returned. The synthesizer
+        keeps the hook that it has: load the model with ``block_index=calibration.block_index``.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -83,21 +83,21 @@ def calibrate(
         raise ValueError(f"replicas must be at least 2 to measure diversity, got {replicas}.")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}; None spends what it takes.")
-    choices = choices_for(requested, strengths, adherences, noise_scales)
+    choices = choices_for(requested, strengths, replays, noise_scales)
     target = Target(min_agreement, max_distance)
-    with _taps(core.backbone, tap_indices) as backbones:
+    with _hooked_at(core.model, block_indices) as models:
         judge: Judge | None = None if classifier is None else GivenJudge(classifier)
         if labels is not None and judge is None:
-            judge = fold_judge(core.backbone, images.cpu(), labels.cpu())
+            judge = fold_judge(core.model, images.cpu(), labels.cpu())
             if judge is None and max_distance is None:
                 raise ValueError(
                     "labels must be of two classes or more for the agreement target, got one "
                     "class; give max_distance instead, or a classifier."
                 )
-        share = None if max_rows is None else max(1, max_rows // len(backbones))
+        share = None if max_rows is None else max(1, max_rows // len(models))
         found = []
-        for backbone in backbones:
-            measurement = Measurement(core.with_settings(requested, backbone), images, labels,
+        for model in models:
+            measurement = Measurement(core.with_settings(requested, model), images, labels,
                                       conditions, judge, replicas)
             found.append(choose(measurement, requested, choices, target, share, progress))
         chosen = [each.chosen for each in found]
@@ -105,48 +105,50 @@ def calibrate(
         found[best] = replace(
             found[best], points=[point for each in found for point in each.points])
         if core.cache is not None:
-            for backbone, each in zip(backbones, found, strict=True):
-                save(each, calibration_path(core.cache.root, requested, backbone))
+            for model, each in zip(models, found, strict=True):
+                save(each, calibration_path(core.cache.root, requested, model))
     return found[best]
 
 
 @contextmanager
-def _taps(backbone: Backbone, tap_indices: Sequence[int] | None) -> Iterator[list[Backbone]]:
+def _hooked_at(
+    model: DiffusionModel, block_indices: Sequence[int] | None
+) -> Iterator[list[DiffusionModel]]:
     """The same model perturbed behind each of these blocks; None: as it is.
 
     Raises:
         ValueError: there is no such block, or the model is no transformer.
     """
-    from dreamda_aug.backbones.transformer import TransformerBackbone
+    from dreamda_aug.models.transformer import TransformerModel
 
-    if tap_indices is None:
-        yield [backbone]
+    if block_indices is None:
+        yield [model]
         return
-    if not isinstance(backbone, TransformerBackbone):
+    if not isinstance(model, TransformerModel):
         raise ValueError(
-            f"tap_indices are for transformers, and {backbone.name} has a U-Net, got "
-            f"{list(tap_indices)}; leave them out."
+            f"block_indices are for transformers, and {model.name} has a U-Net, got "
+            f"{list(block_indices)}; leave them out."
         )
-    if len(tap_indices) == 0:
-        raise ValueError("tap_indices must name one block or more, got none.")
-    others: list[Backbone] = []
+    if len(block_indices) == 0:
+        raise ValueError("block_indices must name one block or more, got none.")
+    others: list[DiffusionModel] = []
     try:
-        for index in dict.fromkeys(tap_indices):
-            others.append(backbone.with_tap(index))
+        for index in dict.fromkeys(block_indices):
+            others.append(model.with_block(index))
         yield others
     finally:
         for other in others:
-            other.tap.remove()
+            other.hook.remove()
 
 
 def choices_for(
-    settings: Settings, strengths: Sequence[float], adherences: Sequence[float],
+    settings: Settings, strengths: Sequence[float], replays: Sequence[float],
     noise_scales: Sequence[float],
 ) -> list[Dials]:
     """Every choice of the dials that settings leave open, the mildest first."""
     return grid(
         strengths if settings.strength is None else (settings.strength,),
-        adherences if settings.adherence is None else (settings.adherence,),
+        replays if settings.replay is None else (settings.replay,),
         noise_scales if settings.noise_scale is None else (settings.noise_scale,),
     )
 
@@ -185,9 +187,9 @@ def choose(
     if not target.kept(chosen):
         warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=3)
     judge = measurement.judge if target.max_distance is None else None
-    return Calibration(chosen.noise_scale, chosen.adherence, str(target), target.kept(chosen),
+    return Calibration(chosen.noise_scale, chosen.replay, str(target), target.kept(chosen),
                        points, chosen.strength, judge.name if judge else "", sample,
-                       chosen.tap_index)
+                       chosen.block_index)
 
 
 def save(result: Calibration, path: Path) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import BUNDLED, Backbone, BackboneSpec, is_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, open_cache
 from dreamda_aug.generation.familiarity import FirstImages
@@ -21,6 +20,7 @@ from dreamda_aug.inputs.images import Pixels, fit_back, fit_to, read_pixels
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Conditioner
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.settings import Settings, resolve_settings
+from dreamda_aug.models import BUNDLED, DiffusionModel, ModelSpec, is_model
 
 
 class Synthesizer:
@@ -32,14 +32,14 @@ class Synthesizer:
     `AugmentedDataset` and `expand` all take one.
 
     The model is loaded with the first image, not before, and stays out of pickles: each worker
-    process loads its own. Threads must not share a synthesizer, nor a loaded backbone.
+    process loads its own. Threads must not share a synthesizer, nor a loaded model.
 
     Args:
-        backbone: a name, a folder, a file or a pipeline object, as `BackboneSpec` takes it as its
-            source; a `BackboneSpec`; or a loaded backbone.
+        model: a name, a folder, a file or a pipeline object, as `ModelSpec` takes it as its
+            source; a `ModelSpec`; or a loaded model.
         preset: ``"recommended"``, ``"fast"``, ``"samples"``, ``"paper"``, ``"official"`` or
             `Settings`.
-        class_names: the name of each class in label order, for text-to-image backbones and those
+        class_names: the name of each class in label order, for text-to-image models and those
             that know their classes by name. `AugmentedDataset`, `expand` and `evaluate` take the
             dataset's own names where None is given.
         prompt: template with ``{class_name}`` and ``{article}``, or a function from a label to a
@@ -53,18 +53,18 @@ class Synthesizer:
         compile: run the U-Net through ``torch.compile``, with these options if it is a dict;
             batches are then padded to ``batch_size``.
         keep_text_encoder: False: once all prompts are embedded that can occur, text encoders are
-            dropped from memory. None: the same for a backbone that is loaded here; the encoders of
+            dropped from memory. None: the same for a model that is loaded here; the encoders of
             one that was handed over as an object stay. Prompts are known ahead with class_names
             and a template, or captions that are no function; with more than 1,024 of them the
             encoders stay, since the embeddings would weigh more.
-        device: as in `BackboneSpec`, for a source.
-        dtype: as in `BackboneSpec`, for a source.
-        low_memory: as in `BackboneSpec`, for a source; use ``batch_size=1`` with it.
-        lora: as in `BackboneSpec`, for a source: a folder that `dreamda_aug.adapt` wrote, or LoRA
+        device: as in `ModelSpec`, for a source.
+        dtype: as in `ModelSpec`, for a source.
+        low_memory: as in `ModelSpec`, for a source; use ``batch_size=1`` with it.
+        lora: as in `ModelSpec`, for a source: a folder that `dreamda_aug.adapt` wrote, or LoRA
             weights as diffusers knows them.
-        tap_index: as in `BackboneSpec`, for a source: behind which block of a transformer noise
+        block_index: as in `ModelSpec`, for a source: behind which block of a transformer noise
             enters.
-        embedded_guidance: as in `BackboneSpec`, for a source: the guidance scale of a
+        embedded_guidance: as in `ModelSpec`, for a source: the guidance scale of a
             guidance-distilled transformer.
         overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
 
@@ -77,7 +77,7 @@ class Synthesizer:
 
     def __init__(
         self,
-        backbone: Any = BUNDLED,
+        model: Any = BUNDLED,
         preset: Settings | str = "recommended",
         *,
         class_names: Sequence[str] | None = None,
@@ -93,26 +93,26 @@ class Synthesizer:
         dtype: torch.dtype | None = None,
         low_memory: bool = False,
         lora: str | Path | None = None,
-        tap_index: int | None = None,
+        block_index: int | None = None,
         embedded_guidance: float | None = None,
         **overrides: Any,
     ):
-        self._source: Backbone | BackboneSpec
+        self._source: DiffusionModel | ModelSpec
         loading: dict[str, Any] = {
             "device": device, "dtype": dtype, "low_memory": low_memory, "lora": lora,
-            "tap_index": tap_index, "embedded_guidance": embedded_guidance}
-        if isinstance(backbone, BackboneSpec) or is_backbone(backbone):
+            "block_index": block_index, "embedded_guidance": embedded_guidance}
+        if isinstance(model, ModelSpec) or is_model(model):
             given = [f"{name}={value}" for name, value in loading.items()
                      if value is not None and value is not False]
             if given:
                 raise ValueError(
-                    f"{', '.join(loading)} belong to loading, and this backbone is loaded or "
-                    f"specified already, got {', '.join(given)}; give them to BackboneSpec or "
-                    "load_backbone."
+                    f"{', '.join(loading)} belong to loading, and this model is loaded or "
+                    f"specified already, got {', '.join(given)}; give them to ModelSpec or "
+                    "load_model."
                 )
-            self._source = backbone
+            self._source = model
         else:
-            self._source = BackboneSpec(backbone, **loading)
+            self._source = ModelSpec(model, **loading)
         self.requested_settings = resolve_settings(preset, **overrides)
         if not isinstance(captions, Captions | None):
             captions = Captions(captions)
@@ -130,7 +130,7 @@ class Synthesizer:
         if self._core is None:
             self._refuse_cuda_in_fork()
             source, named = self._source, False
-            if isinstance(source, BackboneSpec):
+            if isinstance(source, ModelSpec):
                 named = source.is_named
                 source = source.load()
             self._core = TensorSynthesizer(
@@ -139,7 +139,7 @@ class Synthesizer:
             )
             if self.requested_settings.forgets_seed and source.condition_kind == "none":
                 warnings.warn(
-                    f"{source.name} knows no classes, and strength 1 with adherence 0 leaves "
+                    f"{source.name} knows no classes, and strength 1 with replay 0 leaves "
                     "nothing of the seed image: samples will be of any class, whatever their "
                     "label. Take a lower strength, or a model that knows your classes.",
                     stacklevel=2)
@@ -150,14 +150,14 @@ class Synthesizer:
             prompts = self.conditioner.known_prompts()
             if drop and prompts is not None:
                 source.embed_only([None, self.requested_settings.source_prompt, *prompts])
-        elif self._core.backbone.device.type == "cuda":
+        elif self._core.model.device.type == "cuda":
             self._refuse_cuda_in_fork()
         return self._core
 
     @property
-    def backbone(self) -> Backbone:
+    def model(self) -> DiffusionModel:
         """The diffusion model; the first use loads it."""
-        return self.core.backbone
+        return self.core.model
 
     @property
     def settings(self) -> Settings:
@@ -165,7 +165,7 @@ class Synthesizer:
         return self.core.settings
 
     def with_settings(self, settings: Settings) -> "Synthesizer":
-        """Another one with other settings, on the same backbone and cache."""
+        """Another one with other settings, on the same model and cache."""
         other = copy.copy(self)
         other.requested_settings = settings
         if self._core is not None:
@@ -197,7 +197,7 @@ class Synthesizer:
 
         Args:
             images: PIL images or tensors (C, H, W), one for each synthetic image.
-            labels: their labels; None where the backbone needs none.
+            labels: their labels; None where the model needs none.
             replicas: which replica of each, >= 0; None: replica 0.
             epoch: another epoch is another perturbation, >= 0.
             names: what captions call each image, see `Captions.images`; needed with captions only.
@@ -239,7 +239,7 @@ class Synthesizer:
         row_of = {key: row for row, key in enumerate(single)}
         pixels = _read_single(single.values())
         requests = [
-            Request(row_of[id(image)], self.conditioner.condition(label, self.backbone, name),
+            Request(row_of[id(image)], self.conditioner.condition(label, self.model, name),
                     int(replica), epoch)
             for image, label, replica, name in zip(
                 images, [None] * count if labels is None else labels,
@@ -261,9 +261,9 @@ class Synthesizer:
         Returns:
             Pixels (1, C, H, W) for each request, in the size and channels of its seed image.
         """
-        values = torch.cat([fit_to(p.values, self.backbone) for p in pixels])
+        values = torch.cat([fit_to(p.values, self.model) for p in pixels])
         digests = [digest for p in pixels for digest in p.digests]
-        self.first_images.look(self.backbone, values, digests)
+        self.first_images.look(self.model, values, digests)
         like = [p.values for p in pixels for _ in p.digests]
         made = self.core.synthesize(values, requests, digests).images
         return [fit_back(new[None], like[r.image]) for r, new in zip(requests, made, strict=True)]
@@ -275,7 +275,7 @@ class Synthesizer:
 
         Args:
             images: PIL images or tensors (C, H, W).
-            labels: needed only for class-conditional backbones without a null class.
+            labels: needed only for class-conditional models without a null class.
 
         Returns:
             One trajectory per image, on the CPU.
@@ -283,7 +283,7 @@ class Synthesizer:
         pixels = _read_single(images)
         if not pixels:
             return []
-        values = torch.cat([fit_to(p.values, self.backbone) for p in pixels])
+        values = torch.cat([fit_to(p.values, self.model) for p in pixels])
         conditions = None if labels is None else self._conditions(labels)
         return self.core.invert(values, [p.digests[0] for p in pixels], conditions=conditions)
 
@@ -301,7 +301,7 @@ class Synthesizer:
             sample_seeds: one per sample, >= 0; None: 0, 1, 2, ...
 
         Returns:
-            Images (B, C, H, W) of the backbone's size, float32 in [0, 1].
+            Images (B, C, H, W) of the model's size, float32 in [0, 1].
         """
         conditions = None if labels is None else self._conditions(labels)
         return self.core.generate(trajectories, conditions, sample_seeds)
@@ -316,7 +316,7 @@ class Synthesizer:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Synthesizer":
         clone = copy.copy(self)
-        # a backbone that was handed over as an object is shared, not copied
+        # a model that was handed over as an object is shared, not copied
         clone.__dict__ = {
             name: value if name == "_source" else copy.deepcopy(value, memo)
             for name, value in self.__getstate__().items()
@@ -324,13 +324,13 @@ class Synthesizer:
         return clone
 
     def _conditions(self, labels: Sequence[Any]) -> list[Any]:
-        return [self.conditioner.condition(label, self.backbone) for label in labels]
+        return [self.conditioner.condition(label, self.model) for label in labels]
 
     def _refuse_cuda_in_fork(self) -> None:
         if get_worker_info() is None or torch.multiprocessing.get_start_method() != "fork":
             return
         source, device = self._source, self._source.device
-        if isinstance(source, BackboneSpec) and not source.is_named:
+        if isinstance(source, ModelSpec) and not source.is_named:
             device = getattr(source.source, "device", None)  # a pipeline object stays where it is
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if torch.device(device).type == "cuda":

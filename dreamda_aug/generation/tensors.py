@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.backbones import Backbone, Condition, as_backbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.calibration import resolve_calibrated
@@ -28,6 +27,7 @@ from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import Settings, resolve_settings
+from dreamda_aug.models import Condition, DiffusionModel, as_model
 from dreamda_aug.progress import bar
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Synthesized(NamedTuple):
     """What `TensorSynthesizer.synthesize` made.
 
     Attributes:
-        images: (B, C, H, W), float32 in [0, 1], on the backbone's device.
+        images: (B, C, H, W), float32 in [0, 1], on the model's device.
         events: what the guards did, one string per image: ``""``, ``"retried"``, ``"replaced"``
             or ``"unsafe"``; see `guard`.
     """
@@ -74,10 +74,10 @@ def pad(values: Sequence[_T], count: int) -> list[_T]:
 
 
 class TensorSynthesizer:
-    """The part of `Synthesizer` that works on tensors of the backbone's size and channels.
+    """The part of `Synthesizer` that works on tensors of the model's size and channels.
 
     Args:
-        backbone: a backbone, or what `BackboneSpec` takes as its source.
+        model: a model, or what `ModelSpec` takes as its source.
         preset: a preset's name or `Settings`.
         cache: where inversions are kept; None: nowhere.
         batch_size: synthetic images per U-Net call; halved by itself when memory runs out.
@@ -93,12 +93,12 @@ class TensorSynthesizer:
 
     Raises:
         ValueError: an argument breaks its rule.
-        BackboneError: the backbone cannot be loaded.
+        ModelError: the model cannot be loaded.
     """
 
     def __init__(
         self,
-        backbone: Any = "bundled",
+        model: Any = "bundled",
         preset: Settings | str = "recommended",
         *,
         cache: LatentCache | None = None,
@@ -108,14 +108,14 @@ class TensorSynthesizer:
         **overrides: Any,
     ):
         batch_size = whole("batch_size", batch_size, 1)
-        self.backbone = as_backbone(backbone)
+        self.model = as_model(model)
         self.requested_settings = resolve_settings(preset, **overrides)
         self.cache = cache
         self.batch_size = batch_size
         self.rng_seed = rng_seed
         self.static_shapes = bool(compile)
         if self.static_shapes:
-            self.backbone = self.backbone.compiled(
+            self.model = self.model.compiled(
                 **(compile if isinstance(compile, dict) else {}))
         self.inversions = 0
         self.watch = Watch()
@@ -123,20 +123,20 @@ class TensorSynthesizer:
     @cached_property
     def settings(self) -> Settings:
         """The settings with numbers for what was calibrated."""
-        return resolve_calibrated(self.requested_settings, self.backbone, self.cache)
+        return resolve_calibrated(self.requested_settings, self.model, self.cache)
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The steps of a run, as the model's scheduler has them now."""
         s = self.settings
         assert s.strength is not None
-        return self.backbone.schedule(s.steps, s.strength, s.timestep_spacing)
+        return self.model.schedule(s.steps, s.strength, s.timestep_spacing)
 
     def with_settings(
-        self, settings: Settings, backbone: Backbone | None = None
+        self, settings: Settings, model: DiffusionModel | None = None
     ) -> "TensorSynthesizer":
-        """Another one on the same cache, and on the same backbone where no other is given."""
-        other = TensorSynthesizer(self.backbone if backbone is None else backbone, settings,
+        """Another one on the same cache, and on the same model where no other is given."""
+        other = TensorSynthesizer(self.model if model is None else model, settings,
                                   cache=self.cache, batch_size=self.batch_size,
                                   rng_seed=self.rng_seed)
         other.static_shapes = self.static_shapes
@@ -151,7 +151,7 @@ class TensorSynthesizer:
         or if the pipeline's safety checker rejects it, the seed image takes its place.
 
         Args:
-            images: seed images, (B, C, H, W) in [0, 1], of the backbone's size and channels.
+            images: seed images, (B, C, H, W) in [0, 1], of the model's size and channels.
             requests: what to make, any mix of images, conditions and replicas.
             digests: one digest per seed image; None: that of the pixels given here.
 
@@ -159,7 +159,7 @@ class TensorSynthesizer:
             One synthetic image for each request, and what the guards did to it.
 
         Raises:
-            ValueError: the images do not fit the backbone.
+            ValueError: the images do not fit the model.
             GenerationError: memory ran out at batch size 1, or more than half of the images come
                 out broken.
         """
@@ -175,7 +175,7 @@ class TensorSynthesizer:
             part = requests[batch]
             # the condition belongs to it: without a null class, an inversion depends on the class
             sources = [(r.image, r.replica % self.settings.paths,
-                        source_condition(self.backbone, self.settings, r.condition)) for r in part]
+                        source_condition(self.model, self.settings, r.condition)) for r in part]
             condition_of = {source: r.condition
                             for source, r in zip(sources, part, strict=True)}
             # replicas of an image may go on in the next batch: keep what this one uses, no more
@@ -195,8 +195,8 @@ class TensorSynthesizer:
                                       [conditions[i] for i in rows], [seeds[i] for i in rows])
 
             made = make_rows(range(len(part)))
-            acts = guard(made, images[[r.image for r in part]], self.backbone, make_rows)
-            self.watch.made_images(acts, self.backbone.name)
+            acts = guard(made, images[[r.image for r in part]], self.model, make_rows)
+            self.watch.made_images(acts, self.model.name)
             return Synthesized(made, acts)
 
         batches = self._in_batches(make, len(requests))
@@ -213,10 +213,10 @@ class TensorSynthesizer:
         """Invert images, or read their inversions from the cache.
 
         Args:
-            images: (B, C, H, W) in [0, 1], of the backbone's size and channels.
+            images: (B, C, H, W) in [0, 1], of the model's size and channels.
             digests: one per image; None: that of the pixels given here.
             paths: which of the image's source paths, one number per image; None: path 0.
-            conditions: only for class-conditional backbones without a null class, which cannot
+            conditions: only for class-conditional models without a null class, which cannot
                 invert without the label.
 
         Returns:
@@ -252,7 +252,7 @@ class TensorSynthesizer:
             noise_scales: one per sample, instead of the settings' noise scale.
 
         Returns:
-            Images (B, C, H, W), float32 in [0, 1], on the backbone's device.
+            Images (B, C, H, W), float32 in [0, 1], on the model's device.
 
         Raises:
             GenerationError: the U-Net gave NaN, or memory ran out at batch size 1.
@@ -265,8 +265,8 @@ class TensorSynthesizer:
         ), len(trajectories)))
         if count := int(broken(made).sum()):
             raise GenerationError(
-                f"{self.backbone.name} gave NaN or infinite pixels in {count} of {len(made)} "
-                "images; load the backbone with dtype=torch.float32 or torch.bfloat16."
+                f"{self.model.name} gave NaN or infinite pixels in {count} of {len(made)} "
+                "images; load the model with dtype=torch.float32 or torch.bfloat16."
             )
         return made
 
@@ -275,11 +275,11 @@ class TensorSynthesizer:
         self, images: Tensor, digests: Sequence[str], paths: Sequence[int],
         conditions: Sequence[Condition],
     ) -> list[Trajectory]:
-        sources = [source_condition(self.backbone, self.settings, each) for each in conditions]
+        sources = [source_condition(self.model, self.settings, each) for each in conditions]
         found: list[Trajectory | None] = [None] * len(digests)
         keys: list[str] = []
         if self.cache is not None and digests:
-            keys = inversion_keys(self.backbone, self.settings, self.schedule, self.rng_seed,
+            keys = inversion_keys(self.model, self.settings, self.schedule, self.rng_seed,
                                   digests, paths, sources, STORAGE_DTYPE)
             stored = [self.cache.get(key) for key in keys]
             found = [None if s is None else Trajectory(**{"x_T": None, **s}) for s in stored]
@@ -292,7 +292,7 @@ class TensorSynthesizer:
             seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
             with self._own_precision():
                 made = record_trajectories(
-                    self.backbone, self.settings, self.schedule, images[rows],
+                    self.model, self.settings, self.schedule, images[rows],
                     [sources[i] for i in rows], seeds, STORAGE_DTYPE)
             for i, trajectory in zip(part, made):  # not strict: without the padding
                 found[i] = trajectory
@@ -314,24 +314,24 @@ class TensorSynthesizer:
                                         pad(conditions, self.batch_size))
             seeds, scales = pad(seeds, self.batch_size), pad(scales, self.batch_size)
         with self._own_precision():
-            latents = sample(self.backbone, self.settings, self.schedule, trajectories, conditions,
+            latents = sample(self.model, self.settings, self.schedule, trajectories, conditions,
                              seeds, scales, share_first_step=not self.static_shapes)
-            return self.backbone.decode(latents[:count])
+            return self.model.decode(latents[:count])
 
     def _own_precision(self) -> AbstractContextManager[Any]:
         """Within it, a training loop's autocast does not reach the diffusion model."""
-        return torch.autocast(self.backbone.device.type, enabled=False)
+        return torch.autocast(self.model.device.type, enabled=False)
 
     def _check_images(self, images: Tensor) -> None:
-        expected = (self.backbone.channels, *self.backbone.image_size)
+        expected = (self.model.channels, *self.model.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must have shape (B, {', '.join(map(str, expected))}) for "
-                f"{self.backbone.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself."
+                f"{self.model.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself."
             )
 
     def _stack(self, batches: list[Tensor]) -> Tensor:
-        empty = torch.empty(0, self.backbone.channels, *self.backbone.image_size)
+        empty = torch.empty(0, self.model.channels, *self.model.image_size)
         return torch.cat(batches) if batches else empty
 
     def _in_batches(self, function: Callable[[slice], _T], count: int) -> list[_T]:

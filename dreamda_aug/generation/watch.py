@@ -28,7 +28,7 @@ class Watch:
 
         Args:
             events: what the guards did to each; ``""``: nothing.
-            name: of the backbone.
+            name: of the model.
 
         Raises:
             GenerationError: more than half of the images came out broken.

@@ -1,4 +1,4 @@
-"""Images of any kind to backbone pixels, and back to their own kind."""
+"""Images of any kind to model pixels, and back to their own kind."""
 
 import hashlib
 import struct
@@ -23,7 +23,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError
 
 
 class ImageFormat(Protocol):
-    """What images a backbone takes: ``channels`` of 1 or 3, ``image_size`` height and width."""
+    """What images a model takes: ``channels`` of 1 or 3, ``image_size`` height and width."""
 
     @property
     def name(self) -> str: ...
@@ -63,7 +63,7 @@ def read_pixels(image: Image) -> Pixels:
             same types, uint8 also with 4 channels, of which the last is transparency.
 
     Deeper than 8 bits (PIL's ``I;16``, ``I`` and ``F``, and integer tensors other than uint8), the
-    range between an image's own darkest and brightest pixel is what the backbone sees, and the
+    range between an image's own darkest and brightest pixel is what the model sees, and the
     result is put back into it: medical images rarely use their type's full range.
 
     Raises:
@@ -107,17 +107,17 @@ def image_digest(image: Tensor) -> str:
     return digest.hexdigest()
 
 
-def fit_to(values: Tensor, backbone: ImageFormat) -> Tensor:
-    """Pixels (B, C, H, W) in the backbone's size and channels, in [0, 1]."""
-    if values.shape[1] == 3 and backbone.channels == 1:
+def fit_to(values: Tensor, model: ImageFormat) -> Tensor:
+    """Pixels (B, C, H, W) in the model's size and channels, in [0, 1]."""
+    if values.shape[1] == 3 and model.channels == 1:
         grey = _luminance(values)
         if not torch.allclose(grey.expand_as(values), values, atol=2 / 255):
             warnings.warn(
-                f"{backbone.name} makes grey images: the colours of the seed images are lost. "
-                "Use a backbone with 3 channels.", stacklevel=1,  # one place: it is said once
+                f"{model.name} makes grey images: the colours of the seed images are lost. "
+                "Use a model with 3 channels.", stacklevel=1,  # one place: it is said once
             )
         values = grey
-    return _fit(values, backbone.channels, backbone.image_size)
+    return _fit(values, model.channels, model.image_size)
 
 
 def fit_back(values: Tensor, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def find_labels(
     """
     if labels_getter is None:
         raise ValueError(
-            "labels_getter=None, but this backbone is conditioned on the class of each image; give "
+            "labels_getter=None, but this model is conditioned on the class of each image; give "
             "a labels_getter, or a prompt without {class_name}."
         )
     if callable(labels_getter):
@@ -36,7 +36,7 @@ def find_labels(
     elif isinstance(sample, Sequence) and len(sample) > 1:
         return sample[1]
     raise ValueError(
-        "found no label in the sample, and this backbone is conditioned on the class of each "
+        "found no label in the sample, and this model is conditioned on the class of each "
         "image. The transform= of a dataset sees the image alone: wrap the dataset in "
         "AugmentedDataset instead, or pass (image, label), a dict with a 'label', or a "
         "labels_getter."

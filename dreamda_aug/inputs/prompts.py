@@ -1,4 +1,4 @@
-"""From a label or an image's name to what the backbone is conditioned on."""
+"""From a label or an image's name to what the model is conditioned on."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -79,20 +79,20 @@ class Conditioner:
         self._unknown_classes: set[str] = set()
         self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
 
-    def needs_label(self, backbone: Conditioned) -> bool:
+    def needs_label(self, model: Conditioned) -> bool:
         """Whether images can be made only with their labels."""
-        return self.captions is None and (backbone.condition_kind == "class" or (
-            backbone.condition_kind == "text" and bool(self.fields)
+        return self.captions is None and (model.condition_kind == "class" or (
+            model.condition_kind == "text" and bool(self.fields)
         ))
 
     def condition(
-        self, label: Any, backbone: Conditioned, image: str | int | None = None
+        self, label: Any, model: Conditioned, image: str | int | None = None
     ) -> str | int | None:
-        """What the backbone is conditioned on: a prompt, a class, or None.
+        """What the model is conditioned on: a prompt, a class, or None.
 
         Args:
             label: the image's label.
-            backbone: the diffusion model.
+            model: the diffusion model.
             image: the image's file name or index; only captions ask for it.
 
         Raises:
@@ -100,10 +100,10 @@ class Conditioner:
         """
         label = plain_label(label)
         if self.captions is not None:
-            if backbone.condition_kind != "text":
-                kind = {"class": "class-conditional"}.get(backbone.condition_kind, "unconditional")
+            if model.condition_kind != "text":
+                kind = {"class": "class-conditional"}.get(model.condition_kind, "unconditional")
                 raise ValueError(
-                    f"captions are for text-to-image backbones; {backbone.name} is {kind}."
+                    f"captions are for text-to-image models; {model.name} is {kind}."
                 )
             if image is None:
                 raise ValueError(
@@ -111,39 +111,39 @@ class Conditioner:
                     "expand, or a labels_getter that returns the file name."
                 )
             return self.captions.text(image)
-        if backbone.condition_kind == "text":
+        if model.condition_kind == "text":
             return self._prompt_for(label)
-        if backbone.condition_kind == "class":
+        if model.condition_kind == "class":
             if label is None:
-                if backbone.guidable:
+                if model.guidable:
                     return None  # the null class
                 raise ValueError(
-                    f"labels must be given: {backbone.name} makes images of a class, and has no "
+                    f"labels must be given: {model.name} makes images of a class, and has no "
                     "null class to make them without."
                 )
             name = self._class_name(label)
-            if name is None or not backbone.class_names:
+            if name is None or not model.class_names:
                 return int(label)
-            known = _known_as(name, backbone.class_names)
-            if known is None and backbone.guidable:
-                self._warn_of_unknown_classes(name, backbone)
+            known = _known_as(name, model.class_names)
+            if known is None and model.guidable:
+                self._warn_of_unknown_classes(name, model)
                 return None
             return known or name
         return None
 
-    def _warn_of_unknown_classes(self, name: str, backbone: Conditioned) -> None:
+    def _warn_of_unknown_classes(self, name: str, model: Conditioned) -> None:
         """Say once of which classes images are made without one: of this, and all others alike."""
         if name in self._unknown_classes:
             return  # asked for each image: classes are compared once
-        known = backbone.class_names or []
+        known = model.class_names or []
         unknown = [each for each in dict.fromkeys((name, *(self.class_names or ())))
                    if each not in self._unknown_classes and _known_as(each, known) is None]
         self._unknown_classes.update(unknown)
         classes, their = ("class", "its") if len(unknown) == 1 else ("classes", "their")
         warnings.warn(
-            f"{backbone.name} does not know the {classes} {_first_of(map(repr, unknown))}, and "
+            f"{model.name} does not know the {classes} {_first_of(map(repr, unknown))}, and "
             f"makes {their} images without a class; it knows {_first_of(known)}. Rename your "
-            "classes with class_names, adapt the backbone to your images (dreamda adapt), or use "
+            "classes with class_names, adapt the model to your images (dreamda adapt), or use "
             "another one.", stacklevel=3,
         )
 

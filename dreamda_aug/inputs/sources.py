@@ -32,7 +32,7 @@ from dreamda_aug.inputs.untransformed import Untransformed, labels_of
 
 @runtime_checkable
 class Source(Protocol):
-    """Labelled seed images that can be opened one at a time.
+    """Labeled seed images that can be opened one at a time.
 
     Attributes:
         classes: names of the classes, in label order.
@@ -110,7 +110,7 @@ def open_source(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: it holds no labelled images, or contradicts itself.
+        ValueError: it holds no labeled images, or contradicts itself.
         ExpansionError: a line of the list is damaged.
         ImportError: Hugging Face's ``datasets`` is needed and not installed.
     """

@@ -28,7 +28,7 @@ class Trajectory:
         residuals: what each step adds to the model's own mean, and a last one that corrects the
             rounding of the last step, (S + 1, C, H, W); or None where nothing was recorded and
             the model's steps are taken as they are.
-        x_0: the clean latents, (C, H, W), only where nothing is replayed (adherence 0).
+        x_0: the clean latents, (C, H, W), only where nothing is replayed (replay 0).
     """
 
     x_T: Tensor | None

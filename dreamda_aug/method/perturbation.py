@@ -24,7 +24,7 @@ class BottleneckNoise:
 
     Attributes:
         relative: the scale counts in RMS(h) of each row, so that it means about the same for every
-            backbone [ours]; in a transformer, whose channels differ by orders of magnitude, in
+            model [ours]; in a transformer, whose channels differ by orders of magnitude, in
             that of each row and channel; False: absolute, as in the authors' code.
         shared: one noise for the conditional and unconditional row of a sample [ours]. False draws
             them independently, as the authors' code does; guidance then amplifies the difference

@@ -26,15 +26,15 @@ class Settings:
             what `calibrate` found.
         eta: 0 is deterministic DDIM, 1 is DDPM.
         inversion: how the source path is made.
-        adherence: share of the recorded residual that is replayed, in [0, 1]:
-            step = mean + adherence·residual + sqrt(1 - adherence²)·std·fresh noise. 1 is DreamDA.
+        replay: share of the recorded residual that is replayed, in [0, 1]:
+            step = mean + replay·residual + sqrt(1 - adherence²)·std·fresh noise. 1 is DreamDA.
             0 replays nothing, x_T is drawn afresh too, no inversion is made: that is img2img
             (SDEdit, arXiv:2108.01073) [ours]. None: what `calibrate` found.
-        adherence_interval: from where to where in the run residuals are replayed, as shares of its
-            steps, (0, 1) is all of it; outside, the adherence is 0. (0, 0.5) keeps the seed image's
+        replay_interval: from where to where in the run residuals are replayed, as shares of its
+            steps, (0, 1) is all of it; outside, the replay is 0. (0, 0.5) keeps the seed image's
             coarse layout, which is decided first, and draws its details afresh [ours].
         noise_scale: how much noise is added to the bottleneck, >= 0. None: what `calibrate` found
-            for this backbone.
+            for this model.
         perturbation: what is added to the bottleneck; `BottleneckNoise`.
         solver: how steps are taken: ``"ddim"``, ``"dpmsolver++"`` (2M; as good with a quarter of
             the steps) or ``"heun"`` (two denoiser calls a step); see `Solver`.
@@ -46,7 +46,7 @@ class Settings:
             direction; DreamDA's figure, and Asyrp, arXiv:2210.10960) or ``"symmetric"`` (the
             perturbed one gives both; the authors' code). At the same noise scale the asymmetric
             rule moves a sample further, the more so the finer the steps.
-        guidance_scale: classifier-free guidance; 1 or less: none. Backbones without an
+        guidance_scale: classifier-free guidance; 1 or less: none. Models without an
             unconditional branch ignore it.
         guidance_interval: from where to where in the run guidance is applied, as shares of its
             steps, (0, 1) is all of it; outside, one U-Net row per sample is enough
@@ -62,8 +62,8 @@ class Settings:
     solver: SolverName = "ddim"
     timestep_spacing: Literal["uniform", "scheduler"] = "uniform"
     inversion: CycleDiffusion | DDIMInversion = field(default_factory=CycleDiffusion)
-    adherence: float | None = 1.0
-    adherence_interval: tuple[float, float] = (0.0, 1.0)
+    replay: float | None = 1.0
+    replay_interval: tuple[float, float] = (0.0, 1.0)
     noise_scale: float | None = 1.0
     perturbation: Perturbation = field(default_factory=BottleneckNoise)
     update_rule: Literal["asymmetric", "symmetric"] = "asymmetric"
@@ -73,7 +73,7 @@ class Settings:
     paths: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("adherence", "noise_scale"):  # words of before 0.2
+        for name in ("replay", "noise_scale"):  # words of before 0.2
             value = getattr(self, name)
             if isinstance(value, str) and value == "auto":
                 warnings.warn(f'{name}="auto" is deprecated; write {name}=None.',
@@ -93,8 +93,8 @@ class Settings:
         if self.strength is not None:
             unit("strength", "lie in (0, 1] or be None (calibrated)", math.ulp(0.0))
         unit("eta")
-        if self.adherence is not None:
-            unit("adherence", "lie in [0, 1] or be None (calibrated)")
+        if self.replay is not None:
+            unit("replay", "lie in [0, 1] or be None (calibrated)")
         if self.noise_scale is not None:
             object.__setattr__(self, "noise_scale", real(
                 "noise_scale", self.noise_scale, "be a number >= 0 or None (calibrated)", 0.0))
@@ -110,10 +110,10 @@ class Settings:
         check("inversion", "be CycleDiffusion() or DDIMInversion()",
               lambda v: isinstance(v, CycleDiffusion | DDIMInversion))
         check("perturbation", "be callable, such as BottleneckNoise()", callable)
-        for name in ("guidance_interval", "adherence_interval"):
+        for name in ("guidance_interval", "replay_interval"):
             check(name, "rise within [0, 1]", _is_interval)
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.eta > 0 and not self.inversion.records_residuals and self.adherence != 0:
+        if self.eta > 0 and not self.inversion.records_residuals and self.replay != 0:
             raise ValueError(
                 f"DDIMInversion(exact=False) keeps x_T alone, which leads back to the image only "
                 f"with eta=0, got eta={self.eta}. Set eta=0, or exact=True."
@@ -122,7 +122,7 @@ class Settings:
     @property
     def forgets_seed(self) -> bool:
         """Whether nothing of the seed image is left but its class."""
-        return self.strength == 1 and self.adherence == 0
+        return self.strength == 1 and self.replay == 0
 
     def guides_at(self, step: int, steps: int) -> bool:
         """Whether guidance is applied in this step of a run of so many, where the model can."""
@@ -164,16 +164,16 @@ PRESETS: dict[str, Settings] = {
         timestep_spacing="scheduler",
     ),
     # Exact replay ties a sample to its seed image so tightly that noise alone hardly moves it;
-    # more strength and less adherence free it. How much of all three a backbone bears is measured
+    # more strength and less replay free it. How much of all three a model bears is measured
     # on the user's own images [ours].
     "recommended": Settings(steps=10, solver="dpmsolver++", update_rule="symmetric", strength=None,
-                            adherence=None, noise_scale=None, guidance_scale=2.0),
+                            replay=None, noise_scale=None, guidance_scale=2.0),
 }
 # Two thirds of its cost, with hardly less fidelity on the bundled model (docs/dials.md) [ours].
 PRESETS["fast"] = replace(PRESETS["recommended"], steps=6)
 # Plain samples of the seed image's class, from pure noise: what our study found best with five
 # images per class or fewer, where the model knows the classes (docs/evidence.md) [ours].
-PRESETS["samples"] = replace(PRESETS["recommended"], eta=0.0, strength=1.0, adherence=0.0,
+PRESETS["samples"] = replace(PRESETS["recommended"], eta=0.0, strength=1.0, replay=0.0,
                              noise_scale=0.0)
 
 

@@ -51,7 +51,7 @@ def parse_plan(data: bytes, where: str) -> dict[str, Any]:
         or not isinstance(source.get("classes"), dict)
         or not isinstance(source.get("images"), int)
         or not isinstance(facts.get("samples"), int)
-        or not isinstance(places.get("backbone"), str)
+        or not isinstance(places.get("model"), str)
         or not isinstance(places.get("source"), dict | None)
         or not isinstance(places.get("ask", []), list)
         or not _are_counts(facts.get("repeats", {}))
@@ -110,14 +110,14 @@ def recorded_model(
     Args:
         root: the dataset's folder.
         facts: what `read_plan` returns.
-        given: ``backbone`` and ``lora``, where they have moved.
+        given: ``model`` and ``lora``, where they have moved.
 
     Raises:
         ExpansionError: the record does not say where they lie.
     """
     places = facts[WHERE]
     found: list[str | None] = []
-    for name in ("backbone", "lora"):
+    for name in ("model", "lora"):
         if name in given:
             found.append(given[name])
             continue

@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dreamda_aug.backbones import Condition
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.files import parse_json, read_lines, shorten
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
+from dreamda_aug.models import Condition
 from dreamda_aug.records.facts import local_dataset
 from dreamda_aug.version import __version__
 
@@ -46,16 +46,16 @@ class ManifestLine:
             all randomness of the image.
         epoch: 0; `AugmentedDataset` counts on from there.
         rng_seed: as given to the generator.
-        condition: what the backbone was conditioned on: a prompt, a class index, or null.
+        condition: what the model was conditioned on: a prompt, a class index, or null.
         unit: number of the batch that it was made in.
         row: its row in that batch.
         layout: first replica and number of replicas of each seed image in that batch. The last
             bits of a result depend on the shape of its batch, so this belongs to the recipe.
         settings: the generator's settings.
-        backbone: the backbone's fingerprint.
+        model: the model's fingerprint.
         versions: of the libraries that took part.
         pixels: SHA-256 of the image's mode, size and pixels.
-        distance: root mean square pixel distance from the seed image at the backbone's size, in
+        distance: root mean square pixel distance from the seed image at the model's size, in
             [0, 1].
         scores: what each filter measured.
         flags: names of the filters that object.
@@ -80,7 +80,7 @@ class ManifestLine:
     row: int
     layout: list[list[int]]
     settings: dict[str, Any]
-    backbone: str
+    model: str
     versions: dict[str, str]
     pixels: str
     distance: float
@@ -156,7 +156,7 @@ class ManifestLine:
 
 _DIGESTS_OF_FILES = {"seed_file_digest", "file_digest"}
 _KINDS = {
-    **dict.fromkeys(("id", "file", "class_name", "seed_path", "seed_digest", "backbone",
+    **dict.fromkeys(("id", "file", "class_name", "seed_path", "seed_digest", "model",
                      "pixels"), (str,)),
     **dict.fromkeys(("label", "seed_index", "replica", "epoch", "rng_seed", "unit", "row"), (int,)),
     **dict.fromkeys(("settings", "versions", "scores"), (dict,)),

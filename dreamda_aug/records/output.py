@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from dreamda_aug.backbones import BUNDLED
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.files import (
     TEMPORARY,
@@ -19,6 +18,7 @@ from dreamda_aug.files import (
     remove_temporaries,
     write_atomically,
 )
+from dreamda_aug.models import BUNDLED
 
 
 @runtime_checkable

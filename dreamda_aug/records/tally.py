@@ -58,7 +58,7 @@ class Tally:
         copies = self.flags["copy"] + self.dropped["copy"]
         if copies:
             found.append(
-                f"{copies} images look like a training image other than their seed: the backbone "
+                f"{copies} images look like a training image other than their seed: the model "
                 "may have memorised it. Look at them before you publish the dataset."
             )
         if self.repeated:

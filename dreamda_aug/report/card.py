@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dreamda_aug.backbones import BUNDLED
 from dreamda_aug.generation.calibration import DIALS
+from dreamda_aug.models import BUNDLED
 from dreamda_aug.records.facts import WHERE, find_place
 from dreamda_aug.records.tally import Tally
 from dreamda_aug.report.places import place_name, without_places
@@ -27,7 +27,7 @@ def dataset_card(facts: Mapping[str, Any], tally: Tally) -> str:
         "dataset_card.md.jinja",
         made=tally.made,
         seed_images=source["images"],
-        backbone=_model_name(where["backbone"]),
+        model=_model_name(where["model"]),
         license=without_places(str(where["license"]), known),
         classes=[(name, count, tally.images[name]) for name, count in source["classes"].items()],
         flagged=[(title, sorted(counts.items())) for title, counts in (
@@ -42,18 +42,18 @@ def dataset_card(facts: Mapping[str, Any], tally: Tally) -> str:
     )
 
 
-def license_of(backbone: str) -> str:
+def license_of(model: str) -> str:
     """The licence that a model card states, as far as it lies on this machine; asks no network.
 
     Args:
-        backbone: ``"bundled"``, a model's folder, or the hub id of a model in the hub's cache.
+        model: ``"bundled"``, a model's folder, or the hub id of a model in the hub's cache.
     """
-    if backbone == BUNDLED:
+    if model == BUNDLED:
         return "Apache-2.0, trained on Fashion-MNIST (MIT licence)"
-    card = _model_card(backbone)
+    card = _model_card(model)
     if card is None:
         return _NOT_STATED
-    # imported here: a second that the bundled backbone needs not
+    # imported here: a second that the bundled model needs not
     import yaml
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -81,7 +81,7 @@ def places_of(facts: Mapping[str, Any], root: str | Path = "") -> list[str]:
     """
     where = facts[WHERE]
     source = where.get("source") or {}
-    named = (where["backbone"], where.get("lora"), source.get("spec"), source.get("data_root"))
+    named = (where["model"], where.get("lora"), source.get("spec"), source.get("data_root"))
     return [find_place(root, str(place)) for place in named if place]
 
 
@@ -90,15 +90,15 @@ def _model_name(place: str) -> str:
     return PurePosixPath(place).name if place.startswith(("./", "../")) else place_name(place)
 
 
-def _model_card(backbone: str) -> Path | None:
-    card = Path(backbone) / "README.md"
+def _model_card(model: str) -> Path | None:
+    card = Path(model) / "README.md"
     if card.is_file():
         return card
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(backbone, "README.md")
+        cached = try_to_load_from_cache(model, "README.md")
     except HFValidationError:
         return None  # a path or a pipeline's class, no hub id
     return Path(cached) if isinstance(cached, str) else None
@@ -106,9 +106,9 @@ def _model_card(backbone: str) -> Path | None:
 
 def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield from facts["settings"].items()
-    for name in ("rng_seed", "unit_size", "image_format", "device", "threads", "backbone"):
+    for name in ("rng_seed", "unit_size", "image_format", "device", "threads", "model"):
         yield name, facts[name]
-    for name in ("tap_index", "embedded_guidance"):  # of transformers alone
+    for name in ("block_index", "embedded_guidance"):  # of transformers alone
         if facts.get(name) is not None:
             yield name, facts[name]
     yield from facts["expansion"].items()

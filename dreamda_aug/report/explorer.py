@@ -11,19 +11,19 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug import progress as bars
-from dreamda_aug.backbones import Condition
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.automatic import AUTOMATIC_NOISE_SCALES, MIN_AGREEMENT
 from dreamda_aug.generation.calibration import CalibrationPoint
 from dreamda_aug.generation.judging import fold_judge
-from dreamda_aug.generation.samples import LabelledImages, draw_sample
+from dreamda_aug.generation.samples import LabeledImages, draw_sample
 from dreamda_aug.generation.search import Measurement, Target, grid
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.models import Condition
 from dreamda_aug.report.rendering import content_hash, packaged_text, render_html
 from dreamda_aug.report.thumbnails import make_thumbnail
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
-ADHERENCES = (1.0, 0.9, 0.6, 0.0)
+REPLAYS = (1.0, 0.9, 0.6, 0.0)
 NOISE_SCALES = (0.0, 1.0, 3.0)
 # Images are measured on more of them than are shown.
 _MEASURED_PER_SHOWN = 2
@@ -87,7 +87,7 @@ class Exploration:
     def values(self, dial: str) -> list[float]:
         """Where a slider may stand; milder first."""
         found = {float(getattr(choice.point, dial)) for choice in self.choices}
-        return sorted(found, reverse=dial == "adherence")
+        return sorted(found, reverse=dial == "replay")
 
     @property
     def best(self) -> int:
@@ -108,10 +108,10 @@ class Exploration:
 
 
 def explore(
-    images: LabelledImages, indices: Iterable[int], synthesizer: Synthesizer,
+    images: LabeledImages, indices: Iterable[int], synthesizer: Synthesizer,
     condition_of: Callable[[int], Condition], name_of: Callable[[Any], str], *,
     shown: int = 6, replicas: int = 2, steps: int = 12,
-    strengths: Sequence[float] = STRENGTHS, adherences: Sequence[float] = ADHERENCES,
+    strengths: Sequence[float] = STRENGTHS, replays: Sequence[float] = REPLAYS,
     noise_scales: Sequence[float] = NOISE_SCALES, title: str = "What the dials do",
     command: Sequence[str] = ("dreamda", "expand", "FOLDER", "--out", "OUT"),
     arguments: Mapping[str, Any] | None = None, announce: Callable[[str], None] | None = None,
@@ -128,7 +128,7 @@ def explore(
         replicas: synthetic images of each, at least 2.
         steps: reverse steps from pure noise; few, since this is a preview.
         strengths: positions of that slider, in (0, 1].
-        adherences: likewise, in [0, 1].
+        replays: likewise, in [0, 1].
         noise_scales: likewise, >= 0.
         title: the page's.
         command: the command that the page's line begins with.
@@ -150,16 +150,16 @@ def explore(
         return condition_of(index)
 
     core = synthesizer.core
-    sample = draw_sample(images, indices, core.backbone, condition)
+    sample = draw_sample(images, indices, core.model, condition)
     if sample is None:
         raise ValueError("images must hold at least two that differ and can be read.")
     count = min(_MEASURED_PER_SHOWN * shown, len(sample.images))
-    judge = fold_judge(core.backbone, sample.images, sample.labels)
+    judge = fold_judge(core.model, sample.images, sample.labels)
     measurement = Measurement(core, sample.images[:count], sample.labels[:count],
                               sample.conditions[:count], judge, replicas)
     settings = replace(core.requested_settings, steps=min(steps, core.requested_settings.steps),
                        timestep_spacing="uniform")
-    choices = grid(strengths, adherences, noise_scales)
+    choices = grid(strengths, replays, noise_scales)
     rows = sum(measurement.rows(dials.of(settings)) for dials in choices)
     if announce:
         announce(f"{len(choices)} positions of the sliders, {count * replicas} images each: about "
@@ -172,7 +172,7 @@ def explore(
             bar.update(measurement.rows(dials.of(settings)))
             pictures = [[_data(made[i * replicas + k]) for k in range(replicas)]
                         for i in range(shown)]
-            values = {"strength": dials.strength, "adherence": dials.adherence,
+            values = {"strength": dials.strength, "replay": dials.replay,
                       "noise_scale": dials.noise_scale}
             found.append(Choice(point, pictures, _shell_line(command, values),
                                 _python_line(arguments or {}, values)))
@@ -203,7 +203,7 @@ def write_exploration(exploration: Exploration, out: str | Path) -> None:
 # Field of a point, name and meaning.
 _DIALS = (
     ("strength", "Strength", "how far up the noise schedule an image is taken"),
-    ("adherence", "Adherence", "share of the recorded inversion that is replayed; less is freer"),
+    ("replay", "Replay", "share of the recorded inversion that is replayed; less is freer"),
     ("noise_scale", "Noise scale", "noise on the bottleneck, in units of its RMS"),
 )
 

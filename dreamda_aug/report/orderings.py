@@ -41,7 +41,7 @@ ORDERINGS = (
     Ordering("label", "label", False, "least confident label",
              "The classifier gives the class of the seed image little probability."),
     Ordering("copy", "copy", False, "closest to another training image",
-             "The backbone may have memorised that image."),
+             "The model may have memorised that image."),
 )
 
 

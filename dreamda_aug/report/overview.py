@@ -110,17 +110,17 @@ def class_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Names of the columns, and a row for each class that begins with its name."""
     filters = [str(each["name"]) for each in facts["filters"]]
-    labelled = "label" in filters
+    labeled = "label" in filters
     others = [name for name in filters if name not in ("label", "seed-copy")]
     columns = ["class", "seed images", "synthetic", "mean distance", "near-copies"]
-    columns += ["other label"] * labelled + [f"{name} flagged" for name in others]
+    columns += ["other label"] * labeled + [f"{name} flagged" for name in others]
     rows = []
     for name, seed_images in facts["source"]["classes"].items():
         made, flags = tally.images[name], overview.flags[name]
         distances = overview.distances[name]
         row = [name, f"{seed_images:,}", f"{made:,}",
                f"{fmean(distances):.3f}" if distances else "–", _part(overview.near[name], made)]
-        row += [_part(flags["label"], made)] * labelled
+        row += [_part(flags["label"], made)] * labeled
         row += [_part(flags[other], made) for other in others]
         rows.append(row)
     return columns, rows

@@ -15,7 +15,7 @@ from dreamda_aug.generation.calibration import Calibration
 _GAP, _FONT_SIZE = 2, 13
 
 
-def labelled_grid(
+def labeled_grid(
     images: Sequence[Sequence[Tensor]],
     row_names: Sequence[str],
     column_names: Sequence[str],
@@ -67,13 +67,13 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> None:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     several = len({point.strength for point in calibration.points}) > 1
-    taps = len({point.tap_index for point in calibration.points}) > 1
-    for key in dict.fromkeys((p.tap_index, p.strength, p.adherence) for p in calibration.points):
-        line = [p for p in calibration.points if (p.tap_index, p.strength, p.adherence) == key]
+    hooks = len({point.block_index for point in calibration.points}) > 1
+    for key in dict.fromkeys((p.block_index, p.strength, p.replay) for p in calibration.points):
+        line = [p for p in calibration.points if (p.block_index, p.strength, p.replay) == key]
         strength = f"strength {key[1]:g}, " if several and key[1] is not None else ""
-        tap = f"tap {key[0]}, " if taps else ""
+        hook = f"hook {key[0]}, " if hooks else ""
         axes.plot([p.distance for p in line], [p.agreement for p in line],
-                  "o-" if len(line) > 1 else "o", label=f"{tap}{strength}adherence {key[2]:g}")
+                  "o-" if len(line) > 1 else "o", label=f"{hook}{strength}replay {key[2]:g}")
         for point in line:
             axes.annotate(f"{point.noise_scale:g}", (point.distance, point.agreement),
                           xytext=(4, 4), textcoords="offset points", fontsize=8)

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from dreamda_aug import DreamDAugment
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.report.pictures import labelled_grid
+from dreamda_aug.report.pictures import labeled_grid
 
 torch.manual_seed(0)
 data = FashionMNISTSample("test")
@@ -25,12 +25,12 @@ one_per_class = [data.targets.index(label) for label in range(len(data.classes))
 # One image
 # ---------
 #
-# The model is loaded with the first image. ``strength``, ``adherence`` and ``noise_scale`` say how
+# The model is loaded with the first image. ``strength``, ``replay`` and ``noise_scale`` say how
 # far an image may go (:doc:`plot_2_dials`); left out, they are measured or mild. ``steps`` is small
 # here, for speed. ``p=1`` replaces every image; in training take the default, 0.5.
 
 augment = DreamDAugment(
-    "bundled", p=1, steps=12, strength=0.8, adherence=0.5, noise_scale=1.0
+    "bundled", p=1, steps=12, strength=0.8, replay=0.5, noise_scale=1.0
 )
 
 image, label = data[one_per_class[8]]
@@ -63,7 +63,7 @@ replicas = [images for _ in range(2) for images, labels in loader]
 # ``torch.manual_seed`` decides which.
 
 names = ["seed", "first pass", "second pass"]
-labelled_grid([seed_images, *replicas], names, data.classes, min_side=84)
+labeled_grid([seed_images, *replicas], names, data.classes, min_side=84)
 
 # %%
 # Real and synthetic images side by side, the same in every run, are what a dataset is for:

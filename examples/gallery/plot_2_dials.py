@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from dreamda_aug import Settings, Synthesizer
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.report.pictures import labelled_grid
+from dreamda_aug.report.pictures import labeled_grid
 
 to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 data = FashionMNISTSample("test", transform=to_tensor)
@@ -24,7 +24,7 @@ seed_images, labels = zip(*[data[i] for i in (3, 120, 245)], strict=True)
 names = [data.classes[label] for label in labels]
 
 settings = Settings(
-    steps=12, strength=0.7, adherence=0.7, noise_scale=1.0, guidance_scale=2.0
+    steps=12, strength=0.7, replay=0.7, noise_scale=1.0, guidance_scale=2.0
 )
 synthesizer = Synthesizer("bundled", settings)
 
@@ -37,7 +37,7 @@ def turn(dial, values):
         made.append(turned.synthesize(seed_images, labels))
     rows = list(zip(seed_images, *made, strict=True))
     columns = ["seed", *(f"{value:g}" for value in values)]
-    return labelled_grid(rows, names, columns, min_side=84)
+    return labeled_grid(rows, names, columns, min_side=84)
 
 
 # %%
@@ -49,14 +49,14 @@ def turn(dial, values):
 turn("strength", [0.3, 0.5, 0.7, 0.9])
 
 # %%
-# Adherence
+# Replay
 # ---------
 #
 # The share of the recorded inversion that is replayed. At 1 the image stays where it was, but for
 # the noise at the bottleneck; at 0 only the noise level where the run begins ties it to its seed
 # image.
 
-turn("adherence", [1.0, 0.8, 0.5, 0.0])
+turn("replay", [1.0, 0.8, 0.5, 0.0])
 
 # %%
 # Noise scale

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.report.pictures import labelled_grid
+from dreamda_aug.report.pictures import labeled_grid
 
 to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 data = FashionMNISTSample("test", transform=to_tensor)
@@ -27,7 +27,7 @@ real = Subset(data, [31, 61, 151, 271])
 # steps are taken, for speed.
 
 synthesizer = Synthesizer(
-    "bundled", steps=12, strength=0.8, adherence=0.5, noise_scale=1.0
+    "bundled", steps=12, strength=0.8, replay=0.5, noise_scale=1.0
 )
 augmented = AugmentedDataset(real, synthesizer, expansion_ratio=2)
 print(f"{len(real)} real samples + {len(augmented.synthetic)} synthetic = {len(augmented)}")
@@ -47,7 +47,7 @@ rows = [
     for i in range(len(real))
 ]
 columns = ["seed", *(f"epoch {epoch}" for epoch in range(3) for _ in range(2))]
-labelled_grid(rows, [data.classes[label] for _, label in real], columns, min_side=84)
+labeled_grid(rows, [data.classes[label] for _, label in real], columns, min_side=84)
 
 # %%
 # Every sample knows what it was made from. That is what to split by when you validate, so that no

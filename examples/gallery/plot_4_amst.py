@@ -8,7 +8,7 @@ learns from the labels on which they agree.
 """
 
 # %%
-# Five labelled images of each of four classes, and two synthetic images of each, taken far on
+# Five labeled images of each of four classes, and two synthetic images of each, taken far on
 # purpose.
 
 import matplotlib.pyplot as plt
@@ -31,7 +31,7 @@ labels = [data.targets[i] for i in few]
 targets = torch.tensor([chosen.index(label) for label in labels])
 
 synthesizer = Synthesizer(
-    "bundled", steps=10, strength=0.9, adherence=0.2, noise_scale=2.0
+    "bundled", steps=10, strength=0.9, replay=0.2, noise_scale=2.0
 )
 synthetic = torch.stack(synthesizer.synthesize(
     [image for image in images for _ in range(2)],

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from dreamda_aug import AugmentedDataset, Synthesizer, expand
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.expansion import read_manifest, write_report
-from dreamda_aug.report.pictures import labelled_grid
+from dreamda_aug.report.pictures import labeled_grid
 
 place = TemporaryDirectory()
 train, out = Path(place.name, "train"), Path(place.name, "train_synthetic")
@@ -37,7 +37,7 @@ for name in ("Bag", "Sneaker", "Trouser"):
 # train_synthetic --ratio 2``.
 
 synthesizer = Synthesizer(
-    "bundled", steps=12, strength=0.8, adherence=0.5, noise_scale=1.0
+    "bundled", steps=12, strength=0.8, replay=0.5, noise_scale=1.0
 )
 summary = expand(train, out, synthesizer, expansion_ratio=2)
 print(f"{summary.made} images made, complete: {summary.whole}")
@@ -90,7 +90,7 @@ rows = [
     for seed in range(0, count, 2)
 ]
 names = [both.classes[both.targets[seed]] for seed in range(0, count, 2)]
-labelled_grid(rows, names, ["seed", "replicas", "replicas"], min_side=84)
+labeled_grid(rows, names, ["seed", "replicas", "replicas"], min_side=84)
 
 # %%
 

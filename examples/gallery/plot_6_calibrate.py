@@ -8,7 +8,7 @@ while enough of them keep their class.
 """
 
 # %%
-# Ten labelled images. In earnest take fifty or more: ``dreamda calibrate FOLDER`` does.
+# Ten labeled images. In earnest take fifty or more: ``dreamda calibrate FOLDER`` does.
 
 import matplotlib.pyplot as plt
 import torch
@@ -26,7 +26,7 @@ labels = [data.targets[row] for row in rows]
 # speed.
 
 settings = Settings(
-    steps=8, strength=0.6, adherence=None, noise_scale=None, guidance_scale=2.0
+    steps=8, strength=0.6, replay=None, noise_scale=None, guidance_scale=2.0
 )
 synthesizer = Synthesizer("bundled", settings)
 
@@ -35,15 +35,15 @@ synthesizer = Synthesizer("bundled", settings)
 # model's own features do. ``conditions`` are what images are conditioned on: here their classes, if
 # the model knows any.
 
-conditioner, backbone = synthesizer.conditioner, synthesizer.backbone
+conditioner, model = synthesizer.conditioner, synthesizer.model
 found = calibrate(
     images,
     torch.tensor(labels),
     synthesizer=synthesizer,
-    conditions=[conditioner.condition(label, backbone) for label in labels],
+    conditions=[conditioner.condition(label, model) for label in labels],
     classifier=fashion_mnist_judge(),
     min_agreement=0.9,
-    adherences=(0.9, 0.4),
+    replays=(0.9, 0.4),
     noise_scales=(0.0, 1.0, 4.0),
     replicas=2,
 )
@@ -54,11 +54,11 @@ print(found.summary())
 # line too many replicas lose their class.
 
 figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
-for adherence in dict.fromkeys(point.adherence for point in found.points):
-    line = [point for point in found.points if point.adherence == adherence]
+for replay in dict.fromkeys(point.replay for point in found.points):
+    line = [point for point in found.points if point.replay == replay]
     distances = [point.distance for point in line]
     agreements = [point.agreement for point in line]
-    axis.plot(distances, agreements, "o-", label=f"adherence {adherence:g}")
+    axis.plot(distances, agreements, "o-", label=f"replay {replay:g}")
     for point in line:
         axis.annotate(f"{point.noise_scale:g}", (point.distance, point.agreement),
                       xytext=(5, 4), textcoords="offset points", fontsize=8)
@@ -76,4 +76,4 @@ plt.show()
 # settings takes it.
 
 calibrated = Synthesizer("bundled", settings).settings
-print(f"adherence {calibrated.adherence:g}, noise scale {calibrated.noise_scale:g}")
+print(f"replay {calibrated.replay:g}, noise scale {calibrated.noise_scale:g}")

@@ -1,4 +1,4 @@
-"""The whole way: images and a prior to files, and back into a backbone."""
+"""The whole way: images and a prior to files, and back into a model."""
 
 import json
 import subprocess
@@ -10,19 +10,19 @@ from adaptation_images import squares
 from pipelines import pixel_pipeline
 from safetensors.torch import load_file
 
-from dreamda_aug import Synthesizer, adapt, load_backbone
+from dreamda_aug import Synthesizer, adapt, load_model
 from dreamda_aug.adaptation import AdaptationSettings, training
 from dreamda_aug.adaptation.objective import HeldOut, noise_levels
-from dreamda_aug.backbones.unet import PixelBackbone
-from dreamda_aug.errors import AdaptationError, BackboneError, StorageError
+from dreamda_aug.errors import AdaptationError, ModelError, StorageError
+from dreamda_aug.models.unet import PixelModel
 
 QUICK = dict(rank=2, steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
 LORA, CARD = "pytorch_lora_weights.safetensors", "adaptation.json"
 
 
-def predict(backbone):
+def predict(model):
     x_t = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
-    return backbone.predict(x_t, torch.tensor(500), backbone.embed(["right"]))
+    return model.predict(x_t, torch.tensor(500), model.embed(["right"]))
 
 
 def test_adaptation_helps_is_saved_and_loads_back_equal_in_a_fresh_process(
@@ -35,20 +35,20 @@ def test_adaptation_helps_is_saved_and_loads_back_equal_in_a_fresh_process(
     assert sorted(path.name for path in out.iterdir()) == [
         CARD, "class_embedding.safetensors", LORA]
 
-    prior, adapted = (load_backbone(class_folder, lora=lora, device="cpu") for lora in (None, out))
+    prior, adapted = (load_model(class_folder, lora=lora, device="cpu") for lora in (None, out))
     assert adapted.class_names == ["left", "right"] and adapted.guidable
     assert adapted.lora == str(out) and prior.lora is None
     assert adapted.fingerprint != prior.fingerprint
     code = f"""
 import torch
 from safetensors.torch import save_file
-from dreamda_aug import load_backbone
+from dreamda_aug import load_model
 torch.set_num_threads(1)
-backbone = load_backbone({str(class_folder)!r}, lora={str(out)!r}, device="cpu")
+model = load_model({str(class_folder)!r}, lora={str(out)!r}, device="cpu")
 x_t = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
-output = backbone.predict(x_t, torch.tensor(500), backbone.embed(["right"]))
+output = model.predict(x_t, torch.tensor(500), model.embed(["right"]))
 save_file({{"output": output}}, {str(tmp_path / 'output.safetensors')!r})
-print(backbone.fingerprint)
+print(model.fingerprint)
 """
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                            check=True)
@@ -59,29 +59,29 @@ print(backbone.fingerprint)
 def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
     images = squares(12)
     found = adapt(images, class_folder, tmp_path / "adapted", labels=None, device="cpu", **QUICK)
-    backbone = load_backbone(class_folder, lora=tmp_path / "adapted", device="cpu")
-    assert backbone.class_names == ["left", "up", "down"]  # without labels they stay
+    model = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
+    assert model.class_names == ["left", "up", "down"]  # without labels they stay
 
     from dreamda_aug.adaptation.images import open_pictures, read_images
 
-    read = read_images(open_pictures(images, None), backbone, AdaptationSettings(**QUICK), 1000)
-    schedule = noise_levels(backbone, 1000)
+    read = read_images(open_pictures(images, None), model, AdaptationSettings(**QUICK), 1000)
+    schedule = noise_levels(model, 1000)
     held_out = HeldOut.draw(read.held_out, read.held_out_labels, len(schedule), 0)
-    null = backbone.embed([None])["class_labels"]
+    null = model.embed([None])["class_labels"]
 
     def losses(model):
         return held_out.losses(lambda x, t, labels: model.predict(
             x, t, {"class_labels": null.expand(len(x))}), schedule, 32, torch.device("cpu")).mean()
 
-    assert losses(backbone).item() == pytest.approx(found.after, rel=1e-4)
-    prior = load_backbone(class_folder, device="cpu")
+    assert losses(model).item() == pytest.approx(found.after, rel=1e-4)
+    prior = load_model(class_folder, device="cpu")
     assert losses(prior).item() == pytest.approx(found.before, rel=1e-6)
 
 
 def test_an_adapted_model_makes_other_samples(class_folder, image_folder, tmp_path):
     adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu", **QUICK)
     image = squares(1)[0]
-    options = dict(cache=None, device="cpu", steps=4, noise_scale=1.0, adherence=0.5)
+    options = dict(cache=None, device="cpu", steps=4, noise_scale=1.0, replay=0.5)
     made = [Synthesizer(class_folder, "paper", class_names=["left"], lora=lora, **options)
             .synthesize([image], [0])[0] for lora in (None, tmp_path / "adapted")]
     assert (made[0] - made[1]).abs().max() > 1e-3
@@ -126,9 +126,9 @@ def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_fol
         found = adapt(noise, class_folder, tmp_path / "adapted", labels=None, device="cpu",
                       **QUICK | {"learning_rate": 1.0, "patience": 1, "steps": 40})
     assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
-    adapted = load_backbone(class_folder, lora=tmp_path / "adapted", device="cpu")
+    adapted = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert torch.equal(
-        adapted.unet.conv_in.weight, load_backbone(class_folder, device="cpu").unet.conv_in.weight)
+        adapted.unet.conv_in.weight, load_model(class_folder, device="cpu").unet.conv_in.weight)
 
 
 def test_without_early_stopping_one_image_is_enough(class_folder, tmp_path):
@@ -146,7 +146,7 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
         adapt(squares(4), class_folder, out, labels=None, device="cpu", early_stopping=False,
               prior_weight=weight, **QUICK | {"steps": 15})
         x_t, t = torch.zeros(1, 1, 16, 16), torch.tensor(500)
-        loaded = [load_backbone(class_folder, lora=lora, device="cpu") for lora in (None, out)]
+        loaded = [load_model(class_folder, lora=lora, device="cpu") for lora in (None, out)]
         rows = [b.predict(x_t, t, b.embed([None])) for b in loaded]
         return (rows[0] - rows[1]).square().mean().item()
 
@@ -165,21 +165,21 @@ def test_another_base_is_refused(class_folder, image_folder, tmp_path):
     pipeline = pixel_pipeline("v_prediction", num_classes=4)
     torch.nn.init.normal_(pipeline.unet.conv_in.weight)
     pipeline.save_pretrained(tmp_path / "other")
-    with pytest.raises(BackboneError, match="was adapted from .*prior.*found .*other.*another mo"):
-        load_backbone(tmp_path / "other", lora=tmp_path / "adapted")
-    with pytest.raises(BackboneError, match="adapt the model without them"):
-        from dreamda_aug import BackboneSpec
-        adapt(image_folder, BackboneSpec(class_folder, lora=tmp_path / "adapted"), tmp_path / "2")
+    with pytest.raises(ModelError, match="was adapted from .*prior.*found .*other.*another mo"):
+        load_model(tmp_path / "other", lora=tmp_path / "adapted")
+    with pytest.raises(ModelError, match="adapt the model without them"):
+        from dreamda_aug import ModelSpec
+        adapt(image_folder, ModelSpec(class_folder, lora=tmp_path / "adapted"), tmp_path / "2")
 
 
 def test_a_loaded_backbone_and_a_pipeline_stay_what_they_are(image_folder, tmp_path):
     pipeline = pixel_pipeline("v_prediction", num_classes=4)
-    backbone = PixelBackbone(pipeline, "tiny", ["left", "up", "down"], 3)
-    before = backbone.fingerprint
-    adapt(image_folder, backbone, tmp_path / "adapted", **QUICK | {"steps": 2})
-    assert backbone.fingerprint == before and backbone.unet is pipeline.unet
+    model = PixelModel(pipeline, "tiny", ["left", "up", "down"], 3)
+    before = model.fingerprint
+    adapt(image_folder, model, tmp_path / "adapted", **QUICK | {"steps": 2})
+    assert model.fingerprint == before and model.unet is pipeline.unet
     with pytest.raises(ValueError, match="lora must be None for the loaded DDPMPipeline"):
-        load_backbone(pipeline, lora=tmp_path / "adapted")
+        load_model(pipeline, lora=tmp_path / "adapted")
 
 
 def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, tmp_path):
@@ -198,11 +198,11 @@ def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, t
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / CARD).write_text('{"format": "a poem"}')
     with pytest.raises(StorageError, match="expected dreamda-adaptation 1, found"):
-        load_backbone(class_folder, lora=tmp_path / "card")
-    with pytest.raises(BackboneError, match="must be a folder that dreamda adapt wrote"):
-        load_backbone(class_folder, lora="somebody/some-lora")
+        load_model(class_folder, lora=tmp_path / "card")
+    with pytest.raises(ModelError, match="must be a folder that dreamda adapt wrote"):
+        load_model(class_folder, lora="somebody/some-lora")
     with pytest.raises(ValueError, match="lora must be a folder, a file or a hub id, got ' '"):
-        load_backbone(class_folder, lora=" ")
+        load_model(class_folder, lora=" ")
 
 
 @pytest.mark.parametrize("options, message", [
@@ -224,7 +224,7 @@ def test_a_loss_that_is_nan_is_an_error(class_folder, tmp_path):
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(AdaptationError, match="training loss is nan at step 0"):
-        adapt(squares(4), PixelBackbone(pipeline, null_class=3), tmp_path / "adapted", labels=None,
+        adapt(squares(4), PixelModel(pipeline, null_class=3), tmp_path / "adapted", labels=None,
               early_stopping=False, steps=2)
 
 
@@ -242,4 +242,4 @@ def test_half_precision_keeps_lora_in_float32(dtype, class_folder, tmp_path):
     assert found.verdict == "helped"
     assert all(t.dtype == torch.float32 for t in load_file(out / LORA).values())
     # the base in float32 is the same model
-    assert load_backbone(class_folder, lora=out, device="cpu").dtype == torch.float32
+    assert load_model(class_folder, lora=out, device="cpu").dtype == torch.float32

@@ -42,7 +42,7 @@ def test_class_folders_give_labels_and_some_images_are_held_out(image_folder):
     assert sorted(everything.tolist()) == [0] * 6 + [1] * 6
 
 
-def test_labels_none_and_a_flat_folder_are_unlabelled(image_folder):
+def test_labels_none_and_a_flat_folder_are_unlabeled(image_folder):
     for source, labels in ((image_folder, None), (image_folder / "left", "source")):
         images = read(open_pictures(source, labels))
         assert images.classes == [] and set(images.labels.tolist()) == {-1}

@@ -5,20 +5,20 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug.adaptation.conditions import ClassRows, FixedConditions
-from dreamda_aug.adaptation.model import AdaptedModel, own_backbone
-from dreamda_aug.backbones import BackboneSpec
-from dreamda_aug.backbones.adapted import add_lora_weights, base_identity, check_base, lora_file
-from dreamda_aug.backbones.unet import PixelBackbone
-from dreamda_aug.errors import BackboneError
+from dreamda_aug.adaptation.model import AdaptedModel, own_model
+from dreamda_aug.errors import ModelError
+from dreamda_aug.models import ModelSpec
+from dreamda_aug.models.adapted import add_lora_weights, base_identity, check_base, lora_file
+from dreamda_aug.models.unet import PixelModel
 
 X = torch.linspace(-1, 1, 2 * 256).view(2, 1, 16, 16)
 T = torch.tensor([10, 700])
 NONE = torch.tensor([-1, -1])
 
 
-def shaken(backbone, rank=2):
+def shaken(model, rank=2):
     """An adapted model whose parameters are all different from their start."""
-    model = AdaptedModel(backbone, FixedConditions(backbone, []), rank, 0)
+    model = AdaptedModel(model, FixedConditions(model, []), rank, 0)
     generator = torch.Generator().manual_seed(3)
     model.put({name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
                for name, tensor in model.tensors().items()})
@@ -26,19 +26,19 @@ def shaken(backbone, rank=2):
 
 
 def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
-    plain = PixelBackbone(pixel_pipeline())
+    plain = PixelModel(pixel_pipeline())
     expected = plain.denoise(X, T, {}).detach()
-    fresh = AdaptedModel(own_backbone(plain), FixedConditions(plain, []), 2, 0)
+    fresh = AdaptedModel(own_model(plain), FixedConditions(plain, []), 2, 0)
     assert torch.equal(fresh.predict(X, T, NONE), expected)
-    model = shaken(own_backbone(plain))
+    model = shaken(own_model(plain))
     assert not torch.allclose(model.predict(X, T, NONE), expected, atol=1e-3)
     assert torch.equal(model.prior(X, T, NONE), expected)
     assert torch.equal(plain.denoise(X, T, {}), expected)  # what was lent is what it was
 
 
 def test_added_weights_are_those_that_peft_merges():
-    model = shaken(own_backbone(PixelBackbone(pixel_pipeline())))
-    added = own_backbone(PixelBackbone(pixel_pipeline()))
+    model = shaken(own_model(PixelModel(pixel_pipeline())))
+    added = own_model(PixelModel(pixel_pipeline()))
     tensors = lora_file(model.lora_tensors())
     kinds = {name.split(".")[-3] for name in tensors}
     assert {"to_q", "conv1", "conv_in", "0"} <= kinds  # to_out.0
@@ -48,16 +48,16 @@ def test_added_weights_are_those_that_peft_merges():
     for layer in model._layers:
         layer.merge()
     merged = {name.replace(".base_layer", ""): tensor
-              for name, tensor in model.backbone.unet.state_dict().items() if "lora" not in name}
+              for name, tensor in model.model.unet.state_dict().items() if "lora" not in name}
     for name, tensor in added.unet.state_dict().items():
         torch.testing.assert_close(tensor, merged[name])
 
 
 def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone():
-    backbones = [own_backbone(PixelBackbone(pixel_pipeline())) for _ in range(3)]
+    models = [own_model(PixelModel(pixel_pipeline())) for _ in range(3)]
     state = torch.get_rng_state()
-    starts = [AdaptedModel(backbone, FixedConditions(backbone, []), 2, seed).tensors()
-              for backbone, seed in zip(backbones, (0, 0, 1))]
+    starts = [AdaptedModel(model, FixedConditions(model, []), 2, seed).tensors()
+              for model, seed in zip(models, (0, 0, 1))]
     assert torch.equal(torch.get_rng_state(), state)
     name = next(name for name in starts[0] if "lora_A" in name)
     assert torch.equal(starts[0][name], starts[1][name])
@@ -73,10 +73,10 @@ def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone()
      "have the shape"),
 ])
 def test_weights_of_another_model_are_refused(change, message):
-    backbone = own_backbone(PixelBackbone(pixel_pipeline()))
-    tensors = change(lora_file(shaken(backbone).lora_tensors()))
-    with pytest.raises(BackboneError, match=message):
-        add_lora_weights(own_backbone(PixelBackbone(pixel_pipeline())).unet, tensors)
+    model = own_model(PixelModel(pixel_pipeline()))
+    tensors = change(lora_file(shaken(model).lora_tensors()))
+    with pytest.raises(ModelError, match=message):
+        add_lora_weights(own_model(PixelModel(pixel_pipeline())).unet, tensors)
 
 
 def test_the_base_is_known_again_in_half_precision_and_no_other_is():
@@ -91,14 +91,14 @@ def test_the_base_is_known_again_in_half_precision_and_no_other_is():
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.mul_(1.05)
-        with pytest.raises(BackboneError, match="adapted from 'mine'.*found 'other'.*another mod"):
+        with pytest.raises(ModelError, match="adapted from 'mine'.*found 'other'.*another mod"):
             check_base(identity, torch.nn.Module.to(other, dtype), "other", "adapted")
 
 
 def classes(names, class_map=None, null=3, count=4, prior=("left", "up", "down")):
-    backbone = own_backbone(PixelBackbone(pixel_pipeline(num_classes=count), "prior", prior, null))
-    old = backbone.unet.class_embedding.weight.detach().clone()
-    return ClassRows(backbone, names, class_map or {}), old
+    model = own_model(PixelModel(pixel_pipeline(num_classes=count), "prior", prior, null))
+    old = model.unet.class_embedding.weight.detach().clone()
+    return ClassRows(model, names, class_map or {}), old
 
 
 def test_known_classes_begin_as_copies_and_others_at_the_null_class():
@@ -133,7 +133,7 @@ def test_without_labels_the_null_class_alone_is_trained():
     (["a"], {"b": "up"}, 3, ValueError, r"class_map names 'b', which is not one of .*\['a'\]"),
     (["a"], {"a": "sideways"}, 3, ValueError, "class_map must name classes of prior .*'sideways'"),
     (["a"], {"a": 9}, 3, ValueError, "rows 0 to 3, got 9 for 'a'"),
-    ([], {}, None, BackboneError, "without a null class, so images without labels"),
+    ([], {}, None, ModelError, "without a null class, so images without labels"),
 ])
 def test_bad_classes_are_refused(names, class_map, null, error, message):
     with pytest.raises(error, match=message):
@@ -141,11 +141,11 @@ def test_bad_classes_are_refused(names, class_map, null, error, message):
 
 
 def test_models_with_lora_weights_and_options_of_loaded_ones_are_refused(class_folder):
-    backbone = PixelBackbone(pixel_pipeline(), "tiny")
+    model = PixelModel(pixel_pipeline(), "tiny")
     with pytest.raises(ValueError, match="device and dtype belong to loading"):
-        own_backbone(backbone, "cpu")
-    shaken(backbone)
-    with pytest.raises(BackboneError, match="tiny has LoRA weights already"):
-        own_backbone(backbone)
+        own_model(model, "cpu")
+    shaken(model)
+    with pytest.raises(ModelError, match="tiny has LoRA weights already"):
+        own_model(model)
     with pytest.raises(ValueError, match="device and dtype belong to loading"):
-        own_backbone(BackboneSpec(str(class_folder)), dtype="float16")
+        own_model(ModelSpec(str(class_folder)), dtype="float16")

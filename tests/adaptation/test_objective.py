@@ -10,8 +10,8 @@ from dreamda_aug.adaptation.objective import (
     paired_gain,
     spread_levels,
 )
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.models.unet import PixelModel
 
 
 def rows(count):
@@ -20,9 +20,9 @@ def rows(count):
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
-def test_noise_and_target_are_those_of_diffusers(pixel_backbone, predicts):
+def test_noise_and_target_are_those_of_diffusers(pixel_model, predicts):
     scheduler = DDPMScheduler(prediction_type=predicts, clip_sample=False)
-    schedule = noise_levels(pixel_backbone(predicts), 1000)
+    schedule = noise_levels(pixel_model(predicts), 1000)
     x_0, eps = rows(5)
     levels = torch.tensor([0, 7, 100, 300, 499])
     found = add_noise(schedule, x_0, eps, levels)
@@ -51,10 +51,10 @@ def test_the_right_answer_leads_back_to_the_clean_image(kind, sigma_data):
 
 
 @pytest.fixture
-def pixel_backbone():
+def pixel_model():
     from pipelines import pixel_pipeline
 
-    return lambda predicts: PixelBackbone(pixel_pipeline(predicts))
+    return lambda predicts: PixelModel(pixel_pipeline(predicts))
 
 
 def test_levels_cover_the_whole_range_in_any_order():
@@ -77,14 +77,14 @@ def test_the_gain_is_judged_as_by_scipys_paired_t_test(count):
         assert bool(p < 0.05) is real
 
 
-def test_held_out_losses_depend_on_the_image_alone(pixel_backbone):
-    backbone = pixel_backbone("epsilon")
-    schedule = noise_levels(backbone, 1000)
+def test_held_out_losses_depend_on_the_image_alone(pixel_model):
+    model = pixel_model("epsilon")
+    schedule = noise_levels(model, 1000)
     x_0 = torch.rand(3, 1, 16, 16)
 
     def losses(count, batch_size):
         held_out = HeldOut.draw(x_0[:count], torch.full((count,), -1), len(schedule), 0)
-        return held_out.losses(lambda x, t, labels: backbone.predict(x, t, {}), schedule,
+        return held_out.losses(lambda x, t, labels: model.predict(x, t, {}), schedule,
                                batch_size, torch.device("cpu"))
 
     torch.testing.assert_close(losses(3, 7), losses(3, 32))

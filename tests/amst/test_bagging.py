@@ -1,4 +1,4 @@
-"""Heads that learn from labelled images of their own."""
+"""Heads that learn from labeled images of their own."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_are_refused(wrapper, wrong):
 
 
 def test_a_run_hands_each_head_its_own_images(wrapper, monkeypatch):
-    """Over all batches, a head hears of its half of the labelled images and of no other."""
+    """Over all batches, a head hears of its half of the labeled images and of no other."""
     pixels, targets = images(12)
     seen = []
     loss = wrapper.pretraining_loss

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamda_aug.amst import LabellingRule, LabelPrior
+from dreamda_aug.amst import LabelingRule, LabelPrior
 
 TRUE = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]])
 JUDGE = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
@@ -101,4 +101,4 @@ def test_labels_out_of_range_and_a_double_count_are_refused():
         with pytest.raises(ValueError, match="confusion must be counts"):
             LabelPrior.estimate(torch.tensor([0]), torch.tensor([0]), 3, confusion=confusion)
     with pytest.raises(ValueError, match="count the seed label twice"):
-        LabellingRule(seed_vote=True, label_prior=LabelPrior(TRUE))
+        LabelingRule(seed_vote=True, label_prior=LabelPrior(TRUE))

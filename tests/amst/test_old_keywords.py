@@ -12,7 +12,7 @@ from dreamda_aug.amst import (
     ConsistencyRule,
     FeatureLayer,
     HeadViews,
-    LabellingRule,
+    LabelingRule,
     LossWeights,
     RunPlan,
     SeedLabeler,
@@ -32,22 +32,22 @@ def classifier():
 def train(**options):
     wrapper = AMSTWrapper(classifier())
     optimizer = torch.optim.SGD(wrapper.parameter_groups(0.1))
-    labelled = TensorDataset(torch.rand(4, 1, 4, 4), torch.arange(4) % CLASSES)
-    return SelfTraining(wrapper, labelled, labelled, optimizer, **options)
+    labeled = TensorDataset(torch.rand(4, 1, 4, 4), torch.arange(4) % CLASSES)
+    return SelfTraining(wrapper, labeled, labeled, optimizer, **options)
 
 
 def test_every_old_keyword_of_the_wrapper_reaches_its_field():
     with pytest.warns(DeprecationWarning) as caught:
         wrapper = AMSTWrapper(
-            classifier(), head_views=("weak", "strong"), labelled_view="strong",
+            classifier(), head_views=("weak", "strong"), labeled_view="strong",
             agreement="majority", confidence="min", confidence_threshold=0.5,
-            consistency_threshold=0.6, consistency_on="unlabelled", pseudo_weight=0.1,
+            consistency_threshold=0.6, consistency_on="unlabeled", pseudo_weight=0.1,
             consistency_weight=0.2, orthogonality_weight=0.3, auxiliary_weight=0.4,
         )  # fmt: skip
     assert len(caught) == 1 and caught[0].filename == __file__
     assert wrapper.views == HeadViews(("weak", "strong"), "strong")
     assert wrapper.voting == VotingRule("majority", "min", 0.5)
-    assert wrapper.consistency == ConsistencyRule(0.6, "unlabelled")
+    assert wrapper.consistency == ConsistencyRule(0.6, "unlabeled")
     assert wrapper.weights == LossWeights(0.1, 0.2, 0.3, 0.4)
 
 
@@ -71,9 +71,9 @@ def test_every_old_keyword_of_self_training_reaches_its_field():
         pretraining_epochs=0, epochs=4, steps_per_epoch=2, batch_size=3, ratio=(1, 2, 0),
         relabel_every=2, restart=True,
     )  # fmt: skip
-    assert training.labelling.rule == LabellingRule(True, True, (0.5, 0.25, 0.25), 2.0)
-    with pytest.warns(DeprecationWarning, match=r"plan=RunPlan\(in_batch=…\)"):
-        assert train(in_batch=True).plan.in_batch
+    assert training.labeling.rule == LabelingRule(True, True, (0.5, 0.25, 0.25), 2.0)
+    with pytest.warns(DeprecationWarning, match=r"plan=RunPlan\(online=…\)"):
+        assert train(online=True).plan.online
 
 
 def test_the_warning_names_the_call_to_write_instead():

@@ -14,7 +14,7 @@ from dreamda_aug.amst import RunPlan
         ({"ratio": (1, float("nan"), 1)}, r"ratio must be three numbers ≥ 0.*nan"),
         ({"ratio": [1, 1]}, r"ratio must be three numbers ≥ 0.*got \(1, 1\)"),
         ({"relabel_every": 0}, "relabel_every must be at least 1, got 0"),
-        ({"restart": True, "in_batch": True}, "restart=True needs labelling rounds"),
+        ({"restart": True, "online": True}, "restart=True needs labeling rounds"),
     ],
 )
 def test_plans_out_of_range_are_refused(options, message):

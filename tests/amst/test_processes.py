@@ -62,7 +62,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("plan", [{}, {"restart": True}, {"in_batch": True}], ids=str)
+@pytest.mark.parametrize("plan", [{}, {"restart": True}, {"online": True}], ids=str)
 def test_a_distributed_wrapper_in_one_process_trains_as_the_plain_one(one_process, plan):
     plain, parallel = make(**plan), make(distributed, **plan)
     passed = []

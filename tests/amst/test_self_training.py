@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 from dreamda_aug.amst import (
     AMSTWrapper,
     CollapseWarning,
-    LabellingRule,
+    LabelingRule,
     LabelPrior,
     LossWeights,
     MixedBatchSampler,
@@ -39,8 +39,8 @@ def blobs(count, seed, noise=0.15):
     return images.clamp(0, 1), labels
 
 
-def make(dropout=0.2, pool=None, labelled=None, **options):
-    """A small run; options are fields of its plan and labelling rule, or arguments."""
+def make(dropout=0.2, pool=None, labeled=None, **options):
+    """A small run; options are fields of its plan and labeling rule, or arguments."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout),
@@ -54,15 +54,15 @@ def make(dropout=0.2, pool=None, labelled=None, **options):
     defaults = {"batch_size": 12, "steps_per_epoch": 8, "pretraining_epochs": 3, "epochs": 2}
     options = defaults | options
     plan, rule = ({field.name: options.pop(field.name) for field in fields(kind)
-                   if field.name in options} for kind in (RunPlan, LabellingRule))  # fmt: skip
+                   if field.name in options} for kind in (RunPlan, LabelingRule))  # fmt: skip
     return SelfTraining(
         wrapper,
-        TensorDataset(*blobs(6, seed=0)) if labelled is None else labelled,
+        TensorDataset(*blobs(6, seed=0)) if labeled is None else labeled,
         TensorDataset(images, labels) if pool is None else pool,
         optimizer,
         scheduler=scheduler,
         plan=RunPlan(**plan),
-        labelling=LabellingRule(**rule),
+        labeling=LabelingRule(**rule),
         **options,
     )
 
@@ -99,7 +99,7 @@ def test_a_batch_is_split_at_the_stated_ratio(size, ratio, sizes, expected):
 
 def test_the_sampler_goes_through_each_source_before_it_repeats():
     sampler = MixedBatchSampler(
-        4, accepted=[0, 2, 4], unlabelled=[1, 3], batch_size=8, ratio=(4, 3, 1), steps=4
+        4, accepted=[0, 2, 4], unlabeled=[1, 3], batch_size=8, ratio=(4, 3, 1), steps=4
     )
     batches = list(sampler)
     assert len(sampler) == len(batches) == 4 and batches == list(sampler)
@@ -120,13 +120,13 @@ def test_the_sampler_goes_through_each_source_before_it_repeats():
         ({"ratio": (0, 1, 1)}, r"ratio must be three numbers ≥ 0.*got \(0, 1, 1\)"),
         ({"ratio": (1, 1)}, r"ratio must be three numbers"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"labelled": 0}, "labelled must hold at least one image, got 0"),
+        ({"labeled": 0}, "labeled must hold at least one image, got 0"),
     ],
 )
 def test_sampling_options_out_of_range_are_refused(options, message):
-    arguments = {"labelled": 4, "batch_size": 8, "steps": 1} | options
+    arguments = {"labeled": 4, "batch_size": 8, "steps": 1} | options
     with pytest.raises(ValueError, match=message):
-        MixedBatchSampler(accepted=[0], unlabelled=[1], **arguments)
+        MixedBatchSampler(accepted=[0], unlabeled=[1], **arguments)
 
 
 def test_batches_hold_what_the_labels_say():
@@ -166,7 +166,7 @@ def test_the_stages_run_and_the_classifier_learns():
     assert training.stage == "training"
 
 
-def test_the_pool_is_labelled_every_so_many_epochs_and_rebuilt():
+def test_the_pool_is_labeled_every_so_many_epochs_and_rebuilt():
     training = make(epochs=4, relabel_every=2)
     training.run()
     assert [report.epoch for report in training.reports] == [0, 2]
@@ -184,7 +184,7 @@ def test_restart_trains_every_round_from_the_first_weights():
     training._losses = lambda batch: seen.append(copy.deepcopy(weights(training))) or losses(batch)
     training.train_epoch()
     assert all(torch.equal(first[name], value) for name, value in seen[0].items())
-    assert training.reports[0].accepted > 0, "labelled by the weights of before"
+    assert training.reports[0].accepted > 0, "labeled by the weights of before"
 
 
 def test_labels_come_from_the_evaluation_view_of_the_current_weights():
@@ -196,7 +196,7 @@ def test_labels_come_from_the_evaluation_view_of_the_current_weights():
     torch.testing.assert_close(training.pseudo_labels.confidence, expected.confidence)
 
 
-def test_unlabelled_real_images_may_be_the_pool():
+def test_unlabeled_real_images_may_be_the_pool():
     class Images(Dataset):
         images, labels = blobs(20, seed=3)
 
@@ -245,7 +245,7 @@ def test_soft_targets_and_soft_pseudo_labels_train():
     targets = nn.functional.one_hot(labels, CLASSES).float()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
-        training = make(labelled=TensorDataset(images, targets), labeler=Soft())
+        training = make(labeled=TensorDataset(images, targets), labeler=Soft())
         training.run()
     assert training.pseudo_labels.labels.shape == (30, CLASSES)
 
@@ -276,7 +276,7 @@ class Fresh(Dataset):
 
 def test_in_batch_mode_labels_what_is_fresh():
     pool = Fresh()
-    training = make(pool=pool, in_batch=True, truth=blobs(30, seed=1)[1])
+    training = make(pool=pool, online=True, truth=blobs(30, seed=1)[1])
     reports = training.run()
     assert pool.epochs == [3, 4]
     assert pool.calls == 16, "one call per batch"
@@ -346,11 +346,11 @@ def test_alignment_lets_a_crowded_out_class_through():
     assert label(aligned=True) == [0]
 
 
-@pytest.mark.parametrize("in_batch", [False, True])
-def test_alignment_trains_in_both_modes(in_batch):
-    training = make(distribution_alignment=True, in_batch=in_batch)
+@pytest.mark.parametrize("online", [False, True])
+def test_alignment_trains_in_both_modes(online):
+    training = make(distribution_alignment=True, online=online)
     training.run()
-    assert training.labelling.average.sum() == pytest.approx(1, abs=1e-4)
+    assert training.labeling.average.sum() == pytest.approx(1, abs=1e-4)
 
 
 # --- saving and resuming -----------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_alignment_trains_in_both_modes(in_batch):
 @pytest.mark.parametrize(
     "options",
     [{}, {"restart": True, "steps_per_epoch": 40},
-     {"in_batch": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
+     {"online": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
     ids=["pool", "restart", "in-batch", "averaged"],
 )  # fmt: skip
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, options):
@@ -380,21 +380,21 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after
 
 def test_the_averaged_weights_label_and_are_left_in_the_wrapper(monkeypatch):
     training = make(ema_decay=0.99)
-    labelling = []
-    label_pool = training.labelling.label_pool
+    labeling = []
+    label_pool = training.labeling.label_pool
 
     def watch(*arguments):
-        labelling.append(training.wrapper.auxiliary_heads[0].weight.clone())
+        labeling.append(training.wrapper.auxiliary_heads[0].weight.clone())
         return label_pool(*arguments)
 
-    monkeypatch.setattr(training.labelling, "label_pool", watch)
+    monkeypatch.setattr(training.labeling, "label_pool", watch)
     for _ in range(training.plan.pretraining_epochs):
         training.train_epoch()
     own = training.wrapper.auxiliary_heads[0].weight.clone()
     average = training._teacher.weights["auxiliary_heads.0.weight"].clone()
     training.train_epoch()
-    torch.testing.assert_close(labelling[0], average)
-    assert not torch.equal(labelling[0], own)
+    torch.testing.assert_close(labeling[0], average)
+    assert not torch.equal(labeling[0], own)
     training.run()
     torch.testing.assert_close(dict(training.wrapper.state_dict()), training._teacher.weights)
 

@@ -85,7 +85,7 @@ def test_pretraining_loss_is_the_mean_over_heads_each_on_its_own_view():
     torch.testing.assert_close(loss, sum(terms) / 4 + 0.5 * orthogonality)
 
 
-@pytest.mark.parametrize("compared, rows", [("all", range(5)), ("unlabelled", [1, 3, 4])])
+@pytest.mark.parametrize("compared, rows", [("all", range(5)), ("unlabeled", [1, 3, 4])])
 def test_losses_are_each_term_written_out(compared, rows):
     wrapper = plain_wrapper(
         consistency=ConsistencyRule(confidence_threshold=0.0, images=compared),
@@ -103,7 +103,7 @@ def test_losses_are_each_term_written_out(compared, rows):
     consistency = F.cross_entropy(model(left * 0.5), model(left).argmax(1), reduction="sum")
     torch.testing.assert_close(losses.consistency, consistency / 5)
     assert losses.accepted_share.item() == pytest.approx(0.4)
-    # the auxiliary heads learn from all that is labelled by now, each from its own view
+    # the auxiliary heads learn from all that is labeled by now, each from its own view
     trunk, heads = model[:-1], wrapper.auxiliary_heads
     known = torch.cat([real, synthetic[[0, 2]]])
     answers = torch.cat([targets, pseudo.labels[[0, 2]]])
@@ -118,7 +118,7 @@ def test_losses_are_each_term_written_out(compared, rows):
     assert losses.as_dict()["total"] == pytest.approx(losses.total.item())
 
 
-def test_labelled_view_strong_shows_the_main_head_the_strong_view():
+def test_labeled_view_strong_shows_the_main_head_the_strong_view():
     wrapper = plain_wrapper(views=HeadViews(main="strong"))
     real, targets = batch()
     losses = wrapper.losses(real, targets, real, pseudo_labels=labels([0] * 6, [True] * 6))
@@ -183,7 +183,7 @@ def test_without_auxiliary_weight_training_leaves_the_auxiliary_heads_alone():
     torch.testing.assert_close(losses.total, losses.supervised)
 
 
-def test_labelling_leaves_no_gradient_and_no_trace_in_batch_norm():
+def test_labeling_leaves_no_gradient_and_no_trace_in_batch_norm():
     wrapper = AMSTWrapper(classifier()).train()
     before = copy.deepcopy(wrapper.state_dict())
     result = wrapper.label(batch()[0])
@@ -191,14 +191,14 @@ def test_labelling_leaves_no_gradient_and_no_trace_in_batch_norm():
     assert all(torch.equal(before[name], value) for name, value in wrapper.state_dict().items())
 
 
-def test_labelling_puts_every_module_back_into_its_mode():
+def test_labeling_puts_every_module_back_into_its_mode():
     wrapper = AMSTWrapper(classifier()).train()
     wrapper.model[1].eval()
     wrapper.label(batch()[0])
     assert wrapper.training and wrapper.model.training and not wrapper.model[1].training
 
 
-# --- labelling ---------------------------------------------------------------------------------
+# --- labeling ---------------------------------------------------------------------------------
 
 
 def force_heads(wrapper, rows):
@@ -245,7 +245,7 @@ def test_without_synthetic_images_the_rest_of_the_loss_remains(synthetic):
     losses.total.backward()
 
 
-def test_labelling_nothing_gives_nothing():
+def test_labeling_nothing_gives_nothing():
     assert len(plain_wrapper().label(torch.zeros(0, 1, 8, 8))) == 0
 
 
@@ -397,7 +397,7 @@ def test_bad_batches_are_refused(call):
     images, targets = batch()
     with pytest.raises(ValueError, match=r"targets must lie in \[0, 2\]"):
         getattr(wrapper, call)(images, targets + 1)
-    with pytest.raises(ValueError, match="at least one labelled image, got none"):
+    with pytest.raises(ValueError, match="at least one labeled image, got none"):
         getattr(wrapper, call)(images[:0], targets[:0])
     with pytest.raises(ValueError, match="nan or infinite for 1 of"):
         images[2, 0, 0, 0] = float("nan")

@@ -29,7 +29,7 @@ def prior(tmp_path):
 
 def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     out, data = tmp_path / "adapted", tmp_path / "data"
-    assert main(["adapt", str(images), "--backbone", prior, "--out", str(out), "--rank", "2",
+    assert main(["adapt", str(images), "--model", prior, "--out", str(out), "--rank", "2",
                  "--steps", "15", "--learning-rate", "0.005", "--evaluate-every", "5",
                  "--class-map", "left=up", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     assert "held-out loss" in text and text.strip().endswith(": helped")
     assert json.loads((out / "adaptation.json").read_text())["identity"]["settings"]["rank"] == 2
 
-    expand = ["expand", str(images), "--backbone", prior, "--lora", str(out), "--ratio", "1",
+    expand = ["expand", str(images), "--model", prior, "--lora", str(out), "--ratio", "1",
               "--set", "steps=2", "--limit", "2", "--device", "cpu", "--out"]
     assert main([*expand, str(data)]) == 0
     line = json.loads((data / "manifest.jsonl").read_text().splitlines()[0])
@@ -54,7 +54,7 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     (["--tokens", "learned"], "tokens must be 'prompt' unless"),
 ])
 def test_bad_arguments_exit_2_with_one_line(arguments, message, images, prior, tmp_path, capsys):
-    status = main(["adapt", str(images), "--backbone", prior, "--out", str(tmp_path / "adapted"),
+    status = main(["adapt", str(images), "--model", prior, "--out", str(tmp_path / "adapted"),
                    *arguments])
     error = capsys.readouterr().err
     assert status == 2 and message in error and error.count("\n") == 1

@@ -62,7 +62,7 @@ def test_a_url_is_refused_by_what_writes_to_this_machine_alone(
 
 def test_preview_writes_a_grid(folder, model, tmp_path, capsys):
     out = tmp_path / "preview.png"
-    assert main(["preview", str(folder), "--backbone", model, "--out", str(out), "--images", "3",
+    assert main(["preview", str(folder), "--model", model, "--out", str(out), "--images", "3",
                  "--noise-scales", "1", "4", "--preset", "paper", "--set", "steps=5",
                  "--batch-size", "1", "--low-memory", "--device", "cpu"]) == 0
     assert PIL.Image.open(out).height > 3 * 56
@@ -74,7 +74,7 @@ def test_preview_takes_what_expand_takes(folder, source, model, tmp_path, capsys
     files = sorted(folder.rglob("*.png"))
     rows = "".join(f"{path},{path.parent.name}\n" for path in files)
     (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
-    assert main(["preview", source, "--backbone", model, "--images", "2", "--replicas", "1",
+    assert main(["preview", source, "--model", model, "--images", "2", "--replicas", "1",
                  "--preset", "paper", "--set", "steps=2", "--device", "cpu"]) == 0
     assert PIL.Image.open(tmp_path / "preview.png").width > 2 * 28
 
@@ -82,7 +82,7 @@ def test_preview_takes_what_expand_takes(folder, source, model, tmp_path, capsys
 def test_calibrate_writes_a_plot_and_the_next_run_finds_it(folder, model, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     cache = str(tmp_path / "cache")
-    arguments = [str(folder), "--backbone", model, "--cache", cache, "--images", "4"]
+    arguments = [str(folder), "--model", model, "--cache", cache, "--images", "4"]
     assert main(["calibrate", *arguments, "--replicas", "2",
                  "--out", str(tmp_path / "plot.png")]) == 0
     assert re.search("chosen: .*noise_scale=", capsys.readouterr().out)
@@ -94,7 +94,7 @@ def test_calibrate_writes_a_plot_and_the_next_run_finds_it(folder, model, tmp_pa
 def test_preview_measures_what_expand_would_and_both_say_the_same(
     folder, model, tmp_path, few_choices, caplog
 ):
-    arguments = [str(folder), "--backbone", model, "--cache", str(tmp_path / "cache")]
+    arguments = [str(folder), "--model", model, "--cache", str(tmp_path / "cache")]
     assert main(["preview", *arguments, "--images", "1", "--out", str(tmp_path / "p.png")]) == 0
     measured, chosen = [record.getMessage() for record in caplog.records]
     assert "not calibrated for these images yet" in measured and "calibrated: strength=" in chosen
@@ -108,7 +108,7 @@ def test_metrics_prints_json(folder, capsys):
     assert json.loads(capsys.readouterr().out)["exact_copies"] == 6
 
 
-def test_info_names_versions_cache_and_backbone(capsys):
+def test_info_names_versions_cache_and_model(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "torch " in text and "28×28" in text and "empty" in text
@@ -145,7 +145,7 @@ def test_the_sample_is_balanced_and_refuses_other_splits():
         FashionMNISTSample("val")
 
 
-def test_a_transformer_is_calibrated_at_several_taps_and_made_with_the_best(
+def test_a_transformer_is_calibrated_at_several_blocks_and_made_with_the_best(
     folder, tmp_path, capsys
 ):
     pytest.importorskip("matplotlib")
@@ -153,21 +153,21 @@ def test_a_transformer_is_calibrated_at_several_taps_and_made_with_the_best(
     from benchmarks.families import pipelines
 
     pipelines.dit().save_pretrained(tmp_path / "dit")
-    arguments = [str(folder), "--backbone", str(tmp_path / "dit"), "--cache",
+    arguments = [str(folder), "--model", str(tmp_path / "dit"), "--cache",
                  str(tmp_path / "cache"), "--images", "4", "--device", "cpu"]
     assert main(["calibrate", *arguments, "--replicas", "2", "--max-rows", "100", "--max-distance",
-                 "1", "--tap-indices", "0", "3", "--out", str(tmp_path / "plot.png")]) == 0
+                 "1", "--block-indices", "0", "3", "--out", str(tmp_path / "plot.png")]) == 0
     said = capsys.readouterr().out
-    best = re.search(r"chosen: .*tap_index=(\d).* found again with --tap-index (\d)", said)
+    best = re.search(r"chosen: .*block_index=(\d).* found again with --block-index (\d)", said)
     assert best and best[1] == best[2] in ("0", "3")
-    assert "tap 0  " in said and "tap 3  " in said
+    assert "block 0  " in said and "block 3  " in said
     preview = ["preview", *arguments, "--images", "1", "--replicas", "1", "--out",
                str(tmp_path / "p.png")]
-    assert main([*preview, "--tap-index", best[1]]) == 0
+    assert main([*preview, "--block-index", best[1]]) == 0
     assert "not calibrated" not in capsys.readouterr().err
     assert main([*preview, "--no-calibrate"]) == 0
     assert "was not calibrated for these settings yet" in capsys.readouterr().err
-    assert main([*preview, "--tap-index", "4"]) == 2
-    assert "tap_index must be a whole number from 0 to 3" in capsys.readouterr().err
+    assert main([*preview, "--block-index", "4"]) == 2
+    assert "block_index must be a whole number from 0 to 3" in capsys.readouterr().err
     assert main([*preview, "--embedded-guidance", "2"]) == 2
     assert "embedded_guidance must be None for this DiT" in capsys.readouterr().err

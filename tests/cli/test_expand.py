@@ -92,12 +92,12 @@ def test_class_names_come_from_a_file(train, tmp_path, capsys):
 def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
     from dreamda_aug.cli.options import read_settings
 
-    given = ["steps=25", "noise_scale=auto", "adherence=0.5", "update_rule=symmetric",
+    given = ["steps=25", "noise_scale=auto", "replay=0.5", "update_rule=symmetric",
              "solver=heun", "timestep_spacing=scheduler", "source_prompt=a photo"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = Settings(**read_settings(given))
-    assert found == Settings(steps=25, noise_scale=None, adherence=0.5, update_rule="symmetric",
+    assert found == Settings(steps=25, noise_scale=None, replay=0.5, update_rule="symmetric",
                              solver="heun", timestep_spacing="scheduler", source_prompt="a photo")
     for wrong in ("steps=auto", "steps", "pace=1", "eta=true", "noise_scale=null"):
         with pytest.raises(ValueError, match=f"--set {wrong}: "):
@@ -114,7 +114,7 @@ BAD_OPTIONS = st.one_of(
     st.tuples(st.just("--only-class"), WORDS.filter(lambda w: w not in ("cat", "dog"))),
     st.tuples(st.just("--set"), WORDS),
     st.builds(lambda name, value: ("--set", f"{name}={value}"),
-              st.sampled_from(["steps", "strength", "eta", "adherence", "noise_scale", "paths",
+              st.sampled_from(["steps", "strength", "eta", "replay", "noise_scale", "paths",
                                "update_rule", "guidance_scale", "solver", "timestep_spacing"]),
               st.sampled_from(["-1", "nan", "Infinity", "[]", "{}", "null", "x", "", "true"])),
     st.tuples(st.just("--filter"), WORDS),
@@ -151,7 +151,7 @@ CASES = st.one_of(
 @given(case=CASES)
 def test_every_bad_input_ends_in_one_clear_line(case, train, made, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dreamda_aug.backbones.BackboneSpec.load", refuse_to_load)
+    monkeypatch.setattr("dreamda_aug.models.ModelSpec.load", refuse_to_load)
     capsys.readouterr()
     arguments = command_for(*case, train, made, tmp_path)
     try:
@@ -239,17 +239,17 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_tap_from_the_shell_is_on_record_and_regenerate_takes_it(train, tmp_path, capsys):
+def test_a_hook_from_the_shell_is_on_record_and_regenerate_takes_it(train, tmp_path, capsys):
     pytest.importorskip("transformers")
     from benchmarks.families import pipelines
 
     pipelines.dit().save_pretrained(tmp_path / "dit")
     command = ["expand", str(train), "--out", str(tmp_path / "out"), "--ratio", "1", *QUICK,
-               "--backbone", str(tmp_path / "dit"), "--set", "noise_scale=2"]
-    assert main([*command, "--tap-index", "1"]) == 0
-    assert json.loads((tmp_path / "out" / "plan.json").read_text())["tap_index"] == 1
+               "--model", str(tmp_path / "dit"), "--set", "noise_scale=2"]
+    assert main([*command, "--block-index", "1"]) == 0
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["block_index"] == 1
     capsys.readouterr()
     assert main(["regenerate", str(tmp_path / "out"), "00000001_0000", "--device", "cpu"]) == 0
     assert "equal to the stored image" in capsys.readouterr().out
     assert main(command) == 2
-    assert "tap_index: 1 -> 2" in capsys.readouterr().err
+    assert "block_index: 1 -> 2" in capsys.readouterr().err

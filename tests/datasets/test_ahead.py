@@ -14,9 +14,9 @@ from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader, TensorDataset
 
 from dreamda_aug import AugmentedDataset, Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.datasets import producer
 from dreamda_aug.errors import GenerationError
+from dreamda_aug.models.unet import PixelModel
 
 COUNT, K = 5, 2
 
@@ -46,7 +46,7 @@ def alive(pid):
 
 @pytest.fixture(scope="module")
 def model():
-    return PixelBackbone(pixel_pipeline())
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,20 @@ from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.models.unet import PixelModel
 
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 K = 3
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return PixelBackbone(pixel_pipeline())
+def model():
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture
-def augment(backbone, tmp_path):
-    return DreamDAugment(backbone, "paper", steps=3, noise_scale=8.0, cache=tmp_path / "cache")
+def augment(model, tmp_path):
+    return DreamDAugment(model, "paper", steps=3, noise_scale=8.0, cache=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -108,11 +108,11 @@ def test_persistent_workers_see_a_new_epoch(both):
     assert not torch.allclose(*seen)
 
 
-def test_a_synthesizer_and_a_transform_around_it_give_the_same_images(folder, backbone):
+def test_a_synthesizer_and_a_transform_around_it_give_the_same_images(folder, model):
     options = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
-    alone = AugmentedDataset(folder, Synthesizer(backbone, **options), K)
+    alone = AugmentedDataset(folder, Synthesizer(model, **options), K)
     # p and the labels_getter belong to the transform and play no role here
-    transform = DreamDAugment(backbone, p=0.0, labels_getter=None, **options)
+    transform = DreamDAugment(model, p=0.0, labels_getter=None, **options)
     handed_over = AugmentedDataset(folder, transform, K)
     wanted = list(alone.synthetic.indices)
     for one, other in zip(alone.__getitems__(wanted), handed_over.__getitems__(wanted)):
@@ -120,9 +120,9 @@ def test_a_synthesizer_and_a_transform_around_it_give_the_same_images(folder, ba
     assert not torch.equal(alone[4][0], alone[0][0])
 
 
-def test_batches_reach_the_unet_as_batches(both, backbone):
+def test_batches_reach_the_unet_as_batches(both, model):
     calls = []
-    hook = backbone.unet.conv_in.register_forward_hook(lambda m, i, o: calls.append(len(o)))
+    hook = model.unet.conv_in.register_forward_hook(lambda m, i, o: calls.append(len(o)))
     next(iter(DataLoader(both.synthetic, 12)))
     hook.remove()
     assert max(calls) == 12

@@ -8,9 +8,9 @@ from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import Expansion, expand
 from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.records.facts import read_plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
@@ -27,7 +27,7 @@ def data():
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
+    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
                        cache=tmp_path / "cache")
 
 
@@ -72,7 +72,7 @@ def test_an_expansion_measures_once_and_its_record_says_what_and_why(
     assert expand(source, tmp_path / "out", synthesizer, 1).whole
     facts = read_plan(tmp_path / "out")
     found = facts["calibration"]
-    for dial in ("strength", "noise_scale", "adherence"):
+    for dial in ("strength", "noise_scale", "replay"):
         assert facts["settings"][dial] == found[dial]
     assert found["target"] == "agreement >= 0.9" and len(found["digest"]) == 32
     card = (tmp_path / "out" / "dataset_card.md").read_text()
@@ -90,7 +90,7 @@ def test_an_expansion_does_not_go_on_with_another_calibration(data, synthesizer,
 
 
 def test_numbers_leave_nothing_to_measure_and_nothing_in_the_record(data, tmp_path, measured):
-    numbers = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=3, cache=None)
+    numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, cache=None)
     expand(data, tmp_path / "out", numbers, 1)
     assert read_plan(tmp_path / "out")["calibration"] is None and not measured
     assert "Measured on the seed images" not in (tmp_path / "out/dataset_card.md").read_text()
@@ -104,6 +104,6 @@ def test_an_expansion_without_it_takes_what_was_calibrated_by_hand_before(
 
     images, labels = data.tensors
     by_hand = calibrate(images, labels, synthesizer=synthesizer, max_distance=0.3,
-                        strengths=(0.3,), noise_scales=(1.0,), adherences=(0.9,), replicas=2)
+                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), replicas=2)
     work = Expansion(data, synthesizer, 1, calibrate=False)
     assert work.facts["calibration"] == by_hand.facts() and not measured

@@ -9,16 +9,16 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.datasets import Origin
 from dreamda_aug.expansion import ExpansionError, expand, open_source, read_manifest
+from dreamda_aug.models.unet import PixelModel
 
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+    return Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
                        cache=None, batch_size=4)
 
 

@@ -11,8 +11,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import ExpansionError, expand, read_manifest
+from dreamda_aug.models.unet import PixelModel
 
 TO_FLOAT = v2.Compose([v2.Grayscale(1), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are
 
 @pytest.fixture(scope="module")
 def augment():
-    return DreamDAugment(PixelBackbone(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+    return DreamDAugment(PixelModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
                          cache=None, batch_size=4)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REFERENCE = Path(__file__).parents[2] / "docs/api"
-PUBLIC = ["dreamda_aug", "dreamda_aug.adaptation", "dreamda_aug.amst", "dreamda_aug.backbones",
+PUBLIC = ["dreamda_aug", "dreamda_aug.adaptation", "dreamda_aug.amst", "dreamda_aug.models",
           "dreamda_aug.datasets", "dreamda_aug.evaluation", "dreamda_aug.expansion",
           "dreamda_aug.metrics"]
 

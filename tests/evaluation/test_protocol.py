@@ -7,14 +7,14 @@ from torch import nn
 
 from dreamda_aug import Synthesizer, evaluate
 from dreamda_aug.amst import LabelPrior
-from dreamda_aug.backbones.conditioning import ClassConditioning
 from dreamda_aug.evaluation.protocol import _draw
 from dreamda_aug.evaluation.training import class_accuracy, rand_augment
+from dreamda_aug.models.conditioning import ClassConditioning
 
 
 @pytest.fixture
 def synthesizer():
-    return Synthesizer(pixel_pipeline(), cache=None, steps=3, strength=0.6, adherence=0.5,
+    return Synthesizer(pixel_pipeline(), cache=None, steps=3, strength=0.6, replay=0.5,
                        noise_scale=1.0)
 
 
@@ -47,7 +47,7 @@ def test_all_arms_are_trained_alike_and_the_same_call_gives_the_same_numbers(syn
     assert evaluate(marked(16), synthesizer, **options) == found
 
 
-def test_labelled_and_test_images_are_disjoint_and_cover_all():
+def test_labeled_and_test_images_are_disjoint_and_cover_all():
     labels = torch.arange(30) % 3
     chosen, test = _draw(labels, 4, 0)
     assert labels[chosen].bincount().tolist() == [4, 4, 4]
@@ -74,7 +74,7 @@ def test_accuracy_is_averaged_over_classes_and_views_stay_in_range():
     assert view.shape == images.shape and view.min() >= 0 and view.max() <= 1
 
 
-def test_dials_are_measured_on_the_labelled_images_of_each_draw(measured, few_choices):
+def test_dials_are_measured_on_the_labeled_images_of_each_draw(measured, few_choices):
     synthesizer = Synthesizer(pixel_pipeline(), cache=None, steps=3)
     options = {"shots": 4, "draws": 2, "replicas": 1, "steps": 8, "batch_size": 6,
                "classifier": tiny}
@@ -94,7 +94,7 @@ def test_classes_are_asked_for_by_name(class_folder, monkeypatch):
     embed = ClassConditioning.embed
     monkeypatch.setattr(ClassConditioning, "embed",
                         lambda self, given: asked.update(given) or embed(self, given))
-    synthesizer = Synthesizer(class_folder, cache=None, steps=3, strength=0.6, adherence=0.5,
+    synthesizer = Synthesizer(class_folder, cache=None, steps=3, strength=0.6, replay=0.5,
                               noise_scale=1.0)
     options = {"shots": 2, "draws": 2, "replicas": 1, "steps": 8, "batch_size": 6,
                "classifier": tiny}
@@ -119,8 +119,8 @@ def test_a_model_that_must_be_told_the_class_is_studied_too():
         classes = ["0", "1"]
 
     synthesizer = Synthesizer(pixel_pipeline(num_classes=2), cache=None, steps=3,
-                              strength=0.6, adherence=0.5, noise_scale=1.0)
-    assert not synthesizer.backbone.guidable
+                              strength=0.6, replay=0.5, noise_scale=1.0)
+    assert not synthesizer.model.guidable
     found = evaluate(Named(marked(10)), synthesizer, shots=2, draws=2, replicas=1, steps=8,
                      batch_size=6, classifier=tiny)
     assert len(found.accuracies["DreamDA, linear probe"]) == 2

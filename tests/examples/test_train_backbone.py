@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from dreamda_aug import load_backbone
+from dreamda_aug import load_model
 
 SCRIPT = Path(__file__).parents[2] / "examples/train_backbone.py"
 
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("train_backbone", SCRIPT)
+    spec = importlib.util.spec_from_file_location("train_model", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -51,8 +51,8 @@ def test_it_trains_goes_on_and_loads(train, tmp_path):
     first = train("--steps", "2")
     assert first["steps"] == 2 and first["images"] == 8 and first["class_names"] == ["left", "more"]
     assert train("--steps", "4")["steps"] == 4
-    backbone = load_backbone(tmp_path / "model")
-    assert backbone.channels == 3 and backbone.guidable
+    model = load_model(tmp_path / "model")
+    assert model.channels == 3 and model.guidable
     assert (tmp_path / "model" / "samples.png").exists()
 
 
@@ -60,7 +60,7 @@ def test_it_starts_from_given_weights(train, tmp_path):
     train("--steps", "2")
     train("--steps", "1", "--start-from", str(tmp_path / "model"), "--learning-rate", "1e-12",
           "--widths", "64", out="second")
-    first, second = (load_backbone(tmp_path / name).unet for name in ("model", "second"))
+    first, second = (load_model(tmp_path / name).unet for name in ("model", "second"))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

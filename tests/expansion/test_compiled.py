@@ -22,7 +22,7 @@ def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
 
     torch._dynamo.reset()
     synthesizer = Synthesizer(
-        pixel_pipeline(), "paper", steps=3, noise_scale=1.0, adherence=0.5, batch_size=4,
+        pixel_pipeline(), "paper", steps=3, noise_scale=1.0, replay=0.5, batch_size=4,
         cache=None, compile={"backend": compiler})
     expand(source, tmp_path / "data", synthesizer, 2)
     # six samples are a batch of four and one of two, padded; inversions run one by one

@@ -13,8 +13,7 @@ from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
 
-from dreamda_aug import DreamDAugment, Synthesizer, files, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import DreamDAugment, Synthesizer, files, load_model
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import GuardEvents
 from dreamda_aug.expansion.estimate import estimate
@@ -23,6 +22,7 @@ from dreamda_aug.expansion.plan import Plan, count_replicas, differences
 from dreamda_aug.expansion.regeneration import regenerate
 from dreamda_aug.generation.tensors import Synthesized
 from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.records.manifest import ManifestLine, read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
@@ -30,13 +30,13 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return PixelBackbone(pixel_pipeline())
+def model():
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture(scope="module")
-def augment(backbone):
-    return DreamDAugment(backbone, "paper", steps=3, noise_scale=8.0, cache=None, batch_size=4)
+def augment(model):
+    return DreamDAugment(model, "paper", steps=3, noise_scale=8.0, cache=None, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_folder_is_what_torchvision_reads_and_every_image_says_that_it_is_synt
 
 def test_a_synthesizer_and_a_transform_around_it_give_the_same_files(train, augment, tmp_path):
     """What belongs to the transform alone, such as ``p``, plays no role."""
-    synthesizer = Synthesizer(augment.synthesizer.backbone, "paper", steps=3, noise_scale=8.0,
+    synthesizer = Synthesizer(augment.synthesizer.model, "paper", steps=3, noise_scale=8.0,
                               cache=None, batch_size=4)
     transform = DreamDAugment(synthesizer, p=0.0, labels_getter=None)
     for name, given in (("alone", synthesizer), ("held", transform), ("augment", augment)):
@@ -142,12 +142,12 @@ def test_files_that_were_deleted_are_made_again(expansion, reference, tmp_path):
 
 
 def test_other_settings_are_refused_with_the_difference_unless_new(
-    train, augment, backbone, tmp_path
+    train, augment, model, tmp_path
 ):
     out = tmp_path / "out"
     expand(train, out, augment, 3)
     before = content(out)
-    other = DreamDAugment(backbone, "paper", steps=4, noise_scale=8.0, cache=None, batch_size=4)
+    other = DreamDAugment(model, "paper", steps=4, noise_scale=8.0, cache=None, batch_size=4)
     with pytest.raises(ExpansionError, match=r"expansion_ratio: 3 -> 2.*settings.steps: 3 -> 4"):
         expand(train, out, other, 2)
     assert content(out) == before
@@ -243,8 +243,8 @@ def test_regenerate_refuses_another_backbone_seed_image_or_id(train, augment, tm
     expand(mine, out, augment, 1)
     with pytest.raises(ExpansionError, match="has no image 'nothing'"):
         regenerate(out, "nothing", synthesizer=augment)
-    other = DreamDAugment(PixelBackbone(pixel_pipeline(channels=3)), "paper", cache=None)
-    with pytest.raises(ExpansionError, match="expected the backbone"):
+    other = DreamDAugment(PixelModel(pixel_pipeline(channels=3)), "paper", cache=None)
+    with pytest.raises(ExpansionError, match="expected the model"):
         regenerate(out, "00000000_0000", synthesizer=other)
     shutil.copy(mine / "dog" / "0.png", mine / "cat" / "0.png")
     with pytest.raises(ExpansionError, match="the image was changed"):
@@ -280,14 +280,14 @@ def test_low_memory_is_on_record_since_it_changes_how_images_are_decoded(
 def test_prompts_are_put_on_record_and_class_names_come_from_the_folders(
     train, sd_pipeline, tmp_path
 ):
-    backbone = load_backbone(sd_pipeline)
-    augment = DreamDAugment(backbone, "paper", steps=2, cache=None, batch_size=4)
+    model = load_model(sd_pipeline)
+    augment = DreamDAugment(model, "paper", steps=2, cache=None, batch_size=4)
     expand(train, tmp_path / "out", augment, 1)
     lines = list(read_manifest(tmp_path / "out"))
     assert {(line.class_name, line.condition) for line in lines} == {
         ("cat", "A photo of a cat."), ("dog", "A photo of a dog.")}
     assert regenerate(tmp_path / "out", lines[3].id, synthesizer=augment).equal
-    other = DreamDAugment(backbone, "paper", steps=2, cache=None, batch_size=4,
+    other = DreamDAugment(model, "paper", steps=2, cache=None, batch_size=4,
                           class_names=["cat", "poodle"])
     with pytest.raises(ExpansionError, match="conditions.dog: .*dog.* -> .*poodle"):
         expand(train, tmp_path / "out", other, 1)
@@ -450,6 +450,6 @@ def test_the_expansion_refuses_bad_arguments(train, augment):
         Expansion(train, augment, 1, threads=0)
     with pytest.raises(ValueError, match="shard must be"):
         expand(train, "nowhere", augment, 1, shard=(2, 2))
-    named = DreamDAugment(augment.synthesizer.backbone, "paper", class_names=["a"], cache=None)
+    named = DreamDAugment(augment.synthesizer.model, "paper", class_names=["a"], cache=None)
     with pytest.raises(ValueError, match="class_names must name the source's 2 classes, got 1"):
         Expansion(train, named, 1)

@@ -5,7 +5,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import (
     GuardEvents,
     LabelAgreement,
@@ -17,11 +16,12 @@ from dreamda_aug.expansion import (
 )
 from dreamda_aug.expansion.filters import Batch
 from dreamda_aug.inputs.sources import DatasetSource
+from dreamda_aug.models.unet import PixelModel
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return PixelBackbone(pixel_pipeline())
+def model():
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def batch_of(images, seed_images, labels=None, events=None):
     return Batch(images, seed_images, range(count), labels or [0] * count, events or [[]] * count)
 
 
-def test_the_copy_filter_finds_copies_of_other_images_and_not_of_the_seed(images, backbone):
+def test_the_copy_filter_finds_copies_of_other_images_and_not_of_the_seed(images, model):
     training = torch.cat([images, images[:1] + 1e-3]).clamp(0, 1)  # image 6 is a twin of image 0
     source = DatasetSource(TensorDataset(training, torch.zeros(7, dtype=torch.int64)))
     check = OtherImageCopy(threshold=0.3)
-    check.prepare(source, backbone)
+    check.prepare(source, model)
     made = training.clone()
     made[2] = training[4]  # memorised
     made[3] = 0.9 * training[3] + 0.1 * training[5]  # close to its own seed image
@@ -47,7 +47,7 @@ def test_the_copy_filter_finds_copies_of_other_images_and_not_of_the_seed(images
     assert flags == [False, False, True, False, False, False, False]
     assert scores[2] < 0.05 and scores[3] > 0.5
     with pytest.raises(ValueError, match="needs at least 2 readable seed images"):
-        check.prepare(DatasetSource(TensorDataset(images[:1], torch.tensor([0]))), backbone)
+        check.prepare(DatasetSource(TensorDataset(images[:1], torch.tensor([0]))), model)
 
 
 def test_the_seed_copy_filter_finds_what_hardly_changed(images):
@@ -153,9 +153,9 @@ def test_a_file_that_is_no_classifier_is_refused(tmp_path, name):
         open_filter(f"label={tmp_path / name}", 2)
 
 
-def test_flagged_images_are_left_out_and_counted_or_kept_and_marked(images, backbone, tmp_path):
+def test_flagged_images_are_left_out_and_counted_or_kept_and_marked(images, model, tmp_path):
     data = TensorDataset(images, torch.tensor([0, 1] * 3))
-    augment = DreamDAugment(backbone, "paper", steps=2, noise_scale=0.5, cache=None, batch_size=4)
+    augment = DreamDAugment(model, "paper", steps=2, noise_scale=0.5, cache=None, batch_size=4)
     filters = [SeedCopy(0.9), LabelAgreement(brightness, "brightness")]
     kept = expand(data, tmp_path / "kept", augment, 2, filters=filters, keep_flagged=True)
     lines = list(read_manifest(tmp_path / "kept"))

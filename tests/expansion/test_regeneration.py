@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from diffusers import FluxPipeline
 
 from benchmarks.families import pipelines
-from dreamda_aug import BackboneSpec, Synthesizer
+from dreamda_aug import ModelSpec, Synthesizer
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
 from dreamda_aug.expansion.regeneration import regenerate
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*without a class")
 
 
 @pytest.mark.parametrize("name, options, others", [
-    ("dit", {"tap_index": 1}, {}),
-    ("flux", {"tap_index": 3, "embedded_guidance": 2.0}, {"tap_index": 3}),
+    ("dit", {"block_index": 1}, {}),
+    ("flux", {"block_index": 3, "embedded_guidance": 2.0}, {"block_index": 3}),
 ])
-def test_tap_and_embedded_guidance_are_on_record_and_used_again(
+def test_hook_and_embedded_guidance_are_on_record_and_used_again(
     name, options, others, tmp_path, monkeypatch
 ):
     # FLUX as it is makes images of 128 latents a side
@@ -39,9 +39,9 @@ def test_tap_and_embedded_guidance_are_on_record_and_used_again(
 
     run(out, **options)
     facts = json.loads((out / "plan.json").read_text())
-    assert facts["tap_index"] == options["tap_index"]
+    assert facts["block_index"] == options["block_index"]
     assert facts["embedded_guidance"] == options.get("embedded_guidance")
-    assert f"| tap_index | {options['tap_index']} |" in (out / "dataset_card.md").read_text()
+    assert f"| block_index | {options['block_index']} |" in (out / "dataset_card.md").read_text()
     lines = list(read_manifest(out))
     assert len(lines) == 6
     assert all(regenerate(out, line.id, device="cpu").equal for line in lines[::3])
@@ -62,10 +62,10 @@ def test_another_image_size_is_refused_and_the_recorded_one_used_again(tmp_path)
     train, out = write_images(tmp_path / "train", {"cat": 1, "dog": 1}), tmp_path / "out"
 
     def run(image_size):
-        spec = BackboneSpec(tmp_path / "model", "cpu", image_size=image_size)
+        spec = ModelSpec(tmp_path / "model", "cpu", image_size=image_size)
         return expand(train, out, Synthesizer(spec, "paper", steps=2, cache=None), 1)
 
-    native = BackboneSpec(tmp_path / "model", "cpu").load().image_size
+    native = ModelSpec(tmp_path / "model", "cpu").load().image_size
     half = (native[0] // 2, native[1] // 2)
     run(half)
     assert regenerate(out, next(read_manifest(out)).id, device="cpu").equal

@@ -47,7 +47,7 @@ class SecondImage:
     def describe(self):
         return {"name": self.name}
 
-    def prepare(self, source, backbone):
+    def prepare(self, source, model):
         pass
 
     def measure(self, batch):
@@ -315,4 +315,4 @@ def test_the_records_name_nothing_of_this_machine(expansion, out):
         if path.is_file():
             assert str(out.parent).encode() not in path.read_bytes()
     places = json.loads((out / "plan.json").read_text())["where"]
-    assert places["source"]["spec"].startswith("../") and not os.path.isabs(places["backbone"])
+    assert places["source"]["spec"].startswith("../") and not os.path.isabs(places["model"])

@@ -8,11 +8,11 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.generation.automatic import calibrated
 from dreamda_aug.generation.calibration import calibration_path
 from dreamda_aug.generation.sweep import calibrate
+from dreamda_aug.models.unet import PixelModel
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
               pytest.mark.usefixtures("few_choices")]
@@ -31,7 +31,7 @@ class Images:
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
+    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
                        cache=tmp_path / "cache")
 
 
@@ -48,15 +48,15 @@ def test_price_and_choice_are_said_and_the_dials_are_numbers(synthesizer, caplog
     assert choice.startswith("calibrated: strength=") and "agreement >= 0.9" in choice
     assert "out of fold" in choice
     settings = ready.requested_settings
-    assert (settings.strength, settings.noise_scale, settings.adherence) == (
-        found.strength, found.noise_scale, found.adherence)
+    assert (settings.strength, settings.noise_scale, settings.replay) == (
+        found.strength, found.noise_scale, found.replay)
     assert synthesizer.requested_settings.strength is None
-    assert ready.backbone is synthesizer.backbone
+    assert ready.model is synthesizer.model
 
 
 def test_the_same_dataset_is_measured_once_and_another_one_anew(synthesizer, measured):
     _, first = run(synthesizer)
-    other = Synthesizer(synthesizer.backbone, steps=4, strength=None, cache=synthesizer.cache)
+    other = Synthesizer(synthesizer.model, steps=4, strength=None, cache=synthesizer.cache)
     _, again = run(other)
     assert len(measured) == 1 and again == first and again.facts() == first.facts()
     _, different = run(synthesizer, Images(14))
@@ -64,7 +64,7 @@ def test_the_same_dataset_is_measured_once_and_another_one_anew(synthesizer, mea
 
 
 def test_processes_that_start_together_measure_once(synthesizer, measured):
-    others = [Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=4, strength=None,
+    others = [Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
                           cache=synthesizer.cache) for _ in range(2)]
     found = []
     threads = [threading.Thread(target=lambda s=s: found.append(run(s)[1])) for s in others]
@@ -78,17 +78,17 @@ def test_processes_that_start_together_measure_once(synthesizer, measured):
 def test_what_was_calibrated_by_hand_comes_first(synthesizer, measured):
     torch.manual_seed(0)
     by_hand = calibrate(torch.rand(4, 1, 16, 16), synthesizer=synthesizer, max_distance=0.2,
-                        strengths=(0.3,), noise_scales=(1.0,), adherences=(0.9,), replicas=2)
+                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), replicas=2)
     ready, found = run(synthesizer)
     assert not measured and found == by_hand and ready.settings.strength == 0.3
 
 
 def test_numbers_in_the_settings_stay_and_are_not_measured(tmp_path, measured):
-    numbers = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", cache=tmp_path)
+    numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", cache=tmp_path)
     assert run(numbers) == (numbers, None) and not measured
-    part = Synthesizer(PixelBackbone(pixel_pipeline()), steps=4, adherence=0.7, cache=None)
+    part = Synthesizer(PixelModel(pixel_pipeline()), steps=4, replay=0.7, cache=None)
     ready, found = run(part)
-    assert ready.settings.adherence == found.adherence == 0.7 and len(measured) == 1
+    assert ready.settings.replay == found.replay == 0.7 and len(measured) == 1
 
 
 def test_one_class_goes_part_of_the_way_to_its_neighbours(synthesizer):
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_named(synthesizer, tmp_path):
     path, = (synthesizer.cache.root / "calibration").glob("*.json")
     sample = path.name.split(".")[1]
     assert path == calibration_path(synthesizer.cache.root, synthesizer.requested_settings,
-                                    synthesizer.backbone, sample)
+                                    synthesizer.model, sample)
     path.write_text("{}")
     with pytest.raises(Exception, match=f"{path.name}.*expected a calibration"):
         run(synthesizer)

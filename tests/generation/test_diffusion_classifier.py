@@ -5,7 +5,7 @@ import torch
 from pipelines import pixel_pipeline
 from torch import nn
 
-from dreamda_aug import load_backbone
+from dreamda_aug import load_model
 from dreamda_aug.amst import SingleHeadLabeler
 from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
 
@@ -14,10 +14,10 @@ VALUES = torch.tensor([0.1, 0.5, 0.9])
 
 
 class Oracle:
-    """A backbone that predicts the noise as if the image were of the class it is asked for."""
+    """A model that predicts the noise as if the image were of the class it is asked for."""
 
     def __init__(self):
-        self.real = load_backbone(pixel_pipeline(num_classes=4), null_class=3, device=None)
+        self.real = load_model(pixel_pipeline(num_classes=4), null_class=3, device=None)
         self.rows = 0
 
     def __getattr__(self, name):
@@ -32,9 +32,9 @@ class Oracle:
 
 
 def make(stages=((4, 2), (8, 1)), **options):
-    backbone = Oracle()
-    backbone.levels = stages[-1][0]
-    return DiffusionClassifier(backbone, [0, 1, 2], stages=stages, **options), backbone
+    model = Oracle()
+    model.levels = stages[-1][0]
+    return DiffusionClassifier(model, [0, 1, 2], stages=stages, **options), model
 
 
 def images(labels):
@@ -65,7 +65,7 @@ def test_an_answer_does_not_depend_on_batch_mates():
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 
-def test_the_temperature_makes_labelled_images_likely():
+def test_the_temperature_makes_labeled_images_likely():
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     classifier, _ = make()
     before = classifier(images(labels)).softmax(1).amax(1).mean()

@@ -7,111 +7,111 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug import LatentCache, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import LatentCache, load_model
 from dreamda_aug.generation.guards import broken, guard
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.models.unet import PixelModel
 
 
-def break_half_precision(backbone, monkeypatch):
+def break_half_precision(model, monkeypatch):
     """Make the U-Net give NaN unless it runs in float32."""
-    predict = backbone.predict
+    predict = model.predict
 
     def broken(x_t, t, condition):
         output = predict(x_t, t, condition)
-        return output if backbone.dtype == torch.float32 else output * float("nan")
+        return output if model.dtype == torch.float32 else output * float("nan")
 
-    monkeypatch.setattr(backbone, "predict", broken)
+    monkeypatch.setattr(model, "predict", broken)
 
 
 def test_broken_samples_are_made_again_in_float32(monkeypatch, caplog):
-    backbone = PixelBackbone(pixel_pipeline())
+    model = PixelModel(pixel_pipeline())
     x = torch.rand(2, 1, 16, 16)
-    stored = TensorSynthesizer(backbone, "paper", steps=4).invert(x)
-    backbone.unet.to(torch.bfloat16)
-    break_half_precision(backbone, monkeypatch)
-    generator = TensorSynthesizer(backbone, "paper", steps=4)
+    stored = TensorSynthesizer(model, "paper", steps=4).invert(x)
+    model.unet.to(torch.bfloat16)
+    break_half_precision(model, monkeypatch)
+    generator = TensorSynthesizer(model, "paper", steps=4)
     monkeypatch.setattr(generator, "_invert", lambda *args: stored)
     with caplog.at_level(logging.WARNING):
         made, events = generator.synthesize(x, [Request(0), Request(1)])
     assert made.isfinite().all() and "once more in float32" in caplog.text
     assert events == ["retried", "retried"] and generator.watch.events == {"retried": 2}
-    assert backbone.unet.dtype == torch.bfloat16
+    assert model.unet.dtype == torch.bfloat16
 
 
 def test_samples_that_stay_broken_are_replaced_by_the_seed_image(monkeypatch, tmp_path):
-    backbone = PixelBackbone(pixel_pipeline())
+    model = PixelModel(pixel_pipeline())
     x = torch.rand(2, 1, 16, 16)
     cache = LatentCache(tmp_path)
-    TensorSynthesizer(backbone, "paper", steps=4, cache=cache).invert(x)
-    backbone.unet.conv_out.bias.data[:] = float("nan")
-    generator = TensorSynthesizer(backbone, "paper", steps=4, cache=cache)
+    TensorSynthesizer(model, "paper", steps=4, cache=cache).invert(x)
+    model.unet.conv_out.bias.data[:] = float("nan")
+    generator = TensorSynthesizer(model, "paper", steps=4, cache=cache)
     made, events = generator.synthesize(x, [Request(0), Request(1)])
     assert torch.equal(made, x) and events == ["replaced", "replaced"]
 
 
 def test_black_images_count_as_broken_unless_the_seed_is_black(monkeypatch):
-    backbone = PixelBackbone(pixel_pipeline())
-    monkeypatch.setattr(backbone, "decode", lambda latents: torch.zeros_like(latents))
+    model = PixelModel(pixel_pipeline())
+    monkeypatch.setattr(model, "decode", lambda latents: torch.zeros_like(latents))
     x = torch.stack([torch.rand(1, 16, 16), torch.zeros(1, 16, 16)])
-    core = TensorSynthesizer(backbone, "paper", steps=4)
+    core = TensorSynthesizer(model, "paper", steps=4)
     made, events = core.synthesize(x, [Request(0), Request(1)])
     assert events == ["replaced", ""] and torch.equal(made[0], x[0])
 
 
 def test_the_safety_checker_is_heard(sd_pipeline, monkeypatch):
-    backbone = load_backbone(copy.deepcopy(sd_pipeline))
-    backbone.pipeline.safety_checker = object()
-    monkeypatch.setattr(backbone.pipeline, "run_safety_checker",
+    model = load_model(copy.deepcopy(sd_pipeline))
+    model.pipeline.safety_checker = object()
+    monkeypatch.setattr(model.pipeline, "run_safety_checker",
                         lambda images, device, dtype: (images, [False, True]))
     x = torch.rand(2, 3, 16, 16)
-    generator = TensorSynthesizer(backbone, "paper", steps=4)
+    generator = TensorSynthesizer(model, "paper", steps=4)
     made = generator.synthesize(x, [Request(0, "a"), Request(1, "a")]).images
     assert torch.equal(made[1], x[1]) and not torch.equal(made[0], x[0])
     assert generator.watch.events == {"unsafe": 1}
 
 
 @pytest.fixture
-def backbone():
-    return PixelBackbone(pixel_pipeline())
+def model():
+    return PixelModel(pixel_pipeline())
 
 
 def never(rows):
     pytest.fail("nothing was to be made again")
 
 
-def test_whole_images_pass_as_they_are(backbone):
+def test_whole_images_pass_as_they_are(model):
     made = torch.rand(3, 1, 16, 16)
     kept = made.clone()
-    assert guard(made, torch.rand(3, 1, 16, 16), backbone, never) == ["", "", ""]
+    assert guard(made, torch.rand(3, 1, 16, 16), model, never) == ["", "", ""]
     assert torch.equal(made, kept)
 
 
 def test_only_broken_rows_are_made_again_and_what_comes_out_whole_is_kept():
-    backbone = PixelBackbone(pixel_pipeline())
-    backbone.unet.to(torch.bfloat16)
+    model = PixelModel(pixel_pipeline())
+    model.unet.to(torch.bfloat16)
     made, seeds, asked = torch.rand(4, 1, 16, 16), torch.rand(4, 1, 16, 16), []
     made[1, 0, 3, 3], made[3] = float("inf"), float("nan")
     kept, whole = made.clone(), torch.full((1, 1, 16, 16), 0.5)
 
     def redo(rows):
-        asked.append((rows, backbone.dtype))
+        asked.append((rows, model.dtype))
         return torch.cat([whole, torch.full_like(whole, float("nan"))])
 
-    assert guard(made, seeds, backbone, redo) == ["", "retried", "", "replaced"]
-    assert asked == [([1, 3], torch.float32)] and backbone.dtype == torch.bfloat16
+    assert guard(made, seeds, model, redo) == ["", "retried", "", "replaced"]
+    assert asked == [([1, 3], torch.float32)] and model.dtype == torch.bfloat16
     assert torch.equal(made, torch.stack([kept[0], whole[0], kept[2], seeds[3]]))
 
 
-def test_in_float32_nothing_is_tried_again(backbone):
+def test_in_float32_nothing_is_tried_again(model):
     made, seeds = torch.full((1, 1, 16, 16), float("nan")), torch.rand(1, 1, 16, 16)
-    assert guard(made, seeds, backbone, never) == ["replaced"] and torch.equal(made, seeds)
+    assert guard(made, seeds, model, never) == ["replaced"] and torch.equal(made, seeds)
 
 
-def test_unsafe_outweighs_broken_and_is_replaced_too(backbone, monkeypatch, caplog):
-    monkeypatch.setattr(backbone, "unsafe", lambda images: torch.tensor([True, False]))
+def test_unsafe_outweighs_broken_and_is_replaced_too(model, monkeypatch, caplog):
+    monkeypatch.setattr(model, "unsafe", lambda images: torch.tensor([True, False]))
     made, seeds = torch.full((2, 1, 16, 16), float("nan")), torch.rand(2, 1, 16, 16)
-    assert guard(made, seeds, backbone, never) == ["unsafe", "replaced"]
+    assert guard(made, seeds, model, never) == ["unsafe", "replaced"]
     assert torch.equal(made, seeds)
     assert "2 synthetic images were replaced by their seed image" in caplog.text
 

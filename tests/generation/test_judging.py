@@ -4,9 +4,9 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.judging import FoldJudge, GivenJudge, fold_judge
 from dreamda_aug.metrics.features import pixel_features
+from dreamda_aug.models.unet import PixelModel
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_classes_that_differ_are_told_apart():
     labels = torch.arange(24) % 3
     torch.manual_seed(0)
     images = (labels[:, None, None, None] / 3 + 0.1 * torch.rand(24, 1, 16, 16))
-    judge = fold_judge(PixelBackbone(pixel_pipeline()), images, labels)
+    judge = fold_judge(PixelModel(pixel_pipeline()), images, labels)
     assert torch.equal(judge.classify(images, torch.arange(24)), labels)
     assert "own features" in judge.name
 
@@ -76,7 +76,7 @@ def test_a_class_that_most_images_belong_to_is_not_taken_for_the_look_of_all():
     assert (judge.classify(made[one], one) == 0).float().mean() < 0.1
 
 
-def test_a_pixel_that_is_black_in_all_labelled_images_does_not_decide(patches):
+def test_a_pixel_that_is_black_in_all_labeled_images_does_not_decide(patches):
     images, labels = patches
     images[..., 0, :2] = 0
     judge = FoldJudge(pixel_features(), images, labels, "pixels")
@@ -86,10 +86,10 @@ def test_a_pixel_that_is_black_in_all_labelled_images_does_not_decide(patches):
 
 
 def test_a_model_without_an_unconditional_branch_leaves_the_pixels():
-    backbone = PixelBackbone(pixel_pipeline(num_classes=3))
-    assert not backbone.guidable
+    model = PixelModel(pixel_pipeline(num_classes=3))
+    assert not model.guidable
     torch.manual_seed(0)
-    assert "pixels" in fold_judge(backbone, torch.rand(6, 1, 16, 16), torch.arange(6) % 2).name
+    assert "pixels" in fold_judge(model, torch.rand(6, 1, 16, 16), torch.arange(6) % 2).name
 
 
 def test_a_given_classifier_may_give_logits_or_classes():

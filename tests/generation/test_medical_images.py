@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torchvision import tv_tensors
 
-from dreamda_aug import DreamDAugment, load_backbone
+from dreamda_aug import DreamDAugment, load_model
 
 # 12 bits of a detector in 16, a full 16-bit range, and Hounsfield units with their sign.
 RANGES = {"12 bits": (0, 4095), "16 bits": (0, 65535), "Hounsfield": (-1024, 3071)}
@@ -21,23 +21,23 @@ def values(low: int, high: int, dtype) -> np.ndarray:
     return array.astype(dtype)
 
 
-def augment_with(backbone, **settings) -> DreamDAugment:
-    return DreamDAugment(backbone, "paper", p=1.0, prompt="", cache=None,
+def augment_with(model, **settings) -> DreamDAugment:
+    return DreamDAugment(model, "paper", p=1.0, prompt="", cache=None,
                          **{"steps": 6, "guidance_scale": 3.0, **settings})
 
 
 @pytest.fixture
-def backbone(sd_pipeline):
-    return load_backbone(copy.deepcopy(sd_pipeline))
+def model(sd_pipeline):
+    return load_model(copy.deepcopy(sd_pipeline))
 
 
 @pytest.fixture
-def lossless(backbone, monkeypatch):
+def lossless(model, monkeypatch):
     """The tiny VAE is random; this one folds 2×2 grey pixels into the four latent channels."""
-    monkeypatch.setattr(backbone, "encode", lambda x: pixel_unshuffle(x[:, :1] * 2 - 1, 2))
-    monkeypatch.setattr(backbone, "decode", lambda latents: (
+    monkeypatch.setattr(model, "encode", lambda x: pixel_unshuffle(x[:, :1] * 2 - 1, 2))
+    monkeypatch.setattr(model, "decode", lambda latents: (
         pixel_shuffle(latents, 2) / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1))
-    return backbone
+    return model
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -66,14 +66,14 @@ def test_without_noise_grey_images_come_back_exactly(lossless):
 
 
 @pytest.mark.parametrize("kind", ["I;16", "L", "uint16", "int16"])
-def test_with_noise_they_keep_mode_dtype_size_and_range(backbone, kind):
+def test_with_noise_they_keep_mode_dtype_size_and_range(model, kind):
     low, high = (-1024, 3071) if kind == "int16" else (0, 255) if kind == "L" else (200, 4095)
     array = np.random.default_rng(0).integers(low, high + 1, (20, 24))
     if kind in ("I;16", "L"):
         image = PIL.Image.fromarray(array.astype(np.uint16 if kind == "I;16" else np.uint8))
     else:
         image = torch.from_numpy(array.astype(kind))[None]
-    made = augment_with(backbone, noise_scale=3.0)(image)
+    made = augment_with(model, noise_scale=3.0)(image)
     if isinstance(image, torch.Tensor):
         assert (made.dtype, made.shape) == (image.dtype, image.shape)
     else:

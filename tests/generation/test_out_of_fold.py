@@ -21,13 +21,13 @@ def test_no_image_is_judged_by_a_probe_that_learned_from_its_seed_image():
     predicted, confusion = predict_out_of_fold(
         pixels, images, targets, images, torch.arange(16), num_classes=2, folds=4)
     assert predicted.tolist() == truth.tolist()
-    # of nine images labelled 1 eight are seen as 1
+    # of nine images labeled 1 eight are seen as 1
     assert confusion.tolist() == [[7, 0], [1, 8]]
 
 
 def test_single_images_and_indices_out_of_range_are_refused():
     images, targets = torch.rand(3, 1, 2, 2), torch.tensor([0, 0, 1])
-    with pytest.raises(ValueError, match="two labelled images or more"):
+    with pytest.raises(ValueError, match="two labeled images or more"):
         predict_out_of_fold(pixels, images, targets, images, torch.arange(3), num_classes=2)
     with pytest.raises(ValueError, match="seed_index must lie in"):
         predict_out_of_fold(pixels, images, torch.tensor([0, 0, 0]), images, torch.arange(3) + 1,

@@ -4,20 +4,20 @@ from pipelines import pixel_pipeline
 from sklearn.linear_model import LogisticRegression
 
 from dreamda_aug.amst import SingleHeadLabeler
-from dreamda_aug.backbones.latent import LatentBackbone
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.probe import (
     LinearProbe,
-    backbone_features,
     cross_validate,
     logistic_regression,
+    model_features,
 )
 from dreamda_aug.metrics.features import pixel_features
+from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.unet import PixelModel
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return PixelBackbone(pixel_pipeline())
+def model():
+    return PixelModel(pixel_pipeline())
 
 
 def images(count: int, size: int = 16) -> torch.Tensor:
@@ -36,16 +36,16 @@ def test_the_regression_is_scikit_learns(penalty):
                                rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
-def test_features_are_what_the_first_up_block_gives_for_the_noised_image(backbone):
-    found = backbone_features(backbone, strengths=(0.3,), grid=1)(images(3))
+def test_features_are_what_the_first_up_block_gives_for_the_noised_image(model):
+    found = model_features(model, strengths=(0.3,), grid=1)(images(3))
     seen = []
-    hook = backbone.unet.up_blocks[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    hook = model.unet.up_blocks[0].register_forward_hook(lambda *args: seen.append(args[2]))
     inputs = []
-    catch = backbone.unet.register_forward_pre_hook(lambda _, args: inputs.append(args))
-    backbone_features(backbone, strengths=(0.3,), grid=1)(images(3))
+    catch = model.unet.register_forward_pre_hook(lambda _, args: inputs.append(args))
+    model_features(model, strengths=(0.3,), grid=1)(images(3))
     hook.remove(), catch.remove()
     x_t, t = inputs[0][:2]
-    alpha_bar = backbone.pipeline.scheduler.alphas_cumprod[int(t)]
+    alpha_bar = model.pipeline.scheduler.alphas_cumprod[int(t)]
     noise = (x_t - alpha_bar.sqrt() * (images(3) * 2 - 1)) / (1 - alpha_bar).sqrt()
     assert 280 < int(t) < 320
     torch.testing.assert_close(noise[0], noise[2], msg="the same noise for every image")
@@ -53,18 +53,18 @@ def test_features_are_what_the_first_up_block_gives_for_the_noised_image(backbon
     torch.testing.assert_close(found, seen[0].mean((2, 3)))
 
 
-def test_an_image_has_the_same_features_in_any_batch(backbone):
-    features, batch = backbone_features(backbone), images(4)
+def test_an_image_has_the_same_features_in_any_batch(model):
+    features, batch = model_features(model), images(4)
     whole = features(batch)
-    channels = backbone.unet.config.block_out_channels[-1]
+    channels = model.unet.config.block_out_channels[-1]
     assert whole.shape == (4, 2 * channels * 4)
     torch.testing.assert_close(features(batch[2:3]), whole[2:3], rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_latent_models_are_asked_without_a_prompt(sd_pipeline):
-    backbone = LatentBackbone(sd_pipeline)
-    colour = torch.rand(2, 3, *backbone.image_size)
-    assert backbone_features(backbone)(colour).isfinite().all()
+    model = LatentModel(sd_pipeline)
+    colour = torch.rand(2, 3, *model.image_size)
+    assert model_features(model)(colour).isfinite().all()
 
 
 def test_the_bundled_models_features_tell_classes_apart(bundled):
@@ -74,16 +74,16 @@ def test_the_bundled_models_features_tell_classes_apart(bundled):
     rows = torch.cat([(torch.tensor(few.targets) == c).nonzero()[:5, 0] for c in range(10)])
     shots, targets = few.data[rows, None] / 255, torch.tensor(few.targets)[rows]
     held, truth = many.data[:, None] / 255, torch.tensor(many.targets)
-    probe = LinearProbe(backbone_features(bundled), shots, targets)
+    probe = LinearProbe(model_features(bundled), shots, targets)
     # pixels give 0.70: such a small model adds little to them
     assert (probe(held).argmax(1) == truth).float().mean() > 0.68
 
 
 def test_a_backbone_that_was_compiled_before_gives_the_same_features():
-    compiled = PixelBackbone(pixel_pipeline()).compiled(backend="eager")
+    compiled = PixelModel(pixel_pipeline()).compiled(backend="eager")
     compiled.predict(torch.zeros(2, 1, 16, 16), torch.tensor(5), compiled.embed([None] * 2))
-    torch.testing.assert_close(backbone_features(compiled)(images(2)),
-                               backbone_features(PixelBackbone(pixel_pipeline()))(images(2)))
+    torch.testing.assert_close(model_features(compiled)(images(2)),
+                               model_features(PixelModel(pixel_pipeline()))(images(2)))
 
 
 def test_a_probe_is_matched_to_images_of_another_look():
@@ -129,7 +129,7 @@ def test_a_feature_that_never_changes_does_no_harm():
     assert LinearProbe(pixel_features(), shots, torch.arange(6) % 3)(shots).isfinite().all()
 
 
-def test_arguments_out_of_range_are_refused(backbone):
+def test_arguments_out_of_range_are_refused(model):
     shots = images(4)
     with pytest.raises(ValueError, match=r"targets must have shape \(4,\), got \(3,\)"):
         LinearProbe(pixel_features(), shots, torch.arange(3))
@@ -140,11 +140,11 @@ def test_arguments_out_of_range_are_refused(backbone):
     with pytest.raises(ValueError, match=r"inverse_penalty must be above 0, got 0"):
         LinearProbe(pixel_features(), shots, torch.arange(4) % 2, inverse_penalty=0)
     with pytest.raises(ValueError, match=r"strengths must lie in \[0\.01, 1\].* got \(\)"):
-        backbone_features(backbone, strengths=())
+        model_features(model, strengths=())
     with pytest.raises(ValueError, match=r"got \(0\.001,\)"):
-        backbone_features(backbone, strengths=(0.001,))
+        model_features(model, strengths=(0.001,))
     with pytest.raises(ValueError, match="grid must be at least 1, got 0"):
-        backbone_features(backbone, grid=0)
+        model_features(model, grid=0)
 
 
 def test_the_penalty_is_the_one_that_scikit_learn_finds_on_the_same_folds():

@@ -6,14 +6,14 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug import CycleDiffusion, DDIMInversion, Settings, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import CycleDiffusion, DDIMInversion, Settings, load_model
 from dreamda_aug.generation.recording import (
     inversion_keys,
     record_trajectories,
     source_condition,
 )
 from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.models.unet import PixelModel
 
 STEPS = 4
 
@@ -22,24 +22,24 @@ def settings(**changes):
     return Settings(**{"steps": STEPS, "strength": 1.0, **changes})
 
 
-def run(backbone, settings, dtype=torch.float32, conditions=(None, None), seeds=(3, 4)):
-    schedule = backbone.schedule(settings.steps, settings.strength)
-    images = torch.rand(2, backbone.channels, *backbone.image_size,
+def run(model, settings, dtype=torch.float32, conditions=(None, None), seeds=(3, 4)):
+    schedule = model.schedule(settings.steps, settings.strength)
+    images = torch.rand(2, model.channels, *model.image_size,
                         generator=torch.Generator().manual_seed(0))
-    return record_trajectories(backbone, settings, schedule, images, conditions, seeds, dtype)
+    return record_trajectories(model, settings, schedule, images, conditions, seeds, dtype)
 
 
 @pytest.fixture
-def backbone():
-    return PixelBackbone(pixel_pipeline())
+def model():
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("inversion", [CycleDiffusion(), DDIMInversion()])
 def test_a_start_and_one_residual_more_than_steps_are_kept_in_the_dtype_of_the_cache(
-    backbone, inversion, dtype
+    model, inversion, dtype
 ):
-    for trajectory in run(backbone, settings(inversion=inversion), dtype):
+    for trajectory in run(model, settings(inversion=inversion), dtype):
         assert trajectory.x_T.shape == (1, 16, 16)
         assert trajectory.residuals.shape == (STEPS + 1, 1, 16, 16)
         assert trajectory.x_T.dtype == trajectory.residuals.dtype == dtype
@@ -47,74 +47,74 @@ def test_a_start_and_one_residual_more_than_steps_are_kept_in_the_dtype_of_the_c
         assert set(trajectory.tensors()) == {"x_T", "residuals"}
 
 
-def test_without_residuals_the_start_alone_is_kept(backbone):
-    inexact, exact = (run(backbone, settings(eta=0.0, inversion=DDIMInversion(exact=exact)))
+def test_without_residuals_the_start_alone_is_kept(model):
+    inexact, exact = (run(model, settings(eta=0.0, inversion=DDIMInversion(exact=exact)))
                       for exact in (False, True))
     for one, other in zip(inexact, exact, strict=True):
         assert one.residuals is one.x_0 is None and torch.equal(one.x_T, other.x_T)
 
 
-def test_without_replay_the_encoded_image_alone_is_kept_and_no_unet_row_is_spent(backbone):
-    made = run(backbone, settings(adherence=0.0), torch.float16)
+def test_without_replay_the_encoded_image_alone_is_kept_and_no_unet_row_is_spent(model):
+    made = run(model, settings(replay=0.0), torch.float16)
     images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for trajectory, image in zip(made, images, strict=True):
         assert trajectory.x_T is trajectory.residuals is None
         assert torch.equal(trajectory.x_0, (image * 2 - 1).half())
-    assert backbone.tap.encoder_rows == 0
+    assert model.hook.encoder_rows == 0
 
 
-def test_the_noise_of_a_path_follows_its_seed_and_not_its_batch_mates(backbone):
-    first, second = run(backbone, settings(), seeds=(3, 4))
-    again, other = run(backbone, settings(), seeds=(3, 5))
+def test_the_noise_of_a_path_follows_its_seed_and_not_its_batch_mates(model):
+    first, second = run(model, settings(), seeds=(3, 4))
+    again, other = run(model, settings(), seeds=(3, 5))
     assert torch.equal(first.x_T, again.x_T) and not torch.equal(second.x_T, other.x_T)
 
 
-def test_the_recording_runs_on_the_plain_unet(backbone):
-    """What an earlier call left in the tap must not perturb it."""
-    expected = run(backbone, settings())
-    backbone.tap.set(lambda h, **arguments: h + 1, None, 0, 2)
-    for one, other in zip(run(backbone, settings()), expected, strict=True):
+def test_the_recording_runs_on_the_plain_unet(model):
+    """What an earlier call left in the hook must not perturb it."""
+    expected = run(model, settings())
+    model.hook.set(lambda h, **arguments: h + 1, None, 0, 2)
+    for one, other in zip(run(model, settings()), expected, strict=True):
         assert torch.equal(one.residuals, other.residuals)
 
 
 def test_an_inversion_is_conditioned_on_the_source_prompt_or_on_nothing(sd_pipeline):
-    text = load_backbone(copy.deepcopy(sd_pipeline))
+    text = load_model(copy.deepcopy(sd_pipeline))
     assert source_condition(text, settings(source_prompt="a photo"), "a cat") == "a photo"
     assert source_condition(text, settings(), "a cat") == ""
-    with_null = PixelBackbone(pixel_pipeline(num_classes=4), null_class=3)
+    with_null = PixelModel(pixel_pipeline(num_classes=4), null_class=3)
     assert source_condition(with_null, settings(), 2) is None
-    without_null = PixelBackbone(pixel_pipeline(num_classes=4))
+    without_null = PixelModel(pixel_pipeline(num_classes=4))
     assert source_condition(without_null, settings(), 2) == 2
-    assert source_condition(PixelBackbone(pixel_pipeline()), settings(), None) is None
+    assert source_condition(PixelModel(pixel_pipeline()), settings(), None) is None
 
 
-def key(backbone, digest="d", path=0, source=None, **settings):
-    core = TensorSynthesizer(backbone, "paper", **{"steps": STEPS, **settings})
-    only, = inversion_keys(backbone, core.settings, core.schedule, core.rng_seed, [digest], [path],
+def key(model, digest="d", path=0, source=None, **settings):
+    core = TensorSynthesizer(model, "paper", **{"steps": STEPS, **settings})
+    only, = inversion_keys(model, core.settings, core.schedule, core.rng_seed, [digest], [path],
                            [source], torch.float16)
     return only
 
 
 @pytest.mark.parametrize("change", [
     dict(eta=0.5), dict(steps=20), dict(strength=0.5), dict(inversion=DDIMInversion()),
-    dict(rng_seed=1), dict(adherence=0.0), dict(solver="heun"), dict(timestep_spacing="uniform"),
+    dict(rng_seed=1), dict(replay=0.0), dict(solver="heun"), dict(timestep_spacing="uniform"),
     dict(digest="e"), dict(path=1),
 ])
-def test_whatever_changes_the_inversion_changes_its_key(backbone, change):
-    assert key(backbone) != key(backbone, **change)
+def test_whatever_changes_the_inversion_changes_its_key(model, change):
+    assert key(model) != key(model, **change)
 
 
 @pytest.mark.parametrize("change", [
-    dict(batch_size=3), dict(noise_scale=9.0), dict(guidance_scale=2.0), dict(adherence=0.5),
+    dict(batch_size=3), dict(noise_scale=9.0), dict(guidance_scale=2.0), dict(replay=0.5),
     dict(update_rule="symmetric"),
 ])
-def test_whatever_does_not_touch_the_inversion_keeps_its_key(backbone, change):
-    assert key(backbone) == key(backbone, **change)
+def test_whatever_does_not_touch_the_inversion_keeps_its_key(model, change):
+    assert key(model) == key(model, **change)
 
 
 def test_the_source_prompt_and_the_weights_are_part_of_the_key(sd_pipeline):
-    text = load_backbone(sd_pipeline)
+    text = load_model(sd_pipeline)
     assert len({key(text, source=""), key(text, source="a photo"), key(text, source="a cat")}) == 3
-    others = [PixelBackbone(pixel_pipeline()) for _ in range(2)]
+    others = [PixelModel(pixel_pipeline()) for _ in range(2)]
     others[1].unet.conv_out.bias.data += 1e-3
     assert key(others[0]) != key(others[1])

@@ -8,9 +8,9 @@ from pipelines import pixel_pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamda_aug import CycleDiffusion, DDIMInversion
-from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.models import load_model
+from dreamda_aug.models.unet import PixelModel
 
 STEPS = 5
 RUN = 4  # strength 0.8
@@ -18,21 +18,21 @@ RUN = 4  # strength 0.8
 
 @pytest.fixture
 def pixel():
-    return PixelBackbone(pixel_pipeline())
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture
 def text(sd_pipeline):
-    return load_backbone(copy.deepcopy(sd_pipeline))
+    return load_model(copy.deepcopy(sd_pipeline))
 
 
-def images(backbone, count=2):
+def images(model, count=2):
     torch.manual_seed(0)
-    return torch.rand(count, backbone.channels, *backbone.image_size)
+    return torch.rand(count, model.channels, *model.image_size)
 
 
-def make(backbone, preset="paper", **overrides):
-    return TensorSynthesizer(backbone, preset, **{"steps": STEPS, **overrides})
+def make(model, preset="paper", **overrides):
+    return TensorSynthesizer(model, preset, **{"steps": STEPS, **overrides})
 
 
 @pytest.mark.parametrize("inversion", [CycleDiffusion(), DDIMInversion()])
@@ -61,9 +61,9 @@ def test_zero_noise_reproduces_the_latents_with_equal_prompts(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_zero_noise_reproduces_the_image_for_every_prediction_type(prediction_type):
-    backbone = PixelBackbone(pixel_pipeline(prediction_type))
-    x = images(backbone)
-    made = make(backbone, noise_scale=0.0).synthesize(x, [Request(0), Request(1)]).images
+    model = PixelModel(pixel_pipeline(prediction_type))
+    x = images(model)
+    made = make(model, noise_scale=0.0).synthesize(x, [Request(0), Request(1)]).images
     assert (made - x).abs().max() <= 1e-4
 
 
@@ -75,21 +75,21 @@ def test_zero_noise_reproduces_the_image_for_every_prediction_type(prediction_ty
 def test_unet_rows_per_step_are_the_fewest_possible(
     kind, rule, guidance, encoder, decoder, request
 ):
-    backbone = request.getfixturevalue(kind)
-    generator = make(backbone, update_rule=rule, guidance_scale=guidance)
-    trajectories = generator.invert(images(backbone, 3))
-    assert (backbone.tap.encoder_rows, backbone.tap.decoder_rows) == (3 * RUN, 3 * RUN)
+    model = request.getfixturevalue(kind)
+    generator = make(model, update_rule=rule, guidance_scale=guidance)
+    trajectories = generator.invert(images(model, 3))
+    assert (model.hook.encoder_rows, model.hook.decoder_rows) == (3 * RUN, 3 * RUN)
     generator.generate(trajectories, [""] * 3)
-    assert backbone.tap.encoder_rows - 3 * RUN == 3 * RUN * encoder
-    assert backbone.tap.decoder_rows - 3 * RUN == 3 * RUN * decoder
+    assert model.hook.encoder_rows - 3 * RUN == 3 * RUN * encoder
+    assert model.hook.decoder_rows - 3 * RUN == 3 * RUN * decoder
 
 
 def test_replicas_share_the_first_step_below_the_bottleneck(pixel):
     generator = make(pixel)
     (trajectory,) = generator.invert(images(pixel, 1))
-    before = pixel.tap.encoder_rows
+    before = pixel.hook.encoder_rows
     generator.generate([trajectory] * 5)
-    assert pixel.tap.encoder_rows - before == 1 + 5 * (RUN - 1)
+    assert pixel.hook.encoder_rows - before == 1 + 5 * (RUN - 1)
 
 
 def test_branching_and_plain_rows_give_the_same_image(text):
@@ -101,16 +101,16 @@ def test_branching_and_plain_rows_give_the_same_image(text):
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
 
 
-def test_adherence_zero_is_img2img_and_makes_no_inversion(pixel):
+def test_replay_zero_is_img2img_and_makes_no_inversion(pixel):
     """Against diffusers' own scheduler, step by step, with the same noise."""
     from diffusers import DDIMScheduler
 
     from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal
 
-    generator = make(pixel, adherence=0.0, noise_scale=0.0)
+    generator = make(pixel, replay=0.0, noise_scale=0.0)
     x = images(pixel, 1)
     trajectories = generator.invert(x)
-    assert pixel.tap.encoder_rows == 0
+    assert pixel.hook.encoder_rows == 0
     made = generator.generate(trajectories, sample_seeds=[5])
     scheduler = DDIMScheduler.from_config(pixel.pipeline.scheduler.config)
     scheduler.set_timesteps(STEPS)
@@ -126,10 +126,10 @@ def test_adherence_zero_is_img2img_and_makes_no_inversion(pixel):
     torch.testing.assert_close(made, (latent / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
 
 
-def test_lower_adherence_moves_images_further(bundled):
+def test_lower_replay_moves_images_further(bundled):
     x, requests = images(bundled, 4), [Request(i) for i in range(4)]
     moved = [
-        (make(bundled, adherence=a, noise_scale=0.0).synthesize(x, requests).images - x)
+        (make(bundled, replay=a, noise_scale=0.0).synthesize(x, requests).images - x)
         .abs().mean() for a in (1.0, 0.95, 0.8)
     ]
     assert moved[0] < 1e-4 < moved[1] < moved[2]
@@ -146,28 +146,28 @@ def test_more_noise_moves_images_further_and_asymmetric_more_than_symmetric(bund
     assert moved(noise_scale=1.0, update_rule="symmetric") < moved(noise_scale=1.0)
 
 
-def run(backbone, **settings):
+def run(model, **settings):
     torch.manual_seed(0)
-    x = torch.rand(3, backbone.channels, *backbone.image_size)
-    condition = "a cat" if backbone.condition_kind == "text" else None
-    generator = TensorSynthesizer(backbone, "paper", **{"steps": 4, "noise_scale": 1.0, **settings})
+    x = torch.rand(3, model.channels, *model.image_size)
+    condition = "a cat" if model.condition_kind == "text" else None
+    generator = TensorSynthesizer(model, "paper", **{"steps": 4, "noise_scale": 1.0, **settings})
     requests = [Request(i, condition, r) for i in range(3) for r in range(2)]
     return generator.synthesize(x, requests).images
 
 
 def test_guidance_on_part_of_the_run_saves_its_rows(sd_pipeline):
-    backbone = load_backbone(copy.deepcopy(sd_pipeline))
+    model = load_model(copy.deepcopy(sd_pipeline))
     settings = dict(steps=10, strength=1.0, update_rule="symmetric", batch_size=1)
-    full = run(backbone, **settings)
-    rows = backbone.tap.encoder_rows
-    part = run(backbone, guidance_interval=(0.2, 0.5), **settings)
-    spent = backbone.tap.encoder_rows - rows
+    full = run(model, **settings)
+    rows = model.hook.encoder_rows
+    part = run(model, guidance_interval=(0.2, 0.5), **settings)
+    spent = model.hook.encoder_rows - rows
     assert rows == 3 * 10 + 6 * 20 and spent == 3 * 10 + 6 * (10 + 3)
     assert not torch.allclose(full, part)
-    same = run(backbone, guidance_interval=(0.0, 1.0), **settings)
+    same = run(model, guidance_interval=(0.0, 1.0), **settings)
     assert torch.equal(full, same)
     with pytest.raises(ValueError, match=r"guidance_interval must rise within \[0, 1\]"):
-        run(backbone, guidance_interval=(0.5, 0.2))
+        run(model, guidance_interval=(0.5, 0.2))
 
 
 class Waits(TorchDispatchMode):
@@ -196,27 +196,27 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"update_rule": "symmetric"}, {"guidance_interval": (0.3, 0.7)}, {"adherence": 0.8},
+    {}, {"update_rule": "symmetric"}, {"guidance_interval": (0.3, 0.7)}, {"replay": 0.8},
     {"inversion": DDIMInversion(), "eta": 0.0},
 ])
 @pytest.mark.parametrize("kind", ["pixel", "text"])
 def test_no_step_waits_for_the_gpu(kind, settings, sd_pipeline, monkeypatch):
     pipeline = pixel_pipeline("sample") if kind == "pixel" else copy.deepcopy(sd_pipeline)
-    backbone, waits = load_backbone(pipeline), Waits()
-    predict = backbone.predict
-    monkeypatch.setattr(backbone, "predict",
+    model, waits = load_model(pipeline), Waits()
+    predict = model.predict
+    monkeypatch.setattr(model, "predict",
                         lambda *args: waits.unet_is_called() or predict(*args))
-    generator = TensorSynthesizer(backbone, "paper", steps=5, **settings)
+    generator = TensorSynthesizer(model, "paper", steps=5, **settings)
     condition = "a cat" if kind == "text" else None
     trajectories = [t for t in generator.invert(torch.rand(
-        2, backbone.channels, *backbone.image_size)) for _ in range(2)]
+        2, model.channels, *model.image_size)) for _ in range(2)]
     waits.calls = 0
     with waits:
         generator.generate(trajectories, [condition] * 4)
         assert (waits.calls, waits.found) == (4, [])
         waits.calls = 0
-        generator.invert(torch.rand(2, backbone.channels, *backbone.image_size))
-        assert waits.calls >= (4 if generator.settings.adherence else 0) and not waits.found
+        generator.invert(torch.rand(2, model.channels, *model.image_size))
+        assert waits.calls >= (4 if generator.settings.replay else 0) and not waits.found
 
 
 def test_replicas_part_where_nothing_is_replayed(bundled):
@@ -225,7 +225,7 @@ def test_replicas_part_where_nothing_is_replayed(bundled):
     requests = [Request(0, replica=k) for k in range(4)]
 
     def spread(interval):
-        made = make(bundled, steps=10, noise_scale=0.0, adherence_interval=interval,
+        made = make(bundled, steps=10, noise_scale=0.0, replay_interval=interval,
                     timestep_spacing="uniform").synthesize(x, requests).images
         return (made[1:] - made[:1]).square().mean().sqrt().item()
 
@@ -233,14 +233,14 @@ def test_replicas_part_where_nothing_is_replayed(bundled):
     assert whole < 1e-4 < late < min(half, none)
 
 
-def test_an_interval_of_the_whole_run_changes_nothing_and_an_empty_one_draws_as_no_adherence_does(
+def test_an_interval_of_the_whole_run_changes_nothing_and_an_empty_one_draws_as_no_replay_does(
     pixel
 ):
     """From the recorded start, a free step is the sampler's own: mean plus fresh noise."""
     x = images(pixel, 1)
-    default = make(pixel, adherence=0.7).synthesize(x, [Request(0)]).images
-    stated = make(pixel, adherence=0.7, adherence_interval=(0, 1)).synthesize(x, [Request(0)])
+    default = make(pixel, replay=0.7).synthesize(x, [Request(0)]).images
+    stated = make(pixel, replay=0.7, replay_interval=(0, 1)).synthesize(x, [Request(0)])
     assert torch.equal(default, stated.images)
-    free = [make(pixel, adherence=a, adherence_interval=(0.5, 0.5)).synthesize(x, [Request(0)])
+    free = [make(pixel, replay=a, replay_interval=(0.5, 0.5)).synthesize(x, [Request(0)])
             for a in (0.2, 1.0)]
     assert torch.equal(free[0].images, free[1].images)

@@ -7,14 +7,14 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Settings
-from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.generation.calibration import CalibrationPoint
 from dreamda_aug.generation.judging import GivenJudge
 from dreamda_aug.generation.search import Dials, Measurement, Target, coarse, grid, search
 from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.models import load_model
+from dreamda_aug.models.unet import PixelModel
 
-SETTINGS = Settings(steps=20, strength=None, adherence=None, noise_scale=None)
+SETTINGS = Settings(steps=20, strength=None, replay=None, noise_scale=None)
 CHOICES = grid((0.3, 0.5, 0.7, 0.9), (1.0, 0.9, 0.5, 0.0), (0.5, 1.0, 2.0))
 TARGET = Target(min_agreement=0.9)
 
@@ -30,9 +30,9 @@ class Simulated:
 
     def point(self, settings, images=None):
         self.looks.append((settings, images))
-        far = settings.strength * (2 - settings.adherence + settings.noise_scale / 4)
+        far = settings.strength * (2 - settings.replay + settings.noise_scale / 4)
         agreement = max(0.0, 1.05 - far**2 / 8 - (self.stricter if images is None else 0))
-        return CalibrationPoint(settings.noise_scale, settings.adherence, agreement, far / 10,
+        return CalibrationPoint(settings.noise_scale, settings.replay, agreement, far / 10,
                                 far / 20, settings.strength, settings.steps, images)
 
 
@@ -69,7 +69,7 @@ def test_the_rows_are_kept_to_and_one_choice_is_always_confirmed():
 def test_where_nothing_holds_the_mildest_choice_is_measured_and_taken():
     found, points = search(Simulated(2.0), SETTINGS, CHOICES, Target(min_agreement=1.1), 9_000,
                            lambda *each: None)
-    assert (found.strength, found.adherence, found.noise_scale) == (0.3, 1.0, 0.5)
+    assert (found.strength, found.replay, found.noise_scale) == (0.3, 1.0, 0.5)
 
 
 def test_no_dial_may_lag_behind_where_one_choice_reaches_another():
@@ -81,10 +81,10 @@ def test_no_dial_may_lag_behind_where_one_choice_reaches_another():
 
 
 def test_a_coarse_look_begins_at_the_same_noise_level():
-    backbone = PixelBackbone(pixel_pipeline())
+    model = PixelModel(pixel_pipeline())
     settings = Settings(steps=50, strength=0.5)
     few = coarse(settings)
-    schedules = [backbone.schedule(s.steps, s.strength, s.timestep_spacing)
+    schedules = [model.schedule(s.steps, s.strength, s.timestep_spacing)
                  for s in (settings, few)]
     assert len(schedules[1]) == 6 and len(schedules[0]) == 25
     assert torch.equal(schedules[0].noise[0], schedules[1].noise[0])
@@ -93,32 +93,32 @@ def test_a_coarse_look_begins_at_the_same_noise_level():
 
 
 def test_rows_are_those_that_pass_the_unet():
-    backbone = PixelBackbone(pixel_pipeline())
-    core = TensorSynthesizer(backbone, Settings(steps=4, strength=0.5), batch_size=64)
+    model = PixelModel(pixel_pipeline())
+    core = TensorSynthesizer(model, Settings(steps=4, strength=0.5), batch_size=64)
     torch.manual_seed(0)
     measured = Measurement(core, torch.rand(3, 1, 16, 16), None, None,
                            GivenJudge(lambda batch: batch), 2)
-    for rule, adherence in (("symmetric", 1.0), ("asymmetric", 0.5), ("asymmetric", 0.0)):
-        settings = Settings(steps=4, strength=0.5, update_rule=rule, adherence=adherence)
-        before = backbone.tap.encoder_rows, backbone.tap.decoder_rows
+    for rule, replay in (("symmetric", 1.0), ("asymmetric", 0.5), ("asymmetric", 0.0)):
+        settings = Settings(steps=4, strength=0.5, update_rule=rule, replay=replay)
+        before = model.hook.encoder_rows, model.hook.decoder_rows
         point = measured.point(settings)
         assert (point.steps, point.images) == (2, 3)
         encoder, decoder = (now - then for now, then in zip(
-            (backbone.tap.encoder_rows, backbone.tap.decoder_rows), before))
+            (model.hook.encoder_rows, model.hook.decoder_rows), before))
         # replicas of an image share the encoder at their first step
         assert abs(measured.rows(settings) - (encoder + decoder) / 2) <= 3 + 2
     assert measured.seconds_per_row() > 0
 
 
 def test_rows_outside_the_guidance_interval_are_counted_once(class_folder):
-    backbone = load_backbone(class_folder)
-    settings = Settings(steps=4, strength=1.0, adherence=0.0, noise_scale=0.0, guidance_scale=2.0,
+    model = load_model(class_folder)
+    settings = Settings(steps=4, strength=1.0, replay=0.0, noise_scale=0.0, guidance_scale=2.0,
                         guidance_interval=(0.0, 0.5), update_rule="symmetric")
-    measured = Measurement(TensorSynthesizer(backbone, settings), torch.rand(3, 1, 16, 16), None,
+    measured = Measurement(TensorSynthesizer(model, settings), torch.rand(3, 1, 16, 16), None,
                            [0, 1, 0], None, 2)
-    before = backbone.tap.decoder_rows
+    before = model.hook.decoder_rows
     measured.point(settings)
-    assert measured.rows(settings) == backbone.tap.decoder_rows - before == 3 * 2 * (4 + 2)
+    assert measured.rows(settings) == model.hook.decoder_rows - before == 3 * 2 * (4 + 2)
 
 
 @pytest.mark.parametrize("target, text", [
@@ -130,7 +130,7 @@ def test_a_target_says_what_it_is(target, text):
 
 def test_a_share_that_is_exactly_the_target_keeps_it():
     """18 of 20 is 0.9, though not in single precision."""
-    core = TensorSynthesizer(PixelBackbone(pixel_pipeline()), Settings(steps=2), batch_size=64)
+    core = TensorSynthesizer(PixelModel(pixel_pipeline()), Settings(steps=2), batch_size=64)
     answers = torch.zeros(20, dtype=torch.int64)
     answers[:2] = 1
     judge = GivenJudge(lambda batch: answers if len(batch) == 20 else answers[2 : 2 + len(batch)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from dreamda_aug import LatentCache, load_backbone
+from dreamda_aug import LatentCache, load_model
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -18,9 +18,9 @@ def pipeline(sd_pipeline):
     return copy.deepcopy(sd_pipeline)
 
 
-def make(backbone, tmp_path):
+def make(model, tmp_path):
     return TensorSynthesizer(
-        backbone, "paper", steps=4, strength=1.0, noise_scale=0.0, guidance_scale=1.0,
+        model, "paper", steps=4, strength=1.0, noise_scale=0.0, guidance_scale=1.0,
         source_prompt="a cat", cache=LatentCache(tmp_path),
     )
 
@@ -80,7 +80,7 @@ LIVE = [change_prediction_type, change_betas, change_spacing, change_sigmas, cha
 
 @pytest.mark.parametrize("change", LIVE, ids=lambda f: f.__name__)
 def test_a_change_of_a_live_pipeline_is_noticed(pipeline, tmp_path, change):
-    core = make(load_backbone(pipeline), tmp_path)
+    core = make(load_model(pipeline), tmp_path)
     core.synthesize(X, ASKED)
     assert core.inversions == 2
     core.synthesize(X, ASKED)
@@ -89,24 +89,24 @@ def test_a_change_of_a_live_pipeline_is_noticed(pipeline, tmp_path, change):
     made = core.synthesize(X, ASKED).images
     assert core.inversions == 4
     # the image comes back only if it was inverted with what it was generated with
-    decoded = core.backbone.decode(core.backbone.encode(X))
+    decoded = core.model.decode(core.model.encode(X))
     torch.testing.assert_close(made, decoded, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("change", [*LIVE, change_text_encoder], ids=lambda f: f.__name__)
 def test_another_model_does_not_use_the_inversions_of_the_first(pipeline, tmp_path, change):
-    make(load_backbone(copy.deepcopy(pipeline)), tmp_path).synthesize(X, ASKED)
+    make(load_model(copy.deepcopy(pipeline)), tmp_path).synthesize(X, ASKED)
     change(pipeline)
-    core = make(load_backbone(pipeline), tmp_path)
+    core = make(load_model(pipeline), tmp_path)
     made = core.synthesize(X, ASKED).images
     assert core.inversions == 2
     assert made.isfinite().all()
 
 
 def test_what_plays_no_role_changes_no_key(pipeline, tmp_path):
-    make(load_backbone(copy.deepcopy(pipeline)), tmp_path).synthesize(X, ASKED)
+    make(load_model(copy.deepcopy(pipeline)), tmp_path).synthesize(X, ASKED)
     # Euler steps differ, its noise levels do not
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    core = make(load_backbone(pipeline), tmp_path)
+    core = make(load_model(pipeline), tmp_path)
     core.synthesize(X, ASKED)
     assert core.inversions == 0

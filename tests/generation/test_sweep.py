@@ -4,19 +4,19 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug import DreamDAugment, Settings, Synthesizer, calibrate, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import DreamDAugment, Settings, Synthesizer, calibrate, load_model
 from dreamda_aug.generation import sweep
+from dreamda_aug.models.unet import PixelModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")
 SCALES = (0.0, 1.0, 4.0)
-OPEN = Settings(steps=4, strength=0.5, adherence=None, noise_scale=None, guidance_scale=2.0,
+OPEN = Settings(steps=4, strength=0.5, replay=None, noise_scale=None, guidance_scale=2.0,
                 timestep_spacing="scheduler")
 
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), OPEN, cache=tmp_path)
+    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), OPEN, cache=tmp_path)
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
 
 def run(synthesizer, images, **settings):
     return calibrate(images, LABELS, synthesizer=synthesizer, noise_scales=SCALES,
-                     adherences=(1.0, 0.8), replicas=2, **settings)
+                     replays=(1.0, 0.8), replicas=2, **settings)
 
 
 def test_noise_and_freedom_raise_distance_and_diversity(synthesizer, images):
-    points = {(p.adherence, p.noise_scale): p for p in run(synthesizer, images).points}
+    points = {(p.replay, p.noise_scale): p for p in run(synthesizer, images).points}
     assert len(points) == 6
     still = points[1.0, 0.0]
     assert still.distance < 1e-4 and still.diversity < 1e-4 and still.agreement == 1
@@ -49,7 +49,7 @@ def test_the_point_that_moves_images_most_and_keeps_the_target_is_chosen(synthes
     good = [p for p in result.points if p.distance <= 0.1]
     best = max(good, key=lambda p: p.distance)
     assert result.met
-    assert (result.noise_scale, result.adherence) == (best.noise_scale, best.adherence)
+    assert (result.noise_scale, result.replay) == (best.noise_scale, best.replay)
     assert 0 < len(good) < 6  # otherwise the target decided nothing
 
 
@@ -68,16 +68,16 @@ def test_a_given_classifier_is_the_judge(synthesizer, images):
 def test_a_target_that_nothing_keeps_is_said_and_the_closest_is_taken(synthesizer, images):
     with pytest.warns(UserWarning, match="no setting kept distance <= -1"):
         result = run(synthesizer, images, max_distance=-1.0)
-    assert not result.met and (result.noise_scale, result.adherence) == (0.0, 1.0)
+    assert not result.met and (result.noise_scale, result.replay) == (0.0, 1.0)
 
 
 def test_it_is_found_again_beside_the_cache(synthesizer, images):
     result = run(synthesizer, images, max_distance=0.1)
-    again = Synthesizer(synthesizer.backbone, OPEN, cache=synthesizer.cache)
+    again = Synthesizer(synthesizer.model, OPEN, cache=synthesizer.cache)
     assert again.settings.noise_scale == result.noise_scale
-    assert again.settings.adherence == result.adherence
+    assert again.settings.replay == result.replay
     with pytest.warns(UserWarning, match="not calibrated"):  # other settings, other calibration
-        _ = Synthesizer(synthesizer.backbone, steps=5, cache=synthesizer.cache).settings
+        _ = Synthesizer(synthesizer.model, steps=5, cache=synthesizer.cache).settings
 
 
 def test_a_transform_is_calibrated_for_its_synthesizer(synthesizer, images):
@@ -86,10 +86,10 @@ def test_a_transform_is_calibrated_for_its_synthesizer(synthesizer, images):
 
 
 def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
-    backbone = PixelBackbone(pixel_pipeline(), "tiny")
-    fixed = Synthesizer(backbone, OPEN, adherence=0.7, cache=None)
+    model = PixelModel(pixel_pipeline(), "tiny")
+    fixed = Synthesizer(model, OPEN, replay=0.7, cache=None)
     points = run(fixed, images).points
-    assert {p.adherence for p in points} == {0.7} and len(points) == 3
+    assert {p.replay for p in points} == {0.7} and len(points) == 3
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -105,24 +105,24 @@ def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
 
 
 def test_strength_is_swept_where_it_is_none_and_found_again(tmp_path, images):
-    backbone = PixelBackbone(pixel_pipeline(), "tiny")
-    synthesizer = Synthesizer(backbone, steps=4, strength=None, cache=tmp_path)
+    model = PixelModel(pixel_pipeline(), "tiny")
+    synthesizer = Synthesizer(model, steps=4, strength=None, cache=tmp_path)
     result = run(synthesizer, images, max_distance=0.2, strengths=(0.25, 0.5, 1.0))
     assert {p.strength for p in result.points} == {0.25, 0.5, 1.0} and len(result.points) == 18
     assert {p.steps for p in result.points} == {1, 2, 4}
-    again = Synthesizer(backbone, steps=4, strength=None, cache=tmp_path)
+    again = Synthesizer(model, steps=4, strength=None, cache=tmp_path)
     assert again.settings.strength == result.strength == result.chosen.strength
 
 
 def test_a_budget_of_rows_finds_something_close_for_less(tmp_path, images):
-    backbone = PixelBackbone(pixel_pipeline(), "tiny")
-    synthesizer = Synthesizer(backbone, steps=12, strength=None, cache=None)
+    model = PixelModel(pixel_pipeline(), "tiny")
+    synthesizer = Synthesizer(model, steps=12, strength=None, cache=None)
     options = dict(strengths=(0.25, 0.5, 1.0), max_distance=0.15)
-    before = backbone.tap.encoder_rows
+    before = model.hook.encoder_rows
     whole = run(synthesizer, images, **options)
-    between = backbone.tap.encoder_rows
+    between = model.hook.encoder_rows
     quick = run(synthesizer, images, max_rows=1000, **options)
-    assert backbone.tap.encoder_rows - between < 0.6 * (between - before)
+    assert model.hook.encoder_rows - between < 0.6 * (between - before)
     assert quick.chosen.distance > 0.5 * whole.chosen.distance and quick.met
 
 
@@ -131,14 +131,14 @@ def transformer():
     pytest.importorskip("transformers")
     from benchmarks.families import pipelines
 
-    return load_backbone(pipelines.dit())
+    return load_model(pipelines.dit())
 
 
-def measure(backbone, cache, **options):
+def measure(model, cache, **options):
     torch.manual_seed(0)
-    given = {"noise_scales": (1.0, 8.0), "adherences": (1.0,), "max_distance": 1.0, **options}
+    given = {"noise_scales": (1.0, 8.0), "replays": (1.0,), "max_distance": 1.0, **options}
     return calibrate(torch.rand(6, 3, 16, 16), LABELS, replicas=2,
-                     synthesizer=Synthesizer(backbone, steps=4, cache=cache), **given)
+                     synthesizer=Synthesizer(model, steps=4, cache=cache), **given)
 
 
 def test_taps_are_measured_alike_and_the_furthest_that_keeps_the_target_is_chosen(
@@ -147,40 +147,40 @@ def test_taps_are_measured_alike_and_the_furthest_that_keeps_the_target_is_chose
     def bright(batch):
         return (batch.mean((1, 2, 3)) > 0.5).long()
 
-    single = {tap: measure(transformer.with_tap(tap), None, classifier=bright)
-              for tap in (0, 1, 3)}
+    single = {hook: measure(transformer.with_block(hook), None, classifier=bright)
+              for hook in (0, 1, 3)}
     assert len({each.chosen.distance for each in single.values()}) == 3
     seen = []
-    result = measure(transformer, tmp_path, classifier=bright, tap_indices=[3, 0, 1, 0],
+    result = measure(transformer, tmp_path, classifier=bright, block_indices=[3, 0, 1, 0],
                      progress=seen.append)
-    assert result.points == seen == [p for tap in (3, 0, 1) for p in single[tap].points]
-    best = max(single, key=lambda tap: single[tap].chosen.distance)
-    assert result.tap_index == best and result.chosen == single[best].chosen and result.met
+    assert result.points == seen == [p for hook in (3, 0, 1) for p in single[hook].points]
+    best = max(single, key=lambda hook: single[hook].chosen.distance)
+    assert result.block_index == best and result.chosen == single[best].chosen and result.met
 
 
-def test_each_tap_has_its_own_calibration_and_no_other_tap_takes_it(transformer, tmp_path):
+def test_each_hook_has_its_own_calibration_and_no_other_hook_takes_it(transformer, tmp_path):
     hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    result = measure(transformer, tmp_path, tap_indices=[0, 1])
+    result = measure(transformer, tmp_path, block_indices=[0, 1])
     assert hooks == [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    assert transformer.tap_index == 2  # the synthesizer's model is as it was
+    assert transformer.block_index == 2  # the synthesizer's model is as it was
 
     def found(**options):
         return Synthesizer(transformer.pipeline, steps=4, cache=tmp_path, **options).settings
 
-    assert found(tap_index=result.tap_index).noise_scale == result.noise_scale
-    assert found(tap_index=1 - result.tap_index).noise_scale in (1.0, 8.0)
+    assert found(block_index=result.block_index).noise_scale == result.noise_scale
+    assert found(block_index=1 - result.block_index).noise_scale in (1.0, 8.0)
     with pytest.warns(UserWarning, match="not calibrated for these settings yet"):
         found()
 
 
 def test_taps_have_one_judge_and_share_the_rows(transformer, monkeypatch):
-    """Features are taken at a tap: judges of their own would see other things."""
+    """Features are taken at a hook: judges of their own would see other things."""
     judged, rows, fold_judge, choose = [], [], sweep.fold_judge, sweep.choose
-    monkeypatch.setattr(sweep, "fold_judge", lambda backbone, *rest: (
-        judged.append(backbone.tap_index), fold_judge(backbone, *rest))[1])
+    monkeypatch.setattr(sweep, "fold_judge", lambda model, *rest: (
+        judged.append(model.block_index), fold_judge(model, *rest))[1])
     monkeypatch.setattr(sweep, "choose", lambda *given: (
         rows.append(given[4]), choose(*given))[1])
-    measure(transformer, None, tap_indices=[0, 1, 3], max_rows=1000)
+    measure(transformer, None, block_indices=[0, 1, 3], max_rows=1000)
     assert judged == [2] and rows == [333, 333, 333]
 
 
@@ -188,12 +188,12 @@ def test_taps_that_are_not_there_are_refused_before_anything_is_measured(
     transformer, synthesizer, images
 ):
     hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    before = transformer.tap.encoder_rows
-    with pytest.raises(ValueError, match="tap_index must be a whole number from 0 to 3.*got 4"):
-        measure(transformer, None, tap_indices=[0, 4])
-    with pytest.raises(ValueError, match="tap_indices must name one block or more, got none"):
-        measure(transformer, None, tap_indices=[])
-    assert transformer.tap.encoder_rows == before
+    before = transformer.hook.encoder_rows
+    with pytest.raises(ValueError, match="block_index must be a whole number from 0 to 3.*got 4"):
+        measure(transformer, None, block_indices=[0, 4])
+    with pytest.raises(ValueError, match="block_indices must name one block or more, got none"):
+        measure(transformer, None, block_indices=[])
+    assert transformer.hook.encoder_rows == before
     assert hooks == [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    with pytest.raises(ValueError, match=r"tap_indices are for transformers.*U-Net, got \[1\]"):
-        run(synthesizer, images, tap_indices=[1])
+    with pytest.raises(ValueError, match=r"block_indices are for transformers.*U-Net, got \[1\]"):
+        run(synthesizer, images, block_indices=[1])

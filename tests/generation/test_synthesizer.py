@@ -10,17 +10,17 @@ import torch
 from pictures import picture
 from pipelines import pixel_pipeline
 
-from dreamda_aug import BackboneSpec, DreamDAugment, LatentCache, Synthesizer, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import DreamDAugment, LatentCache, ModelSpec, Synthesizer, load_model
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.synthesizer import as_synthesizer
+from dreamda_aug.models.unet import PixelModel
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
 
 
 @pytest.fixture(scope="module")
 def colour():
-    return PixelBackbone(pixel_pipeline(channels=3), "tiny colour")
+    return PixelModel(pixel_pipeline(channels=3), "tiny colour")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_replicas_and_epochs_differ_and_repeat(synthesizer):
     later, = synthesizer.synthesize([image], epoch=1)
     assert made[0].tobytes() == made[2].tobytes()
     assert len({made[0].tobytes(), made[1].tobytes(), later.tobytes()}) == 3
-    other, = Synthesizer(synthesizer.backbone, rng_seed=1, **FAST).synthesize([image])
+    other, = Synthesizer(synthesizer.model, rng_seed=1, **FAST).synthesize([image])
     assert other.tobytes() != made[0].tobytes()
 
 
@@ -84,7 +84,7 @@ def test_labels_replicas_and_names_are_one_per_image(synthesizer):
 
 
 def test_labels_may_be_a_tensor(sd_pipeline):
-    synthesizer = Synthesizer(load_backbone(copy.deepcopy(sd_pipeline)), class_names=["a", "b"],
+    synthesizer = Synthesizer(load_model(copy.deepcopy(sd_pipeline)), class_names=["a", "b"],
                               **FAST)
     images = [torch.rand(3, 16, 16), torch.rand(3, 16, 16)]
     expected = synthesizer.synthesize(images, [1, 0])
@@ -110,8 +110,8 @@ def test_inverting_and_generating_are_the_same_work_in_two_steps(colour):
 
 
 def test_the_label_reaches_an_inversion_that_cannot_do_without():
-    backbone = PixelBackbone(pixel_pipeline(num_classes=3))
-    synthesizer = Synthesizer(backbone, **{**FAST, "noise_scale": 0.0})
+    model = PixelModel(pixel_pipeline(num_classes=3))
+    synthesizer = Synthesizer(model, **{**FAST, "noise_scale": 0.0})
     image = torch.rand(1, 16, 16)
     trajectories = synthesizer.invert([image], [2])
     assert (synthesizer.generate(trajectories, [2])[0] - image).abs().max() < 1e-4
@@ -143,12 +143,12 @@ def test_copies_drop_the_loaded_model_and_make_the_same_images(tmp_path):
     for clone in (pickle.loads(pickle.dumps(synthesizer)), copy.deepcopy(synthesizer)):
         assert clone._core is None and synthesizer._core is not None
         assert clone.synthesize([image])[0].tobytes() == expected.tobytes()
-        assert clone.backbone is not synthesizer.backbone
+        assert clone.model is not synthesizer.model
 
 
 def test_a_lent_backbone_survives_pickling_and_is_shared_by_deep_copies(synthesizer):
     image = picture("RGB")
-    assert copy.deepcopy(synthesizer).backbone is synthesizer.backbone
+    assert copy.deepcopy(synthesizer).model is synthesizer.model
     expected, = synthesizer.synthesize([image])
     clone = pickle.loads(pickle.dumps(synthesizer))
     assert clone.synthesize([image])[0].tobytes() == expected.tobytes()
@@ -156,20 +156,20 @@ def test_a_lent_backbone_survives_pickling_and_is_shared_by_deep_copies(synthesi
 
 def test_a_specification_is_loaded_as_it_says(tmp_path):
     pixel_pipeline(channels=3).save_pretrained(tmp_path)
-    spec = BackboneSpec(tmp_path, device="cpu", dtype=torch.bfloat16)
-    assert Synthesizer(spec, **FAST).backbone.dtype == torch.bfloat16
+    spec = ModelSpec(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert Synthesizer(spec, **FAST).model.dtype == torch.bfloat16
     with_options = Synthesizer(tmp_path, device="cpu", dtype=torch.bfloat16, **FAST)
-    assert with_options.backbone.dtype == torch.bfloat16
+    assert with_options.model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("loading", [{"device": "cpu"}, {"dtype": torch.float16},
-                                     {"low_memory": True}, {"tap_index": 0},
+                                     {"low_memory": True}, {"block_index": 0},
                                      {"embedded_guidance": 0.0}])
-def test_arguments_of_loading_are_refused_for_a_loaded_backbone(colour, loading):
-    for backbone in (colour, BackboneSpec()):
-        with pytest.raises(ValueError, match="loaded or specified already.*; give them to Back"):
-            Synthesizer(backbone, **loading)
-    with pytest.raises(ValueError, match="loaded or specified already.*; give them to Backbone"):
+def test_arguments_of_loading_are_refused_for_a_loaded_model(colour, loading):
+    for model in (colour, ModelSpec()):
+        with pytest.raises(ValueError, match="loaded or specified already.*; give them to Model"):
+            Synthesizer(model, **loading)
+    with pytest.raises(ValueError, match="loaded or specified already"):
         DreamDAugment(colour, **loading)
 
 
@@ -184,7 +184,7 @@ def test_cuda_in_a_forked_worker_is_refused_with_the_way_out(monkeypatch):
     # a pipeline object runs where it is, whatever else is there
     pipeline = pixel_pipeline(channels=3)
     assert Synthesizer(pipeline, **FAST).synthesize([picture("RGB")])[0].mode == "RGB"
-    assert Synthesizer(load_backbone(pipeline), **FAST).core is not None
+    assert Synthesizer(load_model(pipeline), **FAST).core is not None
 
 
 def test_the_cache_is_a_folder_an_object_the_default_or_none(colour, tmp_path):

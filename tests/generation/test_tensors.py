@@ -9,37 +9,37 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import PRESETS, LatentCache
-from dreamda_aug.backbones import load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.tensors import Request, Synthesized, TensorSynthesizer
+from dreamda_aug.models import load_model
+from dreamda_aug.models.unet import PixelModel
 
 STEPS = 5
 
 
 @pytest.fixture
 def pixel():
-    return PixelBackbone(pixel_pipeline())
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture
 def text(sd_pipeline):
-    return load_backbone(sd_pipeline)
+    return load_model(sd_pipeline)
 
 
-def images(backbone, count=2):
+def images(model, count=2):
     torch.manual_seed(0)
-    return torch.rand(count, backbone.channels, *backbone.image_size)
+    return torch.rand(count, model.channels, *model.image_size)
 
 
-def make(backbone, preset="paper", **overrides):
-    return TensorSynthesizer(backbone, preset, **{"steps": STEPS, **overrides})
+def make(model, preset="paper", **overrides):
+    return TensorSynthesizer(model, preset, **{"steps": STEPS, **overrides})
 
 
-@pytest.mark.parametrize("adherence", [1.0, 0.9, 0.0])
-def test_a_sample_is_the_same_alone_and_in_any_batch(bundled, adherence):
+@pytest.mark.parametrize("replay", [1.0, 0.9, 0.0])
+def test_a_sample_is_the_same_alone_and_in_any_batch(bundled, replay):
     x = images(bundled, 3)
-    settings = dict(preset="recommended", steps=STEPS, noise_scale=2.0, adherence=adherence)
+    settings = dict(preset="recommended", steps=STEPS, noise_scale=2.0, replay=replay)
     wanted = [Request(i, None, r, epoch=1) for i in range(3) for r in range(2)]
 
     def run(images, requests, **options):
@@ -140,14 +140,14 @@ def test_without_a_calibration_it_warns_and_says_what_it_takes(pixel):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_runs_on_every_kind_of_backbone(preset, pixel, text):
-    for backbone, condition in ((pixel, None), (text, "a cat")):
+def test_every_preset_runs_on_every_kind_of_model(preset, pixel, text):
+    for model, condition in ((pixel, None), (text, "a cat")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            generator = TensorSynthesizer(backbone, preset, steps=4)
+            generator = TensorSynthesizer(model, preset, steps=4)
         requests = [Request(0, condition), Request(1, condition)]
-        made = generator.synthesize(images(backbone), requests).images
-        assert made.shape == images(backbone).shape and 0 <= made.min() and made.max() <= 1
+        made = generator.synthesize(images(model), requests).images
+        assert made.shape == images(model).shape and 0 <= made.min() and made.max() <= 1
 
 
 def test_batch_size_must_be_positive(pixel):
@@ -167,23 +167,23 @@ def test_with_settings_keeps_backbone_cache_and_seeds(pixel, tmp_path):
     core = make(pixel, cache=LatentCache(tmp_path), batch_size=3, rng_seed=4)
     core.static_shapes = True
     other = core.with_settings(dataclasses.replace(core.settings, noise_scale=2.0))
-    assert (other.backbone, other.cache) == (core.backbone, core.cache)
+    assert (other.model, other.cache) == (core.model, core.cache)
     assert (other.batch_size, other.rng_seed, other.static_shapes) == (3, 4, True)
     assert other.settings.noise_scale == 2.0 != core.settings.noise_scale
 
 
-def test_the_compiled_unet_keeps_its_tap_and_compiles_once_per_shape(sd_pipeline):
-    def run_text(backbone, **settings):
+def test_the_compiled_unet_keeps_its_hook_and_compiles_once_per_shape(sd_pipeline):
+    def run_text(model, **settings):
         torch.manual_seed(0)
-        core = TensorSynthesizer(backbone, "paper", steps=4, noise_scale=1.0, **settings)
+        core = TensorSynthesizer(model, "paper", steps=4, noise_scale=1.0, **settings)
         requests = [Request(i, "a cat", r) for i in range(3) for r in range(2)]
         return core.synthesize(torch.rand(3, 3, 16, 16), requests).images, core
 
-    plain, _ = run_text(load_backbone(copy.deepcopy(sd_pipeline)))
-    backbone = load_backbone(copy.deepcopy(sd_pipeline))
+    plain, _ = run_text(load_model(copy.deepcopy(sd_pipeline)))
+    model = load_model(copy.deepcopy(sd_pipeline))
     torch._dynamo.reset()
     # inductor's C++ compiler takes minutes here; what it would compile is captured all the same
-    made, generator = run_text(backbone, compile={"backend": "eager"}, batch_size=4)
+    made, generator = run_text(model, compile={"backend": "eager"}, batch_size=4)
     torch.testing.assert_close(made, plain, atol=2e-4, rtol=0)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])

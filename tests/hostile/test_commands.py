@@ -14,9 +14,9 @@ import pytest
 from expansion.folders import content, write_images
 from pipelines import pixel_pipeline
 
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.cli.main import main
 from dreamda_aug.inputs import opening
+from dreamda_aug.models.unet import PixelModel
 
 QUICK = ["--preset", "paper", "--set", "steps=25", "--batch-size", "4"]
 FEW = ["--preset", "paper", "--batch-size", "4", "--set", "steps=2", "--set", "strength=0.5"]
@@ -53,10 +53,10 @@ JSON = {
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
     """Whatever is loaded, a tiny model comes."""
-    backbone = PixelBackbone(pixel_pipeline())
-    backbone.name = "bundled"
+    model = PixelModel(pixel_pipeline())
+    model.name = "bundled"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dreamda_aug.backbones.BackboneSpec.load", lambda spec: backbone)
+        patch.setattr("dreamda_aug.models.ModelSpec.load", lambda spec: model)
         yield
 
 
@@ -276,12 +276,12 @@ def test_what_shares_no_folder_with_the_dataset_is_asked_for(train, made, capsys
     (made / "plan.json").write_text(json.dumps(plan))
     is_refused(capsys, "give the source (--source)", "regenerate", made, "00000000_0000")
     assert run(capsys, "regenerate", made, "00000000_0000", "--source", train)[0] == 0
-    plan["where"] |= {"ask": ["backbone"]}
+    plan["where"] |= {"ask": ["model"]}
     (made / "plan.json").write_text(json.dumps(plan))
-    is_refused(capsys, "give backbone (--backbone)", "regenerate", made, "00000000_0000",
+    is_refused(capsys, "give model (--model)", "regenerate", made, "00000000_0000",
                "--source", train)
     status, out, _ = run(capsys, "regenerate", made, "00000000_0000", "--source", train,
-                         "--backbone", "anything")
+                         "--model", "anything")
     assert status == 0 and "equal to" in out
 
 

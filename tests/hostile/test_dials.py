@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dreamda_aug import AugmentedDataset, BackboneSpec, DreamDAugment, LatentCache, Synthesizer
+from dreamda_aug import AugmentedDataset, DreamDAugment, LatentCache, ModelSpec, Synthesizer
 from dreamda_aug.method.settings import Settings
 
 NONSENSE = [
     "", "much", "0.5", b"1", [], [1], {}, object(), math.nan, math.inf, -math.inf, -1, 1e30, True,
     1 + 2j, np.array([0.5, 0.5]), np.float32("nan"), torch.tensor([1.0, 2.0]),
 ]
-NUMBERS = ["strength", "eta", "adherence", "noise_scale", "guidance_scale"]
+NUMBERS = ["strength", "eta", "replay", "noise_scale", "guidance_scale"]
 COUNTS = ["steps", "paths"]
 WORDS = ["solver", "timestep_spacing", "update_rule"]
 # large, but numbers all the same
@@ -85,8 +85,8 @@ def test_an_option_refuses_nonsense_by_name(name, value):
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_a_backbone_without_a_name_is_refused(name):
-    with pytest.raises(ValueError, match="backbone must be a hub id"):
-        BackboneSpec(name)
+    with pytest.raises(ValueError, match="model must be a hub id"):
+        ModelSpec(name)
 
 
 @pytest.mark.parametrize("value", [0, -1, "1 GB", 1.5, True])

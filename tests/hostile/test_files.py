@@ -9,8 +9,8 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug import LatentCache, load_backbone
-from dreamda_aug.errors import BackboneError, CacheError, StorageError
+from dreamda_aug import LatentCache, load_model
+from dreamda_aug.errors import CacheError, ModelError, StorageError
 from dreamda_aug.generation.cache import cache_key, default_cache_root
 from dreamda_aug.generation.calibration import Calibration
 
@@ -41,11 +41,11 @@ def test_a_damaged_model_is_named(folder, name, damage):
     before = path.read_bytes()
     path.write_bytes(DAMAGE[damage])
     try:
-        with pytest.raises(BackboneError, match=str(folder)):
-            load_backbone(folder, device="cpu")
+        with pytest.raises(ModelError, match=str(folder)):
+            load_model(folder, device="cpu")
     finally:
         path.write_bytes(before)
-    assert load_backbone(folder, device="cpu").channels == 1
+    assert load_model(folder, device="cpu").channels == 1
 
 
 @pytest.mark.parametrize("count", [10**7, 10**12, 10**30, 1e300])
@@ -54,8 +54,8 @@ def test_a_table_of_noise_levels_that_would_fill_the_memory_is_refused(folder, c
     before = path.read_bytes()
     path.write_text(json.dumps(json.loads(before) | {"num_train_timesteps": count}))
     try:
-        with pytest.raises(BackboneError, match="scheduler_config.json: num_train_timesteps must"):
-            load_backbone(folder, device="cpu")
+        with pytest.raises(ModelError, match="scheduler_config.json: num_train_timesteps must"):
+            load_model(folder, device="cpu")
     finally:
         path.write_bytes(before)
 
@@ -67,16 +67,16 @@ def test_damaged_training_facts_are_named(folder, text):
     path.write_bytes(text)
     try:
         if text == DAMAGE["other"]:
-            assert load_backbone(folder, device="cpu").class_names is None
+            assert load_model(folder, device="cpu").class_names is None
         else:
-            with pytest.raises(BackboneError, match="training.json"):
-                load_backbone(folder, device="cpu")
+            with pytest.raises(ModelError, match="training.json"):
+                load_model(folder, device="cpu")
     finally:
         path.unlink()
 
 
 @pytest.mark.parametrize("text", [*DAMAGE.values(), b'{"points": []}', json.dumps({
-    "noise_scale": "much", "adherence": 0.5, "target": "", "met": True, "points": []}).encode()])
+    "noise_scale": "much", "replay": 0.5, "target": "", "met": True, "points": []}).encode()])
 def test_a_damaged_calibration_is_named(tmp_path, text):
     path = tmp_path / "calibration.json"
     path.write_bytes(text)

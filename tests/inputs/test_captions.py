@@ -12,12 +12,12 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from dreamda_aug import AugmentedDataset, DreamDAugment, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import AugmentedDataset, DreamDAugment, load_model
 from dreamda_aug.cli.main import main
 from dreamda_aug.expansion import ExpansionError, expand, read_manifest
 from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.dataset_fields import find_names
+from dreamda_aug.models.unet import PixelModel
 
 TEXTS = {"cat/0.png": "a tabby, asleep", "cat/1.png": "a cat on a wall", "dog/0.png": "a pug"}
 FAST = dict(preset="paper", steps=2, strength=0.5, noise_scale=2.0, cache=None)
@@ -40,15 +40,15 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def backbone(sd_pipeline):
-    return load_backbone(copy.deepcopy(sd_pipeline))
+def model(sd_pipeline):
+    return load_model(copy.deepcopy(sd_pipeline))
 
 
 @pytest.fixture
-def told(backbone, monkeypatch):
-    """Every prompt that the backbone was told in generation, in order."""
-    prompts, embed = [], backbone.embed
-    monkeypatch.setattr(backbone, "embed",
+def told(model, monkeypatch):
+    """Every prompt that the model was told in generation, in order."""
+    prompts, embed = [], model.embed
+    monkeypatch.setattr(model, "embed",
                         lambda given: prompts.extend(filter(None, given)) or embed(given))
     return prompts
 
@@ -108,84 +108,84 @@ def test_names_are_found_through_subsets_and_concatenations(folder):
     assert find_names(plain) is find_names(ConcatDataset([data, plain])) is None
 
 
-def test_files_of_one_name_in_two_folders_are_told_apart(folder, backbone, told, tmp_path):
+def test_files_of_one_name_in_two_folders_are_told_apart(folder, model, told, tmp_path):
     both = ConcatDataset([ImageFolder(folder),
                           ImageFolder(shutil.copytree(folder, tmp_path / "more"))])
     with pytest.raises(ValueError, match=r"'cat/0\.png' fits '.*train/cat/0\.png' and '.*more/cat"):
-        AugmentedDataset(both, DreamDAugment(backbone, captions=TEXTS, **FAST))
+        AugmentedDataset(both, DreamDAugment(model, captions=TEXTS, **FAST))
     texts = {f"{root}/{name}": f"{text}, {root}"
              for root in ("train", "more") for name, text in TEXTS.items()}
-    data = AugmentedDataset(both, DreamDAugment(backbone, captions=texts, **FAST), 1)
+    data = AugmentedDataset(both, DreamDAugment(model, captions=texts, **FAST), 1)
     data.__getitems__([6, 9])
     assert told == ["a tabby, asleep, train", "a tabby, asleep, more"]
 
 
-def test_each_image_of_a_dataset_is_generated_with_its_own_caption(folder, backbone, told):
+def test_each_image_of_a_dataset_is_generated_with_its_own_caption(folder, model, told):
     captions = write_jsonl(folder / "metadata.jsonl", TEXTS)
-    augment = DreamDAugment(backbone, captions=captions, **FAST)
+    augment = DreamDAugment(model, captions=captions, **FAST)
     data = AugmentedDataset(Subset(ImageFolder(folder), [2, 1]), augment, 2)
     made = data.__getitems__([2, 3, 4, 5])
     assert told == ["a pug"] * 2 + ["a cat on a wall"] * 2
-    other = DreamDAugment(backbone, captions={**TEXTS, "dog/0.png": "a cup"}, **FAST)
+    other = DreamDAugment(model, captions={**TEXTS, "dog/0.png": "a cup"}, **FAST)
     again = AugmentedDataset(Subset(ImageFolder(folder), [2, 1]), other, 2)
     assert again[2][0].tobytes() != made[0][0].tobytes()
     assert again[4][0].tobytes() == made[2][0].tobytes()
 
 
-def test_a_dataset_without_file_names_takes_a_sequence_or_a_function(backbone, told):
+def test_a_dataset_without_file_names_takes_a_sequence_or_a_function(model, told):
     plain = TensorDataset(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
     for captions in (["one", "two"], lambda index: ["one", "two"][index]):
         told.clear()
-        data = AugmentedDataset(plain, DreamDAugment(backbone, captions=captions, **FAST), 1)
+        data = AugmentedDataset(plain, DreamDAugment(model, captions=captions, **FAST), 1)
         data.__getitems__([2, 3])
         assert told == ["one", "two"]
     with pytest.raises(ValueError, match="keeps no file names .* pass a list with one text per"):
-        AugmentedDataset(plain, DreamDAugment(backbone, captions=TEXTS, **FAST))
+        AugmentedDataset(plain, DreamDAugment(model, captions=TEXTS, **FAST))
     with pytest.raises(ValueError, match="one text for each of the 2 images, got 1"):
-        AugmentedDataset(plain, DreamDAugment(backbone, captions=["one"], **FAST))
+        AugmentedDataset(plain, DreamDAugment(model, captions=["one"], **FAST))
 
 
-def test_missing_and_ambiguous_captions_are_refused_before_anything_is_made(folder, backbone):
+def test_missing_and_ambiguous_captions_are_refused_before_anything_is_made(folder, model):
     data = ImageFolder(folder)
     path = write_jsonl(folder / "c.jsonl", {"cat/0.png": "a"})
     with pytest.raises(ValueError, match=r"c\.jsonl: expected a caption for each of the 3 images, "
                                          r"found none for 2 of them, such as 'cat/1\.png'"):
-        AugmentedDataset(data, DreamDAugment(backbone, captions=path, **FAST))
+        AugmentedDataset(data, DreamDAugment(model, captions=path, **FAST))
     bare = {"0.png": "a", "1.png": "b"}
     with pytest.raises(ValueError, match=r"'0\.png' fits 'cat/0\.png' and 'dog/0\.png'"):
-        AugmentedDataset(data, DreamDAugment(backbone, captions=bare, **FAST))
+        AugmentedDataset(data, DreamDAugment(model, captions=bare, **FAST))
 
 
-def test_as_a_transform_it_finds_the_file_name_in_the_sample(folder, backbone, told):
+def test_as_a_transform_it_finds_the_file_name_in_the_sample(folder, model, told):
     image = PIL.Image.open(folder / "dog" / "0.png")
-    augment = DreamDAugment(backbone, p=1.0, captions=TEXTS, **FAST)
+    augment = DreamDAugment(model, p=1.0, captions=TEXTS, **FAST)
     augment(image, 1)
     augment({"image": image.copy(), "label": 1, "file_name": "cat/0.png"})
     augment({"image": torch.rand(2, 3, 16, 16), "file_name": ["cat/1.png", "dog/0.png"]})
-    by_hand = DreamDAugment(backbone, p=1.0, captions=TEXTS, labels_getter=lambda s: s[1], **FAST)
+    by_hand = DreamDAugment(model, p=1.0, captions=TEXTS, labels_getter=lambda s: s[1], **FAST)
     by_hand(torch.rand(3, 16, 16), "cat/1.png")
     assert told == ["a pug", "a tabby, asleep", "a cat on a wall", "a pug", "a cat on a wall"]
     with pytest.raises(ValueError, match="the image has none: use AugmentedDataset or expand"):
         augment(torch.rand(3, 16, 16), 1)
     with pytest.raises(ValueError, match="goes by index, and the image is known as .*0.png"):
-        DreamDAugment(backbone, p=1.0, captions=["a", "b", "c"], **FAST)(image)
+        DreamDAugment(model, p=1.0, captions=["a", "b", "c"], **FAST)(image)
 
 
 def test_captions_beside_a_prompt_or_a_backbone_without_text_are_refused():
     with pytest.raises(ValueError, match="captions take the place of the prompt, got prompt='x'"):
         DreamDAugment(captions=TEXTS, prompt="x")
-    augment = DreamDAugment(PixelBackbone(pixel_pipeline()), p=1.0, captions=TEXTS, **FAST)
-    with pytest.raises(ValueError, match="for text-to-image backbones; .* is unconditional"):
+    augment = DreamDAugment(PixelModel(pixel_pipeline()), p=1.0, captions=TEXTS, **FAST)
+    with pytest.raises(ValueError, match="for text-to-image models; .* is unconditional"):
         augment({"image": torch.rand(1, 16, 16), "file_name": "cat/0.png"})
 
 
 def test_expand_records_each_caption_and_refuses_to_go_on_with_others(
-    folder, backbone, tmp_path
+    folder, model, tmp_path
 ):
     path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
 
     def run(source, captions, out="out"):
-        augment = DreamDAugment(backbone, captions=captions, batch_size=4, **FAST)
+        augment = DreamDAugment(model, captions=captions, batch_size=4, **FAST)
         return expand(source, tmp_path / out, augment, 2)
 
     assert run(folder, path).whole and run(folder, path).made == 0
@@ -203,7 +203,7 @@ def test_expand_records_each_caption_and_refuses_to_go_on_with_others(
 def test_the_command_line_takes_a_file_of_captions(folder, sd_pipeline, tmp_path, capsys):
     sd_pipeline.save_pretrained(tmp_path / "model")
     path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
-    quick = ["--backbone", str(tmp_path / "model"), "--preset", "paper", "--set", "steps=2",
+    quick = ["--model", str(tmp_path / "model"), "--preset", "paper", "--set", "steps=2",
              "--cache", str(tmp_path / "cache"), "--captions", str(path)]
     small = ["--ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(["expand", str(folder), *quick, *small]) == 0

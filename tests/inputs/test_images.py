@@ -1,4 +1,4 @@
-"""Images of every kind to pixels, to a backbone's size and channels, and back to their own kind."""
+"""Images of every kind to pixels, to a model's size and channels, and back to their own kind."""
 
 import warnings
 from types import SimpleNamespace
@@ -96,12 +96,12 @@ def test_the_digest_is_of_the_pixels_their_shape_and_type():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("backbone", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("model", [GREY, COLOUR], ids=["grey", "colour"])
 @pytest.mark.filterwarnings("ignore:grey makes grey images")
-def test_pixels_fit_the_backbone_and_what_it_makes_fits_the_image(channels, backbone):
+def test_pixels_fit_the_backbone_and_what_it_makes_fits_the_image(channels, model):
     values = torch.rand(2, channels, 17, 9)
-    fitted = fit_to(values, backbone)
-    assert fitted.shape == (2, backbone.channels, 8, 12)
+    fitted = fit_to(values, model)
+    assert fitted.shape == (2, model.channels, 8, 12)
     assert 0 <= fitted.min() and fitted.max() <= 1
     assert fit_back(fitted, values).shape == values.shape
 

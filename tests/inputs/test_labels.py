@@ -7,7 +7,7 @@ import pytest
 import torch
 from pictures import picture
 
-from dreamda_aug import DreamDAugment, load_backbone
+from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
@@ -35,7 +35,7 @@ def test_a_sample_without_a_label_is_refused(sample):
 
 
 def test_no_labels_getter_means_that_there_is_no_label():
-    with pytest.raises(ValueError, match="labels_getter=None, but this backbone is conditioned"):
+    with pytest.raises(ValueError, match="labels_getter=None, but this model is conditioned"):
         find_labels((IMAGE, 7), None)
 
 
@@ -77,4 +77,4 @@ def test_labels_that_mixup_made_are_refused(labels):
 ])
 def test_the_transform_refuses_bad_labels(sd_pipeline, sample, settings, message):
     with pytest.raises(ValueError, match=message):
-        DreamDAugment(load_backbone(copy.deepcopy(sd_pipeline)), **FAST, **settings)(sample)
+        DreamDAugment(load_model(copy.deepcopy(sd_pipeline)), **FAST, **settings)(sample)

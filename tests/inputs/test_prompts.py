@@ -1,4 +1,4 @@
-"""From labels to prompts, to classes, or to nothing, as the backbone asks."""
+"""From labels to prompts, to classes, or to nothing, as the model asks."""
 
 import copy
 import warnings
@@ -8,7 +8,7 @@ import pytest
 import torch
 from pictures import picture
 
-from dreamda_aug import DreamDAugment, load_backbone
+from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.prompts import (
     DEFAULT_PROMPT,
@@ -20,12 +20,12 @@ from dreamda_aug.inputs.prompts import (
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 
 
-def model(kind, class_names=None, null_class=False):
+def like_model(kind, class_names=None, null_class=False):
     return SimpleNamespace(name="tiny", condition_kind=kind, class_names=class_names,
                            guidable=null_class)
 
 
-TEXT, CLASS, PLAIN = model("text"), model("class"), model("none")
+TEXT, CLASS, PLAIN = like_model("text"), like_model("class"), like_model("none")
 
 
 @pytest.mark.parametrize("name, prompt", [
@@ -55,7 +55,7 @@ def test_text_backbones_are_conditioned_on_the_prompt_of_the_label():
 
 
 def test_a_class_that_the_backbone_does_not_know_is_made_without_one_and_said_once():
-    known = model("class", ["dog", "cat"], null_class=True)
+    known = like_model("class", ["dog", "cat"], null_class=True)
     conditioner = Conditioner(["emu", "dog"], DEFAULT_PROMPT)
     with pytest.warns(UserWarning, match="tiny does not know the class 'emu'.*knows dog, cat"):
         assert conditioner.condition(0, known) is None
@@ -63,12 +63,12 @@ def test_a_class_that_the_backbone_does_not_know_is_made_without_one_and_said_on
         warnings.simplefilter("error")
         assert conditioner.condition(0, known) is None
         assert conditioner.condition(1, known) == "dog"
-    # without a null class the name goes on to the backbone, which refuses it
-    assert conditioner.condition(0, model("class", ["dog", "cat"])) == "emu"
+    # without a null class the name goes on to the model, which refuses it
+    assert conditioner.condition(0, like_model("class", ["dog", "cat"])) == "emu"
 
 
 def test_all_classes_that_the_backbone_does_not_know_are_said_at_once():
-    known = model("class", [f"c{number}" for number in range(12)], null_class=True)
+    known = like_model("class", [f"c{number}" for number in range(12)], null_class=True)
     conditioner = Conditioner(["emu", "c3", "owl"], DEFAULT_PROMPT)
     with pytest.warns(UserWarning, match="know the classes 'emu', 'owl', and makes their images "
                                          "without a class; it knows c0, .*, c9 and 2 more") as said:
@@ -80,7 +80,7 @@ def test_all_classes_that_the_backbone_does_not_know_are_said_at_once():
     ("T-shirt_top", "T-shirt/top"), ("ankle_boot", "Ankle boot"), ("Ankle boot", "Ankle boot"),
 ])
 def test_a_class_is_known_under_the_name_that_its_folder_can_have(name, known_as):
-    known = model("class", ["T-shirt/top", "Ankle boot"], null_class=True)
+    known = like_model("class", ["T-shirt/top", "Ankle boot"], null_class=True)
     assert Conditioner([name], DEFAULT_PROMPT).condition(0, known) == known_as
 
 
@@ -89,22 +89,22 @@ def test_a_class_is_known_under_the_name_that_its_folder_can_have(name, known_as
     ("+", ["-"]), ("ab", ["a b"]),
 ])
 def test_names_that_may_be_others_are_not_guessed(name, known):
-    backbone = model("class", known, null_class=True)
-    assert Conditioner(known, DEFAULT_PROMPT).condition(1 % len(known), backbone) == known[-1]
+    model = like_model("class", known, null_class=True)
+    assert Conditioner(known, DEFAULT_PROMPT).condition(1 % len(known), model) == known[-1]
     with pytest.warns(UserWarning, match="does not know the class"):
-        assert Conditioner([name], DEFAULT_PROMPT).condition(0, backbone) is None
+        assert Conditioner([name], DEFAULT_PROMPT).condition(0, model) is None
 
 
 def test_no_label_is_the_null_class_where_there_is_one():
     conditioner = Conditioner(None, DEFAULT_PROMPT)
-    assert conditioner.condition(None, model("class", null_class=True)) is None
+    assert conditioner.condition(None, like_model("class", null_class=True)) is None
     with pytest.raises(ValueError, match="labels must be given: tiny makes images of a class"):
         conditioner.condition(None, CLASS)
 
 
 def test_class_backbones_are_conditioned_on_a_name_where_they_know_names_else_on_a_number():
     named = Conditioner(["cat", "dog"], DEFAULT_PROMPT)
-    assert named.condition(1, model("class", ["dog", "cat"])) == "dog"
+    assert named.condition(1, like_model("class", ["dog", "cat"])) == "dog"
     assert named.condition(1, CLASS) == 1
     assert Conditioner(None, DEFAULT_PROMPT).condition(torch.tensor(1), CLASS) == 1
 
@@ -137,16 +137,16 @@ def test_all_prompts_are_known_ahead_unless_a_function_or_an_open_label_makes_th
     assert conditioner.known_prompts() == expected
 
 
-@pytest.mark.parametrize("class_names, label, backbone, message", [
+@pytest.mark.parametrize("class_names, label, model, message", [
     (["a", "b"], 2, TEXT, "label 2 is outside class_names, which has 2 names"),
     (["a", "b"], -1, TEXT, "label -1 is outside class_names"),
     (["a", "b"], "z", TEXT, r"label 'z' is not one of class_names \['a', 'b'\]"),
     (["a", "b"], 2, CLASS, "label 2 is outside class_names"),
     (None, 0, TEXT, "class_names must be given to put label 0 into a prompt, or a prompt without"),
 ])
-def test_labels_that_cannot_be_put_into_words_are_refused(class_names, label, backbone, message):
+def test_labels_that_cannot_be_put_into_words_are_refused(class_names, label, model, message):
     with pytest.raises(ValueError, match=message):
-        Conditioner(class_names, DEFAULT_PROMPT).condition(label, backbone)
+        Conditioner(class_names, DEFAULT_PROMPT).condition(label, model)
 
 
 def test_wrong_arguments_are_refused():
@@ -160,17 +160,17 @@ def test_wrong_arguments_are_refused():
 
 @pytest.fixture
 def told(sd_pipeline, monkeypatch):
-    """A backbone, and every prompt that it is conditioned on, in order."""
-    backbone, prompts = load_backbone(copy.deepcopy(sd_pipeline)), []
-    embed = backbone.embed
-    monkeypatch.setattr(backbone, "embed",
+    """A model, and every prompt that it is conditioned on, in order."""
+    model, prompts = load_model(copy.deepcopy(sd_pipeline)), []
+    embed = model.embed
+    monkeypatch.setattr(model, "embed",
                         lambda given: prompts.extend(filter(None, given)) or embed(given))
-    return backbone, prompts
+    return model, prompts
 
 
 def test_the_backbone_gets_the_prompts_of_the_class_names(told):
-    backbone, prompts = told
-    augment = DreamDAugment(backbone, class_names=["hot_dog", "apple"], **FAST)
+    model, prompts = told
+    augment = DreamDAugment(model, class_names=["hot_dog", "apple"], **FAST)
     augment((picture("RGB"), 0))
     augment({"image": picture("RGB"), "label": torch.tensor(1)})
     augment(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
@@ -179,7 +179,7 @@ def test_the_backbone_gets_the_prompts_of_the_class_names(told):
 
 
 def test_the_prompt_may_be_a_function_or_a_plain_sentence(told):
-    backbone, prompts = told
-    DreamDAugment(backbone, prompt=lambda label: f"number {label}", **FAST)((picture("RGB"), 7))
-    DreamDAugment(backbone, prompt="an X-ray", **FAST)(picture("RGB"))
+    model, prompts = told
+    DreamDAugment(model, prompt=lambda label: f"number {label}", **FAST)((picture("RGB"), 7))
+    DreamDAugment(model, prompt="an X-ray", **FAST)(picture("RGB"))
     assert prompts == ["number 7", "an X-ray"]

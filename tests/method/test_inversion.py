@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from dreamda_aug.backbones.schedules import build_schedule as build
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion, record
+from dreamda_aug.models.schedules import build_schedule as build
 
 
 def build_schedule(scheduler, steps, strength):

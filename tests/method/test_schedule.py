@@ -8,8 +8,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from dreamda_aug.backbones.schedules import build_schedule
 from dreamda_aug.method.schedule import NoiseSchedule, posterior
+from dreamda_aug.models.schedules import build_schedule
 
 
 def make_scheduler(**changes):

@@ -203,12 +203,12 @@ def test_the_real_inception_file_tells_texture_from_noise():
 def test_extraction_is_the_same_for_every_kind_of_source_and_batch_size():
     x = (images(7) * 255).round().to(torch.uint8)
     expected = x.flatten(1) / 255
-    labelled = TensorDataset(x, torch.arange(7))
+    labeled = TensorDataset(x, torch.arange(7))
     sources = [
         x,
         x.float() / 255,
-        labelled,
-        DataLoader(labelled, batch_size=3),
+        labeled,
+        DataLoader(labeled, batch_size=3),
         [v2.to_pil_image(image) for image in x],
         iter(x),
         [(image, 0) for image in x],

@@ -10,9 +10,9 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.records.layouts import in_label_order
 
 # not in alphabetical order, and one with what no file name bears
@@ -29,7 +29,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=2, cache=None, batch_size=4)
+    return Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None, batch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ LINE = ManifestLine(
     id="00000001_0002", file="cat/00000001_0002.png", class_name="cät", label=0, seed_index=1,
     seed_path="cat/b.png", seed_digest="ab" * 32, replica=2, epoch=0, rng_seed=0, condition=None,
     unit=0, row=2, layout=[[0, 2], [2, 1]], settings=settings_to_json(Settings()),
-    backbone="cd" * 32, versions={"torch": "2"}, pixels="ef" * 32, distance=0.25,
+    model="cd" * 32, versions={"torch": "2"}, pixels="ef" * 32, distance=0.25,
     scores={"copy": 1.5}, flags=["copy"], events=[],
 )
 JSON = st.recursive(

@@ -12,11 +12,11 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
 
 from dreamda_aug import AugmentedDataset, Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError, StorageError
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.regeneration import regenerate
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.records import remote
 from dreamda_aug.records.facts import read_plan
 from dreamda_aug.records.manifest import read_manifest
@@ -43,7 +43,7 @@ def bucket():
 def expansion(request):
     torch.manual_seed(0)
     data = TensorDataset(torch.rand(5, 1, 16, 16), torch.tensor([0, 1, 1, 0, 1]))
-    synthesizer = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=2, cache=None,
+    synthesizer = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None,
                               batch_size=4)
     expansion = Expansion(data, synthesizer, 2, image_format=request.param, shard_samples=8)
     expansion.maker.make = once_per_unit(expansion.maker.make)

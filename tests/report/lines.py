@@ -16,7 +16,7 @@ def line(seed_index=0, replica=0, class_name="cat", distance=0.1, **changes):
         "id": name, "file": f"cat/{name}.png", "class_name": class_name, "label": 0,
         "seed_index": seed_index, "seed_path": f"cat/{seed_index}.png", "seed_digest": digest,
         "replica": replica, "epoch": 0, "rng_seed": 0, "condition": None, "unit": 0, "row": 0,
-        "layout": [[0, 1]], "settings": {}, "backbone": "x", "versions": {}, "pixels": digest,
+        "layout": [[0, 1]], "settings": {}, "model": "x", "versions": {}, "pixels": digest,
         "distance": distance, "scores": {}, "flags": [], "events": [],
     }
     return ManifestLine(**values | changes)
@@ -38,7 +38,7 @@ def write_dataset(root, lines, *, classes=None, filters=(), where=None, skipped=
         "format": "dreamda-expansion", "samples": len(lines) + len(skipped), "settings": {},
         "expansion": {}, "filters": list(filters), "image_format": "folder",
         "source": {"images": sum(classes.values()), "classes": classes, "problems": []},
-        "where": {"source": None, "backbone": "bundled", "license": "mit"} | (where or {}),
+        "where": {"source": None, "model": "bundled", "license": "mit"} | (where or {}),
     }
     (root / "plan.json").write_text(json.dumps(values | facts))
     return root

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from report.hostile import HOSTILE
 
-from dreamda_aug.backbones import BUNDLED
+from dreamda_aug.models import BUNDLED
 from dreamda_aug.records.tally import Tally
 from dreamda_aug.report.card import dataset_card, license_of
 
@@ -13,20 +13,20 @@ NOT_STATED = "not stated where the model lies"
 
 def facts(**changes):
     where = {"source": {"spec": "/home/ann/my data/train", "data_root": "/mnt/disk/torch"},
-             "backbone": "org/model", "license": "mit"}
+             "model": "org/model", "license": "mit"}
     found = {
         "source": {"images": 3, "classes": {"cat": 3}, "problems": []},
         "settings": {"steps": 50, "guidance_interval": [0.0, 1.0], "source_prompt": ""},
         "expansion": {"expansion_ratio": 2}, "filters": [{"name": "copy", "threshold": 0.3}],
         "rng_seed": 0, "unit_size": 32, "image_format": "folder", "device": "cpu", "threads": 1,
-        "backbone": "abc", "versions": {"torch": "2"}, "conditions": {"cat": None}, "where": where,
+        "model": "abc", "versions": {"torch": "2"}, "conditions": {"cat": None}, "where": where,
     }
-    where |= {name: changes.pop(name) for name in ("backbone", "license") if name in changes}
+    where |= {name: changes.pop(name) for name in ("model", "license") if name in changes}
     return found | changes
 
 
 def hostile_facts(text):
-    found = facts(backbone=text, license=text, conditions={text: text})
+    found = facts(model=text, license=text, conditions={text: text})
     found["source"] = {"images": 3, "classes": {text: 1, "cat": 2}, "problems": [text]}
     found["settings"] |= {"source_prompt": text, "inversion": {"type": text}}
     found["expansion"] |= {"only_classes": [text]}
@@ -64,7 +64,7 @@ def test_the_card_counts_and_says_what_was_done():
     for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
                  "| cat | a photo of a cat |", "| steps | 50 |",
                  "| filter copy | name=copy, threshold=0.3 |",
-                 "Backbone org/model: mit. The seed images' licence applies as well."):
+                 "DiffusionModel org/model: mit. The seed images' licence applies as well."):
         assert line in card.splitlines()
     assert "\n\n\n" not in card and "## Warnings" in card
     quiet = dataset_card(facts(), Tally(Counter(cat=6)))
@@ -72,12 +72,12 @@ def test_the_card_counts_and_says_what_was_done():
 
 
 def test_the_card_names_no_path_of_the_machine():
-    found = facts(backbone="/home/ann/models/sd", license="see /home/ann/models/sd/LICENSE")
+    found = facts(model="/home/ann/models/sd", license="see /home/ann/models/sd/LICENSE")
     found["source"]["problems"] = ["/home/ann/my data/train/list.csv: 2 images are missing"]
     found["settings"]["inversion"] = "Custom(path='/srv/x/y.pt')"
     card = dataset_card(found, Tally(Counter(cat=6)))
     assert "/home" not in card and "/srv" not in card and "ann" not in card.split("## Licence")[1]
-    assert "Backbone sd: see sd/LICENSE." in card and "- train/list.csv: 2 images" in card
+    assert "DiffusionModel sd: see sd/LICENSE." in card and "- train/list.csv: 2 images" in card
 
 
 @pytest.mark.parametrize("card, stated", [

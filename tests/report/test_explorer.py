@@ -12,14 +12,14 @@ from report.browser import CHROMIUM, Keyboard, chromium, run_in_browser
 from report.test_report import Elements
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.cli.explore import _repeated
 from dreamda_aug.cli.main import main
 from dreamda_aug.cli.options import add_model_options
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report.explorer import explore, render_exploration, write_exploration
 
 EVIL = "<b>&\"'x"
-GRIDS = dict(strengths=(0.5, 1.0), adherences=(1.0, 0.5), noise_scales=(0.0, 4.0))
+GRIDS = dict(strengths=(0.5, 1.0), replays=(1.0, 0.5), noise_scales=(0.0, 4.0))
 
 
 class Images:
@@ -35,7 +35,7 @@ class Images:
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelBackbone(pixel_pipeline(), "tiny"), steps=8, cache=None)
+    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=8, cache=None)
 
 
 def run(synthesizer, images=None, **options):
@@ -48,7 +48,7 @@ def run(synthesizer, images=None, **options):
 @pytest.fixture(scope="module")
 def exploration(synthesizer):
     return run(synthesizer, command=["dreamda", "expand", "my train", "--out", "o"],
-               arguments={"backbone": "a/b"})
+               arguments={"model": "a/b"})
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +60,19 @@ def test_every_position_has_its_pictures_figures_and_lines(exploration):
     assert len(exploration.choices) == 8 and len(exploration.seeds) == 3
     assert {seed.name for seed in exploration.seeds} == {EVIL, "dog"}
     assert exploration.values("strength") == [0.5, 1.0]
-    assert exploration.values("adherence") == [1.0, 0.5]
-    of = {(c.point.strength, c.point.adherence, c.point.noise_scale): c
+    assert exploration.values("replay") == [1.0, 0.5]
+    of = {(c.point.strength, c.point.replay, c.point.noise_scale): c
           for c in exploration.choices}
     still, wild = of[0.5, 1.0, 0.0], of[1.0, 0.5, 4.0]
     assert still.point.distance < 1e-3 < wild.point.distance
     assert still.point.agreement == 1 and still.point.images == 6
     assert len(wild.pictures) == 3 and all(len(each) == 2 for each in wild.pictures)
-    # nothing moves at adherence 1 without noise: the replicas are the seed images
+    # nothing moves at replay 1 without noise: the replicas are the seed images
     for seed, replicas in zip(exploration.seeds, still.pictures):
         assert set(replicas) == {seed.data}
     assert wild.command == ("dreamda expand 'my train' --out o --set strength=1 "
-                            "--set adherence=0.5 --set noise_scale=4")
-    assert wild.python == ("Synthesizer(backbone='a/b', strength=1, adherence=0.5, "
+                            "--set replay=0.5 --set noise_scale=4")
+    assert wild.python == ("Synthesizer(model='a/b', strength=1, replay=0.5, "
                            "noise_scale=4)")
     assert eval(wild.python, {"Synthesizer": dict})["noise_scale"] == 4
 
@@ -90,10 +90,10 @@ def test_the_best_position_is_the_furthest_that_keeps_the_labels(exploration):
 
 
 def test_the_price_is_said_before_anything_is_made(synthesizer):
-    said, before = [], synthesizer.core.backbone.tap.encoder_rows
-    one = dict(strengths=(0.5,), adherences=(1.0,), noise_scales=(1.0,))
+    said, before = [], synthesizer.core.model.hook.encoder_rows
+    one = dict(strengths=(0.5,), replays=(1.0,), noise_scales=(1.0,))
     run(synthesizer, announce=said.append, **one)
-    rows = synthesizer.core.backbone.tap.encoder_rows - before
+    rows = synthesizer.core.model.hook.encoder_rows - before
     assert re.fullmatch(r"1 positions of the sliders, 12 images each: about \d+ U-Net rows, \d+ s",
                         said[0])
     assert 0.5 * rows < int(re.search(r"about (\d+)", said[0])[1]) < 1.5 * rows
@@ -135,7 +135,7 @@ const state = () => ({
 });
 out.first = state();
 const move = (input, value) => { input.value = value; input.dispatchEvent(new Event('input')); };
-move(slider, 0); move(get('adherence'), 0); move(other, 0);
+move(slider, 0); move(get('replay'), 0); move(other, 0);
 out.mildest = state();
 move(other, 1);
 out.noisy = state();
@@ -166,7 +166,7 @@ def test_sliders_cells_and_lines_work_in_a_browser(page, exploration, tmp_path):
     assert result["mildest"]["distance"] == "0.000" and result["mildest"]["agreement"] == "100 %"
     assert result["noisy"]["command"].endswith("noise_scale=4") and result["overview"] == "4"
     assert float(result["noisy"]["distance"]) > 0
-    assert "strength=1 --set adherence=0.5" in result["cell"]["command"] and result["focus"]
+    assert "strength=1 --set replay=0.5" in result["cell"]["command"] and result["focus"]
     assert result["selected"] and result["copied"] in ("Copied.", "Press Ctrl+C to copy.")
 
 
@@ -181,7 +181,7 @@ def test_keys_alone_reach_and_use_every_control(exploration, tmp_path):
         for _ in range(11):
             keys.press("Tab")
             seen.append(keys.evaluate("document.activeElement.id"))
-        assert seen == ["strength", "adherence", "noise_scale", "best", "", "", "", "",
+        assert seen == ["strength", "replay", "noise_scale", "best", "", "", "", "",
                         "command", "", "python"]  # fmt: skip
         keys.evaluate("document.getElementById('strength').focus()")
         keys.press("ArrowLeft", 2)
@@ -196,7 +196,7 @@ def test_keys_alone_reach_and_use_every_control(exploration, tmp_path):
         assert "noise_scale=0" in keys.evaluate("document.getElementById('command').value")
         keys.press("Tab", 2)
         keys.press(" ")
-        first_cell = (value("strength"), value("adherence"))
+        first_cell = (value("strength"), value("replay"))
         assert first_cell == ("0.5", "1")
         keys.evaluate("document.getElementById('best').focus()")
         keys.press("Enter")
@@ -229,13 +229,13 @@ def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, cap
         folder.mkdir(parents=True, exist_ok=True)
         picture = torch.randint(256, (16, 16), dtype=torch.uint8)
         PIL.Image.fromarray(picture.numpy()).save(folder / f"{index}.png")
-    arguments = ["explore", str(tmp_path / "train"), "--backbone", str(tmp_path / "model"),
-                 "--out", str(tmp_path / "page.html"), "--strengths", "0.5", "--adherences", "1",
+    arguments = ["explore", str(tmp_path / "train"), "--model", str(tmp_path / "model"),
+                 "--out", str(tmp_path / "page.html"), "--strengths", "0.5", "--replays", "1",
                  "--noise-scales", "0", "2", "--steps", "2", "--images", "2"]
     assert main(arguments) == 0
     assert f"wrote {tmp_path / 'page.html'}" in capsys.readouterr().out
     text = (tmp_path / "page.html").read_text()
-    assert f"--out train_synthetic --backbone {tmp_path / 'model'} --set strength=0.5" in text
+    assert f"--out train_synthetic --model {tmp_path / 'model'} --set strength=0.5" in text
     assert ">cat<" in text and "take 10" in text
     assert main([*arguments, "--strengths", "2"]) == 2
     assert "strength must lie in" in capsys.readouterr().err
@@ -244,5 +244,5 @@ def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, cap
 def test_the_lines_repeat_how_a_transformer_is_loaded():
     parser = argparse.ArgumentParser()
     add_model_options(parser)
-    args = parser.parse_args(["--tap-index", "0", "--embedded-guidance", "2.5"])
-    assert _repeated(args) == ["--tap-index", "0", "--embedded-guidance", "2.5"]
+    args = parser.parse_args(["--block-index", "0", "--embedded-guidance", "2.5"])
+    assert _repeated(args) == ["--block-index", "0", "--embedded-guidance", "2.5"]

@@ -12,11 +12,11 @@ from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand, write_report
 from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report import publishing
 from dreamda_aug.report.publishing import push
 
@@ -52,7 +52,7 @@ def dataset(tmp_path_factory):
     torch.manual_seed(0)
     source = open_source(TensorDataset(torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 1, 0])),
                          class_names=CLASSES)
-    synthesizer = Synthesizer(PixelBackbone(pixel_pipeline()), "paper", steps=2, cache=None)
+    synthesizer = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None)
     root = tmp_path_factory.mktemp("made") / "out"
     expand(source, root, synthesizer, 2)
     write_report(root)

@@ -13,8 +13,8 @@ from report.browser import CHROMIUM, chromium, run_in_browser
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
-from dreamda_aug.backbones.unet import PixelBackbone
 from dreamda_aug.expansion import ExpansionError, expand, write_report
+from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report.page import Page, render
 
 EVIL = "<b>&\"'x"
@@ -28,7 +28,7 @@ class Odd:
     def describe(self):
         return {"name": self.name}
 
-    def prepare(self, source, backbone):
+    def prepare(self, source, model):
         pass
 
     def measure(self, batch):
@@ -37,7 +37,7 @@ class Odd:
 
 @pytest.fixture(scope="module")
 def augment():
-    return DreamDAugment(PixelBackbone(pixel_pipeline()), "paper", steps=2, noise_scale=8.0,
+    return DreamDAugment(PixelModel(pixel_pipeline()), "paper", steps=2, noise_scale=8.0,
                          cache=None, batch_size=8)
 
 
@@ -96,7 +96,7 @@ def test_every_picture_has_a_text_alternative_and_every_control_a_label(page):
     assert ("html", {"lang": "en"}) in found
     ids = [a["id"] for _, a in found if "id" in a]
     assert len(ids) == len(set(ids))
-    assert all(a["aria-labelledby"] in ids for _, a in found if "aria-labelledby" in a)
+    assert all(a["aria-labeledby"] in ids for _, a in found if "aria-labeledby" in a)
 
 
 def test_names_from_outside_are_escaped(page):

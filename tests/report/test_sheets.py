@@ -23,7 +23,7 @@ def hostile_dataset(root, names):
     return write_dataset(
         root, lines, filters=[{"name": name, "about": name} for name in names[:3]],
         settings={name: name for name in names},
-        where={"backbone": names[0], "license": names[1]},
+        where={"model": names[0], "license": names[1]},
         source={"images": len(names), "classes": dict.fromkeys(names, 1), "problems": names})
 
 
@@ -85,7 +85,7 @@ def test_the_page_names_no_path_of_the_machine(tmp_path):
              for replica in range(2)]
     data = str(tmp_path / "torch data")
     places = {"source": {"spec": str(listing), "split": None, "data_root": data},
-              "backbone": str(tmp_path / "a model"), "license": f"see {tmp_path}/LICENSE"}
+              "model": str(tmp_path / "a model"), "license": f"see {tmp_path}/LICENSE"}
     root = write_dataset(tmp_path / "out", lines, where=places)
     page = write_report(root).read_text()
     assert "seed image cat/1.png, cat" in page and page.count("not at hand") == 0

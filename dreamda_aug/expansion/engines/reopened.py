@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamda_aug.backbones import Backbone
 from dreamda_aug.expansion.filters import Batch, Filter, open_filter
 from dreamda_aug.inputs.sources import Source
+from dreamda_aug.models import DiffusionModel
 
 
 @dataclass
@@ -35,8 +35,8 @@ class ReopenedFilter:
     def describe(self) -> dict[str, Any]:
         return self.opened.describe()
 
-    def prepare(self, source: Source, backbone: Backbone) -> None:
-        self.opened.prepare(source, backbone)
+    def prepare(self, source: Source, model: DiffusionModel) -> None:
+        self.opened.prepare(source, model)
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
         return self.opened.measure(batch)

@@ -1,7 +1,7 @@
 'use strict';
 const all = selector => [...document.querySelectorAll(selector)];
 const get = id => document.getElementById(id);
-const names = ['strength', 'adherence', 'noise_scale'];
+const names = ['strength', 'replay', 'noise_scale'];
 const choices = all('.choice'), cells = all('.cell');
 const same = (one, other) => names.every(name => one[name] === other[name]);
 const now = () => Object.fromEntries(names.map(name =>
@@ -33,13 +33,13 @@ function show() {
   get('copied').textContent = '';
   get('overview-noise').textContent = dials.noise_scale;
   for (const cell of cells) {
-    const at = { ...dials, strength: cell.dataset.strength, adherence: cell.dataset.adherence };
+    const at = { ...dials, strength: cell.dataset.strength, replay: cell.dataset.replay };
     const { distance, agreement } = choices.find(choice => same(choice.dataset, at)).dataset;
     const judged = cell.dataset.judged === 'yes';
     cell.textContent = judged ? `${Math.round(100 * agreement)}` : (+distance).toFixed(2);
     cell.style.setProperty('--share', judged ? agreement : Math.min(1, distance / 0.4));
     cell.setAttribute('aria-pressed', same(at, dials));
-    cell.setAttribute('aria-label', `strength ${at.strength}, adherence ${at.adherence}: ` +
+    cell.setAttribute('aria-label', `strength ${at.strength}, replay ${at.replay}: ` +
       (judged ? `${cell.textContent} % of the labels kept` : `distance ${cell.textContent}`));
   }
 }

@@ -9,11 +9,11 @@ from pipelines import pixel_pipeline
 from benchmarks.accuracy.pools import Pool
 from benchmarks.accuracy.runs import Setup
 from benchmarks.accuracy.tasks import Images, Split, Task, split
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.models.unet import PixelModel
 
 
 def numbered_images(count: int, size: int = 16) -> Images:
-    """Grey images that carry their number, labelled 0, 1, 2, 0, ..."""
+    """Grey images that carry their number, labeled 0, 1, 2, 0, ..."""
     numbers = torch.arange(count)
     pixels = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(count))
     pixels = (pixels * 255).to(torch.uint8)
@@ -35,7 +35,7 @@ def numbered():
 def tiny() -> Task:
     """Three classes of 16×16 pixels, eight steps."""
     return Task("tiny", read_numbered, 16, 1, 3, ((2, 3),), "small_cnn", 8, batch_size=6,
-                backbone="none", reverse_steps=4, validation_images=30, judge=None)  # fmt: skip
+                model="none", reverse_steps=4, validation_images=30, judge=None)  # fmt: skip
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def noise_pool():
 
 
 @pytest.fixture
-def backbone() -> PixelBackbone:
-    return PixelBackbone(pixel_pipeline())
+def model() -> PixelModel:
+    return PixelModel(pixel_pipeline())
 
 
 @pytest.fixture
-def setup_with_backbone(tmp_path, tiny) -> Setup:
-    folder = tmp_path / "backbone"
+def setup_with_model(tmp_path, tiny) -> Setup:
+    folder = tmp_path / "model"
     pixel_pipeline().save_pretrained(folder)
     return Setup(tiny, Path(), tmp_path / "state", str(folder), device="cpu")

@@ -11,46 +11,46 @@ from benchmarks.accuracy.pools import (
     PoolSpec,
     Stopped,
     load_pool,
-    open_backbone,
+    open_model,
 )
 from benchmarks.accuracy.recipes import RECIPES, base
 from benchmarks.accuracy.tasks import TASKS
 
 
 def test_a_pool_that_was_interrupted_is_that_of_an_uninterrupted_run(
-    tmp_path, backbone, monkeypatch, tiny, images
+    tmp_path, model, monkeypatch, tiny, images
 ):
     monkeypatch.setattr(pools, "SLICE", 4)
-    spec = PoolSpec("replicas", 3, base(tiny, strength=0.5, adherence=0.6, noise_scale=1.0))
-    whole = load_pool(tmp_path / "a", tiny, spec, images.shots, 0, backbone)
+    spec = PoolSpec("replicas", 3, base(tiny, strength=0.5, replay=0.6, noise_scale=1.0))
+    whole = load_pool(tmp_path / "a", tiny, spec, images.shots, 0, model)
     assert whole.pixels.shape == (18, 1, 16, 16)
     assert whole.seed_labels.tolist() == images.shots.labels.repeat_interleave(3).tolist()
-    load_pool(tmp_path / "b", tiny, spec, images.shots, 0, backbone)
+    load_pool(tmp_path / "b", tiny, spec, images.shots, 0, model)
     files = sorted((tmp_path / "b").rglob("*.safetensors"))
     assert len(files) == 6
     for path in files[2:]:
         path.unlink()
     with pytest.raises(Stopped):
-        load_pool(tmp_path / "b", tiny, spec, images.shots, 0, backbone, deadline=0)
-    again = load_pool(tmp_path / "b", tiny, spec, images.shots, 0, backbone)
+        load_pool(tmp_path / "b", tiny, spec, images.shots, 0, model, deadline=0)
+    again = load_pool(tmp_path / "b", tiny, spec, images.shots, 0, model)
     assert torch.equal(again.pixels, whole.pixels)
 
 
-def test_copies_are_the_seed_images_and_noise_knows_no_label(tmp_path, backbone, tiny, images):
+def test_copies_are_the_seed_images_and_noise_knows_no_label(tmp_path, model, tiny, images):
     shots = images.shots
     copies = load_pool(tmp_path, tiny, PoolSpec("copies", 2), shots, 0, None)
     assert torch.equal(copies.pixels[::2], shots.pixels)
     assert torch.equal(copies.pixels[1::2], shots.pixels)
     spec = replace(RECIPES["noise"](tiny)[0], replicas=2)
-    noise = load_pool(tmp_path, tiny, spec, shots, 0, backbone)
+    noise = load_pool(tmp_path, tiny, spec, shots, 0, model)
     assert len(noise.pixels) == 12 and noise.seed_labels.tolist() == [-1] * 12
     assert len({tuple(image.flatten().tolist()) for image in noise.pixels}) == 12
 
 
-def test_images_between_two_of_a_class_are_neither(tmp_path, backbone, tiny, images):
+def test_images_between_two_of_a_class_are_neither(tmp_path, model, tiny, images):
     spec = replace(RECIPES["interpolation"](tiny)[0], replicas=2)
     shots = images.shots
-    made = load_pool(tmp_path, tiny, spec, shots, 0, backbone).pixels.float()
+    made = load_pool(tmp_path, tiny, spec, shots, 0, model).pixels.float()
     seeds = shots.pixels.float()  # two of each class
     assert shots.labels.tolist() == [0, 0, 1, 1, 2, 2]
     partners = seeds.view(3, 2, -1).flip(1).reshape(6, -1).repeat_interleave(2, 0)
@@ -61,11 +61,11 @@ def test_images_between_two_of_a_class_are_neither(tmp_path, backbone, tiny, ima
 
 
 def test_pools_are_made_at_the_backbones_size_and_come_back_in_the_tasks(
-    tmp_path, backbone, tiny, numbered
+    tmp_path, model, tiny, numbered
 ):
     task, shots = replace(tiny, image_size=12), numbered(6, 12)
-    spec = PoolSpec("replicas", 1, base(task, strength=0.5, adherence=1.0))
-    made = load_pool(tmp_path, task, spec, shots, 0, backbone).pixels
+    spec = PoolSpec("replicas", 1, base(task, strength=0.5, replay=1.0))
+    made = load_pool(tmp_path, task, spec, shots, 0, model).pixels
     assert made.shape == (6, 1, 12, 12)
     # nothing moves it but resizing, there and back
     there = F.resize(shots.pixels.float(), [16, 16], antialias=True)
@@ -74,5 +74,5 @@ def test_pools_are_made_at_the_backbones_size_and_come_back_in_the_tasks(
 
 
 def test_a_task_without_a_backbone_of_its_own_asks_for_one():
-    with pytest.raises(SystemExit, match=r"cifar10 needs --backbone FOLDER"):
-        open_backbone(TASKS["cifar10"], None, "cpu")
+    with pytest.raises(SystemExit, match=r"cifar10 needs --model FOLDER"):
+        open_model(TASKS["cifar10"], None, "cpu")

@@ -10,12 +10,12 @@ from benchmarks.accuracy.presets import _beats
 from dreamda_aug import Settings
 
 
-def test_cost_and_figures_of_each_setting_are_written(setup_with_backbone, tmp_path, monkeypatch):
-    few = Settings(steps=4, adherence=0.0, noise_scale=0.0, strength=0.5)
+def test_cost_and_figures_of_each_setting_are_written(setup_with_model, tmp_path, monkeypatch):
+    few = Settings(steps=4, replay=0.0, noise_scale=0.0, strength=0.5)
     monkeypatch.setattr(presets, "SEEDS", 6)
     monkeypatch.setattr(presets, "CANDIDATES", {
-        "few": few, "many": replace(few, steps=8), "replayed": replace(few, adherence=1.0)})
-    setup = replace(setup_with_backbone, task=replace(setup_with_backbone.task, judge="trained"))
+        "few": few, "many": replace(few, steps=8), "replayed": replace(few, replay=1.0)})
+    setup = replace(setup_with_model, task=replace(setup_with_model.task, judge="trained"))
     presets.presets(setup, tmp_path / "out", None, 1)
     found = {row["name"]: row
              for row in json.loads((tmp_path / "out" / "presets.json").read_text())["settings"]}
@@ -28,11 +28,11 @@ def test_cost_and_figures_of_each_setting_are_written(setup_with_backbone, tmp_p
 
 
 def test_what_was_measured_is_kept_unless_its_settings_changed(
-    setup_with_backbone, tmp_path, monkeypatch
+    setup_with_model, tmp_path, monkeypatch
 ):
-    few = Settings(steps=4, adherence=0.0, noise_scale=0.0, strength=0.5)
+    few = Settings(steps=4, replay=0.0, noise_scale=0.0, strength=0.5)
     monkeypatch.setattr(presets, "SEEDS", 6)
-    setup = replace(setup_with_backbone, task=replace(setup_with_backbone.task, judge="trained"))
+    setup = replace(setup_with_model, task=replace(setup_with_model.task, judge="trained"))
     made = []
     perform = presets.perform
     monkeypatch.setattr(presets, "perform", lambda function, setup, runs, processes: (

@@ -78,13 +78,13 @@ def test_the_priors_own_images_are_a_pool_and_pretrain_a_classifier(tmp_path, ti
     assert not all(torch.equal(of_corpus[name], kept[name]) for name in kept)
 
 
-def test_an_adapted_prior_makes_other_images_and_is_adapted_once(setup_with_backbone, monkeypatch):
+def test_an_adapted_prior_makes_other_images_and_is_adapted_once(setup_with_model, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr("dreamda_aug.adaptation.settings.DEFAULT_STEPS", 4)
-    settings = Settings(steps=3, strength=0.5, adherence=0.0, noise_scale=0.0)
+    settings = Settings(steps=3, strength=0.5, replay=0.0, noise_scale=0.0)
     plain, adapted, free = (
-        pool_of(setup_with_backbone, Run(Arm(kind, kind), PoolSpec(kind, 1, settings), 2, 0)).pixels
+        pool_of(setup_with_model, Run(Arm(kind, kind), PoolSpec(kind, 1, settings), 2, 0)).pixels
         for kind in ("replicas", "adapted", "adapted without labels"))
     assert not torch.equal(plain, adapted) and not torch.equal(adapted, free)
-    folders = list((setup_with_backbone.state / "adaptations").iterdir())
+    folders = list((setup_with_model.state / "adaptations").iterdir())
     assert len(folders) == 2

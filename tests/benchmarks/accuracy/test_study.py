@@ -11,9 +11,9 @@ from benchmarks.accuracy.tasks import TASKS
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, setup_with_backbone):
+def command(tmp_path, monkeypatch, setup_with_model):
     """The command on a tiny task: call it with further arguments."""
-    setup = setup_with_backbone
+    setup = setup_with_model
     task = replace(setup.task, guidances=(1.0,), weak_views=((0.0, 0.1),), classical=("affine",))
     monkeypatch.setattr(recipes, "TUNED", recipes.TUNED[:1])
     monkeypatch.setitem(TASKS, "fashion_mnist", task)
@@ -22,7 +22,7 @@ def command(tmp_path, monkeypatch, setup_with_backbone):
         main([
             "fashion_mnist", "--data", "none", "--state", str(setup.state),
             "--out", str(tmp_path / "out"), "--rng-seeds", "0", "1", "--processes", "1",
-            "--backbone", setup.backbone, "--device", "cpu", *arguments,
+            "--model", setup.model, "--device", "cpu", *arguments,
         ])  # fmt: skip
 
     return call
@@ -82,7 +82,7 @@ def test_a_dry_run_counts_what_is_missing(command, capsys):
     assert "0 of 4 runs are missing" in capsys.readouterr().out
 
 
-def test_the_training_images_are_exported_for_a_backbone(tmp_path, command):
+def test_the_training_images_are_exported_for_a_model(tmp_path, command):
     command("--export", str(tmp_path / "images"))
     assert len(list((tmp_path / "images" / "images").glob("*.png"))) == 300
     assert not (tmp_path / "out").exists()
@@ -123,7 +123,7 @@ def test_a_quick_run_takes_the_recorded_choices_and_says_where_they_should_be(
 
 
 def test_samples_of_no_class_are_no_arm(tmp_path, command):
-    command("--arms", "real only", "samples from noise")  # the backbone knows no classes
+    command("--arms", "real only", "samples from noise")  # the model knows no classes
     facts = json.loads((tmp_path / "out" / "tiny.json").read_text())
     assert {run["arm"] for run in facts["runs"]} == {"real only"}
     assert "noise" not in facts["choices"]

@@ -59,12 +59,12 @@ def test_nothing_is_drawn_from_what_the_prior_has_seen(tiny):
         assert min(number_of(part)) >= 100
 
 
-def test_unlabelled_images_are_neither_shots_nor_validation(tiny):
-    task = replace(tiny, unlabelled=40)
+def test_unlabeled_images_are_neither_shots_nor_validation(tiny):
+    task = replace(tiny, unlabeled=40)
     images = split(task, task.read(Path()), 5, 0)
-    assert len(number_of(images.unlabelled)) == 40
-    assert not number_of(images.unlabelled) & number_of(images.shots)
-    assert not number_of(images.unlabelled) & number_of(images.validation)
+    assert len(number_of(images.unlabeled)) == 40
+    assert not number_of(images.unlabeled) & number_of(images.shots)
+    assert not number_of(images.unlabeled) & number_of(images.validation)
 
 
 def test_validation_that_comes_from_the_test_files_leaves_the_test_set(tiny):

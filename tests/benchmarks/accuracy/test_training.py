@@ -19,12 +19,12 @@ ARMS = [replace(arm, view="affine" if arm.view == CHOSEN else arm.view)
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
-def test_every_arm_takes_the_tasks_steps(arm, setup_with_backbone, tiny, noise_pool):
-    task = replace(tiny, unlabelled=10)
+def test_every_arm_takes_the_tasks_steps(arm, setup_with_model, tiny, noise_pool):
+    task = replace(tiny, unlabeled=10)
     pool = noise_pool(18 if arm.recipe else 0)
     images = split(task, task.read(Path()), 2, 0)
     training = Training(task, arm, images, pool, pool.seed_labels.clone(), 0,
-                        labeler=labeler_of(setup_with_backbone, arm, images, pool))
+                        labeler=labeler_of(setup_with_model, arm, images, pool))
     before = [p.clone() for p in training.model.parameters()]
     outcome = training.run()
     assert outcome.steps == task.steps
@@ -33,12 +33,12 @@ def test_every_arm_takes_the_tasks_steps(arm, setup_with_backbone, tiny, noise_p
     assert outcome.classifier(torch.rand(2, 1, 16, 16)).shape == (2, 3)
 
 
-def test_a_pool_labelled_by_the_probe_is_accepted_whole(
-    setup_with_backbone, tiny, images, noise_pool
+def test_a_pool_labeled_by_the_probe_is_accepted_whole(
+    setup_with_model, tiny, images, noise_pool
 ):
     pool = noise_pool(18)
     arm = next(arm for arm in ARMS if arm.labels == "probe")
-    labeler = labeler_of(setup_with_backbone, arm, images, pool)
+    labeler = labeler_of(setup_with_model, arm, images, pool)
     expected = labeler.label(pool.pixels.float() / 255).hard_labels
     outcome = Training(tiny, arm, images, pool, expected, 0, labeler=labeler).run()
     assert outcome.accepted == outcome.labels_right == 1

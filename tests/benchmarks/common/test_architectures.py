@@ -1,4 +1,4 @@
-"""Backbones with random weights."""
+"""Models with random weights."""
 
 import torch
 
@@ -18,6 +18,6 @@ def test_tiny_sd_has_the_same_blocks():
         return [type(m).__name__ for part in (pipeline.unet, pipeline.vae) for m in part.modules()]
 
     assert layers("tiny-sd") == layers("sd15")
-    backbone = build("tiny-sd", "cpu")
-    assert backbone.image_size == (128, 128)
-    assert torch.equal(*(backbone.embed(["a"])["encoder_hidden_states"] for _ in range(2)))
+    model = build("tiny-sd", "cpu")
+    assert model.image_size == (128, 128)
+    assert torch.equal(*(model.embed(["a"])["encoder_hidden_states"] for _ in range(2)))

@@ -10,16 +10,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.measurement import count_flops
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.models.unet import PixelModel
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_flops_of_encoder_and_decoder_add_up_to_a_whole_call():
-    backbone = PixelBackbone(pixel_pipeline())
-    encoder, decoder = count_flops(backbone)
+    model = PixelModel(pixel_pipeline())
+    encoder, decoder = count_flops(model)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        backbone.unet(torch.zeros(3, 1, 16, 16), 0)
+        model.unet(torch.zeros(3, 1, 16, 16), 0)
     assert 3 * (encoder + decoder) == counter.get_total_flops()
     assert 0 < encoder < decoder
 

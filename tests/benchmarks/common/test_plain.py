@@ -9,19 +9,19 @@ from pipelines import pixel_pipeline
 
 from benchmarks.common.plain import plain_loop, plain_rows
 from benchmarks.speed.bench import seeds_of
-from dreamda_aug import BottleneckNoise, load_backbone
-from dreamda_aug.backbones import is_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import BottleneckNoise, load_model
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.models import is_model
+from dreamda_aug.models.unet import PixelModel
 
 
 @pytest.mark.parametrize("kind", ["pixel", "text"])
 def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline):
-    backbone = (load_backbone(copy.deepcopy(sd_pipeline)) if kind == "text"
-                else PixelBackbone(pixel_pipeline()))
-    synthesizer = TensorSynthesizer(backbone, "official", steps=5, noise_scale=1.0,
+    model = (load_model(copy.deepcopy(sd_pipeline)) if kind == "text"
+                else PixelModel(pixel_pipeline()))
+    synthesizer = TensorSynthesizer(model, "official", steps=5, noise_scale=1.0,
                                     perturbation=BottleneckNoise())
-    x = torch.rand(2, backbone.channels, *backbone.image_size)
+    x = torch.rand(2, model.channels, *model.image_size)
     condition = "a cat" if kind == "text" else None
     requests = [Request(i, condition, r) for i in range(2) for r in range(2)]
     with torch.no_grad():
@@ -35,16 +35,16 @@ def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline
 
 
 def test_plain_rows_run_the_encoder_for_every_decoder_row():
-    backbone = PixelBackbone(pixel_pipeline())
-    assert is_backbone(plain_rows(backbone))
-    x, tap = torch.rand(1, 1, 16, 16), backbone.tap
+    model = PixelModel(pixel_pipeline())
+    assert is_model(plain_rows(model))
+    x, hook = torch.rand(1, 1, 16, 16), model.hook
     requests = [Request(0, None, r) for r in range(2)]
 
     def rows(what):
-        before = tap.encoder_rows, tap.decoder_rows
+        before = hook.encoder_rows, hook.decoder_rows
         TensorSynthesizer(what, "paper", steps=4).synthesize(x, requests)
-        return tap.encoder_rows - before[0], tap.decoder_rows - before[1]
+        return hook.encoder_rows - before[0], hook.decoder_rows - before[1]
 
     # 3 steps of inversion; then a clean row and a perturbed one for each of two replicas
-    assert rows(plain_rows(backbone)) == (3 + 1 + 2 + 2 * 4, 3 + 1 + 2 + 2 * 4)
-    assert rows(backbone) == (3 + 1 + 2 * 2, 3 + 1 + 2 + 2 * 4)
+    assert rows(plain_rows(model)) == (3 + 1 + 2 + 2 * 4, 3 + 1 + 2 + 2 * 4)
+    assert rows(model) == (3 + 1 + 2 * 2, 3 + 1 + 2 + 2 * 4)

@@ -6,7 +6,7 @@ import torch
 from benchmarks.common.amst_parts import AMST_PARTS
 from benchmarks.digits import arms, data
 from benchmarks.digits.arms import ARMS, TrueLabeler, run_arm
-from benchmarks.digits.data import PER_CLASS, REPLICAS, RunData, train_backbone
+from benchmarks.digits.data import PER_CLASS, REPLICAS, RunData, train_model
 from benchmarks.digits.runs import Job, perform, table
 
 # two steps are too few for heads that agree
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::dreamda_aug.amst.CollapseWarnin
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a backbone that was hardly trained."""
+    """A folder with a model that was hardly trained."""
     folder = tmp_path_factory.mktemp("digits")
-    train_backbone(folder, steps=2)
+    train_model(folder, steps=2)
     return folder
 
 

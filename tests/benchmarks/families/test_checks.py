@@ -7,12 +7,12 @@ pytest.importorskip("transformers")
 from benchmarks.families import checks
 from benchmarks.families.own_pipelines import OWN
 from benchmarks.families.pipelines import PIPELINES, SIDE
-from dreamda_aug import load_backbone
+from dreamda_aug import load_model
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def family(request):
-    return request.param, load_backbone(PIPELINES[request.param](), image_size=(SIDE, SIDE),
+    return request.param, load_model(PIPELINES[request.param](), image_size=(SIDE, SIDE),
                                         **checks.options(request.param))
 
 
@@ -25,12 +25,12 @@ def test_zero_noise_and_equal_conditions_reproduce_the_latents(family, guidance_
     assert checks.replay_error(family[1], guidance_scale) <= 1e-4
 
 
-def test_noise_at_the_tap_moves_latents_and_scale_zero_does_not(family):
+def test_noise_at_the_hook_moves_latents_and_scale_zero_does_not(family):
     assert checks.moved(family[1], 2.0) > 0.05
     assert checks.moved(family[1], 0.0) <= 1e-5
 
 
-def test_blocks_before_the_tap_run_once_for_each_input_row(family):
+def test_blocks_before_the_hook_run_once_for_each_input_row(family):
     guided = 2 if family[1].guidable else 1
     assert checks.rows_per_step(family[1]) == (guided, 2 * guided)
 

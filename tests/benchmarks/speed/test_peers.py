@@ -12,19 +12,19 @@ from benchmarks.common.architectures import build, made, sample_images
 from benchmarks.speed import energy
 from benchmarks.speed.peers import Peer, ddim_loop, without_hooks
 from dreamda_aug import BottleneckNoise, Settings
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug.models.unet import PixelModel
 
 
 @pytest.mark.parametrize("arch", ["tiny-sdxl", "tiny-sd3"])
-def test_diffusers_own_pipeline_runs_on_the_weights_of_a_backbone(arch):
-    backbone = build(arch, "cpu")
-    peer = Peer(backbone, Settings(steps=2, strength=0.5))
-    images = sample_images(backbone, 2)
+def test_diffusers_own_pipeline_runs_on_the_weights_of_a_model(arch):
+    model = build(arch, "cpu")
+    peer = Peer(model, Settings(steps=2, strength=0.5))
+    images = sample_images(model, 2)
     torch.manual_seed(0)
     first = peer.img2img(images)
     assert first.shape == images.shape and first.isfinite().all() and first.std() > 0
     assert peer.rows == 4 and not peer.has_cycle  # one step, two images, with guidance
-    next(backbone.denoiser.parameters()).data.mul_(1.5)
+    next(model.denoiser.parameters()).data.mul_(1.5)
     torch.manual_seed(0)
     assert not torch.equal(peer.img2img(images), first)
 
@@ -40,17 +40,17 @@ def test_large_architectures_have_the_published_number_of_weights(arch, paramete
 
 
 def test_a_model_without_hooks_shares_its_weights_and_leaves_the_hooks_where_they_were():
-    backbone = PixelBackbone(pixel_pipeline())
-    twin, x = without_hooks(backbone.unet), torch.rand(1, 1, 16, 16)
-    assert [id(p) for p in twin.parameters()] == [id(p) for p in backbone.unet.parameters()]
+    model = PixelModel(pixel_pipeline())
+    twin, x = without_hooks(model.unet), torch.rand(1, 1, 16, 16)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in model.unet.parameters()]
     seeds, scale = torch.tensor([1]), torch.ones(1)
-    backbone.tap.set(BottleneckNoise(), None, 0, 1, seeds=seeds, step=torch.tensor(0), scale=scale,
+    model.hook.set(BottleneckNoise(), None, 0, 1, seeds=seeds, step=torch.tensor(0), scale=scale,
                      unconditional=torch.zeros(1, dtype=torch.bool))
     with torch.no_grad():
-        plain, tapped = (unet(x, 10, return_dict=False)[0] for unet in (twin, backbone.unet))
-        backbone.tap.clear()
-        assert torch.equal(plain, backbone.unet(x, 10, return_dict=False)[0])
-    assert not torch.equal(plain, tapped)
+        plain, hooked = (unet(x, 10, return_dict=False)[0] for unet in (twin, model.unet))
+        model.hook.clear()
+        assert torch.equal(plain, model.unet(x, 10, return_dict=False)[0])
+    assert not torch.equal(plain, hooked)
 
 
 def test_the_plain_loop_on_pixels_is_image_to_image():
@@ -68,8 +68,8 @@ def test_the_plain_loop_on_pixels_is_image_to_image():
 @pytest.mark.parametrize("classes, rows", [(None, 2), (3, 4)])
 def test_pixel_models_are_guided_where_they_know_classes(classes, rows):
     pipeline = pixel_pipeline(**({"num_classes": classes} if classes else {}))
-    backbone = PixelBackbone(pipeline, null_class=classes and classes - 1)
-    peer = Peer(backbone, Settings(steps=2, strength=0.5, guidance_scale=3.0))
+    model = PixelModel(pipeline, null_class=classes and classes - 1)
+    peer = Peer(model, Settings(steps=2, strength=0.5, guidance_scale=3.0))
     made = peer.img2img(torch.rand(2, 1, 16, 16))
     assert made.shape == (2, 1, 16, 16) and made.isfinite().all() and peer.rows == rows
 

@@ -1,19 +1,19 @@
-"""Each switch, on and off, and the backbone left as it was."""
+"""Each switch, on and off, and the model left as it was."""
 
 import torch
 from pipelines import pixel_pipeline
 
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.switches import COMPILE, SWITCHES, compare
-from dreamda_aug import Settings, load_backbone
-from dreamda_aug.backbones.unet import PixelBackbone
+from dreamda_aug import Settings, load_model
+from dreamda_aug.models.unet import PixelModel
 
 
 def test_every_switch_runs_on_a_pixel_model_and_is_set_back():
-    backbone = PixelBackbone(pixel_pipeline())
+    model = PixelModel(pixel_pipeline())
     settings = Settings(steps=3, update_rule="symmetric")
-    bench = Bench(backbone, settings, batch_size=2, replicas=2, repeats=1,
-                  compiled=backbone.compiled(backend="eager"))
+    bench = Bench(model, settings, batch_size=2, replicas=2, repeats=1,
+                  compiled=model.compiled(backend="eager"))
     before = bench.run(bench.synthesizer())
     rows = {switch.name: compare(bench, switch) for switch in [*SWITCHES, *COMPILE]}
     skipped = [name for name, row in rows.items() if "skipped" in row]
@@ -26,8 +26,8 @@ def test_every_switch_runs_on_a_pixel_model_and_is_set_back():
 
 
 def test_fused_projections_give_the_same_images_and_leave_no_weights_behind(sd_pipeline):
-    backbone = load_backbone(sd_pipeline)
-    bench = Bench(backbone, Settings(steps=3), batch_size=2, replicas=2, repeats=1)
-    names = set(backbone.unet.state_dict())
+    model = load_model(sd_pipeline)
+    bench = Bench(model, Settings(steps=3), batch_size=2, replicas=2, repeats=1)
+    names = set(model.unet.state_dict())
     row = compare(bench, next(each for each in SWITCHES if each.name.startswith("query, key")))
-    assert row["max_difference"] < 1e-4 and set(backbone.unet.state_dict()) == names
+    assert row["max_difference"] < 1e-4 and set(model.unet.state_dict()) == names
