@@ -154,3 +154,13 @@ def shorten(value: Any) -> str:
     """The value for a message, 60 characters at most."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: ``2.6 MB``."""
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,7 +1,7 @@
 """`adapt`: from a user's images and a diffusion model to LoRA weights that fit them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import torch
 from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_same
 from dreamda_aug.adaptation.conditions import prepare_conditions
 from dreamda_aug.adaptation.images import Labels, open_pictures, read_images
-from dreamda_aug.adaptation.model import AdaptedModel, own_model
+from dreamda_aug.adaptation.loop import TrainingLoop, open_processes
+from dreamda_aug.adaptation.lora import AdaptedModel, own_model
 from dreamda_aug.adaptation.objective import noise_levels
+from dreamda_aug.adaptation.out_folder import check_out
 from dreamda_aug.adaptation.result import Adaptation, conclude, read_adaptation, versions
 from dreamda_aug.adaptation.settings import AdaptationSettings
-from dreamda_aug.adaptation.training import Training, open_processes
-from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import remove_temporaries, write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 from dreamda_aug.models import BUNDLED, ModelSpec
@@ -83,7 +83,7 @@ def adapt(
         download: likewise.
         progress: draw a progress bar on a terminal.
         settings: how to train; None: `AdaptationSettings` with ``options``.
-        options: attributes of `AdaptationSettings`, such as ``rank=8`` and ``steps=300``.
+        options: attributes of `AdaptationSettings`, such as ``rank=8`` and ``train_steps=300``.
 
     Returns:
         What was measured, and where it lies.
@@ -101,40 +101,43 @@ def adapt(
         raise ValueError(f"settings must be given alone, got {', '.join(options)} too.")
     settings = AdaptationSettings(**options) if settings is None else settings
     folder = Path(out)
-    _check_place(folder, source)
+    check_out(folder, source, {CARD, CHECKPOINT, LORA, CLASS_ROWS, TOKENS})
     pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
                              download=download)
     processes = open_processes()  # it chooses the device, before the model is loaded
-    model = own_model(model, device, dtype)
-    settings = settings.resolved(model.is_pixel_model)
-    base = {"name": model.name, **base_identity(model.unet)}
-    budget = (settings.last_step * settings.batch_size * settings.accumulate
+    own = own_model(model, device, dtype)
+    loop_settings = settings.loop(own.is_pixel_model)
+    base = {"name": own.name, **base_identity(own.unet)}
+    budget = (loop_settings.train_steps * settings.batch_size * settings.accumulate
               * processes.num_processes)
-    images = read_images(pictures, model, settings, budget)
+    images = read_images(
+        pictures, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
+        budget=budget)
     identity = {
-        "settings": asdict(settings), "images": images.digest, "classes": images.classes,
-        "prompt": prompt if model.condition_kind == "text" else None,
+        "settings": asdict(replace(settings, learning_rate=loop_settings.learning_rate)),
+        "images": images.digest, "classes": images.classes,
+        "prompt": prompt if own.condition_kind == "text" else None,
         "class_map": dict(class_map or {}), "base": base["weights"], "dtype": base["dtype"],
-        "processes": processes.num_processes, "image_size": list(model.image_size),
+        "processes": processes.num_processes, "image_size": list(own.image_size),
     }
     if (folder / CARD).exists():
         check_same(folder, read_card(folder)["identity"], identity)
         return read_adaptation(folder)
-    conditions = prepare_conditions(model, images.classes, settings, prompt, class_map or {})
+    conditions = prepare_conditions(own, images.classes, settings, prompt, class_map or {})
     if settings.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
-    if _is_named(model) and isinstance(model, LatentModel) and model.device.type != "cpu":
-        model.vae.to("cpu")  # it has encoded the images, and is not needed any more
-    adapted = AdaptedModel(model, conditions, settings.rank, settings.rng_seed)
-    model.channels_last()
+        own.unet.enable_gradient_checkpointing()
+    if _is_named(model) and isinstance(own, LatentModel) and own.device.type != "cpu":
+        own.vae.to("cpu")  # it has encoded the images, and is not needed any more
+    adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
+                           settings.prior_weight)
+    own.channels_last()
     schedule = noise_levels(
-        model, int(model.pipeline.scheduler.config.get("num_train_timesteps", 1000)))
+        own, int(own.pipeline.scheduler.config.get("num_train_timesteps", 1000)))
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
-    training = Training(adapted, images, schedule, settings, processes, folder, identity,
-                        progress)
-    found, best = training.run()
-    adapted.put(best)
+    found, best = TrainingLoop(
+        adapted, images, schedule, loop_settings, processes, folder, identity, progress).run()
+    adapted.set_state(best)
     if processes.is_main_process:
         found_conditions = conditions.found()
         _write(folder, adapted, {
@@ -166,22 +169,6 @@ def _check_installed() -> None:
     except ImportError as error:
         raise ImportError(
             "adaptation needs extra packages: pip install 'dreamda_aug[adapt]'.") from error
-
-
-def _check_place(folder: Path, source: Any) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must name a folder, got the file {folder}.")
-    own = {CARD, CHECKPOINT, LORA, CLASS_ROWS, TOKENS}
-    others = [] if not folder.exists() else sorted(
-        path.name for path in folder.iterdir()
-        if path.name not in own and not path.name.startswith("."))
-    if others:
-        raise AdaptationError(
-            f"{folder} holds other files, such as {others[0]!r}; choose a folder of its own.")
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        inside = Path(source).resolve()
-        if folder.resolve().is_relative_to(inside):
-            raise ValueError(f"out must lie outside the images' folder {inside}, got {folder}.")
 
 
 def _is_named(model: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Where training is, in one file that takes its place as a whole."""
+"""The state of a training in one file, replaced atomically."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,40 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         best_step: after which the held-out loss was lowest; 0 is before the first.
+        best_loss: that loss.
         stale: measurements since then.
         history: after which step, training loss since the last measurement, held-out loss.
-        prior: held-out loss of each image before training.
-        best: the same after ``best_step``.
+        before: held-out loss of each image under the model before any training.
+        measured: held-out loss of each image at each entry of ``history``.
         seconds: of training so far.
         scaler: state of the gradient scaler; empty without one.
     """
 
     step: int = 0
     best_step: int = 0
+    best_loss: float = math.inf
     stale: int = 0
     history: list[tuple[int, float | None, float]] = field(default_factory=list)
-    prior: list[float] = field(default_factory=list)
-    best: list[float] = field(default_factory=list)
+    before: list[float] = field(default_factory=list)
+    measured: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, losses: list[float], training_loss: float | None) -> bool:
+        """Record a measurement; True if it is the best so far.
+
+        Args:
+            losses: held-out loss of each image.
+            training_loss: mean since the last measurement; None before training.
+        """
+        mean = sum(losses) / len(losses)
+        self.history.append((self.step, training_loss, mean))
+        self.measured.append(losses)
+        if mean < self.best_loss:
+            self.best_loss, self.best_step, self.stale = mean, self.step, 0
+            return True
+        self.stale += 1
+        return False
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,7 @@ def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) ->
         changes = ", ".join(f"{name} was {flat_begun.get(name)!r} and is {flat_now.get(name)!r}"
                             for name in names[:4])
         raise AdaptationError(
-            f"{folder} holds an adaptation with other settings: {changes}. Use the old ones, "
+            f"{folder} was begun with other settings: {changes}. Use the old ones, "
             "another --out, or delete the folder.")
 
 

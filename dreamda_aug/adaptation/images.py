@@ -7,22 +7,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from dreamda_aug.adaptation.settings import AdaptationSettings
 from dreamda_aug.inputs.dataset_fields import as_sized
-from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
+from dreamda_aug.inputs.images import UNREADABLE, ImageFormat, fit_to, read_pixels
 from dreamda_aug.inputs.labels import plain_label
 from dreamda_aug.inputs.opening import open_image
 from dreamda_aug.inputs.sources import Source, open_source
 from dreamda_aug.inputs.untransformed import Untransformed
 from dreamda_aug.method.seeding import derive_seed
-from dreamda_aug.models import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +28,16 @@ Labels = Sequence[int] | Tensor | Literal["source"] | None
 
 # With fewer, none can be held out that says anything.
 LEAST_IMAGES = 4
-_LEAST_HELD_OUT, _MOST_HELD_OUT = 2, 64
+_LEAST_HELD_OUT, MOST_HELD_OUT = 2, 64
 # Of the differences of fewer images, chance can hardly be told.
 _ENOUGH_HELD_OUT = 4
 _ENCODED_AT_ONCE = 16
+
+
+class ImageEncoder(ImageFormat, Protocol):
+    """A model that encodes images, (B, C, H, W) in [0, 1], to clean latents."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def open_pictures(
 
 
 def read_images(
-    pictures: Pictures, model: DiffusionModel, settings: AdaptationSettings, budget: int
+    pictures: Pictures, model: ImageEncoder, held_out: float, rng_seed: int, *,
+    budget: int | None = None, most: int = MOST_HELD_OUT,
 ) -> TrainingImages:
     """Read and encode images, and hold some out.
 
@@ -125,16 +130,18 @@ def read_images(
     Args:
         pictures: the images.
         model: encodes them.
-        settings: ``held_out``, ``early_stopping`` and ``rng_seed`` play a role.
-        budget: how many images training can see at most; more are not read.
+        held_out: share of the images to measure on; 0: none.
+        rng_seed: another one holds out others.
+        budget: how many images training can see at most; more are not read. None: all are.
+        most: images to hold out at most.
 
     Raises:
         ValueError: too few images are left.
     """
-    generator = torch.Generator().manual_seed(derive_seed(settings.rng_seed, "order"))
+    generator = torch.Generator().manual_seed(derive_seed(rng_seed, "order"))
     order = torch.randperm(len(pictures.names), generator=generator).tolist()
-    if settings.early_stopping:
-        budget += _MOST_HELD_OUT
+    if budget is not None and held_out:
+        budget += most
     digest = hashlib.sha256()
     latents: list[Tensor] = []
     batch: list[Tensor] = []
@@ -164,45 +171,54 @@ def read_images(
     if not kept:
         raise ValueError("the source holds no image that can be read.")
     x_0, labels = torch.cat(latents), pictures.labels[kept]
-    train, held_out = split(labels, settings)
-    return TrainingImages(x_0[train], labels[train], x_0[held_out], labels[held_out],
+    trained, measured = split(labels, held_out, most)
+    return TrainingImages(x_0[trained], labels[trained], x_0[measured], labels[measured],
                           pictures.classes, left_out, digest.hexdigest())
 
 
-def split(labels: Tensor, settings: AdaptationSettings) -> tuple[Tensor, Tensor]:
-    """Which images are trained on, and which are held out; at least one of each class is trained.
+def split(labels: Tensor, held_out: float, most: int = MOST_HELD_OUT) -> tuple[Tensor, Tensor]:
+    """Which images are trained on, and which are held out: the same share of each class.
+
+    At least one image of each class is trained on.
 
     Args:
-        labels: of the images in their order, (N,) int64.
-        settings: ``held_out`` and ``early_stopping`` play a role.
+        labels: of the images in their (random) order, (N,) int64.
+        held_out: share of the images to hold out; 0: none.
+        most: images to hold out at most.
 
     Returns:
-        Two tensors of rows, int64.
+        Two tensors of rows, int64, rising.
 
     Raises:
         ValueError: too few images to hold any out.
     """
-    if not settings.early_stopping:
-        return torch.arange(len(labels)), torch.arange(0)
-    seen: set[int] = set()
-    spare = []
+    count = len(labels)
+    if not held_out:
+        return torch.arange(count), torch.arange(0)
+    members: dict[int, list[int]] = {}
     for row, label in enumerate(labels.tolist()):
-        if label in seen:
-            spare.append(row)
-        seen.add(label)
-    if len(labels) < LEAST_IMAGES or len(spare) < _LEAST_HELD_OUT:
-        classes = "" if len(labels) < LEAST_IMAGES else f" in {len(seen)} classes"
+        members.setdefault(label, []).append(row)
+    spare = count - len(members)
+    if count < LEAST_IMAGES or spare < _LEAST_HELD_OUT:
+        classes = "" if count < LEAST_IMAGES else f" in {len(members)} classes"
         raise ValueError(
             f"source must hold at least {LEAST_IMAGES} images, and {_LEAST_HELD_OUT} more images "
-            "than classes, so that some can be held out to see whether adaptation helps, got "
-            f"{len(labels)}{classes}; switch early stopping off to train without: "
-            "early_stopping=False, steps=100 (--no-early-stopping --steps 100)."
+            "than classes, so that some can be held out to measure on, got "
+            f"{count}{classes}; `adapt` can train without measuring: early_stopping=False, "
+            "train_steps=100 (--no-early-stopping --train-steps 100)."
         )
-    least = min(_ENOUGH_HELD_OUT, len(labels) // 2)
-    wanted = max(least, round(settings.held_out * len(labels)))
-    held_out = set(spare[: min(wanted, _MOST_HELD_OUT)])
-    train = [row for row in range(len(labels)) if row not in held_out]
-    return torch.tensor(train), torch.tensor(sorted(held_out))
+    least = min(_ENOUGH_HELD_OUT, count // 2)
+    wanted = min(max(least, round(held_out * count)), most, spare)
+    # one image at a time, of the class that has given the smallest share of its own so far
+    taken = dict.fromkeys(members, 0)
+    for _ in range(wanted):
+        label = min((each for each in members if taken[each] < len(members[each]) - 1),
+                    key=lambda each: (taken[each] / len(members[each]), each))
+        taken[label] += 1
+    measured = sorted(row for label, rows in members.items() for row in rows[: taken[label]])
+    chosen = set(measured)
+    return (torch.tensor([row for row in range(count) if row not in chosen]),
+            torch.tensor(measured))
 
 
 def _labeled(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from dreamda_aug.adaptation.checkpoint import Progress
-from dreamda_aug.adaptation.objective import Gain, paired_gain
+from dreamda_aug.adaptation.objective import Gain, cross_fitted_gain
 from dreamda_aug.models.adapted import read_card
 
 Verdict = Literal["helped", "did not help", "not measured"]
@@ -28,7 +28,8 @@ class Adaptation:
         best_step: the one whose weights were kept; 0: the model is what it was.
         before: held-out loss of the model as it was; None where nothing was held out.
         after: the same after ``best_step``.
-        gain: how far it fell, and how far it could have by chance.
+        gain: how far it fell on images that had no say in the choice of the step, and how far it
+            could have by chance.
         verdict: whether it helped.
         history: after which step, training loss since the last measurement, held-out loss.
         left_out: images that could not be read.
@@ -50,22 +51,21 @@ class Adaptation:
         if self.gain is None:
             return f"{self.root}: {self.steps} steps, not measured"
         return (f"{self.root}: held-out loss {self.before:.5f} -> {self.after:.5f} at step "
-                f"{self.best_step} of {self.steps} (fell by {self.gain.mean:.5f}, chance "
-                f"{self.gain.noise:.5f}): {self.verdict}")
+                f"{self.best_step} of {self.steps} (on images that did not choose it "
+                f"it fell by {self.gain.mean:.5f}, chance {self.gain.noise:.5f}): {self.verdict}")
 
 
 def conclude(progress: Progress) -> dict[str, Any]:
     """The card's entry ``loss``, with the verdict in it."""
-    if not progress.prior:
+    if not progress.before:
         return {"verdict": "not measured", "steps": progress.step, "best_step": progress.step,
                 "before": None, "after": None, "gain": None, "history": []}
-    before = torch.tensor(progress.prior, dtype=torch.float64)
-    after = torch.tensor(progress.best, dtype=torch.float64)
-    gain = paired_gain(before, after)
+    before = torch.tensor(progress.before, dtype=torch.float64)
+    gain = cross_fitted_gain(before, torch.tensor(progress.measured, dtype=torch.float64))
     return {
         "verdict": "helped" if gain.is_real else "did not help",
         "steps": progress.step, "best_step": progress.best_step,
-        "before": before.mean().item(), "after": after.mean().item(),
+        "before": before.mean().item(), "after": progress.best_loss,
         "gain": gain._asdict(), "history": progress.history,
     }
 

@@ -1,8 +1,9 @@
 """How an adaptation is trained."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
+from dreamda_aug.adaptation.loop import LoopSettings
 from dreamda_aug.arguments import real, whole
 
 TokenKind = Literal["prompt", "learned"]
@@ -19,7 +20,7 @@ class AdaptationSettings:
     Attributes:
         rank: of the LoRA matrices. A low rank, like early stopping, keeps few images from being
             learned by heart.
-        steps: optimizer steps at most; None: 1,000, where early stopping is on.
+        train_steps: optimizer steps at most; None: 1,000, where early stopping is on.
         learning_rate: of AdamW, after 20 steps of warm-up; None: 1e-3 for pixel models, which are
             small, and 1e-4 for latent ones, as diffusers' own LoRA scripts have it.
         batch_size: images per denoiser call.
@@ -34,7 +35,8 @@ class AdaptationSettings:
             least 4 images (half of fewer than 8), at most 64.
         evaluate_every: steps between two measurements.
         patience: measurements without a new lowest held-out loss after which training stops.
-        early_stopping: False: train on every image, for exactly ``steps`` steps, measure nothing.
+        early_stopping: False: train on every image, for exactly ``train_steps`` steps; measure
+            nothing.
         tokens: for text models: ``"prompt"`` trains under the plain prompt of a class;
             ``"learned"`` also learns a token for each class, as textual inversion does.
         gradient_checkpointing: compute activations twice instead of keeping them.
@@ -50,7 +52,7 @@ class AdaptationSettings:
     """
 
     rank: int = 8
-    steps: int | None = None
+    train_steps: int | None = None
     learning_rate: float | None = None
     batch_size: int = 8
     accumulate: int = 1
@@ -68,10 +70,10 @@ class AdaptationSettings:
         for name in ("rank", "batch_size", "accumulate", "evaluate_every", "patience"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1))
         object.__setattr__(self, "rng_seed", whole("rng_seed", self.rng_seed, 0, 2**63 - 1))
-        if self.steps is not None:
-            object.__setattr__(self, "steps", whole("steps", self.steps, 1))
+        if self.train_steps is not None:
+            object.__setattr__(self, "train_steps", whole("train_steps", self.train_steps, 1))
         elif not self.early_stopping:
-            raise ValueError("steps must be given where early_stopping is False, got None.")
+            raise ValueError("train_steps must be given where early_stopping is False, got None.")
         if self.learning_rate is not None:
             object.__setattr__(self, "learning_rate", real(
                 "learning_rate", self.learning_rate, "lie in (0, 1]", 1e-12, 1.0))
@@ -84,12 +86,11 @@ class AdaptationSettings:
         if self.tokens not in ("prompt", "learned"):
             raise ValueError(f"tokens must be 'prompt' or 'learned', got {self.tokens!r}.")
 
-    def resolved(self, is_pixel_model: bool) -> "AdaptationSettings":
-        """The same with a number for the learning rate."""
-        rate = self.learning_rate or (_PIXEL_RATE if is_pixel_model else _LATENT_RATE)
-        return replace(self, learning_rate=rate)
-
-    @property
-    def last_step(self) -> int:
-        """Optimizer steps at most."""
-        return DEFAULT_STEPS if self.steps is None else self.steps
+    def loop(self, is_pixel_model: bool) -> LoopSettings:
+        """What the training loop is given; the learning rate is a number there."""
+        return LoopSettings(
+            train_steps=DEFAULT_STEPS if self.train_steps is None else self.train_steps,
+            learning_rate=self.learning_rate or (_PIXEL_RATE if is_pixel_model else _LATENT_RATE),
+            batch_size=self.batch_size, accumulate=self.accumulate,
+            label_dropout=self.label_dropout, evaluate_every=self.evaluate_every,
+            patience=self.patience, rng_seed=self.rng_seed)

@@ -9,7 +9,8 @@ import torch
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.processes import cpu_threads
 from dreamda_aug.expansion.units import UnitMaker
-from dreamda_aug.generation.cache import estimate_bytes, format_bytes
+from dreamda_aug.files import format_bytes
+from dreamda_aug.generation.cache import estimate_bytes
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.records.layouts import FolderLayout
 from dreamda_aug.records.output import LocalFolder

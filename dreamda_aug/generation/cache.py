@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import CacheError, StorageError
-from dreamda_aug.files import TEMPORARY, write_atomically
+from dreamda_aug.files import TEMPORARY, format_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -234,16 +234,6 @@ def estimate_bytes(latent_shape: tuple[int, ...], steps: int, images: int) -> in
         images: number of images, times paths per image.
     """
     return images * (2 * (steps + 2) * torch.Size(latent_shape).numel() + 512)
-
-
-def format_bytes(count: int) -> str:
-    """A size for people: ``2.6 MB``."""
-    size = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamda_aug.adaptation.conditions import Conditioned
+from dreamda_aug.adaptation.objective import Noised
 from dreamda_aug.errors import ModelError
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import DiffusionModel, ModelSpec, is_model
@@ -34,6 +35,7 @@ class AdaptedModel:
         conditions: what images are trained under.
         rank: of the LoRA matrices.
         rng_seed: for their random half.
+        prior_weight: as in `AdaptationSettings`.
 
     Attributes:
         parameters: everything that is trained, float32, by name.
@@ -43,9 +45,10 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, model: Adaptable, conditions: Conditioned, rank: int, rng_seed: int
+        self, model: Adaptable, conditions: Conditioned, rank: int, rng_seed: int,
+        prior_weight: float = 0.0,
     ):
-        self.model, self.conditions = model, conditions
+        self.model, self.conditions, self.prior_weight = model, conditions, prior_weight
         trained = conditions.parameters
         model.unet.requires_grad_(False)
         self._lora = add_lora(model.unet, rank, rng_seed)
@@ -54,36 +57,60 @@ class AdaptedModel:
         self.parameters: dict[str, nn.Parameter] = {**self._lora, **trained}
         self._layers = _lora_layers(model.unet)
 
-    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The denoiser's output, (B, C, H, W), with gradients.
+    @property
+    def can_drop(self) -> bool:
+        return self.conditions.can_drop
 
-        Args:
-            x_t: its input, (B, C, H, W).
-            t: its time input, (B,).
-            labels: (B,) int64; -1 is none.
-        """
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The error, and what is minimized: with the distance to the model's own prediction."""
+        # without autocast: frozen weights run in their own precision, as they do in generation
+        output = self.model.denoise(noised.x_t, noised.t, self.conditions.rows(labels))
+        error = (output - noised.target).square().mean()
+        if not self.prior_weight:
+            return error, error
+        prior = self.predict_before(noised.x_t, noised.t, labels)
+        return error, error + self.prior_weight * (output - prior).square().mean()
+
+    @torch.no_grad()
+    def predict_kept(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The denoiser's output, (B, C, H, W); see `Trainable`."""
         return self.model.denoise(x_t, t, self.conditions.rows(labels))
 
     @torch.no_grad()
-    def prior(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def predict_before(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """What the model without adaptation answers, (B, C, H, W)."""
         with self._off(), self.conditions.off():
             return self.model.denoise(x_t, t, self.conditions.prior(labels))
 
-    def tensors(self) -> dict[str, Tensor]:
+    def after_step(self) -> None:
+        """Nothing else is to be done."""
+
+    def kept(self) -> dict[str, Tensor]:
         """A copy of everything that is trained, on the CPU."""
         return {name: parameter.detach().to("cpu", copy=True).contiguous()
                 for name, parameter in self.parameters.items()}
 
-    def lora_tensors(self) -> dict[str, Tensor]:
-        """The LoRA matrices, by the names ``LAYER.lora_A.weight`` and ``LAYER.lora_B.weight``."""
-        return {name: tensor for name, tensor in self.tensors().items() if name in self._lora}
+    def state(self) -> dict[str, Tensor]:
+        """The same: nothing else is needed to resume."""
+        return self.kept()
 
     @torch.no_grad()
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set what `tensors` gave."""
+    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set what `kept` returned."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
+
+    def lora_tensors(self) -> dict[str, Tensor]:
+        """The LoRA matrices, by the names ``LAYER.lora_A.weight`` and ``LAYER.lora_B.weight``."""
+        return {name: tensor for name, tensor in self.kept().items() if name in self._lora}
 
     @contextmanager
     def _off(self) -> Iterator[None]:
