@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dreamda_aug.adaptation.model import add_lora
+from dreamda_aug.adaptation.lora import add_lora
 
 GIB, HALF = 2**30, torch.float16
 # SD 1.5's U-Net; what is not named here is diffusers' default.

@@ -11,12 +11,12 @@ from pipelines import pixel_pipeline
 from safetensors.torch import load_file
 
 from dreamda_aug import Synthesizer, adapt, load_model
-from dreamda_aug.adaptation import AdaptationSettings, training
+from dreamda_aug.adaptation import AdaptationSettings, loop
 from dreamda_aug.adaptation.objective import HeldOut, noise_levels
 from dreamda_aug.errors import AdaptationError, ModelError, StorageError
 from dreamda_aug.models.unet import PixelModel
 
-QUICK = dict(rank=2, steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
+QUICK = dict(rank=2, train_steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
 LORA, CARD = "pytorch_lora_weights.safetensors", "adaptation.json"
 
 
@@ -64,7 +64,7 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
 
     from dreamda_aug.adaptation.images import open_pictures, read_images
 
-    read = read_images(open_pictures(images, None), model, AdaptationSettings(**QUICK), 1000)
+    read = read_images(open_pictures(images, None), model, 0.2, 0)
     schedule = noise_levels(model, 1000)
     held_out = HeldOut.draw(read.held_out, read.held_out_labels, len(schedule), 0)
     null = model.embed([None])["class_labels"]
@@ -92,21 +92,21 @@ def test_an_interrupted_training_goes_on_to_the_same_files(
 ):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     expected = adapt(image_folder, class_folder, straight, device="cpu", **QUICK)
-    step = training.Training._step
+    step = loop.TrainingLoop._step
     with monkeypatch.context() as patch:
         def stop(self, number):
             if number == 14:
                 raise KeyboardInterrupt
             return step(self, number)
 
-        patch.setattr(training.Training, "_step", stop)
+        patch.setattr(loop.TrainingLoop, "_step", stop)
         with pytest.raises(KeyboardInterrupt):
             adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
     assert [path.name for path in broken.iterdir()] == ["checkpoint.safetensors"]
     with pytest.raises(AdaptationError, match="settings.rank was 2 and is 3"):
         adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"rank": 3})
     steps = []
-    monkeypatch.setattr(training.Training, "_step",
+    monkeypatch.setattr(loop.TrainingLoop, "_step",
                         lambda self, number: steps.append(number) or step(self, number))
     found = adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
     assert steps == list(range(10, 20)) and found.history == expected.history
@@ -116,15 +116,15 @@ def test_an_interrupted_training_goes_on_to_the_same_files(
     # finished: the same call returns the result, and others are refused
     again = adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
     assert again == found and len(steps) == 10
-    with pytest.raises(AdaptationError, match="settings.steps was 20 and is 30"):
-        adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"steps": 30})
+    with pytest.raises(AdaptationError, match="settings.train_steps was 20 and is 30"):
+        adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"train_steps": 30})
 
 
 def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_folder, tmp_path):
     noise = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="adaptation did not help on held-out images"):
         found = adapt(noise, class_folder, tmp_path / "adapted", labels=None, device="cpu",
-                      **QUICK | {"learning_rate": 1.0, "patience": 1, "steps": 40})
+                      **QUICK | {"learning_rate": 1.0, "patience": 1, "train_steps": 40})
     assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
     adapted = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert torch.equal(
@@ -133,7 +133,7 @@ def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_fol
 
 def test_without_early_stopping_one_image_is_enough(class_folder, tmp_path):
     found = adapt(squares(1), class_folder, tmp_path / "adapted", labels=None, device="cpu",
-                  early_stopping=False, **QUICK | {"steps": 3})
+                  early_stopping=False, **QUICK | {"train_steps": 3})
     assert (found.verdict, found.steps, found.before) == ("not measured", 3, None)
     assert json.loads((tmp_path / "adapted" / CARD).read_text())["data"] == {
         "images": 1, "held_out": 0, "labels": False}
@@ -144,7 +144,7 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
     def moved(weight):
         out = tmp_path / f"weight{weight}"
         adapt(squares(4), class_folder, out, labels=None, device="cpu", early_stopping=False,
-              prior_weight=weight, **QUICK | {"steps": 15})
+              prior_weight=weight, **QUICK | {"train_steps": 15})
         x_t, t = torch.zeros(1, 1, 16, 16), torch.tensor(500)
         loaded = [load_model(class_folder, lora=lora, device="cpu") for lora in (None, out)]
         rows = [b.predict(x_t, t, b.embed([None])) for b in loaded]
@@ -161,7 +161,8 @@ def test_accumulated_batches_are_one_large_batch_for_the_weights(class_folder, t
 
 
 def test_another_base_is_refused(class_folder, image_folder, tmp_path):
-    adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu", **QUICK | {"steps": 2})
+    adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu",
+          **QUICK | {"train_steps": 2})
     pipeline = pixel_pipeline("v_prediction", num_classes=4)
     torch.nn.init.normal_(pipeline.unet.conv_in.weight)
     pipeline.save_pretrained(tmp_path / "other")
@@ -176,7 +177,7 @@ def test_a_loaded_backbone_and_a_pipeline_stay_what_they_are(image_folder, tmp_p
     pipeline = pixel_pipeline("v_prediction", num_classes=4)
     model = PixelModel(pipeline, "tiny", ["left", "up", "down"], 3)
     before = model.fingerprint
-    adapt(image_folder, model, tmp_path / "adapted", **QUICK | {"steps": 2})
+    adapt(image_folder, model, tmp_path / "adapted", **QUICK | {"train_steps": 2})
     assert model.fingerprint == before and model.unet is pipeline.unet
     with pytest.raises(ValueError, match="lora must be None for the loaded DDPMPipeline"):
         load_model(pipeline, lora=tmp_path / "adapted")
@@ -211,7 +212,7 @@ def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, t
     ({"prior_weight": -1}, "prior_weight must be at least 0, got -1"),
     ({"label_dropout": 2}, r"label_dropout must lie in \[0, 1\], got 2"),
     ({"held_out": 0.9}, r"held_out must lie in \(0, 0.5\], got 0.9"),
-    ({"early_stopping": False}, "steps must be given where early_stopping is False"),
+    ({"early_stopping": False}, "train_steps must be given where early_stopping is False"),
     ({"tokens": "magic"}, "tokens must be 'prompt' or 'learned', got 'magic'"),
 ])
 def test_settings_are_checked(options, message):
@@ -225,7 +226,7 @@ def test_a_loss_that_is_nan_is_an_error(class_folder, tmp_path):
         pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(AdaptationError, match="training loss is nan at step 0"):
         adapt(squares(4), PixelModel(pipeline, null_class=3), tmp_path / "adapted", labels=None,
-              early_stopping=False, steps=2)
+              early_stopping=False, train_steps=2)
 
 
 def test_a_damaged_checkpoint_is_named(class_folder, tmp_path):

@@ -6,8 +6,8 @@ from diffusers import DDPMScheduler
 from dreamda_aug.adaptation.objective import (
     HeldOut,
     add_noise,
+    cross_fitted_gain,
     noise_levels,
-    paired_gain,
     spread_levels,
 )
 from dreamda_aug.method.schedule import NoiseSchedule
@@ -71,7 +71,7 @@ def test_the_gain_is_judged_as_by_scipys_paired_t_test(count):
     scale = scipy.stats.t.ppf(0.95, count - 1) * step.std().item() / count**0.5
     for shift, real in ((1.02, True), (0.98, False)):
         after = before - (step - step.mean() + shift * scale)
-        gain = paired_gain(before.double(), after.double())
+        gain = cross_fitted_gain(before.double(), after.double()[None])
         assert gain.is_real is real
         p = scipy.stats.ttest_rel(before, after, alternative="greater").pvalue
         assert bool(p < 0.05) is real

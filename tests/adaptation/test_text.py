@@ -10,7 +10,8 @@ from dreamda_aug.errors import ModelError
 from dreamda_aug.models.adapted import add_tokens
 from dreamda_aug.models.conditioning import put_tokens
 
-QUICK = dict(rank=2, steps=10, learning_rate=5e-3, batch_size=4, evaluate_every=5, device="cpu")
+QUICK = dict(rank=2, train_steps=10, learning_rate=5e-3, batch_size=4, evaluate_every=5,
+             device="cpu")
 NAMES = ["left", "right"]
 X, T = torch.linspace(-1, 1, 256).view(1, 4, 8, 8), torch.tensor(500)
 
@@ -79,7 +80,7 @@ def test_a_lent_pipeline_keeps_its_text_encoder_and_weights(sd_pipeline, tmp_pat
     size = sd_pipeline.text_encoder.get_input_embeddings().num_embeddings
     for tokens in ("prompt", "learned"):
         adapt(x, sd_pipeline, tmp_path / tokens, labels=labels, class_names=NAMES, tokens=tokens,
-              **QUICK | {"steps": 1, "device": None})
+              **QUICK | {"train_steps": 1, "device": None})
     assert sd_pipeline.text_encoder.get_input_embeddings().num_embeddings == size
     assert sd_pipeline.unet is unet and model.fingerprint == before
     assert "<dreamda-0>" not in sd_pipeline.tokenizer.get_vocab()

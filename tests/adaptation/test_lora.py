@@ -5,7 +5,7 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug.adaptation.conditions import ClassRows, FixedConditions
-from dreamda_aug.adaptation.model import AdaptedModel, own_model
+from dreamda_aug.adaptation.lora import AdaptedModel, own_model
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.adapted import add_lora_weights, base_identity, check_base, lora_file
@@ -20,8 +20,8 @@ def shaken(model, rank=2):
     """An adapted model whose parameters are all different from their start."""
     model = AdaptedModel(model, FixedConditions(model, []), rank, 0)
     generator = torch.Generator().manual_seed(3)
-    model.put({name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
-               for name, tensor in model.tensors().items()})
+    model.set_state({name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+                     for name, tensor in model.kept().items()})
     return model
 
 
@@ -29,10 +29,10 @@ def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
     plain = PixelModel(pixel_pipeline())
     expected = plain.denoise(X, T, {}).detach()
     fresh = AdaptedModel(own_model(plain), FixedConditions(plain, []), 2, 0)
-    assert torch.equal(fresh.predict(X, T, NONE), expected)
+    assert torch.equal(fresh.predict_kept(X, T, NONE), expected)
     model = shaken(own_model(plain))
-    assert not torch.allclose(model.predict(X, T, NONE), expected, atol=1e-3)
-    assert torch.equal(model.prior(X, T, NONE), expected)
+    assert not torch.allclose(model.predict_kept(X, T, NONE), expected, atol=1e-3)
+    assert torch.equal(model.predict_before(X, T, NONE), expected)
     assert torch.equal(plain.denoise(X, T, {}), expected)  # what was lent is what it was
 
 
@@ -43,7 +43,7 @@ def test_added_weights_are_those_that_peft_merges():
     kinds = {name.split(".")[-3] for name in tensors}
     assert {"to_q", "conv1", "conv_in", "0"} <= kinds  # to_out.0
     add_lora_weights(added.unet, tensors)
-    torch.testing.assert_close(added.denoise(X, T, {}), model.predict(X, T, NONE),
+    torch.testing.assert_close(added.denoise(X, T, {}), model.predict_kept(X, T, NONE),
                                atol=1e-5, rtol=1e-4)
     for layer in model._layers:
         layer.merge()
@@ -56,7 +56,7 @@ def test_added_weights_are_those_that_peft_merges():
 def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone():
     models = [own_model(PixelModel(pixel_pipeline())) for _ in range(3)]
     state = torch.get_rng_state()
-    starts = [AdaptedModel(model, FixedConditions(model, []), 2, seed).tensors()
+    starts = [AdaptedModel(model, FixedConditions(model, []), 2, seed).kept()
               for model, seed in zip(models, (0, 0, 1))]
     assert torch.equal(torch.get_rng_state(), state)
     name = next(name for name in starts[0] if "lora_A" in name)
