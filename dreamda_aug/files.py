@@ -1,9 +1,10 @@
-"""Files that are written as a whole or not at all, and JSON that is read with a name for it."""
+"""Files: written as a whole or not at all, read only where they are regular and not too large."""
 
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from dreamda_aug.errors import StorageError
 
 # What a killed process leaves half-written ends so; it may be deleted at any time.
 TEMPORARY = ".dreamda-tmp"
+# `read_file` reads no more unless the caller allows it; far above any JSON file of ours.
+MOST_BYTES = 100_000_000
 # A URL, also with the single slash that a Path leaves of it. One letter is a drive.
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
 # What `local_path` says to those who want a page or a picture elsewhere.
@@ -106,13 +109,51 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
+    """Return the path if it is a regular file, which can be opened without waiting.
+
+    Args:
+        path: where the file lies.
+        most_bytes: largest size allowed, or None for any size.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        OSError: the path cannot be looked at.
+        StorageError: it is a folder, FIFO, socket or device, or larger than ``most_bytes``.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "FIFO, socket or device"
+        raise StorageError(f"{path}: expected a regular file, found a {kind}.")
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise StorageError(f"{path}: expected at most {format_bytes(most_bytes)}, found "
+                           f"{format_bytes(found.st_size)}.")
+    return Path(path)
+
+
+def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file for reading bytes; raises as `regular_file` does."""
+    return open(regular_file(path, most_bytes), "rb")
+
+
+def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Content of a regular file; raises as `regular_file` does."""
+    with open_file(path, most_bytes) as file:
+        return file.read()
+
+
+def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """JSON object in a regular file; raises as `regular_file` and `parse_json` do."""
+    return parse_json(read_file(path, most_bytes), str(path))
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Lines of a UTF-8 file that are not empty, each with a name for messages.
 
     Raises:
         StorageError: a line is no UTF-8 text.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         yield from read_numbered(file, str(path))
 
 
