@@ -27,7 +27,7 @@ _MODULES = {
     "Settings": "method.settings",
     "Synthesizer": "generation.synthesizer",
     "adapt": "adaptation",
-    "calibrate": "generation.sweep",
+    "calibrate": "calibration.sweep",
     "evaluate": "evaluation",
     "expand": "expansion",
     "load_model": "models",
@@ -36,11 +36,11 @@ _MODULES = {
 if TYPE_CHECKING:
     from dreamda_aug.adaptation import adapt
     from dreamda_aug.amst import AMSTWrapper, SelfTraining
+    from dreamda_aug.calibration.sweep import calibrate
     from dreamda_aug.datasets import AugmentedDataset
     from dreamda_aug.evaluation import evaluate
     from dreamda_aug.expansion import expand
     from dreamda_aug.generation.cache import LatentCache
-    from dreamda_aug.generation.sweep import calibrate
     from dreamda_aug.generation.synthesizer import Synthesizer
     from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
     from dreamda_aug.method.perturbation import BottleneckNoise

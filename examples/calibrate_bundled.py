@@ -13,8 +13,8 @@ import torch
 
 from dreamda_aug import Synthesizer, calibrate
 from dreamda_aug.bundled import WEIGHTS, FashionMNISTSample, fashion_mnist_judge
-from dreamda_aug.generation import automatic
-from dreamda_aug.generation.calibration import calibration_key
+from dreamda_aug.calibration import automatic
+from dreamda_aug.generation.dials import calibration_key
 from dreamda_aug.report.pictures import plot_calibration
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -69,7 +69,7 @@ def class_folder(tmp_path):
 @pytest.fixture
 def few_choices(monkeypatch):
     """Calibration without being asked tries few choices."""
-    from dreamda_aug.generation import automatic
+    from dreamda_aug.calibration import automatic
 
     monkeypatch.setattr(automatic, "AUTOMATIC_NOISE_SCALES", (0.5, 4.0))
     monkeypatch.setattr(automatic, "AUTOMATIC_REPLAYS", (0.9, 0.0))
@@ -79,7 +79,7 @@ def few_choices(monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     """A list that has an entry for each time that dials were measured without being asked."""
-    from dreamda_aug.generation import automatic
+    from dreamda_aug.calibration import automatic
 
     calls = []
     measure = automatic._measure

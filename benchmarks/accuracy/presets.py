@@ -14,7 +14,7 @@ from benchmarks.accuracy.pools import PoolSpec, open_model
 from benchmarks.accuracy.runs import Run, Setup, images_of, make_pool, perform, pool_of
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug import Settings
-from dreamda_aug.generation.search import Measurement
+from dreamda_aug.calibration.search import Measurement
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.statistics import interval

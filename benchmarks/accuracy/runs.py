@@ -36,11 +36,11 @@ from benchmarks.accuracy.training import (
 )
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
+from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
+from dreamda_aug.calibration.probe import LinearProbe, model_features
 from dreamda_aug.evaluation import protocol
 from dreamda_aug.evaluation.protocol import estimate_label_prior
 from dreamda_aug.generation import diffusion_classifier, judging, out_of_fold, probe
-from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
-from dreamda_aug.generation.probe import LinearProbe, model_features
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.models import DiffusionModel
 

@@ -175,7 +175,7 @@ def _preview(args: argparse.Namespace) -> None:
 
     import torch
 
-    from dreamda_aug.generation.automatic import calibrated
+    from dreamda_aug.calibration.automatic import calibrated
     from dreamda_aug.generation.tensors import Request
     from dreamda_aug.inputs.images import fit_to
     from dreamda_aug.report.pictures import labeled_grid
@@ -227,7 +227,7 @@ def _check_picture(out: Path) -> None:
 def _calibrate(args: argparse.Namespace) -> None:
     import torch
 
-    from dreamda_aug.generation.sweep import calibrate
+    from dreamda_aug.calibration.sweep import calibrate
     from dreamda_aug.inputs.images import fit_to
     from dreamda_aug.report.pictures import plot_calibration
 

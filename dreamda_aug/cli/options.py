@@ -53,7 +53,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_calibrate_option(command: argparse.ArgumentParser) -> None:
-    """The option that leaves out what `generation.automatic` does."""
+    """The option that leaves out what `calibration.automatic` does."""
     command.add_argument("--no-calibrate", dest="calibrate", action="store_false",
                          help="do not measure on your images how far they may go")
 
@@ -66,7 +66,7 @@ def add_settings_option(command: argparse.ArgumentParser) -> None:
 
 def read_settings(texts: list[str]) -> dict[str, Any]:
     """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
-    from dreamda_aug.generation.calibration import DIALS
+    from dreamda_aug.generation.dials import DIALS
     from dreamda_aug.method.settings import Settings
 
     known = {f.name for f in fields(Settings)} - {

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dreamda_aug.arguments import whole
+from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.datasets.ahead import Ahead, Freshness
 from dreamda_aug.datasets.origins import Origin, RealAndSynthetic, completed
 from dreamda_aug.datasets.stored import StoredDataset
-from dreamda_aug.generation.automatic import calibrated
-from dreamda_aug.generation.calibration import Calibration, is_calibrated
+from dreamda_aug.generation.dials import Calibration, is_calibrated
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.dataset_fields import find_names, find_targets
 from dreamda_aug.inputs.images import has_8_bits, read_pixels

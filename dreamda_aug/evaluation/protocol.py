@@ -13,11 +13,11 @@ from torchvision.transforms.v2 import functional as tvf
 
 from dreamda_aug.amst import LabelPrior, SeedLabeler, SingleHeadLabeler
 from dreamda_aug.arguments import real, whole
+from dreamda_aug.calibration.automatic import calibrated
+from dreamda_aug.calibration.out_of_fold import predict_out_of_fold
+from dreamda_aug.calibration.probe import LinearProbe, features_for_labels
 from dreamda_aug.evaluation.training import PARTS, Trainer, class_accuracy, small_classifier
 from dreamda_aug.evaluation.verdict import Evaluation
-from dreamda_aug.generation.automatic import calibrated
-from dreamda_aug.generation.out_of_fold import predict_out_of_fold
-from dreamda_aug.generation.probe import LinearProbe, features_for_labels
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.inputs.sources import Source, open_source

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dreamda_aug.arguments import whole
+from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.conditions import conditions
 from dreamda_aug.expansion.engines import Engine, Job
@@ -29,8 +30,7 @@ from dreamda_aug.expansion.repeats import first_replicas
 from dreamda_aug.expansion.seed_check import SeedCheck
 from dreamda_aug.expansion.store import State, Store
 from dreamda_aug.expansion.units import UnitMaker
-from dreamda_aug.generation.automatic import calibrated
-from dreamda_aug.generation.calibration import Calibration, find_calibration, is_calibrated
+from dreamda_aug.generation.dials import Calibration, find_calibration, is_calibrated
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, open_source

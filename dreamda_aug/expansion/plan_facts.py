@@ -9,7 +9,7 @@ import torch
 from dreamda_aug.expansion.conditions import embedded_digest
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.plan import Plan
-from dreamda_aug.generation.calibration import Calibration
+from dreamda_aug.generation.dials import Calibration
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source
 from dreamda_aug.models import Condition

@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache
-from dreamda_aug.generation.calibration import resolve_calibrated
+from dreamda_aug.generation.dials import resolve_calibrated
 from dreamda_aug.generation.guards import broken, guard
 from dreamda_aug.generation.recording import (
     inversion_keys,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dreamda_aug.generation.calibration import DIALS
+from dreamda_aug.generation.dials import DIALS
 from dreamda_aug.models import BUNDLED
 from dreamda_aug.records.facts import WHERE, find_place
 from dreamda_aug.records.tally import Tally

@@ -11,12 +11,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug import progress as bars
+from dreamda_aug.calibration.automatic import AUTOMATIC_NOISE_SCALES, MIN_AGREEMENT
+from dreamda_aug.calibration.judge import fold_judge
+from dreamda_aug.calibration.samples import LabeledImages, draw_sample
+from dreamda_aug.calibration.search import Measurement, Target, grid
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
-from dreamda_aug.generation.automatic import AUTOMATIC_NOISE_SCALES, MIN_AGREEMENT
-from dreamda_aug.generation.calibration import CalibrationPoint
-from dreamda_aug.generation.judging import fold_judge
-from dreamda_aug.generation.samples import LabeledImages, draw_sample
-from dreamda_aug.generation.search import Measurement, Target, grid
+from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.models import Condition
 from dreamda_aug.report.rendering import content_hash, packaged_text, render_html

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.generation.calibration import Calibration
+from dreamda_aug.generation.dials import Calibration
 
 _GAP, _FONT_SIZE = 2, 13
 

@@ -12,7 +12,7 @@ from pipelines import pixel_pipeline
 from dreamda_aug import LatentCache, load_model
 from dreamda_aug.errors import CacheError, ModelError, StorageError
 from dreamda_aug.generation.cache import cache_key, default_cache_root
-from dreamda_aug.generation.calibration import Calibration
+from dreamda_aug.generation.dials import Calibration
 
 DAMAGE = {
     "empty": b"", "half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]",

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from dreamda_aug import progress as bars
+from dreamda_aug.calibration.judge import GivenJudge, Judge, fold_judge
+from dreamda_aug.calibration.search import Dials, Measurement, Target, grid, search
 from dreamda_aug.errors import StorageError
-from dreamda_aug.generation.calibration import Calibration, CalibrationPoint, calibration_path
-from dreamda_aug.generation.judging import GivenJudge, Judge, fold_judge
-from dreamda_aug.generation.search import Dials, Measurement, Target, grid, search
+from dreamda_aug.generation.dials import Calibration, CalibrationPoint, calibration_path
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.models import Condition, DiffusionModel

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable
 import torch
 from torch.utils.data import get_worker_info
 
+from dreamda_aug.calibration.judge import fold_judge
+from dreamda_aug.calibration.samples import LabeledImages, Sample, draw_sample
+from dreamda_aug.calibration.search import Dials, Measurement, Target, coarse
+from dreamda_aug.calibration.sweep import choices_for, choose, save
 from dreamda_aug.files import locked
-from dreamda_aug.generation.calibration import (
+from dreamda_aug.generation.dials import (
     Calibration,
     calibration_path,
     find_calibration,
     is_calibrated,
     with_calibration,
 )
-from dreamda_aug.generation.judging import fold_judge
-from dreamda_aug.generation.samples import LabeledImages, Sample, draw_sample
-from dreamda_aug.generation.search import Dials, Measurement, Target, coarse
-from dreamda_aug.generation.sweep import choices_for, choose, save
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest

@@ -9,7 +9,7 @@ from pipelines import pixel_pipeline
 
 from dreamda_aug import PRESETS, LatentCache, Settings
 from dreamda_aug.errors import StorageError
-from dreamda_aug.generation.calibration import (
+from dreamda_aug.generation.dials import (
     Calibration,
     CalibrationPoint,
     calibration_key,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.generation.judging import FoldJudge
+from dreamda_aug.calibration.judge import FoldJudge
 from dreamda_aug.metrics.distances import check_integers
 from dreamda_aug.metrics.features import FeatureFunction
 

@@ -5,7 +5,7 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import DreamDAugment, Settings, Synthesizer, calibrate, load_model
-from dreamda_aug.generation import sweep
+from dreamda_aug.calibration import sweep
 from dreamda_aug.models.unet import PixelModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")

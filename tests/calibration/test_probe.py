@@ -4,7 +4,7 @@ from pipelines import pixel_pipeline
 from sklearn.linear_model import LogisticRegression
 
 from dreamda_aug.amst import SingleHeadLabeler
-from dreamda_aug.generation.probe import (
+from dreamda_aug.calibration.probe import (
     LinearProbe,
     cross_validate,
     logistic_regression,

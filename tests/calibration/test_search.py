@@ -7,9 +7,9 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Settings
-from dreamda_aug.generation.calibration import CalibrationPoint
-from dreamda_aug.generation.judging import GivenJudge
-from dreamda_aug.generation.search import Dials, Measurement, Target, coarse, grid, search
+from dreamda_aug.calibration.judge import GivenJudge
+from dreamda_aug.calibration.search import Dials, Measurement, Target, coarse, grid, search
+from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.models import load_model
 from dreamda_aug.models.unet import PixelModel

@@ -9,8 +9,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dreamda_aug.generation.calibration import CalibrationPoint
-from dreamda_aug.generation.judging import Judge
+from dreamda_aug.calibration.judge import Judge
+from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.settings import Settings

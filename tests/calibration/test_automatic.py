@@ -9,9 +9,9 @@ from pipelines import pixel_pipeline
 
 from dreamda_aug import Synthesizer
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.generation.automatic import calibrated
-from dreamda_aug.generation.calibration import calibration_path
-from dreamda_aug.generation.sweep import calibrate
+from dreamda_aug.calibration.automatic import calibrated
+from dreamda_aug.calibration.sweep import calibrate
+from dreamda_aug.generation.dials import calibration_path
 from dreamda_aug.models.unet import PixelModel
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.generation import samples
-from dreamda_aug.generation.samples import draw_sample
+from dreamda_aug.calibration import samples
+from dreamda_aug.calibration.samples import draw_sample
 from dreamda_aug.models.unet import PixelModel
 
 

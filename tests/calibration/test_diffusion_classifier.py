@@ -7,7 +7,7 @@ from torch import nn
 
 from dreamda_aug import load_model
 from dreamda_aug.amst import SingleHeadLabeler
-from dreamda_aug.generation.diffusion_classifier import DiffusionClassifier
+from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
 
 # Three classes of images: grey values; the model below denoises towards its class's value.
 VALUES = torch.tensor([0.1, 0.5, 0.9])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.generation.judging import FoldJudge, GivenJudge, fold_judge
+from dreamda_aug.calibration.judge import FoldJudge, GivenJudge, fold_judge
 from dreamda_aug.metrics.features import pixel_features
 from dreamda_aug.models.unet import PixelModel
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dreamda_aug.generation.out_of_fold import predict_out_of_fold
+from dreamda_aug.calibration.out_of_fold import predict_out_of_fold
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:

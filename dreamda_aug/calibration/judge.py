@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamda_aug.generation.probe import (
+from dreamda_aug.calibration.probe import (
     deal_out,
     deviations,
     features_for_labels,

@@ -1,0 +1,1 @@
+"""How far a model may move images: measured on the user's own images."""
