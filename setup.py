@@ -18,7 +18,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["dreamda_aug", "dreamda_aug.*"]),
     package_data={
-        "dreamda_aug": ["py.typed", "weights/*", "weights/**/*", "report/templates/*"],
+        "dreamda_aug": ["py.typed", "weights/*", "weights/**/*", "report/templates/*",
+                        "expansion/templates/*"],
     },
     install_requires=[
         "torch>=2.6",

@@ -19,8 +19,9 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.common.memory import resident_peak
 from dreamda_aug import AugmentedDataset, Synthesizer, load_model
-from dreamda_aug.expansion import Expansion, Progress, open_source, write_report
+from dreamda_aug.expansion import Expansion, Progress, open_source
 from dreamda_aug.models import DiffusionModel
+from dreamda_aug.report import write_report
 
 _T = TypeVar("_T")
 
@@ -84,7 +85,7 @@ def measure_expansion(
         watch.timed("plan and resume half-way, to the first batch",
                     lambda: run_until(plan(), out, share=0.0))
         summary = watch.timed("second half, and merging", lambda: plan().run(out))
-        assert summary.whole and summary.tally.made == images * ratio
+        assert summary.whole and summary.stats.made == images * ratio
         watch.timed("the same command on the finished dataset", lambda: plan().run(out))
         watch.timed("report", lambda: write_report(out))
         data = watch.timed("from_folder",

@@ -20,16 +20,16 @@ from benchmarks.common.memory import reset_resident_peak, resident_now, resident
 from benchmarks.scale.expansion import tiny_model, write_images
 from dreamda_aug import Synthesizer
 from dreamda_aug.expansion import Expansion
-from dreamda_aug.generation.cache import LatentCache, cache_key
-from dreamda_aug.generation.tensors import Request, Synthesized
-from dreamda_aug.method.settings import PRESETS
-from dreamda_aug.records.manifest import (
+from dreamda_aug.expansion.manifest import (
     MANIFEST,
     ManifestLine,
     library_versions,
     read_manifest,
     settings_to_json,
 )
+from dreamda_aug.generation.cache import LatentCache, cache_key
+from dreamda_aug.generation.tensors import Request, Synthesized
+from dreamda_aug.method.settings import PRESETS
 
 # How many entries of a cache are read and written for a figure.
 _TRIED = 200
@@ -71,7 +71,7 @@ def planned_images(size: int) -> Stages:
             expansion = Expansion(root, synthesizer, 5)
         expansion.core.synthesize = _made_at_once  # type: ignore[method-assign]
         with stages.of("make and write"):
-            assert expansion.run(out).tally.made == size // 5 * 5
+            assert expansion.run(out).stats.made == size // 5 * 5
         with stages.of("check what is there"):
             expansion.run(out)
     return stages

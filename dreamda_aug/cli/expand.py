@@ -20,8 +20,8 @@ from dreamda_aug.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dreamda_aug.expansion.engines.ray import RayEngine
     from dreamda_aug.expansion.progress import Progress
+    from dreamda_aug.expansion.ray_engine import RayEngine
 
 
 def add_commands(subparsers: Subparsers) -> None:
@@ -93,10 +93,10 @@ def _expand(args: argparse.Namespace) -> int:
     overrides = read_settings(args.set)
     names = read_names(args.classes) if args.classes else None
     options = model_options(args)
-    from dreamda_aug.expansion.places import check_place
+    from dreamda_aug.expansion.paths import check_out
+    from dreamda_aug.expansion.remote import open_folder
     from dreamda_aug.expansion.store import check_free
     from dreamda_aug.inputs.sources import open_source
-    from dreamda_aug.records.remote import open_folder
 
     out = open_folder(args.out)
     if not args.dry_run:
@@ -104,20 +104,20 @@ def _expand(args: argparse.Namespace) -> int:
     source = open_source(args.source, class_names=names, split=args.split,
                          data_root=args.data_root, download=args.download)
     if not args.dry_run:
-        check_place(source, out)
+        check_out(source, out)
     ratio = _ratios(args.ratio, args.class_ratio, source.classes)
     from dreamda_aug.expansion.filters import open_filter
-    from dreamda_aug.expansion.plan import count_replicas
+    from dreamda_aug.expansion.replicas import count_replicas
 
     choice = {"balance": args.balance, "only_classes": args.only_class, "limit": args.limit}
     count_replicas(source, ratio, **choice)  # refuses bad arguments before a model is loaded
     engine = _engine(args)
     filters = [open_filter(text, len(source.classes)) for text in args.filter]
     if engine is not None:
-        from dreamda_aug.expansion.engines.reopened import ReopenedFilter
+        from dreamda_aug.expansion.reopened import ReopenedFilter
 
         filters = [ReopenedFilter(text, len(source.classes)) for text in args.filter]
-    from dreamda_aug.expansion.processes import join_processes
+    from dreamda_aug.expansion.sharding import join_processes
     from dreamda_aug.generation.synthesizer import Synthesizer
 
     number, count = args.shard or join_processes()
@@ -144,10 +144,10 @@ def _expand(args: argparse.Namespace) -> int:
         print(f"process {number} of {count}: {summary.made} images made")
     for warning in summary.warnings if number == 0 or summary.whole else ():
         print(f"warning: {warning}", file=sys.stderr)
-    if summary.tally is not None:
-        left_out = sum((summary.tally.dropped + summary.tally.unreadable).values())
+    if summary.stats is not None:
+        left_out = sum((summary.stats.dropped + summary.stats.unreadable).values())
         more = f", {left_out} left out" if left_out else ""
-        print(f"{out}: {summary.tally.made} synthetic images{more}")
+        print(f"{out}: {summary.stats.made} synthetic images{more}")
     return 0
 
 
@@ -159,7 +159,7 @@ def _engine(args: argparse.Namespace) -> "RayEngine | None":
         return None
     if args.shard is not None:
         raise ValueError("--shard and --engine share out the work in two ways; give one of them.")
-    from dreamda_aug.expansion.engines.ray import RayEngine
+    from dreamda_aug.expansion.ray_engine import RayEngine
 
     return RayEngine(args.address, args.workers)
 

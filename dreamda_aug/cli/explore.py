@@ -42,7 +42,7 @@ def add_commands(subparsers: Subparsers) -> None:
 
 def _explore(args: argparse.Namespace) -> None:
     options = model_options(args)
-    from dreamda_aug.expansion.conditions import conditions
+    from dreamda_aug.expansion.class_conditions import conditions
     from dreamda_aug.generation.synthesizer import Synthesizer
     from dreamda_aug.inputs.sources import open_source
     from dreamda_aug.method.settings import Settings

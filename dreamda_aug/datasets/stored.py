@@ -13,12 +13,12 @@ from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.datasets.origins import RealAndSynthetic, completed
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.layouts import StoredImages
+from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
+from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.inputs.dataset_fields import as_sized, find_classes, find_names
 from dreamda_aug.inputs.labels import plain_label
 from dreamda_aug.inputs.untransformed import Untransformed, kept_labels_of, labels_of
-from dreamda_aug.records.facts import read_plan
-from dreamda_aug.records.layouts import StoredImages
-from dreamda_aug.records.manifest import ManifestLine, read_manifest
 
 
 class StoredDataset(RealAndSynthetic):
@@ -61,7 +61,7 @@ class StoredDataset(RealAndSynthetic):
         self._loader = getattr(base, "loader", None)
         names = _relative_paths(base)
         if names is None:
-            expected, count = read_plan(self.root)["source"]["images"], len(as_sized(base))
+            expected, count = read_metadata(self.root)["source"]["images"], len(as_sized(base))
             if expected not in (count, len(self._raw)):
                 raise ExpansionError(
                     f"{self.root} was made from {expected} images, the real dataset has {count}; "

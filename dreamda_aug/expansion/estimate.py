@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dreamda_aug.expansion.batches import BatchMaker
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.expansion.processes import cpu_threads
-from dreamda_aug.expansion.units import UnitMaker
+from dreamda_aug.expansion.layouts import FolderLayout
+from dreamda_aug.expansion.output import LocalFolder
+from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.files import format_bytes
 from dreamda_aug.generation.cache import estimate_bytes
 from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.records.layouts import FolderLayout
-from dreamda_aug.records.output import LocalFolder
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
     short = TensorSynthesizer(core.model, replace(settings, steps=fewer),
                       batch_size=core.batch_size, rng_seed=core.rng_seed)
-    trial = UnitMaker(expansion.source, short, maker.condition_of)
+    trial = BatchMaker(expansion.source, short, maker.condition_of)
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.unit(0),
                             FolderLayout(LocalFolder(""), expansion.source.classes))

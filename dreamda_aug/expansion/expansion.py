@@ -13,35 +13,35 @@ from torch.utils.data import Dataset
 from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.conditions import conditions
-from dreamda_aug.expansion.engines import Engine, Job
+from dreamda_aug.expansion.batches import BatchMaker
+from dreamda_aug.expansion.card import dataset_card, license_of
+from dreamda_aug.expansion.class_conditions import conditions
+from dreamda_aug.expansion.engine import Engine, Job
+from dreamda_aug.expansion.exports import exports_of, write_exports
 from dreamda_aug.expansion.filters import Filter
-from dreamda_aug.expansion.places import check_place, places_from
-from dreamda_aug.expansion.plan import Plan, count_replicas, differences
-from dreamda_aug.expansion.plan_facts import plan_facts
-from dreamda_aug.expansion.processes import (
+from dreamda_aug.expansion.layouts import FolderLayout, Layout, ShardLayout
+from dreamda_aug.expansion.manifest import MAX_BATCH
+from dreamda_aug.expansion.metadata import CARD, PLAN, WHERE
+from dreamda_aug.expansion.output import LocalFolder, OutputFolder
+from dreamda_aug.expansion.paths import check_out, paths_from
+from dreamda_aug.expansion.plan_metadata import plan_metadata
+from dreamda_aug.expansion.progress import Progress, Report
+from dreamda_aug.expansion.remote import open_folder
+from dreamda_aug.expansion.repeats import first_replicas
+from dreamda_aug.expansion.replicas import Plan, count_replicas, differences
+from dreamda_aug.expansion.seed_check import SeedCheck
+from dreamda_aug.expansion.sharding import (
     check_shard,
     cpu_threads,
     first_process_first,
     join_processes,
 )
-from dreamda_aug.expansion.progress import Progress, Report
-from dreamda_aug.expansion.repeats import first_replicas
-from dreamda_aug.expansion.seed_check import SeedCheck
+from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.expansion.store import State, Store
-from dreamda_aug.expansion.units import UnitMaker
 from dreamda_aug.generation.dials import Calibration, find_calibration, is_calibrated
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, open_source
-from dreamda_aug.records.conventions import conventions_of, write_conventions
-from dreamda_aug.records.facts import CARD, PLAN, WHERE
-from dreamda_aug.records.layouts import FolderLayout, Layout, ShardLayout
-from dreamda_aug.records.manifest import MAX_BATCH
-from dreamda_aug.records.output import LocalFolder, OutputFolder
-from dreamda_aug.records.remote import open_folder
-from dreamda_aug.records.tally import Tally
-from dreamda_aug.report.card import dataset_card, license_of
 
 ImageFormatName = Literal["folder", "webdataset"]
 FORMATS: tuple[ImageFormatName, ...] = get_args(ImageFormatName)
@@ -56,14 +56,14 @@ class Summary:
             folder of this machine, such as ``"s3://bucket/folder"``.
         whole: whether it is finished; False where other processes are still at work.
         made: samples that this process made.
-        tally: counts of the whole dataset; None unless ``whole``.
+        stats: counts of the whole dataset; None unless ``whole``.
         warnings: what a user should look into.
     """
 
     root: Path | str
     whole: bool
     made: int
-    tally: Tally | None
+    stats: Stats | None
     warnings: list[str]
 
 
@@ -137,7 +137,7 @@ class Expansion:
             Synthesizer() if synthesizer is None else synthesizer)
         self.plan = Plan(
             replicas, whole("batch_size", synthesizer.batch_size, 1, MAX_BATCH))
-        self._units_per_shard = max(1, shard_samples // self.plan.unit_size)
+        self._batches_per_shard = max(1, shard_samples // self.plan.batch_size)
         model = synthesizer.model
         conditioned_on, condition_of = conditions(
             self.source, synthesizer.conditioner, model, replicas)
@@ -158,7 +158,7 @@ class Expansion:
         if synthesizer.keep_text_encoder is False:
             prompts = {condition_of(index) for index in replicas}
             model.embed_only([None, settings.source_prompt, *prompts])
-        self.maker = UnitMaker(self.source, self.core, condition_of, list(filters),
+        self.maker = BatchMaker(self.source, self.core, condition_of, list(filters),
                                keep_flagged=keep_flagged, strict=strict)
         self.threads = threads if torch.device(model.device).type == "cpu" else None
         # opens the same expansion in another process, with the dials that were measured here
@@ -175,9 +175,9 @@ class Expansion:
             "limit": limit,
             "keep_flagged": keep_flagged,
         }
-        self.facts = plan_facts(
+        self.facts = plan_metadata(
             self.source, self.plan, self.core, asked, image_format=image_format,
-            units_per_shard=self._units_per_shard if image_format == "webdataset" else None,
+            batches_per_shard=self._batches_per_shard if image_format == "webdataset" else None,
             filters=filters, calibration=calibration, conditioned_on=conditioned_on,
             threads=self.threads)
         self._license = license or license_of(self.core.model.name)
@@ -212,14 +212,14 @@ class Expansion:
         """
         started = time.perf_counter()
         folder = open_folder(out_dir)
-        check_place(self.source, folder)
+        check_out(self.source, folder)
         number, count = check_shard(shard) if shard is not None else join_processes()
         if new:
             with first_process_first(count, shard):
                 if number == 0 and folder.exists(PLAN):
                     folder.set_aside()
         mine = range(number, self.plan.units, count)
-        report = Report(progress, sum(map(self.plan.unit_length, mine)), started)
+        report = Report(progress, sum(map(self.plan.batch_length, mine)), started)
         begun = Store(folder, self.plan, self._layout(folder)).begun()
         self._number_replicas(
             first_replicas(self.source, self.plan) if begun is None else begun.get("repeats", {}))
@@ -263,11 +263,11 @@ class Expansion:
         # what is made again may belong to another process, whose file was lost with ours
         pending = [unit for unit in sorted({*mine, *state.again}) if unit not in state.done]
         made = 0
-        report.begin(sum(map(self.plan.unit_length, state.done)))
+        report.begin(sum(map(self.plan.batch_length, state.done)))
 
         def done(unit: int) -> None:
             nonlocal made
-            made += self.plan.unit_length(unit)
+            made += self.plan.batch_length(unit)
             report.made(made)
 
         if engine is not None and pending:
@@ -292,29 +292,29 @@ class Expansion:
     def _close(self, store: Store, made: int, state: State) -> Summary:
         folder, facts = store.folder, self.facts | {WHERE: self._places(store.folder)}
 
-        def describe(tally: Tally, merged: bool) -> None:
+        def describe(stats: Stats, merged: bool) -> None:
             if not folder.exists(CARD):  # one that is there may be a user's by now
-                folder.write(CARD, [dataset_card(facts, tally).encode()])
-            if merged or not all(map(folder.exists, conventions_of(facts))):
-                write_conventions(folder, facts)
+                folder.write(CARD, [dataset_card(facts, stats).encode()])
+            if merged or not all(map(folder.exists, exports_of(facts))):
+                write_exports(folder, facts)
 
-        tally = store.finish(describe)
-        if tally is not None and self.maker.strict and tally.unreadable:
+        stats = store.finish(describe)
+        if stats is not None and self.maker.strict and stats.unreadable:
             raise ExpansionError(
-                f"strict: {sum(tally.unreadable.values())} images were left out by an earlier run "
+                f"strict: {sum(stats.unreadable.values())} images were left out by an earlier run "
                 "without strict; see skipped.jsonl."
             )
-        warnings = self.source.problems + state.warnings() + (tally.warnings() if tally else [])
+        warnings = self.source.problems + state.warnings() + (stats.warnings() if stats else [])
         root = folder.root if isinstance(folder, LocalFolder) else str(folder)
-        return Summary(root, tally is not None, made, tally, warnings)
+        return Summary(root, stats is not None, made, stats, warnings)
 
     def _places(self, folder: OutputFolder) -> dict[str, Any]:
-        return places_from(folder, self.source, self.core.model) | {"license": self._license}
+        return paths_from(folder, self.source, self.core.model) | {"license": self._license}
 
     def _layout(self, folder: OutputFolder) -> Layout:
         if self.facts["image_format"] == "folder":
             return FolderLayout(folder, self.source.classes)
-        return ShardLayout(folder, self._units_per_shard)
+        return ShardLayout(folder, self._batches_per_shard)
 
 
 def expand(

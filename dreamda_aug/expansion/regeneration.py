@@ -6,15 +6,15 @@ from pathlib import Path
 import PIL.Image
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.processes import cpu_threads
+from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, settings_from_json
+from dreamda_aug.expansion.metadata import read_metadata, recorded_model, recorded_source
 from dreamda_aug.expansion.seed_images import Unreadable, pixel_digest, read_seed_image
+from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, lies_at, open_source
 from dreamda_aug.models import load_model
 from dreamda_aug.models.denoiser import pair
-from dreamda_aug.records.facts import read_plan, recorded_model, recorded_source
-from dreamda_aug.records.manifest import ManifestLine, read_manifest, settings_from_json
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def regenerate(
         ExpansionError: there is no such image; or seed image, model or settings have changed.
         FileNotFoundError: the folder holds no finished dataset, or the seed images are gone.
     """
-    facts = read_plan(root)
+    facts = read_metadata(root)
     line = find_line(root, sample_id)
     if source is None:
         recorded = recorded_source(root, facts)
@@ -112,7 +112,7 @@ def regenerate(
         )
     compiled = bool(facts.get("compile"))
     core = TensorSynthesizer(
-        loaded, settings, batch_size=facts["unit_size"] if compiled else len(requests),
+        loaded, settings, batch_size=facts["batch_size"] if compiled else len(requests),
         rng_seed=line.rng_seed,
         compile=compiled and (synthesizer is None or not synthesizer.core.static_shapes))
     core.static_shapes = compiled

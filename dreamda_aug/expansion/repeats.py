@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 
-from dreamda_aug.expansion.plan import Plan
+from dreamda_aug.expansion.replicas import Plan
 from dreamda_aug.expansion.seed_images import Unreadable, digest_of_file, read_storable
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import HasFileDigests, Source

@@ -1,7 +1,7 @@
 """Whether seed images are still those that images were made from."""
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.entries import Entry
+from dreamda_aug.expansion.records import Record
 from dreamda_aug.expansion.seed_images import Unreadable, digest_of_file, read_storable
 from dreamda_aug.inputs.sources import Source
 
@@ -21,7 +21,7 @@ class SeedCheck:
         self._source, self._place = source, place
         self._last = -1
 
-    def __call__(self, entry: Entry) -> None:
+    def __call__(self, entry: Record) -> None:
         """Look up the seed image of an entry; those of one seed image follow each other.
 
         Raises:

@@ -10,11 +10,11 @@ import PIL.PngImagePlugin
 import torch
 from torch import Tensor
 
+from dreamda_aug.expansion.manifest import ManifestLine
 from dreamda_aug.inputs.images import UNREADABLE, Pixels, fit_back, fit_to, read_pixels
 from dreamda_aug.inputs.opening import TooLarge, check_pixels
 from dreamda_aug.inputs.sources import HasFileDigests, Source
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.records.manifest import ManifestLine
 
 # Errors of the machine rather than of the file.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}

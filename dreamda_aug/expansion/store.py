@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.entries import Entry, by_order
-from dreamda_aug.expansion.plan import Plan, differences
-from dreamda_aug.expansion.unit_records import SUMS, DamagedRecord, UnitRecords
-from dreamda_aug.records.facts import PLAN, WHERE, Skipped, parse_plan
-from dreamda_aug.records.layouts import WORK, Layout
-from dreamda_aug.records.manifest import MANIFEST, ManifestLine
-from dreamda_aug.records.output import OutputFolder, as_folder, read_bytes
-from dreamda_aug.records.tally import Tally
+from dreamda_aug.expansion.batch_records import SUMS, BatchRecords, DamagedRecord
+from dreamda_aug.expansion.layouts import WORK, Layout
+from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
+from dreamda_aug.expansion.metadata import PLAN, WHERE, Skipped, parse_metadata
+from dreamda_aug.expansion.output import OutputFolder, as_folder, read_bytes
+from dreamda_aug.expansion.records import Record, by_order
+from dreamda_aug.expansion.replicas import Plan, differences
+from dreamda_aug.expansion.stats import Stats
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Store:
 
     def __init__(self, folder: OutputFolder | str | Path, plan: Plan, layout: Layout):
         self.folder, self.plan, self.layout = as_folder(folder), plan, layout
-        self._records = UnitRecords(self.folder, plan.units)
+        self._records = BatchRecords(self.folder, plan.units)
 
     def begun(self) -> dict[str, Any] | None:
         """The facts that the dataset was begun with; None where there is none yet.
@@ -69,7 +69,7 @@ class Store:
         check_free(self.folder)
         if not self.folder.exists(PLAN):
             return None
-        return parse_plan(read_bytes(self.folder, PLAN), f"{self.folder}/{PLAN}")
+        return parse_metadata(read_bytes(self.folder, PLAN), f"{self.folder}/{PLAN}")
 
     def join(self, facts: dict[str, Any]) -> list[str]:
         """Begin the dataset, or go on with one that was begun before.
@@ -112,7 +112,7 @@ class Store:
     def check(
         self,
         units: Collection[int],
-        look: Callable[[Entry], None] = lambda entry: None,
+        look: Callable[[Record], None] = lambda entry: None,
         progress: Callable[[int], None] = lambda samples: None,
     ) -> State:
         """See what is there, by the digests of files; changes nothing.
@@ -139,7 +139,7 @@ class Store:
                     look(entry)
             state.damaged += damaged if entries else [f"the record of batch {unit}"]
             (state.done if entries and not damaged else state.again).add(unit)
-            progress(self.plan.unit_length(unit))
+            progress(self.plan.batch_length(unit))
         if merged:
             state.again |= set(range(self.plan.units)) - seen
         state.again = {unit for unit in self.layout.beside(state.again) if unit < self.plan.units}
@@ -179,7 +179,7 @@ class Store:
         assert entries
         self._records.write(unit, entries)
 
-    def finish(self, describe: Callable[[Tally, bool], None]) -> Tally | None:
+    def finish(self, describe: Callable[[Stats, bool], None]) -> Stats | None:
         """Merge the units' records into the manifest, if all are there.
 
         Args:
@@ -197,12 +197,12 @@ class Store:
             if not records.are_merged():
                 if not records.are_complete():
                     # unless another process has merged them just now
-                    return self.tally() if self.folder.exists(SUMS) else None
+                    return self.stats() if self.folder.exists(SUMS) else None
                 self.layout.finish(self.plan.units)
                 records.merge()
                 merged = True
-            tally = records.tally()
-            describe(tally, merged)
+            stats = records.stats()
+            describe(stats, merged)
             if not self.folder.exists(SUMS):
                 records.write_sums()
             if self.folder.exists(WORK):
@@ -212,14 +212,14 @@ class Store:
             # another process merged at the same time, and was ahead with tidying up
             if not self.folder.exists(SUMS):
                 raise
-            tally = records.tally()
+            stats = records.stats()
         except DamagedRecord:
             return None  # made again when the command is run again
-        return tally
+        return stats
 
-    def tally(self) -> Tally:
+    def stats(self) -> Stats:
         """Counts of a merged dataset."""
-        return self._records.tally()
+        return self._records.stats()
 
 
 def check_free(place: OutputFolder | str | Path) -> None:
@@ -238,7 +238,7 @@ def check_free(place: OutputFolder | str | Path) -> None:
         )
 
 
-def _lines(entries: Iterable[Entry]) -> list[ManifestLine]:
+def _lines(entries: Iterable[Record]) -> list[ManifestLine]:
     return [entry for entry in entries if isinstance(entry, ManifestLine)]
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.card import paths_of
+from dreamda_aug.expansion.layouts import StoredImages
+from dreamda_aug.expansion.manifest import MANIFEST, read_manifest
+from dreamda_aug.expansion.metadata import read_metadata, read_skipped, recorded_source
+from dreamda_aug.expansion.stats import Stats, read_stats
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import Source, open_source
-from dreamda_aug.records.facts import read_plan, read_skipped, recorded_source
-from dreamda_aug.records.layouts import StoredImages
-from dreamda_aug.records.manifest import MANIFEST, read_manifest
-from dreamda_aug.records.tally import Tally, tally_of
-from dreamda_aug.report.card import places_of
+from dreamda_aug.machine_paths import without_paths
 from dreamda_aug.report.figures import Histogram, histogram
 from dreamda_aug.report.orderings import Worst, measured, scores_of
 from dreamda_aug.report.overview import Overview, class_table, figures, near_copy_threshold
 from dreamda_aug.report.page import Page, render
-from dreamda_aug.report.places import without_places
 from dreamda_aug.report.selection import Selection
 from dreamda_aug.report.sheets import PictureMaker
 
@@ -60,28 +60,28 @@ def write_report(
     """
     root = Path(root)
     out = root / "report.html" if out is None else local_path(out, "out", WRITE_HERE)
-    facts = read_plan(root)
-    tally = tally_of(root)
-    found = tally.made + sum((tally.dropped + tally.unreadable).values())
-    if tally.made == 0 and found < facts["samples"]:
+    facts = read_metadata(root)
+    stats = read_stats(root)
+    found = stats.made + sum((stats.dropped + stats.unreadable).values())
+    if stats.made == 0 and found < facts["samples"]:
         raise ExpansionError(
             f"{root / MANIFEST}: expected the lines of {facts['samples']} images, found none."
         )
     seed_images, notes = _open_seed_images(root, facts, source)
     if metrics:
         _compute_metrics(root, facts, seed_images)
-    known = [*places_of(facts, root), str(root), str(root.resolve())]
-    page = _page(root, facts, tally, seed_images, notes, known)
+    known = [*paths_of(facts, root), str(root), str(root.resolve())]
+    page = _page(root, facts, stats, seed_images, notes, known)
     write_atomically(out, render(page).encode())
     return out
 
 
 def _page(
-    root: Path, facts: Mapping[str, Any], tally: Tally, seed_images: Source | None,
+    root: Path, facts: Mapping[str, Any], stats: Stats, seed_images: Source | None,
     notes: list[str], known: list[str],
 ) -> Page:
     overview = Overview(near_copy_threshold(facts))
-    sizes = {name: tally.images[name] for name in facts["source"]["classes"]} | tally.images
+    sizes = {name: stats.images[name] for name in facts["source"]["classes"]} | stats.images
     selection, worst = Selection(sizes), Worst()
     for line in read_manifest(root):
         scores = scores_of(line)
@@ -98,14 +98,14 @@ def _page(
     files = [line.file for line in shown]
     files += [line.file for _, lines in worst_lines for line in lines]
     maker = PictureMaker(StoredImages(root, files), seed_images, len(shown))
-    sheets = maker.sheets(families, tally.images)
-    warnings = [without_places(str(note), known)
-                for note in (*facts["source"].get("problems", ()), *tally.warnings(), *notes)]
-    columns, classes = class_table(facts, tally, overview)
+    sheets = maker.sheets(families, stats.images)
+    warnings = [without_paths(str(note), known)
+                for note in (*facts["source"].get("problems", ()), *stats.warnings(), *notes)]
+    columns, classes = class_table(facts, stats, overview)
     return Page(
         title=f"Synthetic images: {root.resolve().name}",
-        total=tally.made,
-        figures=figures(facts, tally, overview, maker.diversity, len(warnings)),
+        total=stats.made,
+        figures=figures(facts, stats, overview, maker.diversity, len(warnings)),
         warnings=warnings,
         worst=[(ordering, maker.pairs(lines)) for ordering, lines in worst_lines if lines],
         sheets=sheets,
@@ -113,8 +113,8 @@ def _page(
         scatter=maker.scatter(),
         columns=columns,
         classes=classes,
-        metrics=[(name, without_places(value, known)) for name, value in _read_metrics(root)],
-        settings=[(name, without_places(value, known)) for name, value in _settings(facts)],
+        metrics=[(name, without_paths(value, known)) for name, value in _read_metrics(root)],
+        settings=[(name, without_paths(value, known)) for name, value in _settings(facts)],
     )
 
 

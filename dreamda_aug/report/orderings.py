@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dreamda_aug.records.manifest import ManifestLine
+from dreamda_aug.expansion.manifest import ManifestLine
 
 WORST = 12
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from dreamda_aug.records.manifest import ManifestLine
-from dreamda_aug.records.tally import FLAGGED, Tally
+from dreamda_aug.expansion.manifest import ManifestLine
+from dreamda_aug.expansion.stats import FLAGGED, Stats
 
 # What the filter seed-copy objects below where a dataset was made without it; its own default.
 NEAR_COPY = 0.02
@@ -73,40 +73,40 @@ def near_copy_threshold(facts: Mapping[str, Any]) -> float:
 
 
 def figures(
-    facts: Mapping[str, Any], tally: Tally, overview: Overview, diversity: tuple[float, int],
+    facts: Mapping[str, Any], stats: Stats, overview: Overview, diversity: tuple[float, int],
     warnings: int,
 ) -> list[Figure]:
     """The numbers on top of the page.
 
     Args:
-        facts: what `read_plan` returns.
-        tally: what `tally_of` returns.
+        facts: what `read_metadata` returns.
+        stats: what `read_stats` returns.
         overview: the same dataset's.
         diversity: sum of the distances between replicas of one seed image, and their number.
         warnings: how many there are.
     """
-    every = tally.made + overview.left_out
-    not_made = sum(tally.unreadable.values())
+    every = stats.made + overview.left_out
+    not_made = sum(stats.unreadable.values())
     used, given = len(overview.seeds), facts["source"]["images"]
     counts = f"from {_count(used, 'seed image')}" + (f" of {given:,}" if used < given else "")
-    counts += f" in {_count(len(tally.images), 'class')}"
+    counts += f" in {_count(len(stats.images), 'class')}"
     if overview.left_out:
         counts += f"; filters left out {overview.left_out:,} more"
     if not_made:
         counts += f"; {not_made:,} could not be made"
     return [
-        Figure("Synthetic images", f"{tally.made:,}", counts + ".", not_made > 0),
-        _labels_kept(facts, tally, overview, every),
+        Figure("Synthetic images", f"{stats.made:,}", counts + ".", not_made > 0),
+        _labels_kept(facts, stats, overview, every),
         _distance(overview.values.get("distance", ())),
         _diversity(*diversity),
-        _near_copies(tally, overview, every),
+        _near_copies(stats, overview, every),
         Figure("Warnings", str(warnings), "See below." if warnings else "Nothing to look into.",
                warnings > 0),
     ]
 
 
 def class_table(
-    facts: Mapping[str, Any], tally: Tally, overview: Overview
+    facts: Mapping[str, Any], stats: Stats, overview: Overview
 ) -> tuple[list[str], list[list[str]]]:
     """Names of the columns, and a row for each class that begins with its name."""
     filters = [str(each["name"]) for each in facts["filters"]]
@@ -116,7 +116,7 @@ def class_table(
     columns += ["other label"] * labeled + [f"{name} flagged" for name in others]
     rows = []
     for name, seed_images in facts["source"]["classes"].items():
-        made, flags = tally.images[name], overview.flags[name]
+        made, flags = stats.images[name], overview.flags[name]
         distances = overview.distances[name]
         row = [name, f"{seed_images:,}", f"{made:,}",
                f"{fmean(distances):.3f}" if distances else "–", _part(overview.near[name], made)]
@@ -127,12 +127,12 @@ def class_table(
 
 
 def _labels_kept(
-    facts: Mapping[str, Any], tally: Tally, overview: Overview, every: int
+    facts: Mapping[str, Any], stats: Stats, overview: Overview, every: int
 ) -> Figure:
     if not any(each.get("name") == "label" for each in facts["filters"]) or not every:
         return Figure("Labels kept", "not measured",
                       "Make the dataset with --filter label=CLASSIFIER to know.")
-    lost = tally.flags["label"] + overview.left_out_for["label"]
+    lost = stats.flags["label"] + overview.left_out_for["label"]
     note = f"The classifier sees another class in {_count(lost, 'image')} of {every:,}."
     confidence = overview.values.get("label")
     if confidence:
@@ -158,14 +158,14 @@ def _diversity(total: float, pairs: int) -> Figure:
                   f"{_count(pairs, 'pair')} on this page.")
 
 
-def _near_copies(tally: Tally, overview: Overview, every: int) -> Figure:
+def _near_copies(stats: Stats, overview: Overview, every: int) -> Figure:
     near = sum(overview.near.values()) + overview.left_out_for["seed-copy"]
-    copies = tally.flags["copy"] + overview.left_out_for["copy"]
+    copies = stats.flags["copy"] + overview.left_out_for["copy"]
     note = (f"{_count(near, 'image')} of {every:,}: distance from the seed image below "
             f"{overview.near_copy:g}.")
     if copies:
         note += f" {_count(copies, 'image')} may copy another training image."
-    # the share from which `Tally.warnings` speaks up
+    # the share from which `Stats.warnings` speaks up
     return Figure("Near-copies", f"{near / max(every, 1):.1%}", note,
                   near > 0.2 * every or copies > 0)
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from huggingface_hub import DatasetCard, HfApi
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.records.conventions import METADATA
-from dreamda_aug.records.facts import CARD, WHERE, read_plan
-from dreamda_aug.records.layouts import WORK
-from dreamda_aug.records.manifest import MANIFEST
+from dreamda_aug.expansion.exports import METADATA
+from dreamda_aug.expansion.layouts import WORK
+from dreamda_aug.expansion.manifest import MANIFEST
+from dreamda_aug.expansion.metadata import CARD, WHERE, read_metadata
 
 _README = "README.md"
 # Never uploaded: unfinished work, and the page that shows the real seed images.
@@ -56,7 +56,7 @@ def push(
         ValueError: a folder has more files than the hub takes.
     """
     root = Path(root)
-    facts = read_plan(root)
+    facts = read_metadata(root)
     if not (root / MANIFEST).is_file() or (root / WORK).exists() or not (root / CARD).is_file():
         raise ExpansionError(
             f"{root}: expected a finished dataset, found one under way; run `dreamda expand` "
@@ -85,7 +85,7 @@ def hub_card(root: Path, facts: Mapping[str, Any]) -> str:
 
     Args:
         root: the dataset's folder.
-        facts: what `read_plan` returns.
+        facts: what `read_metadata` returns.
     """
     card = DatasetCard((root / CARD).read_text("utf-8"))
     in_folders = facts["image_format"] == "folder"

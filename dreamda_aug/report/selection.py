@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dreamda_aug.records.manifest import ManifestLine
+from dreamda_aug.expansion.manifest import ManifestLine
 
 # Synthetic images on a page; their seed images come on top.
 MAX_IMAGES = 2000

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 import PIL.Image
 import torch
 
+from dreamda_aug.expansion.layouts import StoredImages
+from dreamda_aug.expansion.manifest import ManifestLine
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.images import UNREADABLE
 from dreamda_aug.inputs.sources import Source, lies_at
-from dreamda_aug.records.layouts import StoredImages
-from dreamda_aug.records.manifest import ManifestLine
+from dreamda_aug.machine_paths import relative_name
 from dreamda_aug.report.figures import Scatter, scatter
 from dreamda_aug.report.orderings import scores_of
 from dreamda_aug.report.page import Group, Picture, Sheet
-from dreamda_aug.report.places import relative_name
 from dreamda_aug.report.selection import MAX_REPLICAS, Family
 from dreamda_aug.report.thumbnails import (
     FEATURE_SIDE,

@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, Synthesizer, expand
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.expansion import read_manifest, write_report
+from dreamda_aug.expansion import read_manifest
+from dreamda_aug.report import write_report
 from dreamda_aug.report.pictures import labeled_grid
 
 place = TemporaryDirectory()

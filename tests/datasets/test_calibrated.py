@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
 from dreamda_aug.expansion import Expansion, expand
+from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.inputs.sources import open_source
 from dreamda_aug.models.unet import PixelModel
-from dreamda_aug.records.facts import read_plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
               pytest.mark.usefixtures("few_choices")]
@@ -70,7 +70,7 @@ def test_an_expansion_measures_once_and_its_record_says_what_and_why(
 ):
     source = open_source(data, class_names=["dark", "bright"])
     assert expand(source, tmp_path / "out", synthesizer, 1).whole
-    facts = read_plan(tmp_path / "out")
+    facts = read_metadata(tmp_path / "out")
     found = facts["calibration"]
     for dial in ("strength", "noise_scale", "replay"):
         assert facts["settings"][dial] == found[dial]
@@ -92,7 +92,7 @@ def test_an_expansion_does_not_go_on_with_another_calibration(data, synthesizer,
 def test_numbers_leave_nothing_to_measure_and_nothing_in_the_record(data, tmp_path, measured):
     numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, cache=None)
     expand(data, tmp_path / "out", numbers, 1)
-    assert read_plan(tmp_path / "out")["calibration"] is None and not measured
+    assert read_metadata(tmp_path / "out")["calibration"] is None and not measured
     assert "Measured on the seed images" not in (tmp_path / "out/dataset_card.md").read_text()
     assert AugmentedDataset(data, numbers, 1).calibration is None
 

@@ -76,7 +76,7 @@ def test_an_index_behind_the_label_stays_with_the_seed(synthesizer):
 ])
 def test_expand_takes_the_same_rows_and_reads_them_back(synthesizer, tmp_path, make):
     rows = Rows(*(make(image, i) for i, image in enumerate(arrays(3))))
-    assert expand(rows, tmp_path / "out", synthesizer, 2).tally.images == {"0": 2, "1": 2, "2": 2}
+    assert expand(rows, tmp_path / "out", synthesizer, 2).stats.images == {"0": 2, "1": 2, "2": 2}
     stored = AugmentedDataset.from_folder(rows, tmp_path / "out")
     live = AugmentedDataset(rows, synthesizer, 2)
     assert len(stored) == len(live) == 9
@@ -104,7 +104,7 @@ def test_labels_after_a_target_transform_are_expanded(synthesizer, tmp_path):
     with pytest.raises(ValueError, match="class_names must be given for a dataset whose target"):
         expand(data, tmp_path / "out", synthesizer, 1)
     source = open_source(data, class_names=["even", "odd"])
-    assert expand(source, tmp_path / "out", synthesizer, 1).tally.images == {"even": 2, "odd": 2}
+    assert expand(source, tmp_path / "out", synthesizer, 1).stats.images == {"even": 2, "odd": 2}
     stored = AugmentedDataset.from_folder(data, tmp_path / "out")
     assert stored.targets == [stored[i][1] for i in range(8)] == [0, 1] * 4
     live = AugmentedDataset(data, synthesizer, 1)
@@ -149,7 +149,7 @@ def test_hugging_face_datasets_can_be_augmented_and_expanded(table, synthesizer,
     assert both.classes == ["cat", "dog"] and both.targets[:4] == [0, 1, 1, 0]
     sample = both[4]
     assert sample.keys() == {"image", "label"} and isinstance(sample["image"], PIL.Image.Image)
-    assert expand(table, tmp_path / "out", synthesizer, 2).tally.images == {"cat": 4, "dog": 4}
+    assert expand(table, tmp_path / "out", synthesizer, 2).stats.images == {"cat": 4, "dog": 4}
     stored = AugmentedDataset.from_folder(table, tmp_path / "out")
     assert [stored[i]["label"] for i in range(12)] == both.targets
     assert {line.class_name for line in read_manifest(tmp_path / "out")} == {"cat", "dog"}

@@ -9,7 +9,7 @@ import pytest
 REFERENCE = Path(__file__).parents[2] / "docs/api"
 PUBLIC = ["dreamda_aug", "dreamda_aug.adaptation", "dreamda_aug.amst", "dreamda_aug.models",
           "dreamda_aug.datasets", "dreamda_aug.evaluation", "dreamda_aug.expansion",
-          "dreamda_aug.metrics"]
+          "dreamda_aug.metrics", "dreamda_aug.report"]
 
 _DIRECTIVE = re.compile(r"^\.\. (autoclass|autofunction|autodata|data|automodule|module|"
                         r"currentmodule):: (\S+)\n((?:   :.*\n)*)", re.MULTILINE)

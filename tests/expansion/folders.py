@@ -23,8 +23,8 @@ def content(root: Path) -> dict[str, bytes]:
             for path in root.rglob("*") if path.is_file()}
 
 
-def once_per_unit(make):
-    """``UnitMaker.make`` that makes each batch once, and gives the same again."""
+def once_per_batch(make):
+    """``BatchMaker.make`` that makes each batch once, and gives the same again."""
     made = {}
 
     def call(unit, planned, layout):

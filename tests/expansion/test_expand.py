@@ -18,12 +18,12 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import GuardEvents
 from dreamda_aug.expansion.estimate import estimate
 from dreamda_aug.expansion.expansion import Expansion, expand
-from dreamda_aug.expansion.plan import Plan, count_replicas, differences
+from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
 from dreamda_aug.expansion.regeneration import regenerate
+from dreamda_aug.expansion.replicas import Plan, count_replicas, differences
 from dreamda_aug.generation.tensors import Synthesized
 from dreamda_aug.inputs.sources import open_source
 from dreamda_aug.models.unet import PixelModel
-from dreamda_aug.records.manifest import ManifestLine, read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
 FORK = multiprocessing.get_context("fork")
@@ -66,7 +66,7 @@ def test_a_folder_is_what_torchvision_reads_and_every_image_says_that_it_is_synt
     train, augment, tmp_path
 ):
     summary = expand(train, tmp_path / "out", augment, 3)
-    assert summary.whole and summary.made == summary.tally.made == 15
+    assert summary.whole and summary.made == summary.stats.made == 15
     dataset = ImageFolder(tmp_path / "out")
     assert dataset.classes == ["cat", "dog"] and dataset.targets == [0] * 9 + [1] * 6
     lines = list(read_manifest(tmp_path / "out"))
@@ -151,7 +151,7 @@ def test_other_settings_are_refused_with_the_difference_unless_new(
     with pytest.raises(ExpansionError, match=r"expansion_ratio: 3 -> 2.*settings.steps: 3 -> 4"):
         expand(train, out, other, 2)
     assert content(out) == before
-    assert expand(train, out, other, 2, new=True).tally.made == 10
+    assert expand(train, out, other, 2, new=True).stats.made == 10
     assert content(tmp_path / "out.old1") == before
     with pytest.raises(ValueError, match="with one process"):
         expand(train, out, other, 2, new=True, shard=(0, 2))
@@ -181,7 +181,7 @@ def test_broken_seed_images_are_counted_and_strict_refuses_them(train, augment, 
     (mine / "dog" / "0.png").write_bytes(png[: len(png) // 2])
     (mine / "bird").mkdir()
     summary = expand(mine, tmp_path / "out", augment, 2)
-    assert summary.tally.made == 6 and sum(summary.tally.unreadable.values()) == 4
+    assert summary.stats.made == 6 and sum(summary.stats.unreadable.values()) == 4
     assert summary.warnings[0] == "class 'bird' has no images"
     assert "4 images were not made" in summary.warnings[-1]
     skipped = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
@@ -305,7 +305,7 @@ def test_what_a_guard_did_is_on_record(train, augment, tmp_path, monkeypatch):
     summary = expansion.run(tmp_path / "out")
     events = {line.id: line.events for line in read_manifest(tmp_path / "out")}
     assert events == {"00000001_0000": [], "00000002_0000": ["retried"], "00000003_0000": []}
-    assert summary.tally.dropped == {"guard": 2} and summary.tally.events == 1
+    assert summary.stats.dropped == {"guard": 2} and summary.stats.events == 1
     assert any("a guard stepped in for 1 images" in warning for warning in summary.warnings)
 
 
@@ -314,7 +314,7 @@ def test_a_dataset_object_can_be_expanded_and_equal_images_get_other_replicas(au
     images[2] = images[0]
     data = TensorDataset(images, torch.tensor([0, 1, 0]))
     summary = expand(data, tmp_path / "out", augment, 2)
-    assert summary.tally.images == {"0": 4, "1": 2} and summary.tally.repeated == 0
+    assert summary.stats.images == {"0": 4, "1": 2} and summary.stats.repeated == 0
     lines = list(read_manifest(tmp_path / "out"))
     assert [line.replica for line in lines] == [0, 1, 0, 1, 2, 3]
     assert len({line.pixels for line in lines}) == 6
@@ -336,7 +336,7 @@ def test_equal_files_get_other_replicas_and_equal_pixels_in_other_files_are_repo
     for line in read_manifest(tmp_path / "out"):
         replicas.setdefault(line.seed_path, []).append(line.replica)
     assert replicas.pop("dog/7.png") == [2, 3] and set(map(tuple, replicas.values())) == {(0, 1)}
-    assert summary.tally.repeated == 1
+    assert summary.stats.repeated == 1
     said, = (warning for warning in summary.warnings if "equal to another one" in warning)
     assert said.startswith("1 seed images are pixel for pixel equal") and "(new=True)" in said
     assert "(dog/8.bmp = cat/1.png)" in said
@@ -344,7 +344,7 @@ def test_equal_files_get_other_replicas_and_equal_pixels_in_other_files_are_repo
     # what it says helps
     shutil.copy(mine / "cat" / "1.png", mine / "dog" / "8.bmp")
     summary = expand(mine, tmp_path / "out", augment, 2, new=True)
-    assert summary.tally.repeated == 0 and not any("equal" in each for each in summary.warnings)
+    assert summary.stats.repeated == 0 and not any("equal" in each for each in summary.warnings)
     lines = list(read_manifest(tmp_path / "out"))
     assert {line.replica for line in lines if line.seed_path == "dog/8.bmp"} == {2, 3}
     assert len({line.pixels for line in lines}) == len(lines)
@@ -362,7 +362,7 @@ def test_the_source_may_hold_images_of_many_modes(augment, tmp_path):
     PIL.Image.fromarray(deep.numpy()).save(root / "deep.png")
     PIL.Image.fromarray(deep.numpy().astype("float32")).save(root / "float.tif")
     summary = expand(tmp_path / "train", tmp_path / "out", augment, 1)
-    assert summary.tally.made == 5 and summary.tally.unreadable == {"unreadable (ValueError)": 1}
+    assert summary.stats.made == 5 and summary.stats.unreadable == {"unreadable (ValueError)": 1}
     modes = {}
     for line in read_manifest(tmp_path / "out"):
         with PIL.Image.open(tmp_path / "out" / line.file) as image:
@@ -416,9 +416,9 @@ def test_units_hold_every_sample_once():
 
 
 @pytest.mark.parametrize("paths", [1, 2, 3, 100])
-@pytest.mark.parametrize("unit_size", [1, 3, 4, 50])
-def test_inversions_are_counted_without_listing_the_plan(unit_size, paths):
-    plan = Plan({0: 3, 2: 11, 3: 1, 7: 26}, unit_size)
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
+def test_inversions_are_counted_without_listing_the_plan(batch_size, paths):
+    plan = Plan({0: 3, 2: 11, 3: 1, 7: 26}, batch_size)
     listed = [{(s.seed_index, s.replica % paths) for s in plan.unit(unit)}
               for unit in range(plan.units)]
     assert plan.inversions(paths) == sum(map(len, listed))

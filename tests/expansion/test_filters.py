@@ -159,14 +159,14 @@ def test_flagged_images_are_left_out_and_counted_or_kept_and_marked(images, mode
     filters = [SeedCopy(0.9), LabelAgreement(brightness, "brightness")]
     kept = expand(data, tmp_path / "kept", augment, 2, filters=filters, keep_flagged=True)
     lines = list(read_manifest(tmp_path / "kept"))
-    assert kept.tally.made == 12 and kept.tally.flags["seed-copy"] == 12
+    assert kept.stats.made == 12 and kept.stats.flags["seed-copy"] == 12
     assert all("seed-copy" in line.flags and set(line.scores) == {"seed-copy", "label"}
                for line in lines)
     assert any("too weak" in w and "dreamda calibrate" in w for w in kept.warnings)
     labels = [line for line in lines if "label" in line.flags]
     left = expand(data, tmp_path / "left", augment, 2, filters=filters[1:])
-    assert 0 < len(labels) < 12 and left.tally.made == 12 - len(labels)
-    assert left.tally.dropped == {"label": len(labels)}
+    assert 0 < len(labels) < 12 and left.stats.made == 12 - len(labels)
+    assert left.stats.dropped == {"label": len(labels)}
     assert f"Flagged and left out: label {len(labels)}." in (
         tmp_path / "left" / "dataset_card.md").read_text()
     # nothing is made again where everything was left out on purpose

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from expansion.folders import content, once_per_unit
+from expansion.folders import content, once_per_batch
 
 from dreamda_aug.expansion.expansion import Expansion
 
@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_at_any_change_to_a_file_ends_with_the_same_bytes(
 ):
     """For every n: a run dies at its n-th change to a file, and one goes on."""
     expansion = Expansion(train, synthesizer, 2, image_format=image_format, shard_samples=8)
-    expansion.maker.make = once_per_unit(expansion.maker.make)  # the images are made once
+    expansion.maker.make = once_per_batch(expansion.maker.make)  # the images are made once
     expansion.run(tmp_path / "whole")
     expected, kills = content(tmp_path / "whole"), 0
 
@@ -112,7 +112,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
 ):
     """Also while it goes on with what the one before left."""
     expansion = Expansion(train, synthesizer, 2, image_format=image_format, shard_samples=8)
-    expansion.maker.make = once_per_unit(expansion.maker.make)
+    expansion.maker.make = once_per_batch(expansion.maker.make)
     expansion.run(tmp_path / "whole")
     out, kills = tmp_path / "out", 0
     for number in range(8, 200, 3):

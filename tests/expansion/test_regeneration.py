@@ -13,8 +13,8 @@ from benchmarks.families import pipelines
 from dreamda_aug import ModelSpec, Synthesizer
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
+from dreamda_aug.expansion.manifest import read_manifest
 from dreamda_aug.expansion.regeneration import regenerate
-from dreamda_aug.records.manifest import read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a class")
 

@@ -9,11 +9,11 @@ import subprocess
 import numpy as np
 import PIL.Image
 import pytest
-from expansion.folders import content, once_per_unit
+from expansion.folders import content, once_per_batch
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.records.manifest import read_manifest
+from dreamda_aug.expansion.manifest import read_manifest
 
 
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
@@ -21,15 +21,15 @@ def expansion(request, train, synthesizer):
     # what the filter objects to fills skipped.jsonl, beside the unreadable image
     found = Expansion(train, synthesizer, 3, image_format=request.param, shard_samples=8,
                       filters=[SecondImage()])
-    found.maker.make = once_per_unit(found.maker.make)  # how it is put down is what is tested
+    found.maker.make = once_per_batch(found.maker.make)  # how it is put down is what is tested
     return found
 
 
 @pytest.fixture(scope="module")
 def reference(expansion, tmp_path_factory):
     root = tmp_path_factory.mktemp("reference") / "out"
-    tally = expansion.run(root).tally
-    assert tally.dropped["second"] == 3 and sum(tally.unreadable.values()) == 3 and tally.made > 5
+    stats = expansion.run(root).stats
+    assert stats.dropped["second"] == 3 and sum(stats.unreadable.values()) == 3 and stats.made > 5
     return content(root)
 
 

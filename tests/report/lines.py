@@ -5,7 +5,7 @@ import json
 
 import PIL.Image
 
-from dreamda_aug.records.manifest import ManifestLine
+from dreamda_aug.expansion.manifest import ManifestLine
 
 
 def line(seed_index=0, replica=0, class_name="cat", distance=0.1, **changes):

@@ -1,9 +1,9 @@
 import pytest
 from report.lines import line, write_dataset
 
-from dreamda_aug.records.facts import read_plan, read_skipped
-from dreamda_aug.records.manifest import read_manifest
-from dreamda_aug.records.tally import tally_of
+from dreamda_aug.expansion.manifest import read_manifest
+from dreamda_aug.expansion.metadata import read_metadata, read_skipped
+from dreamda_aug.expansion.stats import read_stats
 from dreamda_aug.report.orderings import scores_of
 from dreamda_aug.report.overview import (
     NEAR_COPY,
@@ -22,15 +22,15 @@ LINES = [
 
 
 def numbers(root, diversity=(0.6, 3), warnings=0):
-    facts, tally = read_plan(root), tally_of(root)
+    facts, stats = read_metadata(root), read_stats(root)
     overview = Overview(near_copy_threshold(facts))
     for each in read_manifest(root):
         overview.add(each, scores_of(each))
     for _, entry in read_skipped(root):
         overview.add_skipped(entry["skipped"])
     return ({figure.name: figure for figure in
-             figures(facts, tally, overview, diversity, warnings)},
-            class_table(facts, tally, overview))
+             figures(facts, stats, overview, diversity, warnings)},
+            class_table(facts, stats, overview))
 
 
 def test_the_summary_counts_what_was_left_out_too(tmp_path):

@@ -14,10 +14,10 @@ from torch.utils.data import TensorDataset
 from dreamda_aug import Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion import expand, write_report
+from dreamda_aug.expansion import expand
 from dreamda_aug.inputs.sources import open_source
 from dreamda_aug.models.unet import PixelModel
-from dreamda_aug.report import publishing
+from dreamda_aug.report import publishing, write_report
 from dreamda_aug.report.publishing import push
 
 CLASSES = ["zebra", "test"]

@@ -13,8 +13,9 @@ from report.browser import CHROMIUM, chromium, run_in_browser
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
-from dreamda_aug.expansion import ExpansionError, expand, write_report
+from dreamda_aug.expansion import ExpansionError, expand
 from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.report import write_report
 from dreamda_aug.report.page import Page, render
 
 EVIL = "<b>&\"'x"

@@ -15,7 +15,7 @@ _PATH = re.compile(
 _HUB_SNAPSHOT = re.compile(r"models--(?P<id>[^\\/]+)[\\/]snapshots[\\/][^\\/]+[\\/]*$")
 
 
-def place_name(place: str) -> str:
+def path_name(place: str) -> str:
     """What a path is called without its folders; a hub id or a relative path stays.
 
     A model in Hugging Face's cache is called by its hub id.
@@ -33,10 +33,10 @@ def relative_name(path: str, folder: str | None) -> str:
         for kind in (PurePosixPath, PureWindowsPath):
             if kind(path).is_absolute() and kind(path).is_relative_to(folder):
                 return kind(path).relative_to(folder).as_posix()
-    return place_name(path)
+    return path_name(path)
 
 
-def without_places(text: str, known: Iterable[str] = ()) -> str:
+def without_paths(text: str, known: Iterable[str] = ()) -> str:
     """A text with the name alone in place of every absolute path.
 
     Args:
@@ -44,11 +44,11 @@ def without_places(text: str, known: Iterable[str] = ()) -> str:
         known: paths that it may hold, which may have spaces; the longest counts.
     """
     if _is_absolute(text) and "\n" not in text and ": " not in text:
-        return place_name(text)
+        return path_name(text)
     for place in sorted(filter(_is_absolute, known), key=len, reverse=True):
         if len(place.rstrip("\\/")) > 2:  # "/" and "C:\" stand in every path
-            text = text.replace(place, place_name(place))
-    return _PATH.sub(lambda found: place_name(found[0].removeprefix("file://")), text)
+            text = text.replace(place, path_name(place))
+    return _PATH.sub(lambda found: path_name(found[0].removeprefix("file://")), text)
 
 
 def _is_absolute(text: str) -> bool:

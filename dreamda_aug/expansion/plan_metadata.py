@@ -6,31 +6,31 @@ from typing import Any
 
 import torch
 
-from dreamda_aug.expansion.conditions import embedded_digest
+from dreamda_aug.expansion.class_conditions import embedded_digest
 from dreamda_aug.expansion.filters import Filter
-from dreamda_aug.expansion.plan import Plan
+from dreamda_aug.expansion.manifest import library_versions, settings_to_json
+from dreamda_aug.expansion.metadata import FORMAT, FORMAT_VERSION
+from dreamda_aug.expansion.replicas import Plan
 from dreamda_aug.generation.dials import Calibration
 from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source
 from dreamda_aug.models import Condition
-from dreamda_aug.records.facts import FORMAT, FORMAT_VERSION
-from dreamda_aug.records.manifest import library_versions, settings_to_json
 
 
-def plan_facts(
+def plan_metadata(
     source: Source,
     plan: Plan,
     core: TensorSynthesizer,
     asked: Mapping[str, Any],
     *,
     image_format: str,
-    units_per_shard: int | None,
+    batches_per_shard: int | None,
     filters: Sequence[Filter],
     calibration: Calibration | None,
     conditioned_on: Mapping[str, Condition],
     threads: int | None,
 ) -> dict[str, Any]:
-    """What `read_plan` will read, but for places and repeated seed images.
+    """What `read_metadata` will read, but for places and repeated seed images.
 
     Args:
         source: the seed images.
@@ -38,7 +38,7 @@ def plan_facts(
         core: makes the images.
         asked: the arguments of `Expansion` that chose the replicas.
         image_format: as in `Expansion`.
-        units_per_shard: batches in a shard; None where there are none.
+        batches_per_shard: batches in a shard; None where there are none.
         filters: as in `Expansion`.
         calibration: where the settings' dials come from; None: they were given.
         conditioned_on: what `conditions` said.
@@ -50,9 +50,9 @@ def plan_facts(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "samples": len(plan),
-        "unit_size": plan.unit_size,
+        "batch_size": plan.batch_size,
         "image_format": image_format,
-        "units_per_shard": units_per_shard,
+        "batches_per_shard": batches_per_shard,
         "expansion": dict(asked),
         "filters": [each.describe() for each in filters],
         "settings": settings_to_json(settings),

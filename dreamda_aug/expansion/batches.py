@@ -6,7 +6,10 @@ import torch
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.filters import Batch, Filter
-from dreamda_aug.expansion.plan import PlannedSample
+from dreamda_aug.expansion.layouts import Layout
+from dreamda_aug.expansion.manifest import ManifestLine, library_versions, settings_to_json
+from dreamda_aug.expansion.metadata import Skipped
+from dreamda_aug.expansion.replicas import PlannedSample
 from dreamda_aug.expansion.seed_images import (
     SeedImage,
     Unreadable,
@@ -15,16 +18,13 @@ from dreamda_aug.expansion.seed_images import (
     pixel_digest,
     read_seed_image,
 )
+from dreamda_aug.expansion.stats import FLAGGED
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.sources import Source
 from dreamda_aug.models import Condition
-from dreamda_aug.records.facts import Skipped
-from dreamda_aug.records.layouts import Layout
-from dreamda_aug.records.manifest import ManifestLine, library_versions, settings_to_json
-from dreamda_aug.records.tally import FLAGGED
 
 
-class UnitMaker:
+class BatchMaker:
     """Generates units. The result depends on the unit alone, not on what was made before.
 
     Args:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dreamda_aug.errors import ExpansionError, StorageError
-from dreamda_aug.records.output import OutputFolder, as_folder
+from dreamda_aug.expansion.output import OutputFolder, as_folder
 
 # Files up to this size are put together in memory.
 _IN_MEMORY = 16 * 2**20

@@ -24,7 +24,7 @@ def local_dataset(place: str | Path) -> Path:
     return local_path(place, "the dataset's folder", "copy the dataset to this machine first")
 
 
-def read_plan(root: str | Path) -> dict[str, Any]:
+def read_metadata(root: str | Path) -> dict[str, Any]:
     """The facts that a dataset was begun with.
 
     Raises:
@@ -35,11 +35,11 @@ def read_plan(root: str | Path) -> dict[str, Any]:
     path = local_dataset(root) / PLAN
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected an expanded dataset, found none.")
-    return parse_plan(path.read_bytes(), str(path))
+    return parse_metadata(path.read_bytes(), str(path))
 
 
-def parse_plan(data: bytes, where: str) -> dict[str, Any]:
-    """What `read_plan` returns, from the file's content; errors begin with ``where``."""
+def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
+    """What `read_metadata` returns, from the file's content; errors begin with ``where``."""
     facts = parse_json(data, where)
     parts: dict[str, Any] = {
         name: facts.get(name) for name in ("source", "settings", "expansion", WHERE)
@@ -67,7 +67,7 @@ def _are_counts(value: Any) -> bool:
         key.isdecimal() and isinstance(count, int) and count >= 0 for key, count in value.items())
 
 
-def find_place(root: str | Path, place: str) -> str:
+def find_path(root: str | Path, place: str) -> str:
     """A place on record, as seen from here: ``../train`` is relative to the dataset's folder."""
     if place.startswith(("./", "../")):
         return os.path.normpath(os.path.join(os.path.abspath(root), place))
@@ -79,7 +79,7 @@ def recorded_source(root: str | Path, facts: Mapping[str, Any]) -> dict[str, str
 
     Args:
         root: the dataset's folder.
-        facts: what `read_plan` returns.
+        facts: what `read_metadata` returns.
 
     Returns:
         ``spec``, ``split`` and ``data_root``; None: it was made from an object.
@@ -97,8 +97,8 @@ def recorded_source(root: str | Path, facts: Mapping[str, Any]) -> dict[str, str
         )
     data_root = source.get("data_root")
     return {
-        "spec": find_place(root, source["spec"]), "split": source.get("split"),
-        "data_root": find_place(root, data_root) if isinstance(data_root, str) else None,
+        "spec": find_path(root, source["spec"]), "split": source.get("split"),
+        "data_root": find_path(root, data_root) if isinstance(data_root, str) else None,
     }
 
 
@@ -109,7 +109,7 @@ def recorded_model(
 
     Args:
         root: the dataset's folder.
-        facts: what `read_plan` returns.
+        facts: what `read_metadata` returns.
         given: ``model`` and ``lora``, where they have moved.
 
     Raises:
@@ -127,8 +127,8 @@ def recorded_model(
                 f"{root}: the record does not say where {name} {place!r} lies, since it shares no "
                 f"folder with the dataset; give {name} (--{name})."
             )
-        found.append(find_place(root, place) if isinstance(place, str) else None)
-    assert found[0] is not None  # `parse_plan` has looked
+        found.append(find_path(root, place) if isinstance(place, str) else None)
+    assert found[0] is not None  # `parse_metadata` has looked
     return found[0], found[1]
 
 

@@ -1,12 +1,13 @@
+import re
 import socket
 from collections import Counter
 
 import pytest
 from report.hostile import HOSTILE
 
+from dreamda_aug.expansion.card import dataset_card, escape_markdown, license_of
+from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.models import BUNDLED
-from dreamda_aug.records.tally import Tally
-from dreamda_aug.report.card import dataset_card, license_of
 
 NOT_STATED = "not stated where the model lies"
 
@@ -18,7 +19,7 @@ def facts(**changes):
         "source": {"images": 3, "classes": {"cat": 3}, "problems": []},
         "settings": {"steps": 50, "guidance_interval": [0.0, 1.0], "source_prompt": ""},
         "expansion": {"expansion_ratio": 2}, "filters": [{"name": "copy", "threshold": 0.3}],
-        "rng_seed": 0, "unit_size": 32, "image_format": "folder", "device": "cpu", "threads": 1,
+        "rng_seed": 0, "batch_size": 32, "image_format": "folder", "device": "cpu", "threads": 1,
         "model": "abc", "versions": {"torch": "2"}, "conditions": {"cat": None}, "where": where,
     }
     where |= {name: changes.pop(name) for name in ("model", "license") if name in changes}
@@ -43,23 +44,36 @@ def kinds(card):
             if kind not in ("text", "text_special")]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_whatever_names_and_texts_hold_the_card_has_the_same_shape(text):
-    def tally(name):
-        return Tally(Counter({name: 2, "cat": 4}), Counter({name: 1}), Counter({name: 1}),
+def test_whatever_names_and_texts_hold_the_card_has_the_same_shape():
+    def stats(name):
+        return Stats(Counter({name: 2, "cat": 4}), Counter({name: 1}), Counter({name: 1}),
                      Counter({name: 1}), 0, {f"{name}/1.png": f"cat/{name}"})
 
-    hostile = dataset_card(hostile_facts(text), tally(text))
-    tame = dataset_card(hostile_facts("dog"), tally("dog"))
-    assert hostile.count("\n") == tame.count("\n")
-    assert kinds(hostile) == kinds(tame)
-    assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds(hostile))
-    hostile.encode()
+    tame = dataset_card(hostile_facts("dog"), stats("dog"))
+    for text in HOSTILE:
+        hostile = dataset_card(hostile_facts(text), stats(text))
+        assert hostile.count("\n") == tame.count("\n")
+        assert kinds(hostile) == kinds(tame)
+        assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds(hostile))
+        hostile.encode()
+
+
+def test_hostile_text_is_shown_character_for_character():
+    markdown_it = pytest.importorskip("markdown_it")
+    reader = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for text in HOSTILE:
+        tokens = reader.parse(f"- {escape_markdown(text)}\n")
+        words = "".join(child.content for token in tokens for child in token.children or ())
+        seen = re.sub("[\x00-\x1f\x7f\u2028\u2029\u202a-\u202e]+", " ", text)
+        assert " ".join(words.split()) == " ".join(
+            re.sub("[\ud800-\udfff]", "\ufffd", seen).split())
+    for name in ("T-shirt/top", "noise_scale", "-1", "3 images (of 4): 75%.", "猫", "a_b_c"):
+        assert escape_markdown(name) == name
 
 
 def test_the_card_counts_and_says_what_was_done():
     card = dataset_card(facts(conditions={"cat": "a photo of a cat"}),
-                        Tally(Counter(cat=6), Counter(copy=1), Counter(label=2)))
+                        Stats(Counter(cat=6), Counter(copy=1), Counter(label=2)))
     assert card.startswith("---\ntags:\n- synthetic\n---\n\n# Synthetic images")
     for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
                  "| cat | a photo of a cat |", "| steps | 50 |",
@@ -67,7 +81,7 @@ def test_the_card_counts_and_says_what_was_done():
                  "DiffusionModel org/model: mit. The seed images' licence applies as well."):
         assert line in card.splitlines()
     assert "\n\n\n" not in card and "## Warnings" in card
-    quiet = dataset_card(facts(), Tally(Counter(cat=6)))
+    quiet = dataset_card(facts(), Stats(Counter(cat=6)))
     assert "Conditions" not in quiet and "Warnings" not in quiet and "\n\n\n" not in quiet
 
 
@@ -75,7 +89,7 @@ def test_the_card_names_no_path_of_the_machine():
     found = facts(model="/home/ann/models/sd", license="see /home/ann/models/sd/LICENSE")
     found["source"]["problems"] = ["/home/ann/my data/train/list.csv: 2 images are missing"]
     found["settings"]["inversion"] = "Custom(path='/srv/x/y.pt')"
-    card = dataset_card(found, Tally(Counter(cat=6)))
+    card = dataset_card(found, Stats(Counter(cat=6)))
     assert "/home" not in card and "/srv" not in card and "ann" not in card.split("## Licence")[1]
     assert "DiffusionModel sd: see sd/LICENSE." in card and "- train/list.csv: 2 images" in card
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from dreamda_aug import PRESETS, DDIMInversion, Settings
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.records.facts import Skipped
-from dreamda_aug.records.manifest import (
+from dreamda_aug.expansion.manifest import (
     ManifestLine,
     read_manifest,
     settings_from_json,
     settings_to_json,
 )
+from dreamda_aug.expansion.metadata import Skipped
 
 LINE = ManifestLine(
     id="00000001_0002", file="cat/00000001_0002.png", class_name="cät", label=0, seed_index=1,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.engines.job import Job
+from dreamda_aug.expansion.engine import Job
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ class RayEngine:
             workers = self.workers or _room(ray.cluster_resources(), needs)
             # one copy for all processes, not one in each call
             opening = ray.put((job.open, os.getcwd()))
-            worker = ray.remote(**needs, max_restarts=0)(UnitWorker)
-            make_units(job.units, lambda: worker.remote(opening), workers, job.done)
+            worker = ray.remote(**needs, max_restarts=0)(BatchWorker)
+            make_batches(job.units, lambda: worker.remote(opening), workers, job.done)
 
 
-class UnitWorker:
+class BatchWorker:
     """What lives in each process.
 
     Args:
@@ -78,14 +78,14 @@ class UnitWorker:
         self._make(unit)
 
 
-def make_units(
+def make_batches(
     units: Iterable[int], hire: Callable[[], Any], workers: int, done: Callable[[int], None]
 ) -> None:
     """Give units to Ray actors, one at a time, until all are done.
 
     Args:
         units: their numbers; taken as they are needed.
-        hire: starts an actor with the methods of `UnitWorker`.
+        hire: starts an actor with the methods of `BatchWorker`.
         workers: how many actors work at a time.
         done: called with each unit that is done.
 

@@ -5,19 +5,19 @@ import json
 from collections.abc import Iterable, Sequence
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.plan import PlannedSample
-from dreamda_aug.records.facts import Skipped
-from dreamda_aug.records.manifest import ManifestLine
+from dreamda_aug.expansion.manifest import ManifestLine
+from dreamda_aug.expansion.metadata import Skipped
+from dreamda_aug.expansion.replicas import PlannedSample
 
-Entry = ManifestLine | Skipped
+Record = ManifestLine | Skipped
 
 
-def by_order(entries: Iterable[Entry], planned: Sequence[PlannedSample]) -> list[Entry]:
+def by_order(entries: Iterable[Record], planned: Sequence[PlannedSample]) -> list[Record]:
     """The entries of a unit in the plan's order, each once.
 
     Empty where they are not those of the planned samples, or contradict each other.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, Record] = {}
     for entry in entries:
         before = found.setdefault(entry.id, entry)
         if before is not entry and before.to_json() != entry.to_json():
@@ -30,7 +30,7 @@ def by_order(entries: Iterable[Entry], planned: Sequence[PlannedSample]) -> list
     return [found[sample_id] for sample_id in of_plan]
 
 
-def record_of(entries: Iterable[Entry]) -> bytes:
+def record_of(entries: Iterable[Record]) -> bytes:
     """A unit's record: a line for each entry, and one with the digest of these lines."""
     text = "".join(entry.to_json() + "\n" for entry in entries).encode()
     return text + _seal(text)
@@ -43,13 +43,13 @@ def split_record(record: bytes) -> list[bytes] | None:
     return text.splitlines() if record == text + _seal(text) else None
 
 
-def read_record(record: bytes) -> list[Entry]:
+def read_record(record: bytes) -> list[Record]:
     """The entries of a unit's record; empty where it is not as it was written."""
-    entries = [read_entry(line) for line in split_record(record) or ()]
+    entries = [parse_line(line) for line in split_record(record) or ()]
     return [entry for entry in entries if entry is not None]
 
 
-def read_entry(line: bytes) -> Entry | None:
+def parse_line(line: bytes) -> Record | None:
     """The entry in a line of a record or of a merged file; None where it holds none."""
     try:
         text = line.decode("utf-8-sig")

@@ -11,9 +11,9 @@ from torchvision.datasets import ImageFolder
 
 from dreamda_aug import Synthesizer
 from dreamda_aug.expansion import expand, read_manifest
+from dreamda_aug.expansion.layouts import in_label_order
 from dreamda_aug.inputs.sources import open_source
 from dreamda_aug.models.unet import PixelModel
-from dreamda_aug.records.layouts import in_label_order
 
 # not in alphabetical order, and one with what no file name bears
 CLASSES = ["zebra", "T-shirt/top", "ant"]

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dreamda_aug.records.facts import read_skipped
-from dreamda_aug.records.manifest import ManifestLine, read_manifest
+from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
+from dreamda_aug.expansion.metadata import read_skipped
 
 # Prefix of a skipped entry whose image was made, and left out because a filter objected.
 FLAGGED = "flagged: "
@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 @dataclass
-class Tally:
+class Stats:
     """Counts of a finished dataset.
 
     Attributes:
@@ -79,33 +79,33 @@ class Tally:
         return found
 
 
-def tally_of(root: str | Path) -> Tally:
+def read_stats(root: str | Path) -> Stats:
     """Count a finished dataset; reads its manifest line by line."""
     return count(read_manifest(root), (entry["skipped"] for _, entry in read_skipped(Path(root))))
 
 
-def count(lines: Iterable[ManifestLine], skipped: Iterable[str]) -> Tally:
+def count(lines: Iterable[ManifestLine], skipped: Iterable[str]) -> Stats:
     """Count a dataset.
 
     Args:
         lines: of its manifest; those of one seed image follow each other.
         skipped: the reason for each sample that is not there.
     """
-    tally = Tally()
+    stats = Stats()
     # pixels of a seed image -> its path, and the end of the replica numbers that are taken
     seen: dict[bytes, tuple[str, int]] = {}
     for line in lines:
-        tally.images[line.class_name] += 1
-        tally.flags.update(line.flags)
-        tally.events += bool(line.events)
+        stats.images[line.class_name] += 1
+        stats.flags.update(line.flags)
+        stats.events += bool(line.events)
         pixels = bytes.fromhex(line.seed_digest)
         other, end = seen.get(pixels, (line.seed_path, 0))
         if other != line.seed_path and line.replica < end:
-            tally.same_pixels[line.seed_path] = other
+            stats.same_pixels[line.seed_path] = other
         seen[pixels] = (line.seed_path, max(end, line.replica + 1))
     for reason in skipped:
         if reason.startswith(FLAGGED):
-            tally.dropped.update(reason.removeprefix(FLAGGED).split(", "))
+            stats.dropped.update(reason.removeprefix(FLAGGED).split(", "))
         else:
-            tally.unreadable[reason] += 1
-    return tally
+            stats.unreadable[reason] += 1
+    return stats

@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from dreamda_aug.expansion.metadata import PLAN
+from dreamda_aug.expansion.output import LocalFolder, OutputFolder, path_from
 from dreamda_aug.inputs.file_lists import FileSource
 from dreamda_aug.inputs.sources import Source
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.records.facts import PLAN
-from dreamda_aug.records.output import LocalFolder, OutputFolder, place_from
 
 
-def check_place(source: Source, folder: OutputFolder) -> None:
+def check_out(source: Source, folder: OutputFolder) -> None:
     """Refuse to write into the current folder, or between the seed images.
 
     Raises:
@@ -29,7 +29,7 @@ def check_place(source: Source, folder: OutputFolder) -> None:
             )
 
 
-def places_from(folder: OutputFolder, source: Source, model: DiffusionModel) -> dict[str, Any]:
+def paths_from(folder: OutputFolder, source: Source, model: DiffusionModel) -> dict[str, Any]:
     """Where seed images and model lie, as seen from the dataset's folder.
 
     Nothing absolute is written down: a dataset is published, and may move together with them.
@@ -42,12 +42,12 @@ def places_from(folder: OutputFolder, source: Source, model: DiffusionModel) -> 
     opened = None if source.spec is None else dict(source.spec)
     if opened is not None:
         for name in ("spec", "data_root"):
-            opened[name], known = place_from(folder, opened.get(name))
+            opened[name], known = path_from(folder, opened.get(name))
             if not known and "source" not in ask:
                 ask.append("source")
     places: dict[str, Any] = {"source": opened}
     for name, place in (("model", model.name), ("lora", model.lora)):
-        places[name], known = place_from(folder, place)
+        places[name], known = path_from(folder, place)
         if not known:
             ask.append(name)
     return places | {"ask": ask}

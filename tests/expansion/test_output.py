@@ -5,7 +5,7 @@ import os
 import pytest
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.records.output import LocalFolder, OutputFolder, as_folder, place_from, read_bytes
+from dreamda_aug.expansion.output import LocalFolder, OutputFolder, as_folder, path_from, read_bytes
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_places_are_written_down_as_seen_from_the_folder(folder, tmp_path):
     (tmp_path / "train").mkdir()
-    assert place_from(folder, str(tmp_path / "train")) == ("../train", True)
-    assert place_from(folder, str(tmp_path)) == ("..", True)
+    assert path_from(folder, str(tmp_path / "train")) == ("../train", True)
+    assert path_from(folder, str(tmp_path)) == ("..", True)
     for name in ("user/model", "bundled", None):
-        assert place_from(folder, name) == (name, True)
-    assert place_from(folder, "/usr") == ("usr", False)
+        assert path_from(folder, name) == (name, True)
+    assert path_from(folder, "/usr") == ("usr", False)

@@ -2,7 +2,7 @@
 
 import string
 
-from dreamda_aug.records.layouts import folder_names
+from dreamda_aug.expansion.layouts import folder_names
 
 
 def test_class_folders_have_names_that_every_file_system_bears():

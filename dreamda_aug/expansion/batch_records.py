@@ -5,19 +5,19 @@ from itertools import groupby
 from operator import attrgetter
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.entries import (
-    Entry,
-    read_entry,
+from dreamda_aug.expansion.layouts import WORK
+from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
+from dreamda_aug.expansion.metadata import PLAN, SKIPPED, Skipped
+from dreamda_aug.expansion.output import OutputFolder, read_bytes, sha256_of
+from dreamda_aug.expansion.records import (
+    Record,
+    parse_line,
     read_record,
     record_of,
     split_record,
 )
+from dreamda_aug.expansion.stats import Stats, count
 from dreamda_aug.files import read_numbered
-from dreamda_aug.records.facts import PLAN, SKIPPED, Skipped
-from dreamda_aug.records.layouts import WORK
-from dreamda_aug.records.manifest import MANIFEST, ManifestLine
-from dreamda_aug.records.output import OutputFolder, read_bytes, sha256_of
-from dreamda_aug.records.tally import Tally, count
 
 # Digests of the merged records, as ``sha256sum -c`` reads them; written last, so that a dataset is
 # whole once it is there.
@@ -29,7 +29,7 @@ class DamagedRecord(Exception):
     """A unit's record is not what was written."""
 
 
-class UnitRecords:
+class BatchRecords:
     """Reads and writes the records of a dataset.
 
     Args:
@@ -63,7 +63,7 @@ class UnitRecords:
         """Write the digests of the merged files as they are now."""
         self.folder.write(SUMS, [f"{self._sum_of(name)}\n".encode() for name in _SUMMED])
 
-    def write(self, unit: int, entries: Sequence[Entry]) -> None:
+    def write(self, unit: int, entries: Sequence[Record]) -> None:
         """Write the record of a unit."""
         self.folder.write(_record(unit), [record_of(entries)])
 
@@ -83,7 +83,7 @@ class UnitRecords:
 
     def entries(
         self, sums: dict[str, bool], units: Collection[int]
-    ) -> Iterator[tuple[int, list[Entry]]]:
+    ) -> Iterator[tuple[int, list[Record]]]:
         """What is on record for each unit; what cannot be read or relied on is left out.
 
         Args:
@@ -96,7 +96,7 @@ class UnitRecords:
                 if suffix == "jsonl" and stem.isdecimal() and int(stem) in units:
                     yield int(stem), read_record(read_bytes(self.folder, f"{WORK}/{name}"))
             return
-        left_out: dict[int, list[Entry]] = {}
+        left_out: dict[int, list[Record]] = {}
         if sums[SKIPPED]:  # nothing else could tell whether an entry was changed
             for entry in self._merged(SKIPPED):
                 left_out.setdefault(entry.unit, []).append(entry)
@@ -120,7 +120,7 @@ class UnitRecords:
         self.folder.write(SKIPPED, self._lines(skipped=True))
         self.folder.write(MANIFEST, self._lines(skipped=False))
 
-    def tally(self) -> Tally:
+    def stats(self) -> Stats:
         """Counts of a merged dataset."""
         return count(
             (ManifestLine.from_json(text, where) for where, text in self._numbered(MANIFEST)),
@@ -137,7 +137,7 @@ class UnitRecords:
         with self.folder.open(name) as file:
             yield from read_numbered(file, f"{self.folder}/{name}")
 
-    def _merged(self, name: str) -> Iterator[Entry]:
+    def _merged(self, name: str) -> Iterator[Record]:
         """The entries of a merged file that can be read."""
         try:
             file = self.folder.open(name)
@@ -145,7 +145,7 @@ class UnitRecords:
             return
         with file:
             for line in file:
-                entry = read_entry(line)
+                entry = parse_line(line)
                 if isinstance(entry, Skipped if name == SKIPPED else ManifestLine):
                     yield entry
 
@@ -156,7 +156,7 @@ class UnitRecords:
             if lines is None:
                 raise DamagedRecord
             for line in lines:
-                entry = read_entry(line)
+                entry = parse_line(line)
                 assert entry is not None  # the record's digest is right
                 if entry.seed_index == index and entry.seed_digest != digest:
                     raise ExpansionError(

@@ -38,17 +38,17 @@ class Plan:
 
     Args:
         replicas: number of replicas of each chosen seed image, by its number in the source.
-        unit_size: samples per unit, >= 1; the last unit may be smaller.
+        batch_size: samples per unit, >= 1; the last unit may be smaller.
         first: number of the first replica of a seed image, by its number; 0 where it says nothing.
     """
 
     def __init__(
-        self, replicas: Mapping[int, int], unit_size: int, first: Mapping[int, int] | None = None
+        self, replicas: Mapping[int, int], batch_size: int, first: Mapping[int, int] | None = None
     ):
-        if unit_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {unit_size}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         chosen = sorted(index for index, count in replicas.items() if count > 0)
-        self.unit_size = unit_size
+        self.batch_size = batch_size
         self._first = dict(first or {})
         self._seed_indices = chosen
         self._ends = list(accumulate(replicas[index] for index in chosen))
@@ -70,21 +70,21 @@ class Plan:
 
     def beginning_at(self, first: Mapping[int, int]) -> "Plan":
         """The same with other numbers for the first replicas."""
-        return Plan(dict(self.counts()), self.unit_size, first)
+        return Plan(dict(self.counts()), self.batch_size, first)
 
     @property
     def units(self) -> int:
         """How many units there are."""
-        return -(-len(self) // self.unit_size)
+        return -(-len(self) // self.batch_size)
 
     def unit(self, number: int) -> list[PlannedSample]:
         """The samples of one unit, in order."""
-        start = number * self.unit_size
-        return [self._sample(i) for i in range(start, min(start + self.unit_size, len(self)))]
+        start = number * self.batch_size
+        return [self._sample(i) for i in range(start, min(start + self.batch_size, len(self)))]
 
-    def unit_length(self, number: int) -> int:
+    def batch_length(self, number: int) -> int:
         """How many samples a unit holds; 0 for units that are not planned."""
-        return max(0, min(self.unit_size, len(self) - number * self.unit_size))
+        return max(0, min(self.batch_size, len(self) - number * self.batch_size))
 
     def inversions(self, paths: int) -> int:
         """How many inversions there are in all: a unit makes each of its own, and keeps none.
@@ -94,10 +94,10 @@ class Plan:
         """
         total = begin = 0
         for end in self._ends:
-            first = min(end - begin, self.unit_size - begin % self.unit_size)
-            whole_units, rest = divmod(end - begin - first, self.unit_size)
+            first = min(end - begin, self.batch_size - begin % self.batch_size)
+            whole_units, rest = divmod(end - begin - first, self.batch_size)
             total += min(first, paths) + min(rest, paths)
-            total += whole_units * min(self.unit_size, paths)
+            total += whole_units * min(self.batch_size, paths)
             begin = end
         return total
 

@@ -14,11 +14,11 @@ from pipelines import pixel_pipeline
 from dreamda_aug import Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.engines.reopened import ReopenedFilter
 from dreamda_aug.expansion.expansion import Expansion
+from dreamda_aug.expansion.reopened import ReopenedFilter
 
 ray = pytest.importorskip("ray")
-from dreamda_aug.expansion.engines.ray import RayEngine, make_units  # noqa: E402
+from dreamda_aug.expansion.ray_engine import RayEngine, make_batches  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -84,7 +84,7 @@ def test_two_processes_one_of_them_killed_write_the_files_of_one(
                     title = (entry / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if title.startswith(b"ray::UnitWorker"):
+                if title.startswith(b"ray::BatchWorker"):
                     found.add(int(entry.name))
         return found
 
@@ -134,7 +134,7 @@ def test_ten_thousand_units_are_given_out_without_the_driver_growing(cluster):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
-    make_units(range(10_000), quick.remote, 2, finished)
+    make_batches(range(10_000), quick.remote, 2, finished)
     assert done == set(range(10_000))
     assert sizes[1] - sizes[0] < 100e6
 
@@ -143,7 +143,7 @@ def test_a_unit_that_kills_every_process_is_named(cluster):
     deadly = ray.remote(num_cpus=1, max_restarts=0)(local_classes()[1])
     done = []
     with pytest.raises(ExpansionError, match="batch 1: its process died 3 times"):
-        make_units(range(3), deadly.remote, 1, done.append)
+        make_batches(range(3), deadly.remote, 1, done.append)
     assert done == [0] or done == [0, 2]
 
 

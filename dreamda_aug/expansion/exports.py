@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
+from dreamda_aug.expansion.metadata import WHERE
+from dreamda_aug.expansion.output import OutputFolder, sha256_of
 from dreamda_aug.files import read_numbered
-from dreamda_aug.records.facts import WHERE
-from dreamda_aug.records.manifest import MANIFEST, ManifestLine
-from dreamda_aug.records.output import OutputFolder, sha256_of
 
 METADATA, CROISSANT = "metadata.jsonl", "croissant.json"
 
@@ -38,19 +38,19 @@ _COLUMNS = {
 }
 
 
-def conventions_of(facts: Mapping[str, Any]) -> list[str]:
+def exports_of(facts: Mapping[str, Any]) -> list[str]:
     """Names of the files that a dataset has for other programs."""
     return [METADATA, CROISSANT] if facts["image_format"] == "folder" else [CROISSANT]
 
 
-def write_conventions(folder: OutputFolder, facts: Mapping[str, Any]) -> None:
+def write_exports(folder: OutputFolder, facts: Mapping[str, Any]) -> None:
     """Write both files of a finished dataset; the same bytes whenever it is done.
 
     ``metadata.jsonl`` is for class folders alone: shards carry their labels themselves.
 
     Args:
         folder: the dataset's.
-        facts: what `read_plan` returns.
+        facts: what `read_metadata` returns.
     """
     if facts["image_format"] == "folder":
         folder.write(METADATA, metadata_lines(folder))

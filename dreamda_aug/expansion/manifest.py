@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.metadata import local_dataset
 from dreamda_aug.files import parse_json, read_lines, shorten
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.models import Condition
-from dreamda_aug.records.facts import local_dataset
 from dreamda_aug.version import __version__
 
 MANIFEST = "manifest.jsonl"

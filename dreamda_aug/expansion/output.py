@@ -182,7 +182,7 @@ def as_folder(place: "str | Path | OutputFolder") -> OutputFolder:
     return LocalFolder(place) if isinstance(place, str | Path) else place
 
 
-def place_from(folder: OutputFolder, place: str | None) -> tuple[str | None, bool]:
+def path_from(folder: OutputFolder, place: str | None) -> tuple[str | None, bool]:
     """How a place is written down in a dataset's folder, and whether that says where it is.
 
     Args:

@@ -62,7 +62,7 @@ def test_hidden_files_and_folders_are_no_seeds(source):
 def test_a_pipe_is_no_image_and_is_not_waited_for(source, synthesizer, tmp_path):
     os.mkfifo(source / "cat" / "pipe.png")
     summary = expand(source, tmp_path / "out", synthesizer, 1)
-    assert summary.tally.made == 4 and sum(summary.tally.unreadable.values()) == 1
+    assert summary.stats.made == 4 and sum(summary.stats.unreadable.values()) == 1
 
 
 def test_a_name_that_is_no_utf8_is_refused_before_anything_is_made(source):

@@ -1,10 +1,10 @@
 """Counts of a finished dataset, and what a user is warned of."""
 
-from dreamda_aug.records.tally import Tally
+from dreamda_aug.expansion.stats import Stats
 
 
 def test_equal_seed_images_are_named_as_far_as_there_is_room():
-    few, many = (Tally(same_pixels={f"dog/{i}.bmp": f"cat/{i}.png" for i in range(count)})
+    few, many = (Stats(same_pixels={f"dog/{i}.bmp": f"cat/{i}.png" for i in range(count)})
                  for count in (2, 11))
     assert (few.repeated, many.repeated) == (2, 11)
     said, = few.warnings()

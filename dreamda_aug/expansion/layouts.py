@@ -12,10 +12,10 @@ from typing import Protocol
 import PIL.Image
 
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.manifest import ManifestLine
+from dreamda_aug.expansion.output import OutputFolder, read_bytes
 from dreamda_aug.inputs.images import UNREADABLE
 from dreamda_aug.inputs.opening import open_image
-from dreamda_aug.records.manifest import ManifestLine
-from dreamda_aug.records.output import OutputFolder, read_bytes
 
 # Unfinished work lies here; the folder is gone once the dataset is whole.
 WORK = ".dreamda"
@@ -94,11 +94,11 @@ class ShardLayout:
 
     Args:
         folder: the dataset's folder.
-        units_per_shard: how many units go into a shard.
+        batches_per_shard: how many units go into a shard.
     """
 
-    def __init__(self, folder: OutputFolder, units_per_shard: int):
-        self.folder, self.units_per_shard = folder, units_per_shard
+    def __init__(self, folder: OutputFolder, batches_per_shard: int):
+        self.folder, self.batches_per_shard = folder, batches_per_shard
         # one shard holds many units, which are looked at one after the other
         self._looked_at: tuple[str, dict[str, str]] = ("", {})
 
@@ -123,18 +123,19 @@ class ShardLayout:
                 if line.file != f"{shard}/{line.id}.png" or not _is_recorded(found, line)]
 
     def beside(self, units: Collection[int]) -> set[int]:
-        of_shards = {unit // self.units_per_shard for unit in units
+        of_shards = {unit // self.batches_per_shard for unit in units
                      if not self.folder.exists(self._part(unit))
                      and self.folder.exists(self._shard(unit))}
         return set(units).union(*(
-            range(shard * self.units_per_shard, (shard + 1) * self.units_per_shard)
+            range(shard * self.batches_per_shard, (shard + 1) * self.batches_per_shard)
             for shard in of_shards))
 
     def finish(self, units: int) -> None:
         present = set(self.folder.names(WORK))
-        for first in range(0, units, self.units_per_shard):
+        for first in range(0, units, self.batches_per_shard):
             shard = self._shard(first)
-            parts = [self._part(u) for u in range(first, min(first + self.units_per_shard, units))]
+            last = min(first + self.batches_per_shard, units)
+            parts = [self._part(unit) for unit in range(first, last)]
             if not all(part.partition("/")[2] in present for part in parts):
                 if not self.folder.exists(shard):  # if it does, it was put together before
                     raise FileNotFoundError(f"{self.folder}: a part of {shard} is missing.")
@@ -169,7 +170,7 @@ class ShardLayout:
         return self._looked_at[1]
 
     def _shard(self, unit: int) -> str:
-        return f"shard-{unit // self.units_per_shard:06d}.tar"
+        return f"shard-{unit // self.batches_per_shard:06d}.tar"
 
     def _part(self, unit: int) -> str:
         return f"{WORK}/{unit:08d}.tar"

@@ -1,6 +1,6 @@
 import pytest
 
-from dreamda_aug.report.places import place_name, relative_name, without_places
+from dreamda_aug.machine_paths import path_name, relative_name, without_paths
 
 
 @pytest.mark.parametrize("place, name", [
@@ -16,7 +16,7 @@ from dreamda_aug.report.places import place_name, relative_name, without_places
     ("StableDiffusionPipeline", "StableDiffusionPipeline"),
 ])
 def test_a_place_is_called_by_its_name_and_a_hub_id_stays(place, name):
-    assert place_name(place) == name
+    assert path_name(place) == name
 
 
 @pytest.mark.parametrize("path, folder, name", [
@@ -45,4 +45,4 @@ def test_an_image_is_called_as_its_source_sees_it(path, folder, name):
 ])
 def test_sentences_name_no_folders_of_the_machine(text, expected):
     known = ["/home/ann/my data/train", "/", "stabilityai/sd-turbo"]
-    assert without_places(text, known) == expected
+    assert without_paths(text, known) == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from expansion.folders import once_per_unit
+from expansion.folders import once_per_batch
 from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
@@ -14,15 +14,15 @@ from torchvision.datasets import FakeData
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError, StorageError
+from dreamda_aug.expansion import remote
 from dreamda_aug.expansion.expansion import Expansion
+from dreamda_aug.expansion.manifest import read_manifest
+from dreamda_aug.expansion.metadata import read_metadata
+from dreamda_aug.expansion.output import LocalFolder, OutputFolder
 from dreamda_aug.expansion.regeneration import regenerate
+from dreamda_aug.expansion.remote import RemoteFolder, open_folder
+from dreamda_aug.expansion.stats import read_stats
 from dreamda_aug.models.unet import PixelModel
-from dreamda_aug.records import remote
-from dreamda_aug.records.facts import read_plan
-from dreamda_aug.records.manifest import read_manifest
-from dreamda_aug.records.output import LocalFolder, OutputFolder
-from dreamda_aug.records.remote import RemoteFolder, open_folder
-from dreamda_aug.records.tally import tally_of
 from dreamda_aug.report.contents import write_report
 from dreamda_aug.report.publishing import push
 
@@ -46,7 +46,7 @@ def expansion(request):
     synthesizer = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None,
                               batch_size=4)
     expansion = Expansion(data, synthesizer, 2, image_format=request.param, shard_samples=8)
-    expansion.maker.make = once_per_unit(expansion.maker.make)
+    expansion.maker.make = once_per_batch(expansion.maker.make)
     return expansion
 
 
@@ -86,7 +86,7 @@ def test_a_url_that_was_made_a_path_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("read", [
-    read_plan, lambda root: next(read_manifest(root)), tally_of, write_report,
+    read_metadata, lambda root: next(read_manifest(root)), read_stats, write_report,
     lambda root: regenerate(root, "00000000_0000"), lambda root: push(root, "user/name"),
     lambda root: AugmentedDataset.from_folder(FakeData(4), root),
 ])

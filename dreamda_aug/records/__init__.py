@@ -1,1 +1,0 @@
-"""How a synthetic dataset lies on disk: manifest, facts, images, counts."""
