@@ -14,7 +14,6 @@ from benchmarks.accuracy.training import predictions
 from dreamda_aug.metrics import (
     SmallSampleWarning,
     classifier_features,
-    distance_to_seed,
     frechet_distance,
     kernel_distance,
     label_agreement,
@@ -46,9 +45,9 @@ def measure(setup: Setup, run: Run) -> dict[str, float | None]:
         "frechet": frechet,
         "kernel": kernel,
         "agreement": None if judge is None else label_agreement(
-            predictions(judge, pool.pixels, setup.device), pool.seed_labels).overall,
-        "distance": distance_to_seed(flat, seeds, seed_index).mean().item() / root,
-        "diversity": replica_diversity(flat, seed_index).mean / root,
+            predictions(judge, pool.pixels, setup.device), pool.seed_labels),
+        "distance": (flat - seeds[seed_index]).double().norm(dim=1).mean().item() / root,
+        "diversity": replica_diversity(flat, seed_index) / root,
     }  # fmt: skip
 
 

@@ -6,12 +6,7 @@ recall in :mod:`dreamda_aug.metrics.manifolds`, what concerns single samples in
 :mod:`dreamda_aug.metrics.features`; the names a user needs are all importable from here.
 """
 
-from dreamda_aug.metrics.comparison import (
-    LabelAgreement,
-    MetricsReport,
-    compare_folders,
-    label_agreement,
-)
+from dreamda_aug.metrics.comparison import MetricsReport, compare_folders, label_agreement
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.metrics.distributions import (
     KernelDistance,
@@ -22,43 +17,32 @@ from dreamda_aug.metrics.distributions import (
 )
 from dreamda_aug.metrics.features import (
     FeatureFunction,
-    FolderImages,
     classifier_features,
     extract_features,
     inception_features,
     pixel_features,
 )
+from dreamda_aug.metrics.image_folder import FolderImages
 from dreamda_aug.metrics.manifolds import (
     DensityCoverage,
     PrecisionRecall,
     density_coverage,
     precision_recall,
 )
-from dreamda_aug.metrics.neighbours import (
-    NearestClassMean,
-    NearestOther,
-    ReplicaDiversity,
-    distance_to_seed,
-    nearest_other,
-    replica_diversity,
-)
+from dreamda_aug.metrics.neighbours import NearestOther, nearest_other, replica_diversity
 
 __all__ = [
     "DensityCoverage",
     "FeatureFunction",
     "FolderImages",
     "KernelDistance",
-    "LabelAgreement",
     "MetricsReport",
-    "NearestClassMean",
     "NearestOther",
     "PrecisionRecall",
-    "ReplicaDiversity",
     "SmallSampleWarning",
     "classifier_features",
     "compare_folders",
     "density_coverage",
-    "distance_to_seed",
     "extract_features",
     "frechet_distance",
     "inception_features",

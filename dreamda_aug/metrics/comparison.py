@@ -16,29 +16,10 @@ from dreamda_aug.metrics.distributions import (
     small_sample_note,
     squared_frechet,
 )
-from dreamda_aug.metrics.features import (
-    FeatureFunction,
-    FolderImages,
-    extract_features,
-    pixel_features,
-)
+from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
+from dreamda_aug.metrics.image_folder import FolderImages
 from dreamda_aug.metrics.manifolds import density_coverage, precision_recall
-from dreamda_aug.metrics.neighbours import NearestClassMean, nearest_other, replica_diversity
-
-
-@dataclass(frozen=True)
-class LabelAgreement:
-    """Share of samples whose predicted label equals the given one.
-
-    Attributes:
-        overall: over all samples, in [0, 1].
-        per_class: given label -> share within it, in [0, 1].
-        counts: given label -> number of samples.
-    """
-
-    overall: float
-    per_class: dict[int, float]
-    counts: dict[int, int]
+from dreamda_aug.metrics.neighbours import nearest_other, replica_diversity
 
 
 @dataclass(frozen=True)
@@ -71,7 +52,7 @@ class MetricsReport:
         label_agreement: share of synthetic images that a nearest-class-mean classifier fitted on
             the real folder puts into the class of their folder; None without shared class folders.
         real_label_agreement: the same of the real images it was fitted on, an optimistic yardstick.
-        notes: what a reader of the figures should know.
+        notes: limits of the figures, in sentences.
     """
 
     real_count: int
@@ -102,8 +83,8 @@ class MetricsReport:
         return asdict(self) | {"notes": list(self.notes)}
 
 
-def label_agreement(predictions: Tensor, labels: Tensor) -> LabelAgreement:
-    """Share of samples on which a classifier and the given labels agree, overall and per class.
+def label_agreement(predictions: Tensor, labels: Tensor) -> float:
+    """Share of samples on which a classifier and the given labels agree, in [0, 1].
 
     Args:
         predictions: labels that a classifier gave, (N,) integers.
@@ -113,23 +94,14 @@ def label_agreement(predictions: Tensor, labels: Tensor) -> LabelAgreement:
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"labels must have shape (N,), N >= 1, got {tuple(labels.shape)}.")
     labels = check_integers("labels", labels, len(labels)).cpu()
-    equal = check_integers("predictions", predictions, len(labels)).cpu() == labels
-    of_class = {label: equal[labels == label] for label in labels.unique().tolist()}
-    return LabelAgreement(
-        overall=equal.double().mean().item(),
-        per_class={label: same.double().mean().item() for label, same in of_class.items()},
-        counts={label: len(same) for label, same in of_class.items()},
-    )
+    same = check_integers("predictions", predictions, len(labels)).cpu() == labels
+    return same.double().mean().item()
 
 
 def compare_folders(
-    real_dir: str | os.PathLike[str],
-    synthetic_dir: str | os.PathLike[str],
-    *,
-    features: FeatureFunction | None = None,
-    batch_size: int = 64,
-    device: str | torch.device = "cpu",
-    rng_seed: int = 0,
+    real_dir: str | os.PathLike[str], synthetic_dir: str | os.PathLike[str], *,
+    features: FeatureFunction | None = None, batch_size: int = 64,
+    device: str | torch.device = "cpu", rng_seed: int = 0,
 ) -> MetricsReport:
     """Compare two folders of images, each one flat or with one sub-folder per class.
 
@@ -138,7 +110,7 @@ def compare_folders(
     Args:
         real_dir: the real images, at least 6.
         synthetic_dir: the synthetic images, at least 4.
-        features: images (B, 3, H, W) in [0, 1] -> (B, D). None is ``pixel_features(size=32)``,
+        features: images (B, 3, H, W) in [0, 1] -> (B, D), or None for ``pixel_features(size=32)``,
             which needs no weights but sees colours and layout rather than content.
         batch_size: images per call of ``features``.
         device: where the images are put before that call.
@@ -178,28 +150,19 @@ def compare_folders(
     if isinstance(labels, str):
         notes.append(labels)
     else:
-        classifier = NearestClassMean.fit(real, labels[0])
-        real_agreement = label_agreement(classifier.predict(real), labels[0]).overall
-        agreement = label_agreement(classifier.predict(synthetic), labels[1]).overall
+        # labels of the real folder are 0 ... K - 1, each with an image
+        means = torch.stack([real[labels[0] == label].mean(0) for label in labels[0].unique()])
+        real_agreement = label_agreement(nearest(real, means)[1], labels[0])
+        agreement = label_agreement(nearest(synthetic, means)[1], labels[1])
     return MetricsReport(
-        real_count=len(real),
-        synthetic_count=len(synthetic),
-        features=repr(features),
-        feature_count=real.shape[1],
-        fid=squared_frechet(real, synthetic),
-        kid=kid.mean,
-        kid_std=kid.std,
-        mmd=mean_discrepancy(real, synthetic, kernel="rbf"),
-        precision=pr.precision,
-        recall=pr.recall,
-        density=dc.density,
-        coverage=dc.coverage,
-        nearest_real=to_real.median().item(),
-        real_spacing=spacing.median().item(),
+        real_count=len(real), synthetic_count=len(synthetic),
+        features=repr(features), feature_count=real.shape[1],
+        fid=squared_frechet(real, synthetic), kid=kid.mean, kid_std=kid.std,
+        mmd=mean_discrepancy(real, synthetic),
+        precision=pr.precision, recall=pr.recall, density=dc.density, coverage=dc.coverage,
+        nearest_real=to_real.median().item(), real_spacing=spacing.median().item(),
         exact_copies=int((to_real == 0).sum()),
-        **of_seeds,
-        label_agreement=agreement,
-        real_label_agreement=real_agreement,
+        **of_seeds, label_agreement=agreement, real_label_agreement=real_agreement,
         notes=tuple(notes),
     )
 
@@ -235,8 +198,8 @@ def _seed_figures(real: Tensor, synthetic: Tensor, seeds: Tensor) -> dict[str, f
     others = nearest_other(synthetic, real, seeds)
     repeated = seeds.unique(return_counts=True)[1].max() > 1
     return {
-        "diversity": replica_diversity(synthetic, seeds).mean if repeated else None,
+        "diversity": replica_diversity(synthetic, seeds) if repeated else None,
         "seed_distance": others.seed_distance.median().item(),
         "nearest_other": others.distance.median().item(),
-        "closer_to_other": others.closer_than_seed.double().mean().item(),
+        "closer_to_other": (others.distance < others.seed_distance).double().mean().item(),
     }

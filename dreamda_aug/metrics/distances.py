@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Entries of one tile of a distance or kernel matrix: a million float64 are 8 MB.
+# Entries of one tile of a distance matrix: a million float64 are 8 MB.
 TILE_ENTRIES = 1_000_000
 
 
@@ -55,22 +55,20 @@ def distance_tiles(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tenso
 def paired_distance(queries: Tensor, references: Tensor, index: Tensor) -> Tensor:
     """Distance of query i to reference ``index[i]``, (N,), in bands of bounded memory."""
     band = max(1, TILE_ENTRIES // references.shape[1])
-    return torch.cat(
-        [
-            (part - references[rows]).norm(dim=1)
-            for part, rows in zip(queries.split(band), index.split(band), strict=True)
-        ]
-    )
+    return torch.cat([(part - references[rows]).norm(dim=1)
+                      for part, rows in zip(queries.split(band), index.split(band), strict=True)])
 
 
-def check_features(name: str, features: Tensor) -> Tensor:
-    """``features`` as a finite, non-empty (N, D) float64 tensor, or a ValueError."""
+def check_features(name: str, features: Tensor, least: int = 1) -> Tensor:
+    """``features`` as a finite (N, D) float64 tensor, N >= ``least``, or a ValueError."""
     rows = torch.as_tensor(features)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(
             f"{name} must be a non-empty array (N, D), got shape {tuple(rows.shape)}; "
             "images become features with extract_features(images, pixel_features())."
         )
+    if len(rows) < least:
+        raise ValueError(f"{name} must hold at least {least} samples, got {len(rows)}.")
     if rows.is_complex():
         raise ValueError(f"{name} must hold real numbers, got {rows.dtype}.")
     rows = rows.detach().double()
@@ -84,10 +82,10 @@ def check_features(name: str, features: Tensor) -> Tensor:
 
 
 def check_pair(
-    first: Tensor, second: Tensor, names: tuple[str, str] = ("real", "synthetic")
+    first: Tensor, second: Tensor, names: tuple[str, str] = ("real", "synthetic"), least: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Both arrays checked, with equal D, on the second one's device."""
-    first, second = check_features(names[0], first), check_features(names[1], second)
+    first, second = check_features(names[0], first, least), check_features(names[1], second, least)
     if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"{names[0]} and {names[1]} must have equally many columns, got {first.shape[1]} and "

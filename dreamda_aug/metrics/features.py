@@ -17,18 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torchvision.transforms import v2
 
-from dreamda_aug.metrics.image_folder import FolderImages, as_colour, in_range, pil_to_tensor
+from dreamda_aug.metrics.image_folder import as_colour, in_range, pil_to_tensor
 from dreamda_aug.progress import track
-
-__all__ = [
-    "FeatureFunction",
-    "FolderImages",
-    "classifier_features",
-    "extract_features",
-    "inception_features",
-    "pixel_features",
-]
 
 
 class FeatureFunction(Protocol):
@@ -50,7 +42,7 @@ def pixel_features(size: int | None = None) -> FeatureFunction:
     """The pixels themselves, flattened: D = C * H * W.
 
     Args:
-        size: images are first resized to ``size`` x ``size``; None keeps them as they are.
+        size: images are first resized to ``size`` x ``size``, or None to keep their size.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}; None keeps the image's own size.")
@@ -73,9 +65,9 @@ def classifier_features(
 
     Args:
         model: any module that classifies images.
-        layer: dotted name of the final layer; None takes the last ``nn.Linear``. Inputs
+        layer: dotted name of the final layer, or None to take the last ``nn.Linear``. Inputs
             (B, D, H, W) of a convolution used as the final layer are averaged over H and W.
-        size: images are resized to ``size`` x ``size``; None keeps them as they are.
+        size: images are resized to ``size`` x ``size``, or None to keep their size.
         mean: per channel, subtracted after resizing; give it together with ``std``.
         std: per channel, > 0, divided by.
     """
@@ -90,19 +82,14 @@ def classifier_features(
     elif layer not in dict(model.named_modules()):
         names = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"layer must name a part of model, got {layer!r}; at its top: {names}.")
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}.")
-    if mean is not None and std is not None and (len(mean) != len(std) or min(std) <= 0):
+    if mean is None and std is None:
+        return _Classifier(model, layer, size, None)
+    if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
         raise ValueError(
-            f"mean and std must be equally long, std above 0, got mean={mean} and std={std}."
+            "mean and std must be given together and be equally long, std above 0, got "
+            f"mean={mean} and std={std}."
         )
-    return _Classifier(
-        model,
-        layer,
-        size,
-        None if mean is None else tuple(mean),
-        None if std is None else tuple(std),
-    )
+    return _Classifier(model, layer, size, v2.Normalize(mean, std))
 
 
 def inception_features(
@@ -135,7 +122,7 @@ def inception_features(
             f"{path}: expected a TorchScript file, found something torch.jit.load cannot read "
             f"({str(error).splitlines()[0]})."
         ) from error
-    return _Inception(network, torch.device(device), str(path))
+    return _Inception(network, torch.device(device), path)
 
 
 def extract_features(
@@ -168,8 +155,7 @@ def extract_features(
         found.append(_batch_features(batch, feature_fn, device))
     if not found:
         raise ValueError("images must hold at least one image, got none.")
-    _check_equal_width([part.shape[1] for part in found])
-    return torch.cat(found)
+    return _joined(found)
 
 
 @dataclass(frozen=True)
@@ -177,7 +163,7 @@ class _Pixels:
     size: int | None
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _resize(images, self.size, "bilinear").flatten(1)
+        return _resize(images, self.size).flatten(1)
 
     def __repr__(self) -> str:
         return f"pixel_features(size={self.size})"
@@ -188,23 +174,19 @@ class _Classifier:
     model: nn.Module
     layer: str
     size: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    normalize: nn.Module | None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        weight = next(self.model.parameters())
-        images = _resize(images, self.size, "bilinear").to(weight)
-        convolutions = (part for part in self.model.modules() if isinstance(part, nn.Conv2d))
-        first = next(convolutions, None)
-        if first is not None and first.in_channels == 3:
+        images = _resize(images, self.size).to(next(self.model.parameters()))
+        convolutions = [part for part in self.model.modules() if isinstance(part, nn.Conv2d)]
+        if convolutions and convolutions[0].in_channels == 3:
             images = as_colour(images)
-        if self.mean is not None and self.std is not None:
-            images = (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
+        if self.normalize is not None:
+            images = self.normalize(images)
         seen: list[Tensor] = []
         hook = self.model.get_submodule(self.layer).register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0])
-        )
+            lambda _, inputs: seen.append(inputs[0]))
         try:
             with _evaluating(self.model):
                 self.model(images)
@@ -225,17 +207,15 @@ class _Classifier:
         return features
 
     def __repr__(self) -> str:
-        return (
-            f"classifier_features({type(self.model).__name__}, layer={self.layer!r}, "
-            f"size={self.size})"
-        )
+        return (f"classifier_features({type(self.model).__name__}, layer={self.layer!r}, "
+                f"size={self.size})")
 
 
 @dataclass(frozen=True, eq=False)
 class _Inception:
     network: torch.jit.ScriptModule
     device: torch.device
-    path: str
+    path: Path
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -246,7 +226,7 @@ class _Inception:
         return features
 
     def __repr__(self) -> str:
-        return f"inception_features({Path(self.path).name!r})"
+        return f"inception_features({self.path.name!r})"
 
 
 def _images(images: Indexed | Iterable[Any]) -> Iterator[Tensor]:
@@ -269,41 +249,36 @@ def _images(images: Indexed | Iterable[Any]) -> Iterator[Tensor]:
 def _batch_features(
     batch: list[Tensor], feature_fn: FeatureFunction, device: str | torch.device
 ) -> Tensor:
-    """Features of images that may differ in shape: one call per shape, back in order, (B, D)."""
-    of_shape: dict[torch.Size, list[int]] = {}
-    for position, image in enumerate(batch):
-        of_shape.setdefault(image.shape, []).append(position)
-    found, order = [], []
-    for positions in of_shape.values():
-        features = feature_fn(torch.stack([batch[position] for position in positions]).to(device))
-        if features.ndim != 2 or len(features) != len(positions):
+    """Features (B, D) of images, one by one where they differ in shape."""
+    alike = len({image.shape for image in batch}) == 1
+    found = []
+    for part in [torch.stack(batch)] if alike else [image[None] for image in batch]:
+        features = feature_fn(part.to(device))
+        if features.ndim != 2 or len(features) != len(part):
             raise ValueError(
                 f"feature_fn must return (B, D), got {tuple(features.shape)} for "
-                f"{len(positions)} images; flatten or pool what it returns."
+                f"{len(part)} images; flatten or pool what it returns."
             )
         found.append(features.detach().cpu())
-        order += positions
-    _check_equal_width([part.shape[1] for part in found])
-    return torch.cat(found)[torch.tensor(order).argsort()]
+    return _joined(found)
 
 
-def _check_equal_width(widths: list[int]) -> None:
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All rows below each other, if they are equally wide."""
+    widths = [part.shape[1] for part in parts]
     if len(set(widths)) > 1:
         raise ValueError(
             f"feature_fn must return equally many features for every image, got {widths[0]} and "
             f"{next(width for width in widths if width != widths[0])}: the images differ in shape; "
             "give a size, as in pixel_features(size=32), and one number of channels."
         )
+    return torch.cat(parts)
 
 
-def _resize(images: Tensor, size: int | None, mode: str) -> Tensor:
+def _resize(images: Tensor, size: int | None, mode: str = "bilinear") -> Tensor:
     if size is None or images.shape[-2:] == (size, size):
         return images
     return interpolate(images, (size, size), mode=mode, align_corners=False, antialias=True)
-
-
-def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ before = peak()
 metrics.precision_recall(features, features)
 metrics.density_coverage(features, features)
 metrics.nearest(features, features)
-metrics.mean_discrepancy(features, features, kernel="rbf", gamma=1.0)
+metrics.mean_discrepancy(features, features, gamma=1.0)
 print(peak() - before)
 """
 

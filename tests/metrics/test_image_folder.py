@@ -7,9 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as v2
 
-from dreamda_aug.metrics.features import (
-    FolderImages,
-)
+from dreamda_aug.metrics import FolderImages
 
 
 def save(path, value=100, size=(4, 3)):
