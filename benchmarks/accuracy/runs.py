@@ -36,11 +36,11 @@ from benchmarks.accuracy.training import (
 )
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
+from dreamda_aug.calibration import diffusion_classifier, judge, out_of_fold, probe
 from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
 from dreamda_aug.calibration.probe import LinearProbe, model_features
 from dreamda_aug.evaluation import protocol
 from dreamda_aug.evaluation.protocol import estimate_label_prior
-from dreamda_aug.generation import diffusion_classifier, judging, out_of_fold, probe
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.models import DiffusionModel
 
@@ -50,7 +50,7 @@ LONGER = 8
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
                   "probe": [*LABELLING_CODE, Path(probe.__file__)],
                   "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
-CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judging, out_of_fold, probe, protocol)]
+CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judge, out_of_fold, probe, protocol)]
 
 
 @dataclass(frozen=True)
