@@ -181,7 +181,7 @@ def _collection(value: Any, kind: type, inside: tuple[Any, ...]) -> Any:
     """The collection, or the numbers of an array; text is none."""
     is_array = isinstance(value, _Array)
     expected = Sequence if issubclass(kind, Sequence) else kind
-    if isinstance(value, str | bytes) or not (is_array or isinstance(value, expected)):
+    if isinstance(value, str | bytes | Mapping) or not (is_array or isinstance(value, expected)):
         raise _NoMatch
     if not inside or inside[0] is Any:
         return value
@@ -218,7 +218,8 @@ def _described(annotation: Any) -> str:
 def _alternatives(annotation: Any) -> list[str]:
     kind, inside = get_origin(annotation) or annotation, get_args(annotation)
     if kind in _UNIONS:
-        return [words for each in inside for words in _alternatives(each)]
+        return [words for each in inside for words in _alternatives(each)
+                if not getattr(each, "_is_protocol", False)]
     if kind is Literal:
         return list(map(repr, inside))
     if kind in _WORDS:

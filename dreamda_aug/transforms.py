@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dreamda_aug.arguments import real
+from dreamda_aug.arguments import checked, real
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.generation.tensors import Request
 from dreamda_aug.inputs.images import read_pixels
@@ -83,6 +83,7 @@ class DreamDAugment(v2.Transform):
     Source: Fu et al. 2024, arXiv:2403.12803; as a transform: ours.
     """
 
+    @checked
     def __init__(
         self,
         model: Any = BUNDLED,
@@ -94,10 +95,6 @@ class DreamDAugment(v2.Transform):
     ):
         super().__init__()
         p = real("p", p, "lie in [0, 1]", 0, 1)
-        if not (labels_getter is None or labels_getter == "default" or callable(labels_getter)):
-            raise ValueError(
-                f"labels_getter must be 'default', a function or None, got {labels_getter!r}."
-            )
         if isinstance(model, Synthesizer):
             if options or preset != "recommended":
                 raise TypeError(

@@ -259,9 +259,9 @@ def test_annotations_that_would_become_wrong_are_refused(augment, annotation, na
 
 @pytest.mark.parametrize("wrong, error, message", [
     (dict(p=1.5), ValueError, r"p must lie in \[0, 1\], got 1.5"),
-    (dict(labels_getter="first"), ValueError, "labels_getter must be 'default'"),
+    (dict(labels_getter="first"), ValueError, "labels_getter must be .* or None"),
     (dict(prompt="a {thing}"), ValueError, r"prompt may use .* with thing"),
-    (dict(class_names="cat"), TypeError, "class_names must be a list"),
+    (dict(class_names="cat"), ValueError, "class_names must be a list"),
     (dict(preset="best"), ValueError, "preset must be one of"),
     (dict(noise=1), TypeError, "'noise' is no setting"),
     (dict(generator=1), TypeError, "'generator' is no setting"),

@@ -17,6 +17,7 @@ from dreamda_aug.adaptation.objective import noise_levels
 from dreamda_aug.adaptation.out_folder import check_out
 from dreamda_aug.adaptation.result import Adaptation, conclude, read_adaptation, versions
 from dreamda_aug.adaptation.settings import AdaptationSettings
+from dreamda_aug.arguments import checked
 from dreamda_aug.files import remove_temporaries, write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 from dreamda_aug.models import BUNDLED, ModelSpec
@@ -33,6 +34,7 @@ from dreamda_aug.models.adapted import (
 from dreamda_aug.models.latent import LatentModel
 
 
+@checked
 def adapt(
     source: Any,
     model: Any = BUNDLED,

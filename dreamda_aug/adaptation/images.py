@@ -167,7 +167,7 @@ def read_images(
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         warnings.warn(f"{len(left_out)} images could not be read and were left out: "
-                      f"{'; '.join(left_out[:3])}{more}", stacklevel=3)
+                      f"{'; '.join(left_out[:3])}{more}", stacklevel=4)
     if not kept:
         raise ValueError("the source holds no image that can be read.")
     x_0, labels = torch.cat(latents), pictures.labels[kept]

@@ -83,7 +83,7 @@ def read_adaptation(folder: Path) -> Adaptation:
         warnings.warn(
             f"{DID_NOT_HELP}: their loss fell by {found.gain.mean:.2g} from {found.before:.5f}, "
             f"and {found.gain.noise:.2g} could be chance. Step {found.best_step} was kept; the "
-            "model without adaptation is as good.", stacklevel=3)
+            "model without adaptation is as good.", stacklevel=4)
     return found
 
 

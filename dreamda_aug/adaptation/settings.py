@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dreamda_aug.adaptation.loop import LoopSettings
-from dreamda_aug.arguments import real, whole
+from dreamda_aug.arguments import check_fields, real, whole
 
 TokenKind = Literal["prompt", "learned"]
 
@@ -67,6 +67,7 @@ class AdaptationSettings:
     rng_seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("rank", "batch_size", "accumulate", "evaluate_every", "patience"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 1))
         object.__setattr__(self, "rng_seed", whole("rng_seed", self.rng_seed, 0, 2**63 - 1))
@@ -83,8 +84,6 @@ class AdaptationSettings:
             ("held_out", "lie in (0, 0.5]", 1e-6, 0.5),
         ):
             object.__setattr__(self, name, real(name, getattr(self, name), rule, low, high))
-        if self.tokens not in ("prompt", "learned"):
-            raise ValueError(f"tokens must be 'prompt' or 'learned', got {self.tokens!r}.")
 
     def loop(self, is_pixel_model: bool) -> LoopSettings:
         """What the training loop is given; the learning rate is a number there."""

@@ -25,14 +25,13 @@ from dreamda_aug.adaptation.loop import (
 from dreamda_aug.adaptation.objective import Noised, add_noise, noise_levels
 from dreamda_aug.adaptation.out_folder import check_out
 from dreamda_aug.adaptation.result import versions
-from dreamda_aug.arguments import real, whole
+from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import parse_json, remove_temporaries, write_atomically
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, derive_seed, seeded_normal
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
 from dreamda_aug.models.pixel_unet import (
-    WIDTHS,
     Width,
     image_multiple,
     new_pixel_pipeline,
@@ -79,6 +78,7 @@ class TrainedModel:
                 f"{self.steps}; look at {self.root / SHEET}")
 
 
+@checked
 def train(
     source: Any,
     out: str | Path = "model",
@@ -144,8 +144,6 @@ def train(
         batch_size=whole("batch_size", batch_size, 1), evaluate_every=_EVALUATE_EVERY,
         patience=_PATIENCE, flip=real("flip", flip, "lie in [0, 1]", 0, 1),
         rng_seed=whole("rng_seed", rng_seed, 0, 2**63 - 1))
-    if width not in WIDTHS:
-        raise ValueError(f"width must be one of {', '.join(WIDTHS)}, got {width!r}.")
     image_size = whole("image_size", image_size, 8, 1024)
     multiple = image_multiple(image_size, width)
     if image_size % multiple:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dreamda_aug import progress as bars
+from dreamda_aug.arguments import checked
 from dreamda_aug.calibration.judge import GivenJudge, Judge, fold_judge
 from dreamda_aug.calibration.search import Dials, Measurement, Target, grid, search
 from dreamda_aug.errors import StorageError
@@ -22,6 +23,7 @@ NOISE_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 REPLAYS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 
 
+@checked
 def calibrate(
     images: Tensor,
     labels: Tensor | None = None,
@@ -73,8 +75,6 @@ def calibrate(
 
     Source: ours.
     """
-    core = as_synthesizer(synthesizer).core
-    requested = core.requested_settings
     if labels is None and max_distance is None:
         raise ValueError("labels must be given for the agreement target, or max_distance instead.")
     if not 0 <= min_agreement <= 1:
@@ -83,6 +83,8 @@ def calibrate(
         raise ValueError(f"replicas must be at least 2 to measure diversity, got {replicas}.")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}; None spends what it takes.")
+    core = as_synthesizer(synthesizer).core
+    requested = core.requested_settings
     choices = choices_for(requested, strengths, replays, noise_scales)
     target = Target(min_agreement, max_distance)
     with _hooked_at(core.model, block_indices) as models:
@@ -185,7 +187,7 @@ def choose(
         else:
             chosen, points = search(measurement, settings, choices, target, max_rows, said)
     if not target.kept(chosen):
-        warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=3)
+        warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=4)
     judge = measurement.judge if target.max_distance is None else None
     return Calibration(chosen.noise_scale, chosen.replay, str(target), target.kept(chosen),
                        points, chosen.strength, judge.name if judge else "", sample,
@@ -198,4 +200,4 @@ def save(result: Calibration, path: Path) -> None:
         result.save(path)
     except (OSError, StorageError) as error:
         warnings.warn(f"the calibration could not be saved, and holds for this object only: "
-                      f"{error}", stacklevel=3)
+                      f"{error}", stacklevel=4)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.datasets.ahead import Ahead, Freshness
 from dreamda_aug.datasets.origins import Origin, RealAndSynthetic, completed
@@ -74,6 +74,7 @@ class AugmentedDataset(RealAndSynthetic):
         TypeError: the dataset is not map-style; or, with ``ahead``, cannot be sent to a process.
     """
 
+    @checked
     def __init__(
         self,
         dataset: Dataset[Any],

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from dreamda_aug.amst import LabelPrior, SeedLabeler, SingleHeadLabeler
-from dreamda_aug.arguments import real, whole
+from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.calibration.out_of_fold import predict_out_of_fold
 from dreamda_aug.calibration.probe import LinearProbe, features_for_labels
@@ -31,6 +31,7 @@ SEED, PROBE, AMST = "DreamDA, seed labels", "DreamDA, linear probe", "DreamDA + 
 _LARGEST_TEST = 2000
 
 
+@checked
 def evaluate(
     source: Any,
     synthesizer: Synthesizer | HasSynthesizer,
@@ -87,6 +88,9 @@ def evaluate(
     shots, draws = whole("shots", shots, 2), whole("draws", draws, 2)
     replicas, batch_size = whole("replicas", replicas, 1), whole("batch_size", batch_size, 2)
     flip = real("flip", flip, "lie in [0, 1]", 0.0, 1.0)
+    rng_seed = whole("rng_seed", rng_seed, 0)
+    if image_size is not None:
+        whole("image_size", image_size, 1)
     if whole("steps", steps, PARTS) % PARTS:
         raise ValueError(f"steps must be a multiple of {PARTS}, got {steps}.")
     opened = open_source(source)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batches import BatchMaker
@@ -44,7 +44,6 @@ from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.sources import Source, open_source
 
 ImageFormatName = Literal["folder", "webdataset"]
-FORMATS: tuple[ImageFormatName, ...] = get_args(ImageFormatName)
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ class Expansion:
         FileNotFoundError: the source is not there.
     """
 
+    @checked
     def __init__(
         self,
         source: str | Path | Dataset[Any] | Source,
@@ -123,8 +123,6 @@ class Expansion:
         license: str | None = None,
         calibrate: bool = True,
     ):
-        if image_format not in FORMATS:
-            raise ValueError(f"image_format must be one of {FORMATS}, got {image_format!r}.")
         shard_samples = whole("shard_samples", shard_samples, 1)
         threads = whole("threads", threads, 1, 4095)
         self.source = source if isinstance(source, Source) else open_source(source)
@@ -317,6 +315,7 @@ class Expansion:
         return ShardLayout(folder, self._batches_per_shard)
 
 
+@checked
 def expand(
     source: str | Path | Dataset[Any] | Source,
     out_dir: str | Path | OutputFolder,

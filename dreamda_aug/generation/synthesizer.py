@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, open_cache
 from dreamda_aug.generation.familiarity import FirstImages
@@ -75,6 +75,7 @@ class Synthesizer:
     Source: Fu et al. 2024, arXiv:2403.12803; caching, batching and seeding per sample are ours.
     """
 
+    @checked
     def __init__(
         self,
         model: Any = BUNDLED,

@@ -1,16 +1,13 @@
 """All dials of generation in one value, and the presets."""
 
 import math
-import numbers
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from dreamda_aug.arguments import real, whole
+from dreamda_aug.arguments import check_fields, real, whole
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise, Perturbation
-from dreamda_aug.method.solvers import SOLVERS, SolverName
+from dreamda_aug.method.solvers import SolverName
 
 # More steps than any model has noise levels are a slip of the hand.
 _MAX_STEPS = 10_000
@@ -73,18 +70,7 @@ class Settings:
     paths: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("replay", "noise_scale"):  # words of before 0.2
-            value = getattr(self, name)
-            if isinstance(value, str) and value == "auto":
-                warnings.warn(f'{name}="auto" is deprecated; write {name}=None.',
-                              DeprecationWarning, stacklevel=3)
-                object.__setattr__(self, name, None)
-
-        def check(name: str, rule: str, holds: Callable[[Any], bool]) -> None:
-            value = getattr(self, name)
-            if not holds(value):
-                raise ValueError(f"{name} must {rule}, got {value!r}.")
-
+        check_fields(self)
         def unit(name: str, rule: str = "lie in [0, 1]", low: float = 0.0) -> None:
             object.__setattr__(self, name, real(name, getattr(self, name), rule, low, 1.0))
 
@@ -100,19 +86,13 @@ class Settings:
                 "noise_scale", self.noise_scale, "be a number >= 0 or None (calibrated)", 0.0))
         object.__setattr__(self, "guidance_scale", real(
             "guidance_scale", self.guidance_scale, "be >= 0", 0.0))
-        check("solver", f"be one of {', '.join(SOLVERS)}",
-              lambda v: isinstance(v, str) and v in SOLVERS)
-        check("timestep_spacing", "be 'uniform' or 'scheduler'",
-              lambda v: isinstance(v, str) and v in ("uniform", "scheduler"))
-        check("update_rule", "be 'asymmetric' or 'symmetric'",
-              lambda v: isinstance(v, str) and v in ("asymmetric", "symmetric"))
-        check("source_prompt", "be text", lambda v: isinstance(v, str))
-        check("inversion", "be CycleDiffusion() or DDIMInversion()",
-              lambda v: isinstance(v, CycleDiffusion | DDIMInversion))
-        check("perturbation", "be callable, such as BottleneckNoise()", callable)
+        if not callable(self.perturbation):
+            raise ValueError("perturbation must be a function, such as BottleneckNoise(), got "
+                             f"{self.perturbation!r}.")
         for name in ("guidance_interval", "replay_interval"):
-            check(name, "rise within [0, 1]", _is_interval)
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            start, stop = getattr(self, name)
+            if not 0 <= start <= stop <= 1:
+                raise ValueError(f"{name} must rise within [0, 1], got {(start, stop)}.")
         if self.eta > 0 and not self.inversion.records_residuals and self.replay != 0:
             raise ValueError(
                 f"DDIMInversion(exact=False) keeps x_T alone, which leads back to the image only "
@@ -139,14 +119,6 @@ class Settings:
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)
                    if getattr(self, f.name) != getattr(default, f.name)]
         return ", ".join(changed) or "paper"
-
-
-def _is_interval(value: Any) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    if any(isinstance(v, bool) or not isinstance(v, numbers.Real) for v in value):
-        return False
-    return bool(0 <= value[0] <= value[1] <= 1)
 
 
 # Sources: [fig] DreamDA's method figure, [code] the authors' released generator, [ours].

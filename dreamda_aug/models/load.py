@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dreamda_aug.arguments import check_fields
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models.base import DiffusionModel, is_model
 from dreamda_aug.models.opening import BUNDLED, open_pipeline, read_class_names
@@ -63,6 +64,7 @@ class ModelSpec:
     lora: str | Path | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "device", _device(self.device))
         object.__setattr__(self, "dtype", _dtype(self.dtype))
         if isinstance(self.source, str) and not self.source.strip():

@@ -181,7 +181,7 @@ def test_plain_datasets_take_a_transform_of_their_own(augment):
 
 @pytest.mark.parametrize("make, error, message", [
     (lambda f, a: AugmentedDataset(f, a, 0), ValueError, "expansion_ratio must be .* got 0"),
-    (lambda f, a: AugmentedDataset(f, "paper"), TypeError, "a Synthesizer or a DreamDAugment was"),
+    (lambda f, a: AugmentedDataset(f, "paper"), ValueError, "synthesizer must be a Synth"),
     (lambda f, a: AugmentedDataset(iter([]), a), TypeError, "dataset must be map-style"),
     (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2, 1, 4, 4)), a)[0], ValueError,
      r"must give \(image, label\), sample 0 is a tuple of length 1"),

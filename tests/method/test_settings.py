@@ -1,4 +1,4 @@
-"""Every dial's range, the presets, and what was once written as "auto"."""
+"""Every dial's range, and the presets."""
 
 import pytest
 
@@ -11,9 +11,9 @@ from dreamda_aug.method.settings import resolve_settings
     (dict(strength=0), r"strength must lie in \(0, 1\] or be None \(calibrated\), got 0"),
     (dict(eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
     (dict(replay=-0.1), r"replay must lie in \[0, 1\] or be None \(calibrated\), got -0.1"),
-    (dict(replay="more"), r"replay must .* or be None \(calibrated\), got 'more'"),
+    (dict(replay="more"), "replay must be a finite number or None, got 'more'"),
     (dict(noise_scale=-1), r"noise_scale must be a number >= 0 or None \(calibrated\), got -1"),
-    (dict(solver="euler"), "solver must be one of ddim, dpmsolver.*, got 'euler'"),
+    (dict(solver="euler"), "solver must be .*ddim.*, got 'euler'"),
     (dict(timestep_spacing="even"),
      "timestep_spacing must be 'uniform' or 'scheduler', got 'even'"),
     (dict(guidance_interval=(0.5, 0.2)), r"guidance_interval must rise within \[0, 1\], got"),
@@ -35,15 +35,6 @@ def test_unknown_presets_and_settings_are_refused_with_a_list():
         resolve_settings("paper", noise=1)
     with pytest.raises(TypeError, match="preset must be a name or Settings, got int"):
         resolve_settings(3)
-
-
-@pytest.mark.parametrize("name", ["noise_scale", "replay"])
-def test_auto_is_deprecated_and_means_none(name):
-    with pytest.warns(DeprecationWarning, match=f'{name}="auto" is deprecated; write {name}=None'
-                      ) as caught:
-        settings = Settings(**{name: "auto"})
-    assert getattr(settings, name) is None and settings == Settings(**{name: None})
-    assert [warning.filename for warning in caught] == [__file__]  # who wrote it
 
 
 def test_the_summary_names_what_differs_from_the_paper():
