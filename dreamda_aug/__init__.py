@@ -10,6 +10,7 @@ __all__ = [
     "AMSTWrapper", "AugmentedDataset", "ModelSpec", "BottleneckNoise", "CycleDiffusion",
     "DDIMInversion", "DreamDAugment", "LatentCache", "PRESETS", "SelfTraining", "Settings",
     "Synthesizer", "adapt", "calibrate", "evaluate", "expand", "load_model",
+    "train",
 ]
 
 # Where each name lives; modules are loaded at first use, so that importing the package is quick.
@@ -31,10 +32,11 @@ _MODULES = {
     "evaluate": "evaluation",
     "expand": "expansion",
     "load_model": "models",
+    "train": "adaptation",
 }
 
 if TYPE_CHECKING:
-    from dreamda_aug.adaptation import adapt
+    from dreamda_aug.adaptation import adapt, train
     from dreamda_aug.amst import AMSTWrapper, SelfTraining
     from dreamda_aug.calibration.sweep import calibrate
     from dreamda_aug.datasets import AugmentedDataset

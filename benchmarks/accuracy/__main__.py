@@ -1,7 +1,7 @@
 """Does it help? Classifiers trained with synthetic images against what people use today.
 
     python -m benchmarks.accuracy fashion_mnist --data FOLDER
-    python -m benchmarks.accuracy cifar10 --data FOLDER --export images/  # then train_backbone.py
+    python -m benchmarks.accuracy cifar10 --data FOLDER --export images/  # then dreamda train
     python -m benchmarks.accuracy cifar10 --data FOLDER --model my_model --minutes 9
     python -m benchmarks.accuracy usps --data usps.npz --ablation strength
     python -m benchmarks.accuracy usps --data usps.npz --quick
@@ -135,7 +135,7 @@ def quick(setup: Setup, selection: Selection) -> Selection:
 
 
 def export(task: Task, data: Path, folder: Path) -> None:
-    """Write the training images as PNG, in class folders, for ``examples/train_backbone.py``.
+    """Write the training images as PNG, in class folders, for `dreamda train`.
 
     Without labels (all in one folder) unless the model is to be class-conditional.
     """

@@ -108,7 +108,7 @@ def open_model(task: Task, folder: str | None, device: str) -> DiffusionModel:
     if not task.model and folder is None:
         raise SystemExit(
             f"{task.name} needs --model FOLDER: write the training images with --export, then "
-            "train one on them with examples/train_backbone.py."
+            "train one on them with `dreamda train`."
         )
     return load_model(folder or task.model, device=device)
 

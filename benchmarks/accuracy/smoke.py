@@ -66,7 +66,7 @@ def tiny_model(task: Task, folder: Path) -> Path:
         num_class_embeds=task.classes + 1 if task.class_conditional else None,
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler(clip_sample=False)).save_pretrained(folder)
-    if task.class_conditional:  # as examples/train_backbone.py does; one more class means "none"
+    if task.class_conditional:  # as `dreamda train` does; one more class means "none"
         names = [str(number) for number in range(task.classes)]
         (folder / "training.json").write_text(json.dumps({"class_names": names}))
     return folder

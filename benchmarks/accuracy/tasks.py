@@ -49,8 +49,8 @@ class Task:
         steps: optimizer steps of every arm, a multiple of eight, AMST's parts.
         batch_size: images per step of every arm.
         learning_rate: AdamW's at its peak; cosine decay.
-        model: ``"bundled"``, or ``""``: a folder made by ``examples/train_backbone.py``, given
-            with ``--model``.
+        model: ``"bundled"``, or ``""``: a folder made by `dreamda train`, given with
+            ``--model``.
         class_conditional: whether the model that ``--export`` is for is to be trained with
             labels, which is fair only where all training labels are shots.
         reverse_steps: solver steps from pure noise to the image; strength of them are run.

@@ -1,7 +1,7 @@
-"""Adapt a diffusion model to a user's own images: LoRA, kept only where it helps."""
+"""Models of a user's own images: LoRA weights for a pretrained one, or a new one from scratch."""
 
-from dreamda_aug.adaptation.adapt import adapt
-from dreamda_aug.adaptation.result import Adaptation
-from dreamda_aug.adaptation.settings import AdaptationSettings
+from dreamda_aug.adaptation.adapting import AdaptationSettings, adapt
+from dreamda_aug.adaptation.from_scratch import TrainedModel, train
+from dreamda_aug.adaptation.outcome import Adaptation
 
-__all__ = ["Adaptation", "AdaptationSettings", "adapt"]
+__all__ = ["Adaptation", "AdaptationSettings", "TrainedModel", "adapt", "train"]

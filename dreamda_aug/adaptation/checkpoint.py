@@ -1,7 +1,9 @@
-"""The state of a training in one file, replaced atomically."""
+"""The folder of a training: what may lie in it, and its checkpoint."""
 
+import dataclasses
 import json
 import math
+from collections.abc import Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.errors import AdaptationError
-from dreamda_aug.files import parse_json, write_atomically
+from dreamda_aug.files import parse_json, regular_file, write_atomically
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -23,12 +25,13 @@ class Progress:
 
     Attributes:
         step: optimizer steps done.
-        best_step: after which the held-out loss was lowest; 0 is before the first.
+        best_step: the step after which the held-out loss was lowest; 0 is before the first.
         best_loss: that loss.
         stale: measurements since then.
-        history: after which step, training loss since the last measurement, held-out loss.
-        before: held-out loss of each image under the model before any training.
-        measured: held-out loss of each image at each entry of ``history``.
+        history: (step, mean training loss since the last measurement, held-out loss).
+        measured: held-out loss of each image at each entry of ``history``; the first one is that
+            of the model before training.
+        losses: training losses since the last measurement.
         seconds: of training so far.
         scaler: state of the gradient scaler; empty without one.
     """
@@ -38,21 +41,18 @@ class Progress:
     best_loss: float = math.inf
     stale: int = 0
     history: list[tuple[int, float | None, float]] = field(default_factory=list)
-    before: list[float] = field(default_factory=list)
     measured: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, losses: list[float], training_loss: float | None) -> bool:
-        """Record a measurement; True if it is the best so far.
-
-        Args:
-            losses: held-out loss of each image.
-            training_loss: mean since the last measurement; None before training.
-        """
+    def add(self, losses: list[float]) -> bool:
+        """Record the held-out loss of each image; True if their mean is the lowest so far."""
         mean = sum(losses) / len(losses)
-        self.history.append((self.step, training_loss, mean))
+        trained = sum(self.losses) / len(self.losses) if self.losses else None
+        self.history.append((self.step, trained, mean))
         self.measured.append(losses)
+        self.losses = []
         if mean < self.best_loss:
             self.best_loss, self.best_step, self.stale = mean, self.step, 0
             return True
@@ -62,13 +62,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training goes on from.
+    """Everything that training resumes from.
 
     Attributes:
-        progress: see there.
+        progress: how far it is.
         now: what is trained, by name.
-        best: the same after the best step.
-        moments: AdamW's ``exp_avg`` and ``exp_avg_sq`` of each, by ``NAME/KIND``.
+        best: the weights after the best step, by name.
+        moments: AdamW's state of each parameter, by ``NAME/KIND``.
     """
 
     progress: Progress
@@ -77,39 +77,66 @@ class Checkpoint:
     moments: dict[str, Tensor]
 
 
+def check_out(folder: Path, source: Any, own: Set[str]) -> None:
+    """Refuse a folder that holds other files, or lies among the images.
+
+    Args:
+        folder: the folder; it may not exist yet.
+        source: the images.
+        own: names of the files that this kind of training writes.
+
+    Raises:
+        AdaptationError: it holds other files.
+        ValueError: it is a file, or lies in the images' folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must name a folder, got the file {folder}.")
+    others = [] if not folder.exists() else sorted(
+        path.name for path in folder.iterdir()
+        if path.name not in own and not path.name.startswith("."))
+    if others:
+        raise AdaptationError(
+            f"{folder} holds other files, such as {others[0]!r}; choose a folder of its own.")
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        inside = Path(source).resolve()
+        if folder.resolve().is_relative_to(inside):
+            raise ValueError(f"out must lie outside the images' folder {inside}, got {folder}.")
+
+
 def save_checkpoint(folder: Path, identity: dict[str, Any], state: Checkpoint) -> None:
     """Write a checkpoint as a whole or not at all.
 
     Args:
-        folder: of the adaptation.
-        identity: what must be the same for training to go on.
+        folder: of the training.
+        identity: what must be the same for training to resume.
         state: what to save.
     """
-    tensors = {f"{part}:{name}": tensor for part, named in (
-        ("now", state.now), ("best", state.best), ("moments", state.moments),
-    ) for name, tensor in named.items()}
-    facts = {"identity": json.dumps(identity), "progress": json.dumps(asdict(state.progress))}
-    write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, facts))
+    tensors = {f"{part}:{name}": tensor for part in ("now", "best", "moments")
+               for name, tensor in getattr(state, part).items()}
+    metadata = {"identity": json.dumps(identity), "progress": json.dumps(asdict(state.progress))}
+    write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
 
 
 def load_checkpoint(folder: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint of a folder, or None where there is none.
 
     Raises:
-        AdaptationError: it is damaged, or of another adaptation.
+        AdaptationError: it is damaged, or of another training.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
     parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "moments": {}}
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
+        with safetensors.safe_open(regular_file(path), "pt") as file:
+            metadata = file.metadata() or {}
             for key in file.keys():
                 part, _, name = key.partition(":")
                 parts[part][name] = file.get_tensor(key)
-        begun = parse_json(facts["identity"], str(path))
-        progress = Progress(**parse_json(facts["progress"], str(path)))
+        begun = parse_json(metadata["identity"], str(path))
+        found = parse_json(metadata["progress"], str(path))
+        progress = Progress(**{each.name: found[each.name] for each in dataclasses.fields(Progress)
+                               if each.name in found})
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
         raise AdaptationError(
             f"{path}: expected a checkpoint ({error}); delete it to begin anew.") from error
@@ -119,32 +146,26 @@ def load_checkpoint(folder: Path, identity: dict[str, Any]) -> Checkpoint | None
 
 
 def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Refuse to go on with other settings, images or another model.
+    """Refuse to resume with other settings, images or another model.
 
     Raises:
-        AdaptationError: something differs; the message says what.
+        AdaptationError: something differs; the message names it.
     """
-    now = json.loads(json.dumps(identity))
-    flat_begun, flat_now = _flat(begun), _flat(now)
-    names = [name for name in sorted(flat_begun.keys() | flat_now.keys())
-             if flat_begun.get(name) != flat_now.get(name)]
+    before, now = _flat(begun), _flat(json.loads(json.dumps(identity)))
+    names = [name for name in sorted(before.keys() | now.keys())
+             if before.get(name) != now.get(name)]
     if names:
-        changes = ", ".join(f"{name} was {flat_begun.get(name)!r} and is {flat_now.get(name)!r}"
+        changes = ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
                             for name in names[:4])
-        raise AdaptationError(
-            f"{folder} was begun with other settings: {changes}. Use the old ones, "
-            "another --out, or delete the folder.")
+        raise AdaptationError(f"{folder} was begun with other settings: {changes}. Use the old "
+                              "ones, another --out, or delete the folder.")
 
 
 def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """AdamW's running means on the CPU, by ``NAME/KIND``; empty before the first step."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-        state = optimizer.state.get(parameter, {})
-        for kind in ("exp_avg", "exp_avg_sq", "step"):
-            if kind in state:
-                found[f"{name}/{kind}"] = torch.as_tensor(state[kind]).cpu().contiguous()
-    return found
+    """AdamW's state on the CPU, by ``NAME/KIND``; empty before the first step."""
+    return {f"{name}/{kind}": torch.as_tensor(value).cpu().contiguous()
+            for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
+            for kind, value in optimizer.state.get(parameter, {}).items()}
 
 
 def put_moments(
@@ -160,6 +181,7 @@ def put_moments(
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with names such as ``settings.rank``."""
     if not isinstance(values, dict):
         return {prefix: values}
     found: dict[str, Any] = {}

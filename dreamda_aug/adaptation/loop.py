@@ -1,14 +1,17 @@
 """The training loop of `adapt` and `train`: the weights with the lowest held-out loss are kept."""
 
+import importlib
+import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from dreamda_aug.adaptation.checkpoint import (
@@ -19,72 +22,26 @@ from dreamda_aug.adaptation.checkpoint import (
     put_moments,
     save_checkpoint,
 )
-from dreamda_aug.adaptation.images import TrainingImages
-from dreamda_aug.adaptation.objective import HeldOut, Noised, add_noise, spread_levels
+from dreamda_aug.adaptation.lora import AdaptedModel
+from dreamda_aug.adaptation.new_model import NewModel, seeded
+from dreamda_aug.adaptation.objective import HeldOut, add_noise, spread_levels
+from dreamda_aug.adaptation.training_images import TrainingImages
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import format_bytes
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 
+logger = logging.getLogger(__name__)
+
 _MAX_GRADIENT_NORM = 1.0
 _SAVE_SECONDS = 120.0
 # Held-out images are measured without gradients, which takes far less memory per row.
 _MEASURED_AT_ONCE = 32
+_BAR = "{percentage:3.0f}%|{bar:20}| {desc}"
 
 
-class Trainable(Protocol):
-    """A denoiser that the loop trains.
-
-    Attributes:
-        parameters: everything that is trained, float32, by name.
-        can_drop: whether it has an unconditional branch, for which labels are dropped.
-        device: where it lies.
-        dtype: of its activations.
-    """
-
-    parameters: dict[str, nn.Parameter]
-
-    @property
-    def can_drop(self) -> bool: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of a batch, and what is minimized, both scalars with gradients.
-
-        Args:
-            noised: the batch, on the device.
-            labels: (B,) int64; -1 is none.
-        """
-        ...
-
-    def predict_kept(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The denoiser's output with the weights that `kept` returns, without gradients."""
-        ...
-
-    def predict_before(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The output of the model before any training."""
-        ...
-
-    def after_step(self) -> None:
-        """Called after each optimizer step."""
-        ...
-
-    def kept(self) -> dict[str, Tensor]:
-        """A copy of the weights that a user gets, on the CPU."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of everything that training resumes from, on the CPU."""
-        ...
-
-    def set_state(self, tensors: dict[str, Tensor]) -> None:
-        """Set what `state` returned."""
-        ...
+# What the loop trains.
+Trainable = AdaptedModel | NewModel
 
 
 @dataclass(frozen=True)
@@ -104,7 +61,7 @@ class LoopSettings:
         flip: probability that an image is mirrored.
         evaluate_every: steps between two measurements of the held-out loss.
         patience: measurements without a new lowest loss after which training stops.
-        rng_seed: of batches and noise.
+        rng_seed: of batches, noise and dropout.
     """
 
     train_steps: int
@@ -122,14 +79,23 @@ class LoopSettings:
     rng_seed: int = 0
 
 
-def open_processes() -> Any:
+def open_processes(*needed: str) -> Any:
     """accelerate's view of the processes; among several, it chooses this one's device.
 
-    Raises:
-        ImportError: accelerate is not installed.
-    """
-    from accelerate import PartialState
+    Args:
+        needed: other libraries that training needs.
 
+    Raises:
+        ImportError: one of them, or accelerate, is not installed.
+    """
+    try:
+        from accelerate import PartialState
+
+        for name in needed:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            "training needs extra packages: pip install 'dreamda_aug[adapt]'.") from error
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -144,17 +110,18 @@ class TrainingLoop:
         processes: what `open_processes` returned.
         folder: where the checkpoint lies.
         identity: what must be the same for training to resume.
-        show_progress: draw a progress bar on a terminal.
+        shows: show time left and memory: as a bar on a terminal, else as lines in the log.
     """
 
     def __init__(
         self, model: Trainable, images: TrainingImages, schedule: NoiseSchedule,
         settings: LoopSettings, processes: Any, folder: Path, identity: dict[str, Any],
-        show_progress: bool,
+        shows: bool,
     ):
         self.model, self.images, self.schedule = model, images, schedule
         self.settings, self.processes = settings, processes
-        self.folder, self.identity, self.show_progress = folder, identity, show_progress
+        self.folder, self.identity = folder, identity
+        self.shows = shows and processes.is_main_process
         self.names = list(model.parameters)
         self.optimizer = torch.optim.AdamW(
             list(model.parameters.values()), lr=settings.learning_rate,
@@ -178,40 +145,32 @@ class TrainingLoop:
             AdaptationError: the loss is NaN; or the folder holds another training.
         """
         self._resume()
-        progress, settings = self.progress, self.settings
-        started = time.monotonic() - progress.seconds
-        saved = time.monotonic()
-        if self.held_out is not None and not progress.measured:
-            progress.before = self._measure(self.model.predict_before).tolist()
-            self._evaluate(None)
-        losses: list[float] = []
-        with tqdm(total=settings.train_steps, initial=progress.step, unit="step",
-                  disable=None if self.show_progress and self._is_main else True) as bar:
+        progress = self.progress
+        saved, first = time.monotonic(), progress.step
+        begun = saved - progress.seconds
+        if not progress.measured:
+            self._evaluate()
+        with tqdm(total=1.0, bar_format=_BAR, disable=None if self.shows else True) as bar:
             while self._share_done() < 1 and not self._is_stale:
-                losses.append(self._step(progress.step))
+                progress.losses.append(self._step(progress.step))
                 progress.step += 1
-                progress.seconds = time.monotonic() - started
-                bar.update()
-                if self.held_out is not None and (
-                    self._share_done() >= 1 or progress.step % settings.evaluate_every == 0
-                ):
-                    self._evaluate(sum(losses) / len(losses))
-                    losses = []
-                    bar.set_postfix(held_out=f"{progress.history[-1][2]:.5f}",
-                                    best=f"{progress.best_loss:.5f}",
-                                    memory=peak_memory(self.model.device))
+                seconds = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
+                progress.seconds = self._agreed(seconds).item()
+                if (progress.step % self.settings.evaluate_every == 0
+                        or self._share_done() >= 1):
+                    self._evaluate()
+                    saved = -math.inf
+                saves = time.monotonic() - saved > _SAVE_SECONDS
+                if saves:
                     self._save()
                     saved = time.monotonic()
-                elif time.monotonic() - saved > _SAVE_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
+                if self.shows and bar.disable and (saves or progress.step == first + 3):
+                    logger.warning("%s", self._state())
+                bar.set_description_str(self._state(), refresh=False)
+                bar.update(min(1.0, self._share_done()) - bar.n)
         if self.held_out is None:
             progress.best_step, self.best = progress.step, self.model.kept()
         return progress, self.best
-
-    @property
-    def _is_main(self) -> bool:
-        return bool(self.processes.is_main_process)
 
     @property
     def _is_stale(self) -> bool:
@@ -220,6 +179,16 @@ class TrainingLoop:
     def _share_done(self) -> float:
         progress, settings = self.progress, self.settings
         return max(progress.step / settings.train_steps, progress.seconds / 60 / settings.minutes)
+
+    def _state(self) -> str:
+        """How far training is, for people."""
+        progress = self.progress
+        left = progress.seconds * (1 / max(self._share_done(), 1e-9) - 1)
+        loss = "" if not progress.history else (
+            f"held-out loss {progress.history[-1][2]:.4f} (lowest {progress.best_loss:.4f} at "
+            f"step {progress.best_step}), ")
+        return (f"step {progress.step} of {self.settings.train_steps}, {loss}{format_time(left)} "
+                f"left at most, {peak_memory(self.model.device)} of memory")
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -230,7 +199,7 @@ class TrainingLoop:
         return rate
 
     def _step(self, step: int) -> float:
-        """One optimizer step; the mean squared error of its rows."""
+        """Make one optimizer step; returns the mean squared error of its rows."""
         settings = self.settings
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         total = 0.0
@@ -243,12 +212,9 @@ class TrainingLoop:
             self.scaler.scale(loss / settings.accumulate).backward()
             total += error / settings.accumulate
         parameters = list(self.model.parameters.values())
-        if self.processes.num_processes > 1:
-            from accelerate.utils import reduce
-
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = reduce(parameter.grad, "mean")
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = self._agreed(parameter.grad)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
@@ -274,25 +240,30 @@ class TrainingLoop:
             mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < settings.flip
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
         noised = add_noise(self.schedule, x_0.to(device), eps.to(device), levels.to(device))
-        error, loss = self.model.losses(noised, labels)
+        with seeded(derive_seed(settings.rng_seed, "dropout", part), device):
+            error, loss = self.model.losses(noised, labels)
         return error.item(), loss
 
-    def _measure(self, denoise: Any) -> Tensor:
-        assert self.held_out is not None
-        found = self.held_out.losses(denoise, self.schedule, _MEASURED_AT_ONCE, self.model.device)
-        if self.processes.num_processes > 1:
-            from accelerate.utils import reduce
+    def _agreed(self, value: Tensor) -> Tensor:
+        """The mean over all processes; equal on each to the last bit, so that none stops alone."""
+        if self.processes.num_processes == 1:
+            return value
+        from accelerate.utils import reduce
 
-            # the same on all of them to the last bit, or they would not stop together
-            found = reduce(found.to(self.model.device, torch.float32), "mean")
-        return found.cpu()
+        mean: Tensor = reduce(value.to(self.model.device, torch.float32), "mean")
+        return mean.to(value)
 
-    def _evaluate(self, training_loss: float | None) -> None:
-        if self.progress.add(self._measure(self.model.predict_kept).tolist(), training_loss):
+    def _evaluate(self) -> None:
+        """Measure the held-out loss, and keep the weights if it is the lowest so far."""
+        if self.held_out is None:
+            return
+        losses = self.held_out.losses(
+            self.model.predict, self.schedule, _MEASURED_AT_ONCE, self.model.device)
+        if self.progress.add(self._agreed(losses).tolist()):
             self.best = self.model.kept()
 
     def _save(self) -> None:
-        if not self._is_main:
+        if not self.processes.is_main_process:
             return
         self.progress.scaler = self.scaler.state_dict()
         save_checkpoint(self.folder, self.identity, Checkpoint(
@@ -310,6 +281,13 @@ class TrainingLoop:
             self.scaler.load_state_dict(state.progress.scaler)
 
 
+def format_time(seconds: float) -> str:
+    """A duration for people: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def peak_memory(device: torch.device) -> str:
     """The most memory that this process has held, on a CUDA device or else in all."""
     if device.type == "cuda":
@@ -318,7 +296,9 @@ def peak_memory(device: torch.device) -> str:
         import resource
     except ImportError:  # Windows
         return "unknown"
-    return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Linux counts in KB, macOS in bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _rows(part: int, size: int, count: int, rng_seed: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""A diffusion model of one's own, with LoRA layers that can be trained, and switched off."""
+"""A diffusion model with LoRA layers that can be trained, and switched off."""
 
 import copy
 import math
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamda_aug.adaptation.conditions import Conditioned
 from dreamda_aug.adaptation.objective import Noised
+from dreamda_aug.adaptation.trained_conditions import Conditioned
 from dreamda_aug.errors import ModelError
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import DiffusionModel, ModelSpec, is_model
@@ -26,7 +26,7 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "a
 
 
 class AdaptedModel:
-    """A model with LoRA layers on its attention and its convolutions.
+    """A model with LoRA layers on its attention and its convolutions; see `Trainable`.
 
     The LoRA matrices begin such that they change nothing. Their scale is 1: alpha is the rank.
 
@@ -49,25 +49,13 @@ class AdaptedModel:
         prior_weight: float = 0.0,
     ):
         self.model, self.conditions, self.prior_weight = model, conditions, prior_weight
-        trained = conditions.parameters
+        self.can_drop, self.device, self.dtype = conditions.can_drop, model.device, model.dtype
         model.unet.requires_grad_(False)
         self._lora = add_lora(model.unet, rank, rng_seed)
-        for parameter in trained.values():
+        for parameter in conditions.parameters.values():
             parameter.requires_grad_(True)
-        self.parameters: dict[str, nn.Parameter] = {**self._lora, **trained}
+        self.parameters: dict[str, nn.Parameter] = {**self._lora, **conditions.parameters}
         self._layers = _lora_layers(model.unet)
-
-    @property
-    def can_drop(self) -> bool:
-        return self.conditions.can_drop
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
 
     def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The error, and what is minimized: with the distance to the model's own prediction."""
@@ -80,18 +68,18 @@ class AdaptedModel:
         return error, error + self.prior_weight * (output - prior).square().mean()
 
     @torch.no_grad()
-    def predict_kept(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The denoiser's output, (B, C, H, W); see `Trainable`."""
+    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The denoiser's output, (B, C, H, W)."""
         return self.model.denoise(x_t, t, self.conditions.rows(labels))
 
     @torch.no_grad()
     def predict_before(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """What the model without adaptation answers, (B, C, H, W)."""
+        """The output of the model without adaptation, (B, C, H, W)."""
         with self._off(), self.conditions.off():
-            return self.model.denoise(x_t, t, self.conditions.prior(labels))
+            return self.model.denoise(x_t, t, self.conditions.rows(labels))
 
     def after_step(self) -> None:
-        """Nothing else is to be done."""
+        """Nothing more is to be done."""
 
     def kept(self) -> dict[str, Tensor]:
         """A copy of everything that is trained, on the CPU."""
@@ -147,15 +135,11 @@ def own_model(source: Any, device: Any = None, dtype: Any = None) -> Adaptable:
 
 
 def _checked(model: DiffusionModel) -> Adaptable:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     if not isinstance(model, PixelModel | LatentModel):
         raise ModelError(
             f"{model.name} ({type(model).__name__}) cannot be adapted: only models with a "
             "U-Net can, such as Stable Diffusion 1.x, 2.x and XL.")
-    if model.lora is not None or any(
-        isinstance(part, BaseTunerLayer) for part in model.unet.modules()
-    ):
+    if model.lora is not None or _lora_layers(model.unet):
         raise ModelError(
             f"{model.name} has LoRA weights already ({model.lora or 'loaded by diffusers'}); "
             "adapt the model without them.")
@@ -175,7 +159,7 @@ def _with_own_denoiser(model: Adaptable) -> Adaptable:
     null_class = conditioning.null_class if isinstance(conditioning, ClassConditioning) else None
     if isinstance(model, LatentModel):
         return LatentModel(pipeline, model.name, model.image_size,
-                              model.class_names, null_class, model.decode_batch)
+                           model.class_names, null_class, model.decode_batch)
     return PixelModel(pipeline, model.name, model.class_names, null_class)
 
 

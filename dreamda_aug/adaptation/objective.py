@@ -1,4 +1,4 @@
-"""What is minimised, and the same measured on held-out images with fixed noise."""
+"""What is minimized, and the same measured on held-out images with fixed noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from torch import Tensor
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.statistics import standard_error, student_quantile
 
 # From (x_t, t, labels) to the denoiser's output.
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -129,43 +128,3 @@ class HeldOut:
             output = denoise(noised.x_t, noised.t, self.labels[rows[part]])
             found.append((output - noised.target).square().flatten(1).mean(1).double().cpu())
         return torch.cat(found).view(-1, draws).mean(1)
-
-
-class Gain(NamedTuple):
-    """How far the held-out loss fell.
-
-    Attributes:
-        mean: mean of loss before minus loss after, over images.
-        noise: what the mean must exceed not to be chance: Student's 95 % bound, one-sided, of the
-            mean of paired differences.
-    """
-
-    mean: float
-    noise: float
-
-    @property
-    def is_real(self) -> bool:
-        """Whether the loss fell by more than chance."""
-        return self.mean > self.noise
-
-
-def cross_fitted_gain(before: Tensor, measured: Tensor) -> Gain:
-    """How far the loss fell at the best step, without the bias of having chosen that step.
-
-    The lowest of many noisy measurements is too low. So the best step is chosen on every second
-    image and its loss compared on the others, and the other way around.
-
-    Args:
-        before: loss of each image before training, (N,), N at least 2.
-        measured: the same at each measurement, (M, N), of the same noise and noise levels.
-
-    Source: Student's paired t test; cross-fitting as in Chernozhukov et al. 2018,
-        arXiv:1608.00060.
-    """
-    half = torch.arange(len(before)) % 2 == 0
-    fell = torch.empty_like(before)
-    for chooses in (half, ~half):
-        best = measured[:, chooses].mean(1).argmin()
-        fell[~chooses] = (before - measured[best])[~chooses]
-    mean, error = standard_error(fell.double().tolist())
-    return Gain(mean, student_quantile(0.95, len(before) - 1) * error)

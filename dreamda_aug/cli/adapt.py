@@ -29,10 +29,8 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("--class-map", action="append", default=[], metavar="CLASS=PRIOR",
                          help="which of the model's own classes a class begins as; may be repeated")
     command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
-    command.add_argument("--tokens", choices=("prompt", "learned"),
-                         help="learned: a token for each class too, for text-to-image models")
     command.add_argument("--rank", type=positive, help="of the LoRA matrices (default 8)")
-    command.add_argument("--steps", type=positive, help="at most (default 1000)")
+    command.add_argument("--train-steps", type=positive, help="at most (default 1000)")
     command.add_argument("--learning-rate", type=float,
                          help="default: 1e-3 for pixel models, 1e-4 for latent ones")
     command.add_argument("--batch-size", type=positive, help="images per call (default 8)")
@@ -46,7 +44,7 @@ def add_commands(subparsers: Subparsers) -> None:
     command.add_argument("--patience", type=positive,
                          help="measurements without improvement until it stops (default 5)")
     command.add_argument("--no-early-stopping", dest="early_stopping", action="store_const",
-                         const=False, help="train on all images for exactly --steps steps")
+                         const=False, help="train on all images for exactly --train-steps steps")
     command.add_argument("--gradient-checkpointing", action="store_const", const=True,
                          help="less memory, about a third more time")
     command.add_argument("--image-size", type=positive, help="pixels, for latent models")

@@ -119,5 +119,5 @@ class FirstImages:
                 "the library out. For photographs take a model of natural images, such as "
                 "--model stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of "
                 "its own, adapt it with `dreamda adapt`, or train one with "
-                "examples/train_backbone.py.", stacklevel=stacklevel + 1)
+                "`dreamda train`.", stacklevel=stacklevel + 1)
         return True

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ CARD = "adaptation.json"
 # diffusers' own name and layout, so that any diffusers pipeline can load it
 LORA = "pytorch_lora_weights.safetensors"
 CLASS_ROWS = "class_embedding.safetensors"
-TOKENS = "tokens.safetensors"
 _PREFIX = "unet."
-ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 # A base in another precision is compared by so many tensors, and entries of each.
 _SAMPLED_TENSORS, _SAMPLED_ENTRIES = 64, 4
@@ -38,12 +36,10 @@ class Conditions:
     Attributes:
         class_names: names of its classes, in the order of its class embedding, or None.
         null_class: the class that stands for "no class", or None.
-        tokens: for text models, the learned token of a class name.
     """
 
     class_names: Sequence[str] | None = None
     null_class: int | None = None
-    tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -127,9 +123,6 @@ def apply_lora(
     if (folder / CLASS_ROWS).exists():
         put_class_rows(denoiser, _read(folder / CLASS_ROWS)["rows"])
         before = Conditions(classes.get("names"), classes.get("null_class"))
-    if (folder / TOKENS).exists():
-        add_tokens(pipeline, _read(folder / TOKENS))
-        before = Conditions(tokens=classes.get("tokens", {}))
     return before
 
 
@@ -176,35 +169,6 @@ def put_class_rows(denoiser: Any, rows: Tensor) -> None:
     old = denoiser.class_embedding.weight
     denoiser.class_embedding = nn.Embedding.from_pretrained(rows.to(old.device, old.dtype))
     denoiser.register_to_config(num_class_embeds=len(rows))
-
-
-@torch.no_grad()
-def add_tokens(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Teach a pipeline's tokenizers and text encoders new tokens.
-
-    Args:
-        pipeline: has one or two tokenizers and text encoders; they are changed.
-        tensors: ``ENCODER/TOKEN``, the token's embedding (D,), such as ``text_encoder/<cat>``.
-
-    Raises:
-        ModelError: a tokenizer knows a token already.
-    """
-    for tokenizer_name, encoder_name in ENCODERS:
-        new = {name.partition("/")[2]: vector for name, vector in tensors.items()
-               if name.partition("/")[0] == encoder_name}
-        tokenizer = getattr(pipeline, tokenizer_name, None)
-        encoder = getattr(pipeline, encoder_name, None)
-        if not new or tokenizer is None or encoder is None:
-            continue
-        size = encoder.get_input_embeddings().num_embeddings
-        tokenizer.add_tokens(list(new))
-        encoder.resize_token_embeddings(max(len(tokenizer), size), mean_resizing=False)
-        weight = encoder.get_input_embeddings().weight
-        for token, vector in new.items():
-            number = tokenizer.convert_tokens_to_ids(token)
-            if number < size:
-                raise ModelError(f"the tokenizer knows the token {token!r} already.")
-            weight[number] = vector.to(weight)
 
 
 def _apply_foreign(pipeline: Any, name: str, lora: str | Path) -> None:

@@ -1,7 +1,6 @@
 """What a denoiser is conditioned on: nothing, a class, or a text."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -112,8 +111,6 @@ class TextConditioning:
     ):
         self.pipeline, self.name, self.guidable = pipeline, name, guidable
         self._embed_prompt = embed_prompt
-        # class names, and the learned tokens that stand in their place
-        self.tokens: dict[str, str] = {}
         self._embedded: dict[str, dict[str, Tensor]] = {}
         self._seen = ""
 
@@ -166,12 +163,8 @@ class TextConditioning:
                         "model anew, or pass keep_text_encoder=True to DreamDAugment."
                     )
                 with torch.no_grad():
-                    self._embedded[prompt] = self.encode(prompt)
+                    self._embedded[prompt] = self._embed_prompt(prompt)
         return prompts
-
-    def encode(self, prompt: str) -> dict[str, Tensor]:
-        """One prompt as the denoiser's inputs of one row, with gradients."""
-        return self._embed_prompt(put_tokens(prompt, self.tokens))
 
 
 class UNetPrompts:
@@ -217,21 +210,6 @@ class UNetPrompts:
         if self.pipeline.config.get("requires_aesthetics_score"):
             return [*self.image_size, 0, 0, AESTHETIC_SCORES[0 if prompt else 1]]
         return [*self.image_size, 0, 0, *self.image_size]
-
-
-def put_tokens(prompt: str, tokens: Mapping[str, str]) -> str:
-    """The prompt with learned tokens in the place of class names, which are whole words.
-
-    Args:
-        prompt: as `class_prompt` makes it, or a caption.
-        tokens: the token of each class name.
-    """
-    by_words = {name.replace("_", " ").strip(): token for name, token in tokens.items()}
-    longest_first = sorted(by_words, key=len, reverse=True)
-    if not longest_first:
-        return prompt
-    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
-    return re.sub(pattern, lambda match: by_words[match[0]], prompt)
 
 
 Conditioning = NoConditioning | ClassConditioning | TextConditioning

@@ -33,7 +33,7 @@ class ModelSpec:
             None: diffusers guesses it, which needs the hub.
         image_size: height and width for latent models; None: the model's own.
         null_class: for class-conditional models, the class that means "none"; found by itself
-            where ``examples/train_backbone.py`` made the model.
+            where `dreamda_aug.train` made the model.
         block_index: for transformers, the number of the block behind which the perturbation enters,
             in the order in which blocks run; None: the middle one.
         embedded_guidance: for guidance-distilled transformers, which take the guidance scale as an
@@ -131,7 +131,6 @@ class ModelSpec:
 
     def _with_unet(self, pipeline: Any, class_names: list[str] | None) -> DiffusionModel:
         from dreamda_aug.models.adapted import Conditions, apply_lora
-        from dreamda_aug.models.conditioning import TextConditioning
         from dreamda_aug.models.latent import LatentModel
         from dreamda_aug.models.unet import PixelModel
 
@@ -155,11 +154,8 @@ class ModelSpec:
                     f"image_size is for latent models, and {self.name} makes images of "
                     f"{pixels.image_size} pixels, got {self.image_size}; leave it out.")
             return pixels
-        model = LatentModel(pipeline, self.name, self.image_size, conditions.class_names,
-                                  conditions.null_class, low_memory=self.low_memory)
-        if isinstance(model.conditioning, TextConditioning):
-            model.conditioning.tokens = dict(conditions.tokens)
-        return model
+        return LatentModel(pipeline, self.name, self.image_size, conditions.class_names,
+                           conditions.null_class, low_memory=self.low_memory)
 
     def _with_transformer(self, pipeline: Any) -> DiffusionModel:
         from dreamda_aug.models.adapted import CARD, Conditions, apply_lora

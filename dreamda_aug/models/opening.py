@@ -72,7 +72,7 @@ def open_pipeline(
 
 
 def read_class_names(path: Path) -> list[str] | None:
-    """Names of a model's classes, as ``examples/train_backbone.py`` keeps them; None: none."""
+    """Names of a model's classes, as `dreamda_aug.train` keeps them, or None."""
     names = _read_json(path).get("class_names")
     if names is not None and not (
         isinstance(names, list) and all(isinstance(name, str) for name in names)

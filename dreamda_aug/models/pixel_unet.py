@@ -1,10 +1,7 @@
 """New pixel U-Nets: small class-conditional models that a user trains from scratch."""
 
 import math
-from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 Width = Literal["small", "medium", "large"]
 
@@ -16,16 +13,24 @@ _LARGEST_BOTTLENECK = 12
 _DROPOUT = 0.1
 
 
-def image_multiple(image_size: int, width: Width) -> int:
-    """What the image size must be a multiple of: each level but the last halves it."""
-    return int(2 ** (_levels(image_size, width) - 1))
+def check_image_size(image_size: int, width: Width) -> None:
+    """Refuse a size that cannot be halved at each level but the last.
+
+    Raises:
+        ValueError: it is none; the message names the next smaller and larger one.
+    """
+    multiple = 2 ** (_levels(image_size, width) - 1)
+    below = image_size // multiple * multiple
+    if below != image_size:
+        raise ValueError(f"image_size must be a multiple of {multiple} for {width} models, got "
+                         f"{image_size}; use {below} or {below + multiple}.")
 
 
 def new_pixel_pipeline(image_size: int, channels: int, classes: int, width: Width) -> Any:
     """A diffusers pipeline with an untrained U-Net that predicts v.
 
     Args:
-        image_size: height and width in pixels, a multiple of `image_multiple`.
+        image_size: height and width in pixels, which `check_image_size` allows.
         channels: 1 or 3.
         classes: how many it is conditioned on, beside a null class; 0: it is unconditional.
         width: see `WIDTHS`.
@@ -49,12 +54,6 @@ def new_pixel_pipeline(image_size: int, channels: int, classes: int, width: Widt
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
     return DDPMPipeline(unet, scheduler)
-
-
-def save_pipeline(pipeline: Any, denoiser: torch.nn.Module, folder: Path) -> None:
-    """Save a pipeline with other weights in its denoiser, in diffusers' own format."""
-    pipeline.unet.load_state_dict(denoiser.state_dict())
-    pipeline.save_pretrained(folder)
 
 
 def _levels(image_size: int, width: Width) -> int:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.adaptation.conditions import ClassRows, FixedConditions
 from dreamda_aug.adaptation.lora import AdaptedModel, own_model
+from dreamda_aug.adaptation.trained_conditions import ClassRows, FixedConditions
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.adapted import add_lora_weights, base_identity, check_base, lora_file
@@ -18,7 +18,7 @@ NONE = torch.tensor([-1, -1])
 
 def shaken(model, rank=2):
     """An adapted model whose parameters are all different from their start."""
-    model = AdaptedModel(model, FixedConditions(model, []), rank, 0)
+    model = AdaptedModel(model, FixedConditions(model, {}), rank, 0)
     generator = torch.Generator().manual_seed(3)
     model.set_state({name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
                      for name, tensor in model.kept().items()})
@@ -28,10 +28,10 @@ def shaken(model, rank=2):
 def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
     plain = PixelModel(pixel_pipeline())
     expected = plain.denoise(X, T, {}).detach()
-    fresh = AdaptedModel(own_model(plain), FixedConditions(plain, []), 2, 0)
-    assert torch.equal(fresh.predict_kept(X, T, NONE), expected)
+    fresh = AdaptedModel(own_model(plain), FixedConditions(plain, {}), 2, 0)
+    assert torch.equal(fresh.predict(X, T, NONE), expected)
     model = shaken(own_model(plain))
-    assert not torch.allclose(model.predict_kept(X, T, NONE), expected, atol=1e-3)
+    assert not torch.allclose(model.predict(X, T, NONE), expected, atol=1e-3)
     assert torch.equal(model.predict_before(X, T, NONE), expected)
     assert torch.equal(plain.denoise(X, T, {}), expected)  # what was lent is what it was
 
@@ -43,7 +43,7 @@ def test_added_weights_are_those_that_peft_merges():
     kinds = {name.split(".")[-3] for name in tensors}
     assert {"to_q", "conv1", "conv_in", "0"} <= kinds  # to_out.0
     add_lora_weights(added.unet, tensors)
-    torch.testing.assert_close(added.denoise(X, T, {}), model.predict_kept(X, T, NONE),
+    torch.testing.assert_close(added.denoise(X, T, {}), model.predict(X, T, NONE),
                                atol=1e-5, rtol=1e-4)
     for layer in model._layers:
         layer.merge()
@@ -56,7 +56,7 @@ def test_added_weights_are_those_that_peft_merges():
 def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone():
     models = [own_model(PixelModel(pixel_pipeline())) for _ in range(3)]
     state = torch.get_rng_state()
-    starts = [AdaptedModel(model, FixedConditions(model, []), 2, seed).kept()
+    starts = [AdaptedModel(model, FixedConditions(model, {}), 2, seed).kept()
               for model, seed in zip(models, (0, 0, 1))]
     assert torch.equal(torch.get_rng_state(), state)
     name = next(name for name in starts[0] if "lora_A" in name)
@@ -103,20 +103,19 @@ def classes(names, class_map=None, null=3, count=4, prior=("left", "up", "down")
 
 def test_known_classes_begin_as_copies_and_others_at_the_null_class():
     rows, old = classes(["Up", "right", "far_left"], {"far_left": "left"})
-    assert torch.equal(rows.files()["rows"], old[[1, 3, 0, 3]])
+    assert torch.equal(rows.embedding(), old[[1, 3, 0, 3]])
     assert rows.started_from == {"Up": "class 'up'", "right": "the null class",
                                  "far_left": "class 'left'"}
-    found = rows.found()
-    assert (found.class_names, found.null_class) == (["Up", "right", "far_left"], 3)
+    assert (rows.class_names, rows.null_class) == (["Up", "right", "far_left"], 3)
     assert rows.rows(torch.tensor([2, -1]))["class_labels"].tolist() == [2, 3]
 
 
 def test_a_map_may_name_rows_and_without_null_class_the_mean_is_the_start():
     rows, old = classes(["a", "b"], {"a": 2}, null=None, prior=None)
-    torch.testing.assert_close(rows.files()["rows"], torch.stack([old[2], old.mean(0)]))
-    assert not rows.can_drop and rows.found().null_class is None
+    torch.testing.assert_close(rows.embedding(), torch.stack([old[2], old.mean(0)]))
+    assert not rows.can_drop and rows.null_class is None
     rows, old = classes(["a"], {"a": "1"}, prior=None)
-    assert torch.equal(rows.files()["rows"][0], old[1])
+    assert torch.equal(rows.embedding()[0], old[1])
 
 
 def test_without_labels_the_null_class_alone_is_trained():
@@ -125,8 +124,8 @@ def test_without_labels_the_null_class_alone_is_trained():
     rows._table(labels).sum().backward()
     moved = rows.parameters["class_rows"].grad.abs().sum(1)
     assert moved[3] > 0 and moved[:3].sum() == 0
-    assert torch.equal(rows.files()["rows"], old)
-    assert rows.found().class_names == ["left", "up", "down"]
+    assert torch.equal(rows.embedding(), old)
+    assert rows.class_names == ["left", "up", "down"]
 
 
 @pytest.mark.parametrize("names, class_map, null, error, message", [

@@ -1,14 +1,12 @@
-"""Text-to-image priors: plain prompts, learned tokens, and LoRA files of diffusers' own kind."""
+"""Text-to-image priors: plain prompts, and LoRA files of diffusers' own kind."""
 
 import pytest
 import torch
 from adaptation_images import squares
 from diffusers import DiffusionPipeline
 
-from dreamda_aug import Synthesizer, adapt, load_model
+from dreamda_aug import adapt, load_model
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.adapted import add_tokens
-from dreamda_aug.models.conditioning import put_tokens
 
 QUICK = dict(rank=2, train_steps=10, learning_rate=5e-3, batch_size=4, evaluate_every=5,
              device="cpu")
@@ -45,27 +43,6 @@ def test_the_file_is_what_diffusers_itself_loads(kind, request, tmp_path):
     assert not any("lora" in name for name in alone.unet.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
-def test_learned_tokens_take_the_place_of_class_names(kind, request, tmp_path):
-    folder, out = request.getfixturevalue(kind), tmp_path / "adapted"
-    x, labels = images(folder)
-    found = adapt(x, folder, out, labels=labels, class_names=NAMES, tokens="learned", **QUICK)
-    assert found.after < found.before
-    model = load_model(folder, lora=out, device="cpu")
-    assert model.conditioning.tokens == {"left": "<dreamda-0>", "right": "<dreamda-1>"}
-    by_name, by_token = (model.embed([f"A photo of a {word}."]) for word in
-                         ("left", "<dreamda-0>"))
-    for name, value in by_name.items():
-        assert torch.equal(value, by_token[name])
-    plain = load_model(folder, device="cpu").embed(["A photo of a left.", "a cat"])
-    assert not torch.allclose(plain["encoder_hidden_states"][:1], by_name["encoder_hidden_states"])
-    same = model.embed(["a cat"])["encoder_hidden_states"]
-    torch.testing.assert_close(plain["encoder_hidden_states"][1:], same)
-    made = Synthesizer(folder, "paper", lora=out, class_names=NAMES, cache=None, device="cpu",
-                       steps=2).synthesize([x[0]], [0])
-    assert made[0].shape == (3, 16, 16)
-
-
 def test_images_without_labels_are_trained_under_the_empty_prompt(sd_folder, tmp_path):
     x, _ = images(sd_folder)
     found = adapt(x, sd_folder, tmp_path / "adapted", labels=None, gradient_checkpointing=True,
@@ -77,35 +54,9 @@ def test_a_lent_pipeline_keeps_its_text_encoder_and_weights(sd_pipeline, tmp_pat
     x, labels = images(sd_pipeline)
     model = load_model(sd_pipeline)
     before, unet = model.fingerprint, sd_pipeline.unet
-    size = sd_pipeline.text_encoder.get_input_embeddings().num_embeddings
-    for tokens in ("prompt", "learned"):
-        adapt(x, sd_pipeline, tmp_path / tokens, labels=labels, class_names=NAMES, tokens=tokens,
-              **QUICK | {"train_steps": 1, "device": None})
-    assert sd_pipeline.text_encoder.get_input_embeddings().num_embeddings == size
+    adapt(x, sd_pipeline, tmp_path / "adapted", labels=labels, class_names=NAMES,
+          **QUICK | {"device": None})
     assert sd_pipeline.unet is unet and model.fingerprint == before
-    assert "<dreamda-0>" not in sd_pipeline.tokenizer.get_vocab()
-
-
-def test_tokens_stand_for_whole_words_and_the_longest_name_first():
-    tokens = {"red": "<0>", "red_car": "<1>"}
-    assert put_tokens("A red car, a redder one, red.", tokens) == "A <1>, a redder one, <0>."
-    assert put_tokens("A photo of a (red).", tokens) == "A photo of a (<0>)."
-    assert put_tokens("A photo.", {}) == "A photo."
-
-
-def test_prompts_that_cannot_take_a_token_are_refused(sd_folder, tmp_path):
-    x, labels = images(sd_folder)
-    for names, prompt in ((["photo", "right"], "A photo of a {class_name}."),
-                          (NAMES, "A picture.")):
-        with pytest.raises(ValueError, match="the prompt must hold the class name once"):
-            adapt(x, sd_folder, tmp_path / "adapted", labels=labels, class_names=names,
-                  prompt=prompt, tokens="learned", **QUICK)
-
-
-def test_tokens_that_are_known_already_are_refused(sd_folder):
-    pipeline = DiffusionPipeline.from_pretrained(sd_folder)
-    with pytest.raises(ModelError, match="knows the token 'a' already"):
-        add_tokens(pipeline, {"text_encoder/a": torch.zeros(16)})
 
 
 def test_foreign_weights_that_are_none_are_refused(sd_folder, tmp_path):

@@ -30,7 +30,7 @@ def prior(tmp_path):
 def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     out, data = tmp_path / "adapted", tmp_path / "data"
     assert main(["adapt", str(images), "--model", prior, "--out", str(out), "--rank", "2",
-                 "--steps", "15", "--learning-rate", "0.005", "--evaluate-every", "5",
+                 "--train-steps", "15", "--learning-rate", "0.005", "--evaluate-every", "5",
                  "--class-map", "left=up", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "class left: began as class 'up'" in text and "right: began as the null class" in text
@@ -50,8 +50,7 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--class-map", "left"], "--class-map left: expected CLASS=PRIOR"),
-    (["--no-early-stopping"], "steps must be given where early_stopping is False"),
-    (["--tokens", "learned"], "tokens must be 'prompt' unless"),
+    (["--no-early-stopping"], "train_steps must be given where early_stopping is False"),
 ])
 def test_bad_arguments_exit_2_with_one_line(arguments, message, images, prior, tmp_path, capsys):
     status = main(["adapt", str(images), "--model", prior, "--out", str(tmp_path / "adapted"),

@@ -80,7 +80,7 @@ def test_the_priors_own_images_are_a_pool_and_pretrain_a_classifier(tmp_path, ti
 
 def test_an_adapted_prior_makes_other_images_and_is_adapted_once(setup_with_model, monkeypatch):
     pytest.importorskip("peft")
-    monkeypatch.setattr("dreamda_aug.adaptation.settings.DEFAULT_STEPS", 4)
+    monkeypatch.setattr("dreamda_aug.adaptation.adapting.DEFAULT_STEPS", 4)
     settings = Settings(steps=3, strength=0.5, replay=0.0, noise_scale=0.0)
     plain, adapted, free = (
         pool_of(setup_with_model, Run(Arm(kind, kind), PoolSpec(kind, 1, settings), 2, 0)).pixels

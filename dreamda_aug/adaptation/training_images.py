@@ -29,8 +29,8 @@ Labels = Sequence[int] | Tensor | Literal["source"] | None
 # With fewer, none can be held out that says anything.
 LEAST_IMAGES = 4
 _LEAST_HELD_OUT, MOST_HELD_OUT = 2, 64
-# Of the differences of fewer images, chance can hardly be told.
-_ENOUGH_HELD_OUT = 4
+# Fewer cannot show that anything helped; see `best_gain`.
+_ENOUGH_HELD_OUT = 5
 _ENCODED_AT_ONCE = 16
 
 

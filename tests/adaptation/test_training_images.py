@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from dreamda_aug.adaptation.images import open_pictures, read_images, split
+from dreamda_aug.adaptation.training_images import open_pictures, read_images, split
 
 
 class ImagesOnly(Dataset):
@@ -33,7 +33,7 @@ def read(pictures, budget=1000):
 def test_class_folders_give_labels_and_some_images_are_held_out(image_folder):
     images = read(open_pictures(image_folder))
     assert images.classes == ["left", "right"]
-    assert (len(images.x_0), len(images.held_out)) == (8, 4)
+    assert (len(images.x_0), len(images.held_out)) == (7, 5)
     assert images.x_0.min() >= -1 and images.x_0.max() <= 1
     everything = torch.cat([images.labels, images.held_out_labels])
     assert sorted(everything.tolist()) == [0] * 6 + [1] * 6
@@ -69,6 +69,13 @@ def test_no_readable_image_is_an_error(tmp_path):
     with (pytest.warns(UserWarning, match="could not be read"),
           pytest.raises(ValueError, match="holds no image that can be read")):
         read(open_pictures(tmp_path))
+
+
+def test_each_class_gives_the_same_share_of_its_images():
+    labels = torch.tensor([0] * 40 + [1] * 40 + [2] * 20)[torch.randperm(100)]
+    train, held_out = split(labels, 0.2)
+    assert labels[held_out].bincount().tolist() == [8, 8, 4]
+    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(100))
 
 
 def test_a_class_of_one_image_is_trained_not_measured():

@@ -1,0 +1,262 @@
+"""`adapt`: from a user's images and a diffusion model to LoRA weights that fit them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_out, check_same
+from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
+from dreamda_aug.adaptation.lora import AdaptedModel, own_model
+from dreamda_aug.adaptation.objective import noise_levels
+from dreamda_aug.adaptation.outcome import (
+    Adaptation,
+    conclude,
+    data_name,
+    read_adaptation,
+    versions,
+)
+from dreamda_aug.adaptation.trained_conditions import ClassRows, prepare_conditions
+from dreamda_aug.adaptation.training_images import Labels, open_pictures, read_images
+from dreamda_aug.arguments import check_fields, checked, real, whole
+from dreamda_aug.files import remove_temporaries, write_atomically
+from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+from dreamda_aug.models import BUNDLED, ModelSpec
+from dreamda_aug.models.adapted import (
+    CARD,
+    CLASS_ROWS,
+    LORA,
+    base_identity,
+    card_text,
+    lora_file,
+    read_card,
+)
+from dreamda_aug.models.latent import LatentModel
+
+# Steps with early stopping, where no number is given: few images stop long before.
+DEFAULT_STEPS = 1000
+_PIXEL_RATE, _LATENT_RATE = 1e-3, 1e-4
+_OWN_FILES = {CARD, CHECKPOINT, LORA, CLASS_ROWS}
+
+
+@dataclass(frozen=True)
+class AdaptationSettings:
+    """The settings of `adapt`.
+
+    Attributes:
+        rank: of the LoRA matrices. A low rank, like early stopping, keeps few images from being
+            learned by heart.
+        train_steps: optimizer steps at most, or None for 1,000, where early stopping is on.
+        learning_rate: of AdamW, after 20 steps of warm-up, or None for 1e-3 with pixel models,
+            which are small, and 1e-4 with latent ones, as diffusers' own LoRA scripts have it.
+        batch_size: images per denoiser call.
+        accumulate: batches per optimizer step.
+        prior_weight: how strongly the denoiser is held to what it predicted before, on the same
+            noisy image: the weight of the squared distance between both predictions, beside 1 for
+            the squared error. The prediction is shrunk towards the prior's by
+            1 / (1 + prior_weight).
+        label_dropout: share of images that are trained without their class or prompt, so that
+            guidance still works; for models with an unconditional branch.
+        held_out: share of the images that are not trained on but measured on, in (0, 0.5]; at
+            least 5 images (half of fewer than 10), at most 64.
+        evaluate_every: steps between two measurements.
+        patience: measurements without a new lowest held-out loss after which training stops.
+        early_stopping: False trains on every image for exactly ``train_steps`` steps and measures
+            nothing.
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        rng_seed: another one gives another result.
+
+    Raises:
+        ValueError: an attribute breaks its rule.
+
+    Source: LoRA: Hu et al. 2021, arXiv:2106.09685. ``prior_weight``: learning without forgetting,
+        Li & Hoiem 2016, arXiv:1606.09282, here with the squared distance of predictions.
+        ``label_dropout``: Ho & Salimans 2022, arXiv:2207.12598.
+    """
+
+    rank: int = 8
+    train_steps: int | None = None
+    learning_rate: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    prior_weight: float = 0.1
+    label_dropout: float = 0.1
+    held_out: float = 0.2
+    evaluate_every: int = 25
+    patience: int = 5
+    early_stopping: bool = True
+    gradient_checkpointing: bool = False
+    rng_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("rank", "batch_size", "accumulate", "evaluate_every", "patience"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "rng_seed", whole("rng_seed", self.rng_seed, 0, 2**63 - 1))
+        if self.train_steps is not None:
+            object.__setattr__(self, "train_steps", whole("train_steps", self.train_steps, 1))
+        elif not self.early_stopping:
+            raise ValueError("train_steps must be given where early_stopping is False, got None.")
+        if self.learning_rate is not None:
+            object.__setattr__(self, "learning_rate", real(
+                "learning_rate", self.learning_rate, "lie in (0, 1]", 1e-12, 1.0))
+        for name, rule, low, high in (
+            ("prior_weight", "be at least 0", 0.0, float("inf")),
+            ("label_dropout", "lie in [0, 1]", 0.0, 1.0),
+            ("held_out", "lie in (0, 0.5]", 1e-6, 0.5),
+        ):
+            object.__setattr__(self, name, real(name, getattr(self, name), rule, low, high))
+
+    def loop(self, is_pixel_model: bool) -> LoopSettings:
+        """What the training loop is given; the learning rate is a number there."""
+        return LoopSettings(
+            train_steps=DEFAULT_STEPS if self.train_steps is None else self.train_steps,
+            learning_rate=self.learning_rate or (_PIXEL_RATE if is_pixel_model else _LATENT_RATE),
+            batch_size=self.batch_size, accumulate=self.accumulate,
+            label_dropout=self.label_dropout, evaluate_every=self.evaluate_every,
+            patience=self.patience, rng_seed=self.rng_seed)
+
+
+@checked
+def adapt(
+    source: Any,
+    model: Any = BUNDLED,
+    out: str | Path = "adapted",
+    *,
+    labels: Labels = "source",
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[str, str | int] | None = None,
+    prompt: str = DEFAULT_PROMPT,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    split: str | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    progress: bool = False,
+    settings: AdaptationSettings | None = None,
+    **options: Any,
+) -> Adaptation:
+    """Train LoRA weights on images, and keep them only if they help on held-out ones.
+
+    The held-out denoising loss is measured with the same noise at the same noise levels before
+    training and after; the step at which it was lowest is kept, be it step 0. If it fell by no
+    more than chance, a warning is raised. The same call resumes after an interruption, and returns
+    the result of a finished folder.
+
+    A class-conditional model then has the classes of the images, in their label order, instead
+    of its own; a text-to-image one makes them under their prompts.
+
+    Args:
+        source: what `expand` takes: class folders, a list, a dataset, a name; or a folder of
+            images without classes, a tensor (N, C, H, W) or a list of images.
+        model: what `load_model` takes, a `ModelSpec` or a loaded model, which is not changed.
+        out: folder to write to: ``pytorch_lora_weights.safetensors``, as diffusers loads it, and
+            ``adaptation.json``, the card; for class-conditional models the class embedding.
+        labels: ``"source"`` for those of the source, one for each image, or None to train
+            under the null class or the empty prompt.
+        class_names: the classes in label order, or None for those of the source.
+        class_map: for class-conditional models: which of its classes (name or number) a class of
+            the images begins as, where the names differ, such as ``{"7": "7 - seven"}``.
+        prompt: template with ``{class_name}`` and ``{article}``, for text-to-image models.
+        device: as in `ModelSpec`, for a source.
+        dtype: likewise, of the frozen weights. LoRA weights are always float32; with float16,
+            gradients are scaled.
+        split: of a torchvision, Hugging Face or bundled dataset.
+        data_root: folder of torchvision's or Hugging Face's data.
+        download: let torchvision download what is missing.
+        progress: show time left and memory: a bar on a terminal, else lines in the log.
+        settings: how to train, or None for `AdaptationSettings` with ``options``.
+        options: attributes of `AdaptationSettings`, such as ``rank=8`` and ``train_steps=300``.
+
+    Returns:
+        What was measured, and where it lies.
+
+    Raises:
+        ValueError: an argument breaks its rule, or there are too few images.
+        ModelError: the model cannot be loaded or adapted.
+        AdaptationError: the folder holds another adaptation, or the loss is NaN.
+        ImportError: peft and accelerate are not installed.
+
+    Source: Hu et al. 2021, arXiv:2106.09685; choosing the step by held-out loss is ours.
+    """
+    if settings is not None and options:
+        raise ValueError(f"settings must be given alone, got {', '.join(options)} too.")
+    settings = AdaptationSettings(**options) if settings is None else settings
+    folder = Path(out)
+    check_out(folder, source, _OWN_FILES)
+    processes = open_processes("peft")  # it chooses the device, before the model is loaded
+    pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
+                             download=download)
+    own = own_model(model, device, dtype)
+    loop_settings = settings.loop(own.is_pixel_model)
+    base = {"name": data_name(own.name), **base_identity(own.unet)}
+    budget = (loop_settings.train_steps * settings.batch_size * settings.accumulate
+              * processes.num_processes)
+    images = read_images(
+        pictures, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
+        budget=budget)
+    identity = {
+        "settings": asdict(replace(settings, learning_rate=loop_settings.learning_rate)),
+        "images": images.digest, "classes": images.classes,
+        "prompt": prompt if own.condition_kind == "text" else None,
+        "class_map": dict(class_map or {}), "base": base["weights"], "dtype": base["dtype"],
+        "processes": processes.num_processes, "image_size": list(own.image_size),
+    }
+    if (folder / CARD).exists():
+        check_same(folder, read_card(folder)["identity"], identity)
+        return read_adaptation(folder)
+    conditions = prepare_conditions(own, images.classes, prompt, class_map or {})
+    if settings.gradient_checkpointing:
+        own.unet.enable_gradient_checkpointing()
+    if _is_named(model) and isinstance(own, LatentModel) and own.device.type != "cpu":
+        own.vae.to("cpu")  # it has encoded the images, and is not needed any more
+    adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
+                           settings.prior_weight)
+    own.channels_last()
+    schedule = noise_levels(
+        own, int(own.pipeline.scheduler.config.get("num_train_timesteps", 1000)))
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    found, best = TrainingLoop(
+        adapted, images, schedule, loop_settings, processes, folder, identity, progress).run()
+    adapted.set_state(best)
+    if processes.is_main_process:
+        class_names = conditions.class_names if isinstance(conditions, ClassRows) else None
+        _write(folder, adapted, {
+            "base": base,
+            "classes": {
+                "names": class_names and list(class_names),
+                "null_class": conditions.null_class if isinstance(conditions, ClassRows) else None,
+                "of_images": images.classes, "started_from": conditions.started_from,
+            },
+            "loss": conclude(found),
+            "data": {"name": data_name(source), "images": len(images.x_0),
+                     "held_out": len(images.held_out), "labels": bool(images.classes)},
+            "left_out": images.left_out,
+            "seconds": round(found.seconds, 1),
+            "parameters": sum(p.numel() for p in adapted.parameters.values()),
+            "versions": versions("torch", "diffusers", "peft", "accelerate"),
+            "identity": identity,
+        })
+    processes.wait_for_everyone()
+    return read_adaptation(folder)
+
+
+def _is_named(model: Any) -> bool:
+    """Whether it was loaded for this call, and nobody else uses it."""
+    return isinstance(model, str | Path) or (
+        isinstance(model, ModelSpec) and model.is_named)
+
+
+def _write(folder: Path, adapted: AdaptedModel, card: dict[str, Any]) -> None:
+    """Write everything that was learned; the card is the last, and says that the rest is whole."""
+    lora = lora_file(adapted.lora_tensors())
+    write_atomically(folder / LORA, safetensors.torch.save(lora, {"format": "pt"}))
+    if isinstance(adapted.conditions, ClassRows):
+        rows = {"rows": adapted.conditions.embedding()}
+        write_atomically(folder / CLASS_ROWS, safetensors.torch.save(rows))
+    write_atomically(folder / CARD, card_text(card))
+    (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""`train`: from a user's own images to a small diffusion model of them."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.utils import save_image
+
+from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_out, check_same
+from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
+from dreamda_aug.adaptation.new_model import NewModel
+from dreamda_aug.adaptation.objective import noise_levels
+from dreamda_aug.adaptation.outcome import data_name, versions
+from dreamda_aug.adaptation.training_images import Labels, open_pictures, read_images
+from dreamda_aug.arguments import checked, real, whole
+from dreamda_aug.errors import StorageError
+from dreamda_aug.files import read_json, remove_temporaries, write_atomically
+from dreamda_aug.models.pixel_unet import Width, check_image_size
+
+logger = logging.getLogger(__name__)
+
+CARD, SHEET = "training.json", "samples.png"
+FORMAT, FORMAT_VERSION = "dreamda-model", 1
+_OWN_FILES = {CARD, SHEET, CHECKPOINT, "model_index.json", "unet", "scheduler", "README.md"}
+_LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP, _COOLDOWN = 1e-3, 0.01, 200, 0.3
+_EVALUATE_EVERY, _PATIENCE = 250, 20
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 256
+_SHEET_COLUMNS, _SHEET_CLASSES = 8, 10
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished training.
+
+    Attributes:
+        out: its folder, which `load_model` takes.
+        steps: optimizer steps that were made.
+        best_step: the step whose weights were kept.
+        loss: held-out loss after ``best_step``.
+        history: (step, mean training loss since the last measurement, held-out loss).
+        class_names: the classes that it is conditioned on, in label order; empty for an
+            unconditional model.
+        left_out: images that could not be read.
+    """
+
+    out: Path
+    steps: int
+    best_step: int
+    loss: float
+    history: list[tuple[int, float | None, float]]
+    class_names: list[str]
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        return (f"{self.out}: held-out loss {self.loss:.4f} at step {self.best_step} of "
+                f"{self.steps}; samples: {self.out / SHEET}")
+
+
+@checked
+def train(
+    source: Any,
+    out: str | Path = "model",
+    *,
+    image_size: int = 32,
+    grey: bool = False,
+    width: Width = "medium",
+    train_steps: int = 20_000,
+    minutes: float | None = None,
+    batch_size: int = 64,
+    flip: float = 0.0,
+    labels: Labels = "source",
+    class_names: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    rng_seed: int = 0,
+    split: str | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    progress: bool = False,
+) -> TrainedModel:
+    """Train a pixel diffusion model on images, conditioned on their classes.
+
+    For images that no pretrained model was trained on, such as X-rays, microscopy or scans. The
+    weights are an exponential moving average; those with the lowest loss on held-out images are
+    kept. The same call resumes after an interruption, and returns the result of a finished folder.
+
+    Args:
+        source: what `expand` takes: class folders, a list, a dataset, a name; or images without
+            classes, which give an unconditional model.
+        out: folder to write to: a diffusers pipeline with ``training.json``, its card, and
+            ``samples.png``, a row of guided samples for each class.
+        image_size: height and width of the model's images, in pixels.
+        grey: one channel instead of three.
+        width: ``"small"``, ``"medium"`` or ``"large"``: about 1, 2 or 8 million parameters.
+        train_steps: optimizer steps at most; training stops earlier if the held-out loss no
+            longer falls.
+        minutes: time at most, all runs together, or None for no limit.
+        batch_size: images per step.
+        flip: probability that an image is mirrored; 0.5 only for things that may face both ways.
+        labels: ``"source"`` for those of the source, one for each image, or None for none.
+        class_names: the classes in label order, or None for those of the source.
+        device: where to train, or None for CUDA if there is a GPU and the CPU otherwise.
+        rng_seed: another one gives another model.
+        split: of a torchvision, Hugging Face or bundled dataset.
+        data_root: folder of torchvision's or Hugging Face's data.
+        download: let torchvision download what is missing.
+        progress: show time left and memory: a bar on a terminal, else lines in the log.
+
+    Returns:
+        What was measured, and where the model lies.
+
+    Raises:
+        ValueError: an argument breaks its rule, or there are too few images.
+        AdaptationError: the folder holds something else, or the loss is NaN.
+        ImportError: accelerate is not installed.
+
+    Source: ours; the objective is that of DDPM, arXiv:2006.11239, in v-prediction.
+    """
+    settings = LoopSettings(
+        train_steps=whole("train_steps", train_steps, 1), learning_rate=_LEARNING_RATE,
+        minutes=math.inf if minutes is None else real("minutes", minutes, "be above 0", 1e-6),
+        warm_up=_WARM_UP, cooldown=_COOLDOWN, weight_decay=_WEIGHT_DECAY,
+        batch_size=whole("batch_size", batch_size, 1), evaluate_every=_EVALUATE_EVERY,
+        patience=_PATIENCE, flip=real("flip", flip, "lie in [0, 1]", 0, 1),
+        rng_seed=whole("rng_seed", rng_seed, 0, 2**63 - 1))
+    image_size = whole("image_size", image_size, 8, 1024)
+    check_image_size(image_size, width)
+    folder = Path(out)
+    check_out(folder, source, _OWN_FILES)
+    processes = open_processes()
+    pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
+                             download=download)
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = NewModel(image_size, 1 if grey else 3, len(pictures.classes), width, on,
+                     settings.rng_seed)
+    images = read_images(pictures, model.average, _HELD_OUT, settings.rng_seed,
+                         most=_MOST_HELD_OUT)
+    identity = {
+        "settings": {name: value for name, value in asdict(settings).items()
+                     if name not in ("minutes", "train_steps")},
+        "images": images.digest, "classes": images.classes, "image_size": image_size,
+        "grey": grey, "width": width, "processes": processes.num_processes,
+    }
+    if (folder / CARD).exists():
+        check_same(folder, _read_card(folder)["identity"], identity)
+        logger.warning("%s holds the finished model; delete it to train anew", folder)
+        return read_training(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    parameters = sum(p.numel() for p in model.parameters.values())
+    if progress and processes.is_main_process:
+        logger.warning(
+            "training on %d images, measuring on %d, in %s classes; %.1f million parameters",
+            len(images.x_0), len(images.held_out), len(images.classes) or "no", parameters / 1e6)
+    found, best = TrainingLoop(model, images, noise_levels(model.average, 1000), settings,
+                               processes, folder, identity, progress).run()
+    model.set_kept(best)
+    if processes.is_main_process:
+        _write(folder, model, len(images.classes), {
+            "format": FORMAT, "format_version": FORMAT_VERSION,
+            "data": {"name": data_name(source), "images": len(images.x_0),
+                     "held_out": len(images.held_out)},
+            "class_names": images.classes or None,
+            "loss": {"steps": found.step, "best_step": found.best_step, "value": found.best_loss,
+                     "history": found.history},
+            "minutes": round(found.seconds / 60, 1), "parameters": parameters,
+            "left_out": images.left_out, "versions": versions("torch", "diffusers", "accelerate"),
+            "identity": identity,
+        })
+    processes.wait_for_everyone()
+    return read_training(folder)
+
+
+def read_training(folder: Path) -> TrainedModel:
+    """The finished training of a folder.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        StorageError: its card is damaged.
+    """
+    card = _read_card(folder)
+    loss = card["loss"]
+    return TrainedModel(
+        folder, loss["steps"], loss["best_step"], loss["value"],
+        [tuple(entry) for entry in loss["history"]], card["class_names"] or [], card["left_out"])
+
+
+def _write(folder: Path, model: NewModel, classes: int, card: dict[str, Any]) -> None:
+    """Write the model; the card is the last, and says that the rest is whole."""
+    model.save(folder)
+    rows = range(min(classes, _SHEET_CLASSES)) if classes else [None] * _SHEET_COLUMNS
+    samples = model.samples([row for row in rows for _ in range(_SHEET_COLUMNS)])
+    save_image(samples, folder / SHEET, nrow=_SHEET_COLUMNS, padding=1)
+    write_atomically(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    card = read_json(folder / CARD)
+    found = card.get("format"), card.get("format_version")
+    if found != (FORMAT, FORMAT_VERSION) or {"identity", "loss"} - card.keys():
+        raise StorageError(f"{folder / CARD}: expected {FORMAT} {FORMAT_VERSION}, found {found}; "
+                           "choose another folder.")
+    return card
