@@ -19,9 +19,9 @@ from dreamda_aug import (
     calibrate,
     evaluate,
     expand,
+    train,
 )
 from dreamda_aug.adaptation import AdaptationSettings
-from dreamda_aug.adaptation.train import train
 from dreamda_aug.arguments import shown
 
 COMMON = [b"1", {}, object(), math.nan, 1 + 2j, np.array([0.5, 0.5]), torch.tensor([1.0, 2.0])]
