@@ -45,7 +45,7 @@ DOORS = {
     AdaptationSettings: {"number": "learning_rate prior_weight label_dropout held_out",
                          "count": "rank train_steps batch_size accumulate evaluate_every patience "
                                   "rng_seed",
-                         "flag": "early_stopping gradient_checkpointing", "word": "tokens"},
+                         "flag": "early_stopping gradient_checkpointing"},
     ModelSpec: {"number": "embedded_guidance", "integer": "block_index null_class",
                 "flag": "low_memory", "path": "lora config", "text": "variant",
                 "pair": "image_size", "word": "device dtype"},
