@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy.tasks import Images, Split
-from dreamda_aug import adapt, adaptation, load_model
+from dreamda_aug import ModelSpec, adapt, adaptation, load_model
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.models import DiffusionModel
 
@@ -54,8 +54,7 @@ def adapted_model(
     for path in ADAPTATION_CODE:
         key.update(path.read_bytes())
     folder = state / "adaptations" / key.hexdigest()[:16]
-    adapt(fit_to(found.pixels.float() / 255, model), source, folder,
+    adapt(fit_to(found.pixels.float() / 255, model), ModelSpec(source, model.device), folder,
           labels=found.labels if with_labels else None,
-          class_names=model.class_names if with_labels else None,
-          device=model.device, rng_seed=rng_seed)  # fmt: skip
+          class_names=model.class_names if with_labels else None, rng_seed=rng_seed)  # fmt: skip
     return load_model(source, device=model.device, lora=folder)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 
 from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_out, check_same
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
-from dreamda_aug.adaptation.lora import AdaptedModel, own_model
+from dreamda_aug.adaptation.lora import AdaptedModel, is_named, own_model
 from dreamda_aug.adaptation.objective import noise_levels
 from dreamda_aug.adaptation.outcome import (
     Adaptation,
@@ -24,7 +23,7 @@ from dreamda_aug.adaptation.training_images import Labels, open_pictures, read_i
 from dreamda_aug.arguments import check_fields, checked, real, whole
 from dreamda_aug.files import remove_temporaries, write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
-from dreamda_aug.models import BUNDLED, ModelSpec
+from dreamda_aug.models import BUNDLED
 from dreamda_aug.models.adapted import (
     CARD,
     CLASS_ROWS,
@@ -130,8 +129,6 @@ def adapt(
     class_names: Sequence[str] | None = None,
     class_map: Mapping[str, str | int] | None = None,
     prompt: str = DEFAULT_PROMPT,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
     split: str | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
@@ -153,6 +150,7 @@ def adapt(
         source: what `expand` takes: class folders, a list, a dataset, a name; or a folder of
             images without classes, a tensor (N, C, H, W) or a list of images.
         model: what `load_model` takes, a `ModelSpec` or a loaded model, which is not changed.
+            LoRA weights are float32 whatever its dtype; with float16, gradients are scaled.
         out: folder to write to: ``pytorch_lora_weights.safetensors``, as diffusers loads it, and
             ``adaptation.json``, the card; for class-conditional models the class embedding.
         labels: ``"source"`` for those of the source, one for each image, or None to train
@@ -161,9 +159,6 @@ def adapt(
         class_map: for class-conditional models: which of its classes (name or number) a class of
             the images begins as, where the names differ, such as ``{"7": "7 - seven"}``.
         prompt: template with ``{class_name}`` and ``{article}``, for text-to-image models.
-        device: as in `ModelSpec`, for a source.
-        dtype: likewise, of the frozen weights. LoRA weights are always float32; with float16,
-            gradients are scaled.
         split: of a torchvision, Hugging Face or bundled dataset.
         data_root: folder of torchvision's or Hugging Face's data.
         download: let torchvision download what is missing.
@@ -190,7 +185,7 @@ def adapt(
     processes = open_processes("peft")  # it chooses the device, before the model is loaded
     pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
                              download=download)
-    own = own_model(model, device, dtype)
+    own = own_model(model)
     loop_settings = settings.loop(own.is_pixel_model)
     base = {"name": data_name(own.name), **base_identity(own.unet)}
     budget = (loop_settings.train_steps * settings.batch_size * settings.accumulate
@@ -211,7 +206,7 @@ def adapt(
     conditions = prepare_conditions(own, images.classes, prompt, class_map or {})
     if settings.gradient_checkpointing:
         own.unet.enable_gradient_checkpointing()
-    if _is_named(model) and isinstance(own, LatentModel) and own.device.type != "cpu":
+    if is_named(model) and isinstance(own, LatentModel) and own.device.type != "cpu":
         own.vae.to("cpu")  # it has encoded the images, and is not needed any more
     adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
                            settings.prior_weight)
@@ -243,12 +238,6 @@ def adapt(
         })
     processes.wait_for_everyone()
     return read_adaptation(folder)
-
-
-def _is_named(model: Any) -> bool:
-    """Whether it was loaded for this call, and nobody else uses it."""
-    return isinstance(model, str | Path) or (
-        isinstance(model, ModelSpec) and model.is_named)
 
 
 def _write(folder: Path, adapted: AdaptedModel, card: dict[str, Any]) -> None:

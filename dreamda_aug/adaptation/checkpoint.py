@@ -1,10 +1,9 @@
 """The folder of a training: what may lie in it, and its checkpoint."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +59,9 @@ class Progress:
         return False
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that training resumes from.
-
-    Attributes:
-        progress: how far it is.
-        now: what is trained, by name.
-        best: the weights after the best step, by name.
-        moments: AdamW's state of each parameter, by ``NAME/KIND``.
-    """
-
-    progress: Progress
-    now: dict[str, Tensor]
-    best: dict[str, Tensor]
-    moments: dict[str, Tensor]
+# The tensors of a checkpoint, by part and name: what is trained as it is "now" and was at its
+# "best", and AdamW's "moments", by ``NAME/KIND``.
+Tensors = dict[str, dict[str, Tensor]]
 
 
 def check_out(folder: Path, source: Any, own: Set[str]) -> None:
@@ -103,22 +90,25 @@ def check_out(folder: Path, source: Any, own: Set[str]) -> None:
             raise ValueError(f"out must lie outside the images' folder {inside}, got {folder}.")
 
 
-def save_checkpoint(folder: Path, identity: dict[str, Any], state: Checkpoint) -> None:
+def save_checkpoint(
+    folder: Path, identity: dict[str, Any], progress: Progress, tensors: Tensors
+) -> None:
     """Write a checkpoint as a whole or not at all.
 
     Args:
         folder: of the training.
         identity: what must be the same for training to resume.
-        state: what to save.
+        progress: how far it is.
+        tensors: everything else that it resumes from.
     """
-    tensors = {f"{part}:{name}": tensor for part in ("now", "best", "moments")
-               for name, tensor in getattr(state, part).items()}
-    metadata = {"identity": json.dumps(identity), "progress": json.dumps(asdict(state.progress))}
-    write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
+    flat = {f"{part}:{name}": tensor for part, named in tensors.items()
+            for name, tensor in named.items()}
+    metadata = {"identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
+    write_atomically(folder / CHECKPOINT, safetensors.torch.save(flat, metadata))
 
 
-def load_checkpoint(folder: Path, identity: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint of a folder, or None where there is none.
+def load_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Progress, Tensors] | None:
+    """What `save_checkpoint` wrote, or None where there is nothing.
 
     Raises:
         AdaptationError: it is damaged, or of another training.
@@ -126,7 +116,7 @@ def load_checkpoint(folder: Path, identity: dict[str, Any]) -> Checkpoint | None
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "moments": {}}
+    parts: Tensors = {"now": {}, "best": {}, "moments": {}}
     try:
         with safetensors.safe_open(regular_file(path), "pt") as file:
             metadata = file.metadata() or {}
@@ -135,14 +125,14 @@ def load_checkpoint(folder: Path, identity: dict[str, Any]) -> Checkpoint | None
                 parts[part][name] = file.get_tensor(key)
         begun = parse_json(metadata["identity"], str(path))
         found = parse_json(metadata["progress"], str(path))
-        progress = Progress(**{each.name: found[each.name] for each in dataclasses.fields(Progress)
+        progress = Progress(**{each.name: found[each.name] for each in fields(Progress)
                                if each.name in found})
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
         raise AdaptationError(
             f"{path}: expected a checkpoint ({error}); delete it to begin anew.") from error
     check_same(folder, begun, identity)
     progress.history = [tuple(entry) for entry in progress.history]
-    return Checkpoint(progress, **parts)
+    return progress, parts
 
 
 def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) -> None:

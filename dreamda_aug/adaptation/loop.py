@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dreamda_aug.adaptation.checkpoint import (
-    Checkpoint,
     Progress,
     load_checkpoint,
     moments_of,
@@ -266,19 +265,20 @@ class TrainingLoop:
         if not self.processes.is_main_process:
             return
         self.progress.scaler = self.scaler.state_dict()
-        save_checkpoint(self.folder, self.identity, Checkpoint(
-            self.progress, self.model.state(), self.best,
-            moments_of(self.optimizer, self.names)))
+        save_checkpoint(self.folder, self.identity, self.progress, {
+            "now": self.model.state(), "best": self.best,
+            "moments": moments_of(self.optimizer, self.names)})
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.folder, self.identity)
-        if state is None:
+        found = load_checkpoint(self.folder, self.identity)
+        if found is None:
             return
-        self.progress, self.best = state.progress, state.best
-        self.model.set_state(state.now)
-        put_moments(self.optimizer, self.names, state.moments)
-        if state.progress.scaler:
-            self.scaler.load_state_dict(state.progress.scaler)
+        self.progress, tensors = found
+        self.best = tensors["best"]
+        self.model.set_state(tensors["now"])
+        put_moments(self.optimizer, self.names, tensors["moments"])
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
 
 
 def format_time(seconds: float) -> str:

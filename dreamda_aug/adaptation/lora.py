@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from dreamda_aug.adaptation.objective import Noised
 from dreamda_aug.adaptation.trained_conditions import Conditioned
 from dreamda_aug.errors import ModelError
 from dreamda_aug.method.seeding import derive_seed
-from dreamda_aug.models import DiffusionModel, ModelSpec, is_model
+from dreamda_aug.models import ModelSpec, as_model
 from dreamda_aug.models.conditioning import ClassConditioning
 from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.unet import PixelModel
@@ -111,30 +112,16 @@ class AdaptedModel:
                 layer.enable_adapters(True)
 
 
-def own_model(source: Any, device: Any = None, dtype: Any = None) -> Adaptable:
+def own_model(source: Any) -> Adaptable:
     """A model that may be changed: loaded anew, or with a copy of a lent one's denoiser.
 
     Args:
         source: what `load_model` takes, a `ModelSpec` or a loaded model.
-        device: for a source that is loaded here.
-        dtype: likewise.
 
     Raises:
         ModelError: it is no U-Net model, or LoRA weights are in it already.
-        ValueError: device or dtype for a model that is loaded or specified already.
     """
-    if (isinstance(source, ModelSpec) or is_model(source)) and (device, dtype) != (None,) * 2:
-        raise ValueError(
-            "device and dtype belong to loading, and this model is loaded or specified already, "
-            f"got device={device}, dtype={dtype}; give them to ModelSpec or load_model.")
-    if is_model(source):
-        return _with_own_denoiser(_checked(source))
-    spec = source if isinstance(source, ModelSpec) else ModelSpec(source, device, dtype)
-    model = _checked(spec.load())
-    return model if spec.is_named else _with_own_denoiser(model)
-
-
-def _checked(model: DiffusionModel) -> Adaptable:
+    model = as_model(source)
     if not isinstance(model, PixelModel | LatentModel):
         raise ModelError(
             f"{model.name} ({type(model).__name__}) cannot be adapted: only models with a "
@@ -143,7 +130,12 @@ def _checked(model: DiffusionModel) -> Adaptable:
         raise ModelError(
             f"{model.name} has LoRA weights already ({model.lora or 'loaded by diffusers'}); "
             "adapt the model without them.")
-    return model
+    return model if is_named(source) else _with_own_denoiser(model)
+
+
+def is_named(source: Any) -> bool:
+    """Whether a model is loaded for this call, and nobody else uses it."""
+    return isinstance(source, str | Path) or (isinstance(source, ModelSpec) and source.is_named)
 
 
 def _with_own_denoiser(model: Adaptable) -> Adaptable:

@@ -4,7 +4,7 @@ import importlib.metadata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,25 +19,8 @@ _LEVEL, _FLIPS = 0.05, 4096
 DID_NOT_HELP = "adaptation did not help on held-out images"
 
 
-class Gain(NamedTuple):
-    """How far the held-out loss fell.
-
-    Attributes:
-        mean: loss before minus loss at the best step, mean over images.
-        noise: what the mean must exceed not to be chance, at a level of 5 %.
-    """
-
-    mean: float
-    noise: float
-
-    @property
-    def is_real(self) -> bool:
-        """Whether the loss fell by more than chance."""
-        return self.mean > self.noise
-
-
-def best_gain(measured: Tensor) -> Gain:
-    """How far the loss fell at the best step, and how far the best of so many may by chance.
+def best_gain(measured: Tensor) -> tuple[float, float]:
+    """How far the loss fell at the best step, and how far the best may by chance, at 5 %.
 
     If training helped no image more than it harmed another, each image could as well have changed
     the other way around. So the signs of the images' changes are flipped in all ways, or in many,
@@ -60,7 +43,8 @@ def best_gain(measured: Tensor) -> Gain:
         flips = torch.randint(2, (_FLIPS, count), generator=generator)
         flips[0] = 0
     best = ((1 - 2 * flips).double() @ fell.T / count).amax(1)
-    return Gain(best[0].item(), best.sort(descending=True).values[int(_LEVEL * len(best))].item())
+    by_chance = best.sort(descending=True).values[int(_LEVEL * len(best))]
+    return best[0].item(), by_chance.item()
 
 
 @dataclass(frozen=True)
@@ -73,8 +57,8 @@ class Adaptation:
         best_step: the step whose weights were kept; 0 is the model without adaptation.
         before: held-out loss of the model without adaptation, or None where none was measured.
         after: held-out loss after ``best_step``.
-        gain: how far it fell, and how far it could have by chance.
-        verdict: whether it helped.
+        chance: what it could have fallen by chance, at a level of 5 %, or None.
+        verdict: "helped" where it fell by more than that.
         history: (step, mean training loss since the last measurement, held-out loss).
         left_out: images that could not be read.
         started_from: the class or prompt of the model that each class began as.
@@ -85,18 +69,18 @@ class Adaptation:
     best_step: int
     before: float | None
     after: float | None
-    gain: Gain | None
+    chance: float | None
     verdict: Verdict
     history: list[tuple[int, float | None, float]]
     left_out: list[str]
     started_from: dict[str, str]
 
     def __str__(self) -> str:
-        if self.gain is None:
+        if self.before is None or self.after is None:
             return f"{self.out}: {self.steps} steps, not measured"
         return (f"{self.out}: held-out loss {self.before:.5f} -> {self.after:.5f} at step "
-                f"{self.best_step} of {self.steps} (fell by {self.gain.mean:.5f}, chance "
-                f"{self.gain.noise:.5f}): {self.verdict}")
+                f"{self.best_step} of {self.steps} (fell by "
+                f"{self.before - self.after:.5f}, chance {self.chance:.5f}): {self.verdict}")
 
 
 def conclude(progress: Progress) -> dict[str, Any]:
@@ -104,27 +88,23 @@ def conclude(progress: Progress) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": progress.step, "best_step": progress.best_step,
                              "history": progress.history}
     if not progress.measured:
-        return found | {"verdict": "not measured", "before": None, "after": None, "gain": None}
-    gain = best_gain(torch.tensor(progress.measured, dtype=torch.float64))
-    return found | {
-        "verdict": "helped" if gain.is_real else "did not help", "gain": gain._asdict(),
-        "before": progress.history[0][2], "after": progress.best_loss}
+        return found | {"verdict": "not measured", "before": None, "after": None, "chance": None}
+    fell, chance = best_gain(torch.tensor(progress.measured))
+    return found | {"verdict": "helped" if fell > chance else "did not help", "chance": chance,
+                    "before": progress.history[0][2], "after": progress.best_loss}
 
 
 def read_adaptation(folder: Path) -> Adaptation:
     """The finished adaptation of a folder; warns where it did not help."""
     card = read_card(folder)
-    loss, gain = card["loss"], card["loss"]["gain"]
-    found = Adaptation(
-        folder, loss["steps"], loss["best_step"], loss["before"], loss["after"],
-        None if gain is None else Gain(**gain), loss["verdict"],
-        [tuple(entry) for entry in loss["history"]], card.get("left_out", []),
-        card["classes"].get("started_from", {}))
-    if found.verdict == "did not help" and found.gain is not None:
+    loss = {**card["loss"], "history": [tuple(entry) for entry in card["loss"]["history"]]}
+    found = Adaptation(folder, left_out=card["left_out"],
+                       started_from=card["classes"]["started_from"], **loss)
+    if found.verdict == "did not help":
         few = " (fewer than 5 images can show no more)" if card["data"]["held_out"] < 5 else ""
         warnings.warn(
-            f"{DID_NOT_HELP}: their loss fell by {found.gain.mean:.2g} from {found.before:.5f}, "
-            f"and {found.gain.noise:.2g} could be chance{few}. Step {found.best_step} was kept; "
+            f"{DID_NOT_HELP}: their loss went from {found.before:.5f} to {found.after:.5f}, and "
+            f"may fall by {found.chance:.2g} by chance{few}. Step {found.best_step} was kept; "
             "the model without adaptation may be as good.", stacklevel=4)
     return found
 

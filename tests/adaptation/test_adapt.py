@@ -10,7 +10,7 @@ from adaptation_images import squares
 from pipelines import pixel_pipeline
 from safetensors.torch import load_file
 
-from dreamda_aug import Synthesizer, adapt, load_model
+from dreamda_aug import ModelSpec, Synthesizer, adapt, load_model
 from dreamda_aug.adaptation import AdaptationSettings, loop
 from dreamda_aug.adaptation.objective import HeldOut, noise_levels
 from dreamda_aug.errors import AdaptationError, ModelError, StorageError
@@ -18,6 +18,10 @@ from dreamda_aug.models.unet import PixelModel
 
 QUICK = dict(rank=2, train_steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
 LORA, CARD = "pytorch_lora_weights.safetensors", "adaptation.json"
+
+
+def on_cpu(folder):
+    return ModelSpec(folder, "cpu")
 
 
 def predict(model):
@@ -29,7 +33,7 @@ def test_adaptation_helps_is_saved_and_loads_back_equal_in_a_fresh_process(
     class_folder, image_folder, tmp_path
 ):
     out = tmp_path / "adapted"
-    found = adapt(image_folder, class_folder, out, device="cpu", **QUICK)
+    found = adapt(image_folder, on_cpu(class_folder), out, **QUICK)
     assert found.verdict == "helped" and found.after < found.before and found.best_step > 0
     assert found.started_from == {"left": "class 'left'", "right": "the null class"}
     assert sorted(path.name for path in out.iterdir()) == [
@@ -58,7 +62,7 @@ print(model.fingerprint)
 
 def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
     images = squares(12)
-    found = adapt(images, class_folder, tmp_path / "adapted", labels=None, device="cpu", **QUICK)
+    found = adapt(images, on_cpu(class_folder), tmp_path / "adapted", labels=None, **QUICK)
     model = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert model.class_names == ["left", "up", "down"]  # without labels they stay
 
@@ -79,7 +83,7 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
 
 
 def test_an_adapted_model_makes_other_samples(class_folder, image_folder, tmp_path):
-    adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu", **QUICK)
+    adapt(image_folder, on_cpu(class_folder), tmp_path / "adapted", **QUICK)
     image = squares(1)[0]
     options = dict(cache=None, device="cpu", steps=4, noise_scale=1.0, replay=0.5)
     made = [Synthesizer(class_folder, "paper", class_names=["left"], lora=lora, **options)
@@ -91,7 +95,7 @@ def test_an_interrupted_training_goes_on_to_the_same_files(
     class_folder, image_folder, tmp_path, monkeypatch
 ):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    expected = adapt(image_folder, class_folder, straight, device="cpu", **QUICK)
+    expected = adapt(image_folder, on_cpu(class_folder), straight, **QUICK)
     step = loop.TrainingLoop._step
     with monkeypatch.context() as patch:
         def stop(self, number):
@@ -101,29 +105,29 @@ def test_an_interrupted_training_goes_on_to_the_same_files(
 
         patch.setattr(loop.TrainingLoop, "_step", stop)
         with pytest.raises(KeyboardInterrupt):
-            adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
+            adapt(image_folder, on_cpu(class_folder), broken, **QUICK)
     assert [path.name for path in broken.iterdir()] == ["checkpoint.safetensors"]
     with pytest.raises(AdaptationError, match="settings.rank was 2 and is 3"):
-        adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"rank": 3})
+        adapt(image_folder, on_cpu(class_folder), broken, **QUICK | {"rank": 3})
     steps = []
     monkeypatch.setattr(loop.TrainingLoop, "_step",
                         lambda self, number: steps.append(number) or step(self, number))
-    found = adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
+    found = adapt(image_folder, on_cpu(class_folder), broken, **QUICK)
     assert steps == list(range(10, 20)) and found.history == expected.history
     for name in (LORA, "class_embedding.safetensors"):
         assert (broken / name).read_bytes() == (straight / name).read_bytes()
 
     # finished: the same call returns the result, and others are refused
-    again = adapt(image_folder, class_folder, broken, device="cpu", **QUICK)
+    again = adapt(image_folder, on_cpu(class_folder), broken, **QUICK)
     assert again == found and len(steps) == 10
     with pytest.raises(AdaptationError, match="settings.train_steps was 20 and is 30"):
-        adapt(image_folder, class_folder, broken, device="cpu", **QUICK | {"train_steps": 30})
+        adapt(image_folder, on_cpu(class_folder), broken, **QUICK | {"train_steps": 30})
 
 
 def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_folder, tmp_path):
     noise = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="adaptation did not help on held-out images"):
-        found = adapt(noise, class_folder, tmp_path / "adapted", labels=None, device="cpu",
+        found = adapt(noise, on_cpu(class_folder), tmp_path / "adapted", labels=None,
                       **QUICK | {"learning_rate": 0.2, "patience": 1, "train_steps": 40})
     assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
     adapted = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
@@ -132,7 +136,7 @@ def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_fol
 
 
 def test_without_early_stopping_one_image_is_enough(class_folder, tmp_path):
-    found = adapt(squares(1), class_folder, tmp_path / "adapted", labels=None, device="cpu",
+    found = adapt(squares(1), on_cpu(class_folder), tmp_path / "adapted", labels=None,
                   early_stopping=False, **QUICK | {"train_steps": 3})
     assert (found.verdict, found.steps, found.before) == ("not measured", 3, None)
     assert json.loads((tmp_path / "adapted" / CARD).read_text())["data"] == {
@@ -143,7 +147,7 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
     """With a heavy weight on the prior's own predictions, the weights hardly move."""
     def moved(weight):
         out = tmp_path / f"weight{weight}"
-        adapt(squares(4), class_folder, out, labels=None, device="cpu", early_stopping=False,
+        adapt(squares(4), on_cpu(class_folder), out, labels=None, early_stopping=False,
               prior_weight=weight, **QUICK | {"train_steps": 15})
         x_t, t = torch.zeros(1, 1, 16, 16), torch.tensor(500)
         loaded = [load_model(class_folder, lora=lora, device="cpu") for lora in (None, out)]
@@ -155,13 +159,13 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
 
 def test_accumulated_batches_are_one_large_batch_for_the_weights(class_folder, tmp_path):
     """Two batches of two see the images of one batch of four; only their noise differs."""
-    found = adapt(squares(12), class_folder, tmp_path / "adapted", labels=None, device="cpu",
+    found = adapt(squares(12), on_cpu(class_folder), tmp_path / "adapted", labels=None,
                   accumulate=2, **QUICK | {"batch_size": 2})
     assert found.verdict == "helped"
 
 
 def test_another_base_is_refused(class_folder, image_folder, tmp_path):
-    adapt(image_folder, class_folder, tmp_path / "adapted", device="cpu",
+    adapt(image_folder, on_cpu(class_folder), tmp_path / "adapted",
           **QUICK | {"train_steps": 2})
     pipeline = pixel_pipeline("v_prediction", num_classes=4)
     torch.nn.init.normal_(pipeline.unet.conv_in.weight)
@@ -169,7 +173,6 @@ def test_another_base_is_refused(class_folder, image_folder, tmp_path):
     with pytest.raises(ModelError, match="was adapted from .*prior.*found .*other.*another mo"):
         load_model(tmp_path / "other", lora=tmp_path / "adapted")
     with pytest.raises(ModelError, match="adapt the model without them"):
-        from dreamda_aug import ModelSpec
         adapt(image_folder, ModelSpec(class_folder, lora=tmp_path / "adapted"), tmp_path / "2")
 
 
@@ -185,11 +188,11 @@ def test_a_loaded_backbone_and_a_pipeline_stay_what_they_are(image_folder, tmp_p
 
 def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, tmp_path):
     with pytest.raises(ValueError, match="out must lie outside the images' folder"):
-        adapt(image_folder, class_folder, image_folder / "adapted")
+        adapt(image_folder, on_cpu(class_folder), image_folder / "adapted")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(AdaptationError, match="holds other files, such as 'thesis.tex'"):
-        adapt(image_folder, class_folder, tmp_path / "full")
+        adapt(image_folder, on_cpu(class_folder), tmp_path / "full")
     with pytest.raises(ValueError, match="settings must be given alone, got rank too"):
         adapt(image_folder, class_folder, tmp_path / "a", settings=AdaptationSettings(), rank=2)
     with pytest.raises(ValueError, match="class_map is for class-conditional"):
@@ -230,13 +233,14 @@ def test_a_damaged_checkpoint_is_named(class_folder, tmp_path):
     (tmp_path / "adapted").mkdir()
     (tmp_path / "adapted" / "checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(AdaptationError, match="expected a checkpoint .*delete it"):
-        adapt(squares(4), class_folder, tmp_path / "adapted", labels=None, device="cpu", **QUICK)
+        adapt(squares(4), on_cpu(class_folder), tmp_path / "adapted", labels=None, **QUICK)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_keeps_lora_in_float32(dtype, class_folder, tmp_path):
     out = tmp_path / "adapted"
-    found = adapt(squares(12), class_folder, out, labels=None, device="cpu", dtype=dtype, **QUICK)
+    model = ModelSpec(class_folder, "cpu", dtype)
+    found = adapt(squares(12), model, out, labels=None, **QUICK)
     assert found.verdict == "helped"
     assert all(t.dtype == torch.float32 for t in load_file(out / LORA).values())
     # the base in float32 is the same model

@@ -5,11 +5,10 @@ import torch
 from adaptation_images import squares
 from diffusers import DiffusionPipeline
 
-from dreamda_aug import adapt, load_model
+from dreamda_aug import ModelSpec, adapt, load_model
 from dreamda_aug.errors import ModelError
 
-QUICK = dict(rank=2, train_steps=10, learning_rate=5e-3, batch_size=4, evaluate_every=5,
-             device="cpu")
+QUICK = dict(rank=2, train_steps=10, learning_rate=5e-3, batch_size=4, evaluate_every=5)
 NAMES = ["left", "right"]
 X, T = torch.linspace(-1, 1, 256).view(1, 4, 8, 8), torch.tensor(500)
 
@@ -26,7 +25,7 @@ def predict(model, prompt="A photo of a left."):
 def test_the_file_is_what_diffusers_itself_loads(kind, request, tmp_path):
     folder, out = request.getfixturevalue(kind), tmp_path / "adapted"
     x, labels = images(folder)
-    found = adapt(x, folder, out, labels=labels, class_names=NAMES, **QUICK)
+    found = adapt(x, ModelSpec(folder, "cpu"), out, labels=labels, class_names=NAMES, **QUICK)
     assert found.verdict == "helped"
     assert found.started_from == {"left": "'A photo of a left.'", "right": "'A photo of a right.'"}
     ours = load_model(folder, lora=out, device="cpu")
@@ -45,8 +44,8 @@ def test_the_file_is_what_diffusers_itself_loads(kind, request, tmp_path):
 
 def test_images_without_labels_are_trained_under_the_empty_prompt(sd_folder, tmp_path):
     x, _ = images(sd_folder)
-    found = adapt(x, sd_folder, tmp_path / "adapted", labels=None, gradient_checkpointing=True,
-                  **QUICK)
+    found = adapt(x, ModelSpec(sd_folder, "cpu"), tmp_path / "adapted", labels=None,
+                  gradient_checkpointing=True, **QUICK)
     assert found.verdict == "helped" and found.started_from == {}
 
 
@@ -55,7 +54,7 @@ def test_a_lent_pipeline_keeps_its_text_encoder_and_weights(sd_pipeline, tmp_pat
     model = load_model(sd_pipeline)
     before, unet = model.fingerprint, sd_pipeline.unet
     adapt(x, sd_pipeline, tmp_path / "adapted", labels=labels, class_names=NAMES,
-          **QUICK | {"device": None})
+          **QUICK)
     assert sd_pipeline.unet is unet and model.fingerprint == before
 
 

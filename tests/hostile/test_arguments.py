@@ -67,7 +67,7 @@ DOORS = {
     partial(evaluate, "nowhere", Synthesizer(cache=None)): {
         "count": "shots draws image_size rng_seed", "number": "learning_rate flip",
         "flag": "calibrate", "function": "classifier", "text": "device"},
-    partial(adapt, "nowhere"): {"path": "out data_root device", "texts": "class_names",
+    partial(adapt, "nowhere"): {"path": "out data_root", "texts": "class_names",
                                 "text": "prompt", "flag": "download progress", "word": "settings"},
     partial(train, "nowhere"): {"count": "image_size train_steps batch_size rng_seed",
                                 "number": "minutes flip", "flag": "grey download", "word": "width",
