@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import PIL.Image
 import PIL.PngImagePlugin
@@ -56,7 +56,7 @@ def read_seed_image(source: Source, index: int, model: DiffusionModel) -> SeedIm
     file_digest = digest_of_file(source, index)
     pixels = read_storable(source, index)
     values, shape = fit_to(pixels.values, model), pixels.values.shape
-    light = Pixels(values, pixels.digests, pixels.restore)
+    light = replace(pixels, values=values)
     return SeedImage(values, pixels.digests[0], file_digest, light, shape)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dreamda_aug.inputs.rows import label_key
+from dreamda_aug.inputs.labels import label_key
 
 
 @runtime_checkable

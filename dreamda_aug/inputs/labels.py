@@ -1,13 +1,27 @@
-"""Where the labels, or the file names, of a sample are."""
+"""Where the label of a sample is, what a class label may be, and which class it is."""
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import torch
+
+from dreamda_aug.files import shorten
+
+# Labels without names are numbers of classes: a larger one is an identifier of another kind.
+MAX_CLASSES = 1_000_000
+_LABEL_KEYS = ("label", "labels", "target", "class", "fine_label")
+
+
+def label_key(names: Iterable[Any]) -> Any | None:
+    """The key that a sample's label stands under, or None if there is none."""
+    names = list(names)
+    for name in _LABEL_KEYS:
+        if name in names:
+            return name
+    return next((name for name in names if isinstance(name, str) and "label" in name.lower()), None)
 
 
 def find_labels(
@@ -30,9 +44,9 @@ def find_labels(
     if callable(labels_getter):
         return labels_getter(sample)
     if isinstance(sample, Mapping):
-        for key, value in sample.items():
-            if isinstance(key, str) and "label" in key.lower():
-                return value
+        key = label_key(sample)
+        if key is not None:
+            return sample[key]
     elif isinstance(sample, Sequence) and len(sample) > 1:
         return sample[1]
     raise ValueError(
@@ -46,10 +60,7 @@ def find_labels(
 def find_file_names(
     sample: Any, labels_getter: Callable[[Any], Any] | Literal["default"] | None
 ) -> Any:
-    """The file name of a sample, or those of a batch, which captions are found by.
-
-    None where the sample does not say.
-    """
+    """The file name of a sample, or those of a batch, by which captions are found; None: none."""
     if callable(labels_getter):
         return labels_getter(sample)
     return sample.get("file_name") if isinstance(sample, Mapping) else None
@@ -57,18 +68,10 @@ def find_file_names(
 
 def label_of(labels: Any, row: int, image: Any) -> Any:
     """The label of one image of a batch, or of a single image."""
-    if isinstance(labels, torch.Tensor | np.ndarray):
-        floats = (labels.is_floating_point() if isinstance(labels, torch.Tensor)
-                  else labels.dtype.kind == "f")
-        if floats or math.prod(labels.shape[1:]) != 1:
-            raise ValueError(
-                f"labels must be class indices, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}; put DreamDAugment before MixUp and CutMix."
-            )
-        labels = labels.reshape(labels.shape[:1]).tolist()
-    if isinstance(image, PIL.Image.Image) or image.ndim < 4 or not isinstance(labels, Sequence):
-        return labels
-    return labels if isinstance(labels, str) else labels[row]
+    is_batch = not isinstance(image, PIL.Image.Image) and image.ndim == 4
+    many = isinstance(labels, torch.Tensor | np.ndarray) and labels.ndim > 0 or (
+        isinstance(labels, Sequence) and not isinstance(labels, str))
+    return labels[row] if is_batch and many else labels
 
 
 def plain_label(label: Any) -> Any:
@@ -81,6 +84,66 @@ def plain_label(label: Any) -> Any:
     if isinstance(label, list | tuple) and len(label) == 1:
         return plain_label(label[0])
     return label
+
+
+def class_number(label: Any, classes: int | None = None) -> int:
+    """The number of the class that a label stands for.
+
+    Args:
+        label: an integer, numpy's or torch's too, or one by itself in an array, tensor or list.
+        classes: how many classes there are, or None where that is not known.
+
+    Raises:
+        ValueError: it is anything else, such as a float, a one-hot row, a mask or None; or it is
+            not one of the classes.
+    """
+    number = plain_label(label)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(
+            "a label must be the number of one class (an integer, or a tensor, array or list of "
+            f"one integer), got {_described(label)}."
+        )
+    most = MAX_CLASSES if classes is None else classes
+    if not 0 <= number < most:
+        raise ValueError(f"a label must be one of the {most:,} classes, 0 to {most - 1:,}, got "
+                         f"{shorten(number)}.")
+    return number
+
+
+def number_labels(
+    labels: Sequence[Any], names: Sequence[str] | None
+) -> tuple[list[int], list[str]]:
+    """The class number of each label, and the names of the classes.
+
+    Args:
+        labels: numbers of classes, or names of them.
+        names: of the classes, in label order; or None: then names among the labels are sorted,
+            and classes that are numbers are called 0, 1, ... up to the largest.
+
+    Raises:
+        ValueError: a label is no class, or none of these.
+    """
+    plain = [plain_label(label) for label in labels]
+    labels = [text if isinstance(text, str) else label
+              for text, label in zip(plain, labels, strict=True)]
+    if names is None and any(isinstance(label, str) for label in labels):
+        names = sorted({label if isinstance(label, str) else str(class_number(label))
+                        for label in labels})
+    if names is not None:
+        position = {name: number for number, name in enumerate(names)}
+        unknown = [each for each in labels if isinstance(each, str) and each not in position]
+        if unknown:
+            raise ValueError(f"a label must be one of the class names {shorten(list(names))}, got "
+                             f"{shorten(unknown[0])}.")
+        labels = [position[each] if isinstance(each, str) else each for each in labels]
+    numbers = [class_number(each, None if names is None else len(names)) for each in labels]
+    return numbers, list(map(str, range(max(numbers, default=-1) + 1)) if names is None else names)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim:
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return shorten(plain_label(value))
 
 
 # What a folder's name has in the place of a space, or of a sign that it cannot have.

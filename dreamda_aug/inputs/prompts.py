@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Any, Literal, Protocol
 
 from dreamda_aug.inputs.captions import Captions
-from dreamda_aug.inputs.labels import plain_label, plain_name
+from dreamda_aug.inputs.labels import class_number, number_labels, plain_label, plain_name
 
 # The authors' template, with "a" or "an" as the class name needs it.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
@@ -91,14 +91,13 @@ class Conditioner:
         """What the model is conditioned on: a prompt, a class, or None.
 
         Args:
-            label: the image's label.
+            label: the image's label: a class number, see `class_number`, or a class name.
             model: the diffusion model.
-            image: the image's file name or index; only captions ask for it.
+            image: the image's file name or index; needed for captions only.
 
         Raises:
-            ValueError: the label is unknown, or cannot be put into words; or there is no caption.
+            ValueError: the label is no class, or has no name; or there is no caption.
         """
-        label = plain_label(label)
         if self.captions is not None:
             if model.condition_kind != "text":
                 kind = {"class": "class-conditional"}.get(model.condition_kind, "unconditional")
@@ -113,26 +112,27 @@ class Conditioner:
             return self.captions.text(image)
         if model.condition_kind == "text":
             return self._prompt_for(label)
-        if model.condition_kind == "class":
-            if label is None:
-                if model.guidable:
-                    return None  # the null class
-                raise ValueError(
-                    f"labels must be given: {model.name} makes images of a class, and has no "
-                    "null class to make them without."
-                )
-            name = self._class_name(label)
-            if name is None or not model.class_names:
-                return int(label)
-            known = _known_as(name, model.class_names)
-            if known is None and model.guidable:
-                self._warn_of_unknown_classes(name, model)
-                return None
-            return known or name
-        return None
+        if model.condition_kind == "none":
+            return None
+        if label is None:
+            if model.guidable:
+                return None  # the null class
+            raise ValueError(
+                f"labels must be given: {model.name} makes images of a class, and has no null "
+                "class to make them without."
+            )
+        name = self._class_name(label)
+        if name is None or not model.class_names:
+            count = len(model.class_names) if model.class_names else None
+            return class_number(self._number(label), count)
+        known = _known_as(name, model.class_names)
+        if known is None and model.guidable:
+            self._warn_of_unknown_classes(name, model)
+            return None
+        return known or name
 
     def _warn_of_unknown_classes(self, name: str, model: Conditioned) -> None:
-        """Say once of which classes images are made without one: of this, and all others alike."""
+        """Warn once of this class and of all others that the model has no class for."""
         if name in self._unknown_classes:
             return  # asked for each image: classes are compared once
         known = model.class_names or []
@@ -148,7 +148,7 @@ class Conditioner:
         )
 
     def known_prompts(self) -> list[str] | None:
-        """Every prompt that `condition` can give; None where that is not known ahead."""
+        """Every prompt that `condition` can give, or None where a function or labels decide."""
         if self.captions is not None:
             return self.captions.texts
         if not isinstance(self.prompt, str):
@@ -161,30 +161,27 @@ class Conditioner:
 
     def _prompt_for(self, label: Any) -> str:
         if not isinstance(self.prompt, str):
-            return self.prompt(label)
+            return self.prompt(plain_label(label))
         if not self.fields:
             return self.prompt
         name = self._class_name(label)
         if name is None:
             raise ValueError(
-                f"class_names must be given to put label {label!r} into a prompt, or a prompt "
-                "without {class_name}."
+                f"class_names must be given to put label {class_number(label)} into a prompt, or a "
+                "prompt without {class_name}."
             )
         return class_prompt(self.prompt, name)
 
     def _class_name(self, label: Any) -> str | None:
-        if isinstance(label, str):
-            if self.class_names is not None and label not in self.class_names:
-                raise ValueError(f"label {label!r} is not one of class_names {self.class_names}.")
-            return label
-        if self.class_names is None:
-            return None
-        index = int(label)
-        if not 0 <= index < len(self.class_names):
-            raise ValueError(
-                f"label {index} is outside class_names, which has {len(self.class_names)} names."
-            )
-        return self.class_names[index]
+        """The name of a class, or None if it has a number alone."""
+        plain, names = plain_label(label), self.class_names
+        if isinstance(plain, str):
+            return plain if names is None else names[number_labels([plain], names)[0][0]]
+        return None if names is None else names[class_number(label, len(names))]
+
+    def _number(self, label: Any) -> Any:
+        """The number of a class that may be given by name."""
+        return number_labels([label], self.class_names)[0][0] if self.class_names else label
 
 
 def _known_as(name: str, known: Sequence[str]) -> str | None:

@@ -1,16 +1,24 @@
-"""Samples of a dataset: where image and label are, and how another image takes its place."""
+"""Samples of a dataset: where image and label are, and what makes them no classification sample."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from torch import Tensor
+from torchvision import tv_tensors
 
-from dreamda_aug.inputs.images import channels_of
+from dreamda_aug.inputs.labels import class_number, label_key
+from dreamda_aug.inputs.pixels import channels_of
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "picture")
-_LABEL_KEYS = ("label", "labels", "target", "class", "fine_label")
+_TYPES: dict[type, str] = {
+    tv_tensors.BoundingBoxes: "bounding boxes", tv_tensors.Mask: "masks",
+    tv_tensors.KeyPoints: "key points", tv_tensors.Video: "videos"}
+_KEYS = {
+    **dict.fromkeys(("boxes", "bbox", "bboxes", "bndbox", "bounding_boxes"), "bounding boxes"),
+    **dict.fromkeys(("mask", "masks", "segmentation", "segmentation_mask", "polygon"), "masks"),
+    **dict.fromkeys(("keypoints", "landmarks"), "key points")}
 
 
 class Row(NamedTuple):
@@ -27,30 +35,30 @@ class Row(NamedTuple):
     put: Callable[[Any, Any], Any]
 
 
-def read_row(sample: Any, index: int) -> Row:
+def read_row(sample: Any, index: int, keys: tuple[Any, Any] | None = None) -> Row:
     """Find image and label in a sample.
 
     Args:
         sample: ``(image, label)``; with more behind them, such as an index; or a dict with one
             image and a label, as Hugging Face's datasets have it.
         index: its number, for messages.
+        keys: of image and label in a dict, or None to find them.
 
     Raises:
+        TypeError: it holds annotations, see `refuse_annotations`.
         ValueError: it is something else.
     """
+    refuse_annotations(sample)
     if isinstance(sample, Mapping):
-        return _read_mapping(sample, index)
+        return _read_mapping(sample, index, keys)
     if not isinstance(sample, tuple | list) or len(sample) < 2:
         raise ValueError(
             f"dataset must give (image, label), sample {index} is a {type(sample).__name__}"
             f"{f' of length {len(sample)}' if isinstance(sample, tuple | list) else ''}."
         )
     image, label, *rest = sample
-    if rest and not is_label(label):
-        raise ValueError(
-            f"dataset must give (image, label) or (image, label, ...) with a single label, sample "
-            f"{index} has a {type(label).__name__} in second place."
-        )
+    if isinstance(label, PIL.Image.Image):
+        class_number(label)
     return Row(image, label, lambda image, label: (image, label, *rest))
 
 
@@ -67,7 +75,7 @@ def is_image(value: Any, *, surely: bool = False) -> bool:
     """
     if isinstance(value, PIL.Image.Image):
         return True
-    if not isinstance(value, Tensor | np.ndarray) or value.ndim not in (2, 3) or is_label(value):
+    if not isinstance(value, Tensor | np.ndarray) or value.ndim not in (2, 3) or is_single(value):
         return False
     if isinstance(value, Tensor) or not surely:
         return True
@@ -76,30 +84,83 @@ def is_image(value: Any, *, surely: bool = False) -> bool:
     return value.dtype.kind in "iuf" and value.shape[2] in channels_of(value)
 
 
-def is_label(value: Any) -> bool:
-    """Whether a value can be the label of a single image."""
-    if isinstance(value, Tensor | np.ndarray):
-        return int(np.prod(value.shape)) == 1
-    return isinstance(value, int | float | str | np.generic)
+def is_single(value: Tensor | np.ndarray[Any, Any]) -> bool:
+    """Whether a tensor or array holds one number, as a label may."""
+    return int(np.prod(value.shape)) == 1
 
 
-def label_key(names: Mapping[Any, Any]) -> Any | None:
-    """The key that a sample's label stands under; None: there is none."""
-    for name in _LABEL_KEYS:
-        if name in names:
-            return name
-    return next((name for name in names if isinstance(name, str) and "label" in name.lower()), None)
+def refuse_annotations(sample: Any) -> None:
+    """Refuse boxes, masks, key points and videos, in whatever form a sample holds them.
 
+    They are found by torchvision's types, by the names of their keys, and by their shapes: a
+    plane beside an image of its height and width is a mask, a table of four columns holds boxes.
 
-def _read_mapping(sample: Mapping[Any, Any], index: int) -> Row:
-    images = [key for key, value in sample.items() if is_image(value)]
-    named = [key for key in _IMAGE_KEYS if key in images] or images
-    label = label_key({key: None for key in sample if key not in images})
-    if not named or len(named) > 1 and named == images or label is None:
-        raise ValueError(
-            f"dataset must give dicts with one 'image' and a 'label', sample {index} has "
-            f"{', '.join(f'{key!r} ({type(value).__name__})' for key, value in sample.items())}."
+    Raises:
+        TypeError: there are any; the message names their kind.
+    """
+    values = list(_walk(sample))
+    kinds = [kind for key, value in values if (kind := _kind(key, value))]
+    is_batch = any(isinstance(value, Tensor) and value.ndim == 4 for _, value in values)
+    planes = [(value, plane) for _, value in values if (plane := _plane(value, is_batch))]
+    sizes = [size for _, (_, size) in planes]
+    for value, (channels, size) in planes if len(planes) > 1 else ():
+        if channels not in (3, 4) and sizes.count(size) > 1:
+            kinds.append("masks")
+        elif not isinstance(value, PIL.Image.Image) and value.ndim == 2 and size[1] == 4:
+            kinds.append("bounding boxes")
+    if kinds:
+        raise TypeError(
+            f"samples with {kinds[0]} cannot be augmented: a synthetic image keeps its class, not "
+            f"the place of things, so the {kinds[0]} of the seed image would be wrong. Use samples "
+            "of an image and a class label."
         )
-    image_key = named[0]
+
+
+def _walk(sample: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
+    """Each value of a nested sample, with the key that it stands under."""
+    yield key, sample
+    if isinstance(sample, Mapping):
+        for name, value in sample.items():
+            yield from _walk(value, name)
+    elif isinstance(sample, tuple | list):
+        for value in sample:
+            if not isinstance(value, int | float | str):
+                yield from _walk(value)
+
+
+def _kind(key: Any, value: Any) -> str | None:
+    """Which kind of annotation a value is by its type or its key."""
+    of_key = isinstance(key, str) and not isinstance(value, int | float | str | None)
+    return _TYPES.get(type(value)) or (_KEYS.get(key.lower()) if of_key else None)
+
+
+def _plane(value: Any, is_batch: bool) -> tuple[int, tuple[int, ...]] | None:
+    """Channels and (height, width) of what may be an image or a mask."""
+    if isinstance(value, PIL.Image.Image):
+        return len(value.getbands()), (value.height, value.width)
+    if is_batch and isinstance(value, Tensor):
+        channels = {3: 1, 4: value.shape[1]} if value.ndim in (3, 4) else {}
+        return (channels[value.ndim], tuple(value.shape[-2:])) if channels else None
+    if not is_image(value):
+        return None
+    if value.ndim == 2:
+        return 1, tuple(value.shape)
+    if isinstance(value, Tensor):
+        return value.shape[0], tuple(value.shape[1:])
+    return value.shape[2], value.shape[:2]
+
+
+def _read_mapping(sample: Mapping[Any, Any], index: int, keys: tuple[Any, Any] | None) -> Row:
+    if keys is None:
+        images = [key for key, value in sample.items() if is_image(value)]
+        named = [key for key in _IMAGE_KEYS if key in images] or images
+        label = label_key(key for key in sample if key not in images)
+        if not named or len(named) > 1 and named == images or label is None:
+            raise ValueError(
+                f"dataset must give dicts with one 'image' and a 'label', sample {index} has "
+                f"{', '.join(f'{key!r} ({type(each).__name__})' for key, each in sample.items())}."
+            )
+        keys = named[0], label
+    image_key, label = keys
     return Row(sample[image_key], sample[label],
                lambda image, new: {**sample, image_key: image, label: new})

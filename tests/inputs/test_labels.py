@@ -1,14 +1,23 @@
-"""Where the label, or the file name, of a sample is found."""
+"""Where the label, or the file name, of a sample is found, and which class it is."""
 
 import copy
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pictures import picture
+from torchvision import tv_tensors
 
 from dreamda_aug import DreamDAugment, load_model
-from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
+from dreamda_aug.inputs.labels import (
+    class_number,
+    find_file_names,
+    find_labels,
+    label_of,
+    number_labels,
+)
+from dreamda_aug.inputs.rows import is_image, read_row, refuse_annotations
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 IMAGE, BATCH = torch.rand(3, 4, 4), torch.rand(2, 3, 4, 4)
@@ -17,10 +26,12 @@ ARRAY = np.zeros((4, 4), np.uint8)
 
 @pytest.mark.parametrize("sample", [
     (IMAGE, 7), [IMAGE, 7], (IMAGE, 7, "more"), {"image": IMAGE, "label": 7},
-    {"image": IMAGE, "LABELS": 7}, {0: IMAGE, "fine_label": 7, "coarse_label": 1},
+    {"image": IMAGE, "LABELS": 7}, {0: IMAGE, "coarse_label": 1, "fine_label": 7},
+    {"image": IMAGE, "class": 7, "my_label": 1},
 ])
-def test_the_label_is_the_second_item_or_the_first_key_with_label_in_it(sample):
+def test_the_label_is_the_second_item_or_under_the_key_that_datasets_use(sample):
     assert find_labels(sample, "default") == 7
+    assert isinstance(sample, dict) and 0 in sample or read_row(sample, 0).label == 7
 
 
 def test_a_function_finds_the_label_wherever_it_is():
@@ -28,13 +39,10 @@ def test_a_function_finds_the_label_wherever_it_is():
     assert find_labels(sample, lambda sample: sample["meta"]["y"]) == 7
 
 
-@pytest.mark.parametrize("sample", [IMAGE, picture("L"), (IMAGE,), {"image": IMAGE, "class": 3}])
+@pytest.mark.parametrize("sample", [IMAGE, picture("L"), (IMAGE,), {"image": IMAGE, "id": 3}])
 def test_a_sample_without_a_label_is_refused(sample):
     with pytest.raises(ValueError, match="found no label in the sample.*or a labels_getter"):
         find_labels(sample, "default")
-
-
-def test_no_labels_getter_means_that_there_is_no_label():
     with pytest.raises(ValueError, match="labels_getter=None, but this model is conditioned"):
         find_labels((IMAGE, 7), None)
 
@@ -47,33 +55,127 @@ def test_a_file_name_stands_in_a_dict_or_is_found_by_a_function():
 
 
 @pytest.mark.parametrize("labels, image, expected", [
-    (3, picture("L"), 3), (3, IMAGE, 3), ("cat", IMAGE, "cat"), ("cat", BATCH, "cat"),
-    (torch.tensor(3), IMAGE, 3), (torch.tensor([3, 5]), BATCH, 5), ([3, 5], BATCH, 5),
-    (["cat", "dog"], BATCH, "dog"), (3, BATCH, 3), (None, BATCH, None),
-    (np.array(3), ARRAY, 3), (np.array([3, 5]), BATCH, 5), (np.array([[3], [5]]), BATCH, 5),
-    (np.array(["cat", "dog"]), BATCH, "dog"), (np.array([3]), ARRAY, [3]),
+    (3, picture("L"), 3), ("cat", BATCH, "cat"), (None, BATCH, None), (3, BATCH, 3),
+    (torch.tensor(3), BATCH, 3), (torch.tensor([3, 5]), BATCH, 5), ([3, 5], BATCH, 5),
+    (["cat", "dog"], BATCH, "dog"), (np.array([[3], [5]]), BATCH, [5]), ([3], ARRAY, [3]),
 ])
 def test_each_image_of_a_batch_has_its_own_label(labels, image, expected):
-    found = label_of(labels, 1, image)
-    assert found == expected and type(found) is type(expected)
+    assert label_of(labels, 1, image) == expected
 
 
-@pytest.mark.parametrize("labels", [
-    torch.rand(2, 4), torch.rand(2), torch.ones(2, 4).long(), np.ones((2, 4)), np.ones(2),
-    np.ones((2, 4), int),
+@pytest.mark.parametrize("label", [3, np.int64(3), np.uint8(3), np.array(3), np.array([[3]]), [3],
+                                   (3,), [[3]], torch.tensor(3), torch.tensor([3])])
+def test_an_integer_in_any_wrapping_is_a_class(label):
+    assert class_number(label) == class_number(label, 4) == 3
+    assert type(class_number(label)) is int
+
+
+@pytest.mark.parametrize("label, shown", [
+    (0.37, "0.37"), (2.0, "2.0"), (torch.tensor(2.0), "2.0"), (np.float32(0.5), "0.5"),
+    (None, "None"), (True, "True"), ("cat", "'cat'"), ([0, 1, 0], r"\[0, 1, 0\]"),
+    (torch.eye(3)[1], r"torch.float32 of shape \(3,\)"), ({"boxes": []}, "{'boxes'"),
+    (np.ones((2, 4), int), r"int64 of shape \(2, 4\)"), (picture("L"), "<PIL.Image"),
 ])
-def test_labels_that_mixup_made_are_refused(labels):
-    with pytest.raises(ValueError, match=r"must be class indices, got .* before MixUp and CutMix"):
-        label_of(labels, 0, BATCH)
+def test_what_is_no_single_class_is_refused_in_one_wording(label, shown):
+    with pytest.raises(ValueError, match="a label must be the number of one class .an integer, or "
+                                         f"a tensor, array or list of one integer., got {shown}"):
+        class_number(label)
+
+
+@pytest.mark.parametrize("label, classes, shown", [
+    (3, 3, "the 3 classes, 0 to 2, got 3"), (-1, None, "the 1,000,000 classes, .* got -1"),
+    (10**400, None, r"the .* got 1000+\.\.\."),
+])
+def test_a_number_outside_the_classes_is_refused(label, classes, shown):
+    with pytest.raises(ValueError, match=f"a label must be one of {shown}"):
+        class_number(label, classes)
+
+
+def test_labels_are_numbered_by_their_names_or_are_numbers():
+    assert number_labels(["b", "a", "b"], None) == ([1, 0, 1], ["a", "b"])
+    assert number_labels(["b", 0], ["b", "a"]) == ([0, 0], ["b", "a"])
+    assert number_labels([torch.tensor([2]), 0], None) == ([2, 0], ["0", "1", "2"])
+    with pytest.raises(ValueError, match=r"one of the class names \['b'\], got 'c'"):
+        number_labels(["b", "c"], ["b"])
+
+
+GREY, BOXES = picture("L"), torch.rand(5, 4)
+DETECTION = {"boxes": BOXES, "labels": torch.ones(5, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize("sample, kind", [
+    ((GREY, tv_tensors.Mask(torch.zeros(9, 9))), "masks"),
+    ((GREY, tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(9, 9))), "bound"),
+    ((GREY, 1, tv_tensors.KeyPoints([[0, 0]], canvas_size=(9, 9))), "key points"),
+    (tv_tensors.Video(torch.zeros(2, 3, 9, 9)), "videos"),
+    ((picture("RGB"), picture("P")), "masks"),  # as VOCSegmentation
+    ((picture("L"), picture("L")), "masks"), ((GREY, torch.zeros(24, 20).long()), "masks"),
+    ((torch.rand(3, 8, 9), torch.zeros(1, 8, 9)), "masks"), ((BATCH, torch.ones(2, 4, 4)), "masks"),
+    ((torch.rand(3, 8, 9), torch.zeros(5, 8, 9)), "masks"),
+    ({"image": np.zeros((8, 9, 3)), "annotation": np.zeros((8, 9), int), "label": 1}, "masks"),
+    ({"image": ARRAY, "mask": np.zeros((8, 8)), "bboxes": [], "label": 1}, "masks"),
+    ((GREY, DETECTION), "bounding boxes"), ((GREY, BOXES), "bounding boxes"),
+    ((GREY, [{"bbox": [0, 0, 1, 1], "category_id": 3}]), "bounding boxes"),  # as CocoDetection
+    ((GREY, {"annotation": {"object": [{"bndbox": {"xmin": "1"}}]}}), "bounding boxes"),
+    ({"image": GREY, "objects": {"bbox": [[0, 0, 1, 1]], "category": [1]}}, "bounding boxes"),
+])
+def test_annotations_are_refused_in_every_form(sample, kind):
+    with pytest.raises(TypeError, match=f"samples with {kind}.* a synthetic image keeps its class, "
+                                        "not the place of things"):
+        refuse_annotations(sample)
+
+
+@pytest.mark.parametrize("sample", [
+    (GREY, 1), (BATCH, torch.arange(2)), (BATCH, torch.rand(2, 10)), (IMAGE, torch.eye(10)[1]),
+    {"image": GREY, "label": 1, "mask": None, "box": 7}, (IMAGE, torch.rand(3, 4, 4)),
+    (picture("RGB"), picture("RGB")), {"image": IMAGE, "text": ["a"] * 9, "embedding": [0.1] * 9},
+])
+def test_labels_texts_and_second_views_are_no_annotations(sample):
+    refuse_annotations(sample)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4), (5, 4, 2), (3, 5, 6),
+                                   (2, 5, 4, 3), (5,), (), (1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "i4", "f4", "?", "U1"])
+def test_what_is_surely_an_image_can_be_one(shape, dtype):
+    array = np.zeros(shape, dtype)
+    deep = (5, 4) if dtype in ("u1", ">u2") else None
+    channels = (1, 3, 4) if dtype == "u1" else () if dtype in ("?", "U1") else (1, 3)
+    expected = shape == deep or len(shape) == 3 and shape[:2] == (5, 4) and shape[2] in channels
+    assert is_image(array, surely=True) == expected
+    assert is_image(array) == (len(shape) in (2, 3) and array.size != 1)
+
+
+@pytest.mark.parametrize("sample, message", [
+    ((GREY,), "is a tuple of length 1"), (GREY, "is a Image"),
+    ((picture("RGB"), picture("RGB"), 0), "a label must be the number of one class"),
+    ({"image": GREY}, "one 'image' and a 'label', sample 0 has 'image' .Image"),
+    ({"a": picture("RGB"), "b": picture("RGB"), "label": 0}, "one 'image' and a 'label'"),
+    ({"image": "a.png", "label": 0}, "one 'image' and a 'label', sample 0 has 'image' .str"),
+])
+def test_samples_without_an_image_and_a_label_are_refused(sample, message):
+    with pytest.raises(ValueError, match=message):
+        read_row(sample, 0)
+
+
+@pytest.mark.parametrize("sample", [
+    {"img": GREY, "fine_label": 3, "coarse_label": 1}, (GREY, torch.tensor([3]), None),
+    {"file": "a", "picture": np.zeros((4, 4, 3), np.uint8), "target": 3}, [GREY, np.int64(3), 0],
+])
+def test_image_and_label_are_found_and_replaced(sample):
+    row, other = read_row(sample, 0), PIL.Image.new("L", (4, 4))
+    assert int(row.label) == 3
+    again = read_row(row.put(other, 4), 0)
+    assert again.image is other and again.label == 4
+    assert len(row.put(other, 4)) == len(sample)
 
 
 @pytest.mark.parametrize("sample, settings, message", [
-    ((picture("RGB"), 2), dict(class_names=["a", "b"]), "label 2 is outside class_names"),
-    ((picture("RGB"), "z"), dict(class_names=["a", "b"]), "label 'z' is not one of class_names"),
+    ((picture("RGB"), 2), dict(class_names=["a", "b"]), "the 2 classes, 0 to 1, got 2"),
+    ((picture("RGB"), "z"), dict(class_names=["a", "b"]), r"names \['a', 'b'\], got 'z'"),
     ((picture("RGB"), 0), {}, "class_names must be given"),
     (picture("RGB"), dict(class_names=["a"]), "found no label in the sample"),
-    ((picture("RGB"), 0), dict(class_names=["a"], labels_getter=None), "labels_getter=None, but"),
-    ((torch.rand(2, 3, 16, 16), torch.rand(2, 4)), dict(class_names=["a"]), "before MixUp"),
+    ((torch.rand(2, 3, 16, 16), torch.rand(2, 4)), dict(class_names=["a"]), "got torch.float32 of"),
 ])
 def test_the_transform_refuses_bad_labels(sd_pipeline, sample, settings, message):
     with pytest.raises(ValueError, match=message):

@@ -138,10 +138,10 @@ def test_all_prompts_are_known_ahead_unless_a_function_or_an_open_label_makes_th
 
 
 @pytest.mark.parametrize("class_names, label, model, message", [
-    (["a", "b"], 2, TEXT, "label 2 is outside class_names, which has 2 names"),
-    (["a", "b"], -1, TEXT, "label -1 is outside class_names"),
-    (["a", "b"], "z", TEXT, r"label 'z' is not one of class_names \['a', 'b'\]"),
-    (["a", "b"], 2, CLASS, "label 2 is outside class_names"),
+    (["a", "b"], 2, TEXT, "the 2 classes, 0 to 1, got 2"),
+    (["a", "b"], -1, TEXT, "the 2 classes, 0 to 1, got -1"),
+    (["a", "b"], "z", TEXT, r"one of the class names \['a', 'b'\], got 'z'"),
+    (["a", "b"], 2, CLASS, "the 2 classes, 0 to 1, got 2"),
     (None, 0, TEXT, "class_names must be given to put label 0 into a prompt, or a prompt without"),
 ])
 def test_labels_that_cannot_be_put_into_words_are_refused(class_names, label, model, message):

@@ -1,20 +1,18 @@
 """Datasets of every kind without their image transform, and what they would have returned."""
 
+import warnings
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
+from dreamda_aug.inputs.dataset_reader import DatasetReader, find_classes, occurrences
 from dreamda_aug.inputs.rows import read_row
-from dreamda_aug.inputs.untransformed import (
-    Untransformed,
-    kept_labels_of,
-    labels_of,
-    occurrences_of,
-)
+from dreamda_aug.inputs.seed_images import open_seed_images
 
 GREY = PIL.Image.new("L", (4, 4), 100)
 OTHER = PIL.Image.new("L", (4, 4), 7)
@@ -108,12 +106,46 @@ def whole(sample):
     return {**sample, "image": brighter(sample["image"]), "seen": True}
 
 
+class Wrapper(Dataset):
+    """Around another dataset, with the index behind each sample."""
+
+    def __init__(self, base, transform=None):
+        self.base, self.transform = base, transform
+
+    def __len__(self):
+        return len(self.base)
+
+    def __getitem__(self, index):
+        image, label = self.base[index]
+        return self.transform(image) if self.transform else image, label, index
+
+
+class TransformedSubset(Subset):
+    """With a transform of its own."""
+
+    def transform(self, image):
+        return brighter(image)
+
+    def __getitem__(self, index):
+        image, label = self.dataset[self.indices[index]]
+        return self.transform(image), label
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class Data(Asks, Dataset):
+    pass
+
+
 KINDS = {
     "asks": Asks(brighter), "unconditional": Unconditional(brighter), "method": Method(),
     "named": Named(named), "together": Together(together), "whole sample": WholeSample(whole),
     "one class only": OneClassOnly(brighter), "triples": Triples(brighter),
     "dicts": Dicts(brighter), "part": Subset(Triples(brighter), [1, 0]),
     "parts": ConcatDataset([Asks(brighter), Unconditional(brighter)]),
+    "subset": ConcatDataset([TransformedSubset(Data(), [1])]), "wrapper": Wrapper(Data(brighter)),
+    "both": Wrapper(Subset(Data(brighter), [1, 0]), brighter),
 }
 
 
@@ -127,30 +159,43 @@ def parts_of(sample):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_image_is_untransformed_and_the_transform_runs_as_the_dataset_runs_it(kind):
     dataset = KINDS[kind]
-    raw = Untransformed(dataset)
+    reader = DatasetReader(dataset)
     for index in range(len(dataset)):
-        sample = raw.sample(index)
-        assert value(sample.image) == 100 and value(raw[index][0]) == 100
+        sample = reader.read(index)
+        assert value(sample.image) == 100
         # with its own image: what the dataset gives
-        assert parts_of(sample.finish(sample.image)) == parts_of(dataset[index])
+        assert parts_of(sample.put_back(sample.image)) == parts_of(dataset[index])
         other = np.asarray(OTHER) if kind == "named" else OTHER
-        expected = 7 if kind == "one class only" and index == 0 else 57
-        made = read_row(sample.finish(other), index)
+        expected = {"one class only": 7 + 50 * index, "both": 107}.get(kind, 57)
+        made = read_row(sample.put_back(other), index)
         assert value(made.image) == expected
         assert made.label == read_row(dataset[index], index).label
+        assert parts_of(reader.put_back(index, other, sample.label)) == parts_of(
+            sample.put_back(other))
         assert value(sample.image) == 100
 
 
 def test_the_dataset_itself_stays_as_it_is():
-    dataset = Method()
-    Untransformed(dataset).sample(0)
-    assert "transform" not in vars(dataset) and value(dataset[0][0]) == 150
-    plain = Asks(brighter)
-    Untransformed(plain)
-    assert plain.transform is brighter
+    for dataset in (Method(), Wrapper(Data(brighter))):
+        DatasetReader(dataset).read(0)
+        assert value(dataset[0][0]) == 150
+    assert "transform" not in vars(Method())
 
 
-def test_a_transform_that_cannot_be_replaced_is_refused():
+def test_a_wrapper_that_hides_its_random_transform_is_a_warning():
+    class Hidden(Wrapper):
+        def __getitem__(self, index):
+            image, label, _ = super().__getitem__(index)
+            return torch.rand(1, 4, 4), label
+
+    with pytest.warns(UserWarning, match="gives sample 0 other pixels each time it is read"):
+        open_seed_images(Hidden(Data()), labels="later")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_seed_images(Wrapper(Data(lambda image: torch.rand(1, 4, 4))), labels="later")
+
+
+def test_a_transform_that_cannot_be_replaced_or_is_called_otherwise_is_refused():
     class Fixed(Base):
         @property
         def transform(self):
@@ -159,52 +204,14 @@ def test_a_transform_that_cannot_be_replaced_is_refused():
         def __getitem__(self, index):
             return self.transform(GREY), 0
 
-    with pytest.raises(TypeError, match="must let its transform be set, and Fixed does not"):
-        Untransformed(Fixed())
-
-
-def test_a_transform_that_is_called_otherwise_is_refused():
     class Odd(Base):
         def __getitem__(self, index):
             return self.transform(GREY, GREY, GREY), 0
 
+    with pytest.raises(TypeError, match="must let its transform be set, and Fixed does not"):
+        DatasetReader(Fixed())
     with pytest.raises(TypeError, match="must call its transform with the image, .*got 3 argum"):
-        Untransformed(Odd(brighter)).sample(0)
-
-
-@pytest.mark.parametrize("sample, message", [
-    ((GREY,), "is a tuple of length 1"),
-    (GREY, "is a Image"),
-    ((GREY, GREY, 0), "single label, sample 0 has a Image in second place"),
-    ((GREY, torch.tensor([1, 2]), 0), "single label, sample 0 has a Tensor"),
-    ({"image": GREY}, "one 'image' and a 'label', sample 0 has 'image' .Image"),
-    ({"a": GREY, "b": GREY, "label": 0}, "one 'image' and a 'label'"),
-    ({"image": "a.png", "label": 0}, "one 'image' and a 'label', sample 0 has 'image' .str"),
-])
-def test_samples_without_an_image_and_a_label_are_refused(sample, message):
-    with pytest.raises(ValueError, match=message):
-        read_row(sample, 0)
-
-
-@pytest.mark.parametrize("sample", [
-    {"img": GREY, "fine_label": 3, "coarse_label": 1}, {"image": GREY, "mask": GREY, "label": 3},
-    {"file": "a", "picture": np.zeros((4, 4, 3), np.uint8), "target": 3},
-    (GREY, 3, "a", 0), [GREY, np.int64(3), 0], (GREY, torch.tensor([3]), None),
-])
-def test_image_and_label_are_found_and_replaced(sample):
-    row = read_row(sample, 0)
-    assert int(row.label) == 3
-    again = read_row(row.put(OTHER, 4), 0)
-    assert again.image is OTHER and again.label == 4
-    assert len(row.put(OTHER, 4)) == len(sample)
-
-
-def test_labels_are_those_of_the_samples():
-    data = FakeData(4, (1, 4, 4), 3, target_transform=lambda label: label + 10)
-    assert labels_of(Untransformed(data)) == [data[i][1] for i in range(4)]
-    kept = Subset(ConcatDataset([Asks(), Changed()]), [3, 1])
-    assert labels_of(Untransformed(kept)) == [kept[0][1], kept[1][1]] == [101, 1]
-    assert kept_labels_of(Untransformed(kept)) == [1, 1]
+        DatasetReader(Odd(brighter)).read(0)
 
 
 class Changed(Asks):
@@ -215,29 +222,69 @@ class Changed(Asks):
         return image, self.target_transform(label)
 
 
+def test_labels_are_those_of_the_samples():
+    data = FakeData(4, (1, 4, 4), 3, target_transform=lambda label: label + 10)
+    assert DatasetReader(data).labels(range(4)) == [data[i][1] for i in range(4)]
+    kept = Subset(ConcatDataset([Asks(), Changed()]), [3, 1])
+    assert DatasetReader(kept).labels([0, 1]) == [kept[0][1], kept[1][1]] == [101, 1]
+    assert DatasetReader(kept).kept_labels() == [1, 1]
+
+
+def test_samples_are_read_once_where_no_list_of_labels_is_kept():
+    read = []
+
+    class Bare(Dataset):
+        labels = ["zero", "one", "two", "three"]  # names, not those of the samples
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            read.append(index)
+            return GREY, index
+
+    reader = DatasetReader(Bare())
+    assert reader.labels(range(3)) == reader.kept_labels() == reader.labels(range(3)) == [0, 1, 2]
+    assert read == [0, 1, 2] and reader.labels([2]) == [2] and read == [0, 1, 2]
+
+
+def test_parts_name_their_classes_alike_or_are_refused():
+    data = [TensorDataset(torch.rand(1, 1, 4, 4), torch.tensor([0])) for _ in range(4)]
+    for part, names in zip(data, (["cat", "dog"], ["cat"], ["dog", "cat"]), strict=False):
+        part.classes = names
+    assert find_classes(ConcatDataset([data[1], data[0], data[3]])) == ["cat", "dog"]
+    both = ConcatDataset([data[0], Subset(data[2], [0])])
+    with pytest.raises(ValueError, match=r"name their classes differently, \['cat', 'dog'\] and "
+                                         r"\['dog', 'cat'\]|\['dog', 'cat'\] and \['cat', 'dog"):
+        open_seed_images(both)
+    assert open_seed_images(both, class_names=["a", "b"]).classes == ["a", "b"]
+
+
 def test_a_sample_that_is_there_again_is_counted():
     data = TensorDataset(torch.zeros(3, 1, 4, 4), torch.arange(3))
     other = TensorDataset(torch.zeros(3, 1, 4, 4), torch.arange(3))
-    assert occurrences_of(data) == [0, 0, 0]
-    assert occurrences_of(Subset(data, [0, 2, 0, 0])) == [0, 0, 1, 2]
-    assert occurrences_of(ConcatDataset([data, other, Subset(data, [2])])) == [0] * 6 + [1]
+    assert occurrences(data) == [0, 0, 0]
+    assert occurrences(Subset(data, [0, 2, 0, 0])) == [0, 0, 1, 2]
+    assert occurrences(ConcatDataset([data, other, Subset(data, [2])])) == [0] * 6 + [1]
 
 
 @pytest.fixture
 def table():
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "id": datasets.Value("int64"),
-                                  "label": datasets.ClassLabel(names=["cat", "dog"])})
-    rows = {"image": [GREY, OTHER], "id": [5, 6], "label": [1, 0]}
+                                  "species": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [GREY, OTHER], "id": [5, 6], "species": [1, 0]}
     return datasets.Dataset.from_dict(rows, features=features)
 
 
 def test_hugging_face_rows_are_read_and_keep_their_form(table):
-    raw = Untransformed(table)
-    sample = raw.sample(0)
+    reader = DatasetReader(Subset(table, [0, 1]))
+    sample = reader.read(0)
     assert value(sample.image) == 100 and sample.label == 1
-    assert parts_of(sample.finish(OTHER)) == {"image": 7, "id": 5, "label": 1}
-    assert labels_of(raw) == [1, 0]
+    assert parts_of(sample.put_back(OTHER)) == {"image": 7, "id": 5, "species": 1}
+    assert reader.labels([0, 1]) == [1, 0] and find_classes(table) == ["cat", "dog"]
+    with pytest.raises(TypeError, match="must have no format, .* got 'torch'"):
+        DatasetReader(table.with_format("torch"))
 
 
 @pytest.mark.parametrize("how", ["with_transform", "set_transform"])
@@ -246,18 +293,13 @@ def test_the_transform_of_hugging_face_rows_runs_after(table, how):
 
     def transform(batch):
         return {"pixel_values": [to_tensor(image) for image in batch["image"]],
-                "labels": batch["label"]}
+                "labels": batch["species"]}
 
     changed = getattr(table, how)(transform)
     dataset = table if changed is None else changed
-    sample = Untransformed(dataset).sample(0)
+    sample = DatasetReader(dataset).read(0)
     assert value(sample.image) == 100
-    made, real = sample.finish(sample.image), dataset[0]
+    made, real = sample.put_back(sample.image), dataset[0]
     assert made.keys() == real.keys() == {"pixel_values", "labels"} and made["labels"] == 1
     assert torch.equal(made["pixel_values"], real["pixel_values"])
-    assert sample.finish(OTHER)["pixel_values"].max() < 0.03
-
-
-def test_a_format_of_hugging_face_rows_is_refused(table):
-    with pytest.raises(TypeError, match="must have no format, .* got 'torch'"):
-        Untransformed(table.with_format("torch"))
+    assert sample.put_back(OTHER)["pixel_values"].max() < 0.03

@@ -1,0 +1,440 @@
+"""Pixels of anything image-like, and the way back: one rule for every door."""
+
+import hashlib
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+Image = PIL.Image.Image | Tensor | np.ndarray[Any, Any]
+
+# What Pillow raises for broken and hostile files.
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
+              struct.error, zlib.error, PIL.Image.DecompressionBombError)
+# 8192 x 8192. An image takes about 24 bytes a pixel while it is worked on: 1.6 GB for this many.
+MAX_PIXELS = 2**26
+
+_ORIENTATION = 0x0112
+_KEPT_INFO = ("icc_profile", "dpi", "gamma", "srgb", "transparency")
+# Modes that a PNG file has, and those that are stored as RGB.
+_OF_PNG = {"L", "LA", "RGB", "RGBA", "I;16"}
+_AS_COLOUR = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"}
+_ROUNDED = "rounded to 8 bits"
+_RESCALED = "rescaled to 16 bits, from the darkest to the brightest pixel"
+
+
+class TooLarge(ValueError):
+    """An image has more pixels than `MAX_PIXELS`; the message is the same on every machine."""
+
+
+class ImageFormat(Protocol):
+    """What images a model takes: ``channels`` of 1 or 3, ``image_size`` height and width."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image, or a batch of them, as floats, with the way back.
+
+    Attributes:
+        values: (B, C, H, W) float32 in [0, 1], C is 1 or 3.
+        digests: one per image, of the original pixels.
+        restore: from new values of the same shape to the original type, mode, dtype and device.
+            PIL images keep transparency, colour profile, resolution, and of EXIF the orientation
+            alone; subclasses of Tensor keep their attributes.
+        store: from new values (1, C, H, W) to the PIL image that is written to a PNG file.
+        load: from a stored PIL image to the original type, as ``restore`` gives it.
+        loss: what a PNG file does not keep of such an image, as text; empty if it keeps all.
+        has_8_bits: whether its type tells no more than 256 levels apart.
+        is_fixed: whether ``load`` depends on the image's type alone, not on its pixels.
+    """
+
+    values: Tensor
+    digests: list[str]
+    restore: Callable[[Tensor], Any]
+    store: Callable[[Tensor], PIL.Image.Image]
+    load: Callable[[PIL.Image.Image], Any]
+    loss: str
+    has_8_bits: bool
+    is_fixed: bool
+
+
+def read_pixels(image: Image) -> Pixels:
+    """Read a PIL image, an image tensor or an array.
+
+    Integers of 8 bits and floats in [0, 1] have a fixed range. What is deeper (PIL's ``I;16``,
+    ``I`` and ``F``, and other integers than uint8) is read between the image's own darkest and
+    brightest pixel, and put back there: medical images rarely use their type's full range.
+    Floats that are multiples of 1/255 are the same image as their uint8: same values and digest.
+
+    Args:
+        image: PIL in any mode; a tensor (C, H, W) or (B, C, H, W) with 1 or 3 channels, integer
+            or float in [0, 1]; or a numpy array (H, W) or (H, W, C) of the same types, uint8 also
+            with 4 channels, of which the last is transparency.
+
+    Raises:
+        TypeError: it is no image.
+        ValueError: its channels or its range do not fit, it holds NaN, or it has more than
+            `MAX_PIXELS` pixels (`TooLarge`).
+    """
+    if isinstance(image, PIL.Image.Image):
+        return _read_pil(image)
+    if isinstance(image, Tensor):
+        return _read_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _read_array(image)
+    raise TypeError(
+        f"an image must be a PIL image, a tensor or a numpy array, got {type(image).__name__}.")
+
+
+def open_image(path: str | Path) -> PIL.Image.Image:
+    """Decode an image file.
+
+    Raises:
+        TooLarge: its header announces more than `MAX_PIXELS` pixels; it is not decoded.
+        OSError: there is no such file, or something else than a regular file.
+        Others: what Pillow raises for broken files, see `UNREADABLE`.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        # a pipe or a device would be waited for, or never end
+        raise OSError(f"{path}: expected a file")
+    # Pillow warns of large images too. No catch_warnings here: leaving it, Python forgets which
+    # warnings it has shown, and every other one would be repeated for each image.
+    try:
+        opened = PIL.Image.open(path)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"larger than {MAX_PIXELS:,} pixels") from error
+    with opened as image:
+        _check_size(*image.size)
+        image.load()
+        return image
+
+
+def image_digest(image: Tensor) -> str:
+    """SHA-256 of an image's pixels, shape and dtype, in hexadecimal."""
+    image = image.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(image.shape)}{image.dtype}".encode())
+    digest.update(image.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fit_to(values: Tensor, model: ImageFormat) -> Tensor:
+    """Pixels (B, C, H, W) in the model's size and channels, in [0, 1]."""
+    if values.shape[1] == 3 and model.channels == 1:
+        grey = _luminance(values)
+        if not torch.allclose(grey.expand_as(values), values, atol=2 / 255):
+            warnings.warn(
+                f"{model.name} makes grey images: the colours of the seed images are lost. "
+                "Use a model with 3 channels.", stacklevel=1,  # one place: it is said once
+            )
+        values = grey
+    return _fit(values, model.channels, model.image_size)
+
+
+def fit_back(values: Tensor, like: Tensor) -> Tensor:
+    """Generated pixels (B, C, H, W) in the size, channels and device of the seed images."""
+    _, channels, height, width = like.shape
+    return _fit(values, channels, (height, width)).to(like.device)
+
+
+def channels_of(array: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """The numbers of channels that an image array (H, W, C) of this type may have."""
+    return (1, 3, 4) if array.dtype == np.uint8 else (1, 3)
+
+
+def _fit(values: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    if channels == 1 and values.shape[1] == 3:
+        values = _luminance(values)
+    elif channels == 3 and values.shape[1] == 1:
+        values = values.expand(-1, 3, -1, -1)
+    if tuple(values.shape[2:]) != size:
+        values = F.resize(values, list(size), antialias=True)
+    return values.clamp(0, 1)
+
+
+def _luminance(values: Tensor) -> Tensor:
+    """Grey of RGB (B, 3, H, W), (B, 1, H, W).
+
+    torchvision's weights add up to 0.9999, which darkens white by 7 of 65,535 levels.
+    """
+    red, green, blue = values.split(1, dim=1)
+    grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
+    return grey
+
+
+def _check_size(width: int, height: int) -> None:
+    if not width * height:
+        raise ValueError(f"an image must hold at least one pixel, got {width} x {height}.")
+    if width * height > MAX_PIXELS:
+        raise TooLarge(f"larger than {MAX_PIXELS:,} pixels")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """From the numbers of an image to values in [0, 1], and back.
+
+    Attributes:
+        low, high: the numbers of black and white.
+        dtype: type of the numbers.
+        is_window: whether black and white are the image's own.
+    """
+
+    low: float
+    high: float
+    dtype: torch.dtype
+    is_window: bool
+
+    def to_values(self, numbers: Tensor) -> Tensor:
+        scaled = (numbers.to(self._wide) - self.low) / (self.high - self.low)
+        return scaled.clamp(0, 1).float()
+
+    def to_numbers(self, values: Tensor) -> Tensor:
+        numbers = values.to(self._wide) * (self.high - self.low) + self.low
+        if not self.dtype.is_floating_point:
+            numbers = _to_integers(numbers, self.dtype)
+        return numbers.to(self.dtype)
+
+    def loss(self, channels: int) -> str:
+        """What a PNG file does not keep."""
+        if self.is_window and channels == 1:
+            fits = not self.dtype.is_floating_point and self.low >= 0 and self.high <= 0xFFFF
+            return "" if fits else _RESCALED
+        return "" if self.dtype == torch.uint8 else _ROUNDED
+
+    def store(self, values: Tensor) -> PIL.Image.Image:
+        """Values (1, C, H, W) as a PNG file keeps them."""
+        if not self.is_window or values.shape[1] == 3:
+            return _to_bytes(values)
+        numbers = values.double() * 0xFFFF if self.loss(1) else self.to_numbers(values).double()
+        return PIL.Image.fromarray(numbers[0, 0].cpu().round().numpy().astype(np.uint16))
+
+    def load(self, stored: PIL.Image.Image) -> Tensor:
+        """Values (1, C, H, W) of a stored image."""
+        if not stored.mode.startswith("I"):
+            return _planes(stored).float() / 255
+        numbers = torch.from_numpy(np.asarray(stored).astype(np.float64))[None, None]
+        return (numbers / 0xFFFF).float() if self.loss(1) else self.to_values(numbers)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        # float32 has 24 bits: large integers would round up, past their type's maximum
+        return torch.float64 if self.is_window else torch.float32
+
+
+def _range_of(numbers: Tensor, is_window: bool) -> _Range:
+    """The range of an image; refuses NaN, and floats outside [0, 1] without a window."""
+    if numbers.dtype == torch.uint8:
+        return _Range(0, 255, numbers.dtype, False)
+    if not numbers.is_floating_point():
+        numbers_wide = numbers.double()
+        return _Range(*_window(numbers_wide), numbers.dtype, True)
+    if not numbers.isfinite().all():
+        raise ValueError("the image holds NaN or infinite pixels.")
+    if is_window:
+        return _Range(*_window(numbers), numbers.dtype, True)
+    low, high = numbers.min().item(), numbers.max().item()
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}; divide "
+            "images in [0, 255] by 255, and put DreamDAugment before Normalize."
+        )
+    return _Range(0, 1, numbers.dtype, False)
+
+
+def _window(numbers: Tensor) -> tuple[float, float]:
+    low, high = numbers.min().item(), numbers.max().item()
+    # the next number that differs: 1 is lost beside the largest integers
+    return low, high if high > low else low + max(1.0, abs(low) * 2**-50)
+
+
+def _read_tensor(image: Tensor) -> Pixels:
+    if image.ndim not in (3, 4):
+        raise ValueError(
+            f"an image tensor must have shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}."
+        )
+    numbers = image.detach().as_subclass(Tensor)
+    numbers = numbers if image.ndim == 4 else numbers[None]
+    batch, channels, height, width = numbers.shape
+    _check_size(width, height * min(batch, 1))
+    if channels not in (1, 3):
+        raise ValueError(f"an image tensor must have 1 or 3 channels, got {channels}.")
+    if image.dtype == torch.bool or image.is_complex():
+        raise ValueError(f"an image tensor must be integer or float, got {image.dtype}.")
+    span = _range_of(numbers, False)
+    values, hashed = span.to_values(numbers), list(numbers)
+    if image.is_floating_point():
+        for row, as_bytes in enumerate(map(_as_bytes, numbers)):
+            if as_bytes is not None:
+                values[row], hashed[row] = as_bytes.float() / 255, as_bytes
+
+    def restore(new: Tensor) -> Tensor:
+        made = span.to_numbers(new).to(image.device)
+        return _of_the_kind_of(image, made if image.ndim == 4 else made[0])
+
+    exact = all(each.dtype == torch.uint8 for each in hashed)
+    return Pixels(
+        values, [image_digest(each) for each in hashed], restore, span.store,
+        lambda stored: restore(span.load(stored)), "" if exact else span.loss(channels),
+        has_8_bits=image.dtype == torch.uint8, is_fixed=not span.is_window and not vars(image))
+
+
+def _as_bytes(numbers: Tensor) -> Tensor | None:
+    """Floats in [0, 1] as uint8, if they are multiples of 1/255."""
+    wide = numbers.double() * 255
+    rounded = wide.round()
+    if numbers.dtype in (torch.float16, torch.bfloat16):
+        exact = (rounded / 255).to(numbers.dtype) == numbers
+    else:
+        exact = (wide - rounded).abs() < 1e-4
+    return rounded.to(torch.uint8) if exact.all() else None
+
+
+def _of_the_kind_of(like: Tensor, made: Tensor) -> Tensor:
+    if isinstance(like, tv_tensors.TVTensor):
+        return tv_tensors.wrap(made, like=like)
+    if type(like) in (Tensor, torch.nn.Parameter):
+        return made
+    made = made.as_subclass(type(like))
+    vars(made).update(vars(like))
+    return made
+
+
+def _read_array(array: np.ndarray[Any, Any]) -> Pixels:
+    channels = channels_of(array)
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in channels:
+        raise ValueError(
+            f"an image array must have shape (H, W) or (H, W, C) with C one of {channels}, got "
+            f"{array.shape}; a tensor has its channels first."
+        )
+    _check_size(array.shape[1], array.shape[0])
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"an image array must be integer or float, got {array.dtype}.")
+    if array.dtype == np.uint8:
+        found = _read_pil(PIL.Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
+    else:
+        planes = np.ascontiguousarray(array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0))
+        found = _read_tensor(torch.from_numpy(planes.astype(array.dtype.newbyteorder("="))))
+
+    def as_array(made: PIL.Image.Image | Tensor) -> np.ndarray[Any, Any]:
+        plain = np.moveaxis(made.numpy(), 0, -1) if isinstance(made, Tensor) else np.array(made)
+        shape = plain.shape[:2] if array.ndim == 2 else (*plain.shape[:2], -1)
+        return plain.reshape(shape).astype(array.dtype)
+
+    return replace(found, restore=lambda new: as_array(found.restore(new)),
+                   load=lambda stored: as_array(found.load(stored)))
+
+
+def _read_pil(image: PIL.Image.Image) -> Pixels:
+    mode = image.mode
+    _check_size(*image.size)
+    if mode.startswith(("I", "F")):
+        return _read_deep(image)
+    planes = _planes(image)
+
+    def restore(new: Tensor) -> PIL.Image.Image:
+        made = _to_bytes(new)
+        if mode == "P":
+            if image.getpalette():
+                made = made.quantize(palette=image, dither=PIL.Image.Dither.NONE)
+            else:  # made without one, and all black
+                made = made.convert("P")
+        elif mode in ("RGBA", "LA"):
+            made.putalpha(image.getchannel("A"))
+        elif mode == "1":
+            made = made.convert("1", dither=PIL.Image.Dither.NONE)
+        elif made.mode != mode:
+            made = made.convert(mode)
+        return _with_info(made, image)
+
+    def store(new: Tensor) -> PIL.Image.Image:
+        made = _to_bytes(new)
+        if mode in ("RGBA", "LA"):
+            made.putalpha(image.getchannel("A"))
+        elif mode in ("PA", "RGBa", "La") or mode in _AS_COLOUR and "transparency" in image.info:
+            made.putalpha(image.convert("RGBA").getchannel("A"))
+        return _with_info(made, image)
+
+    span = _Range(0, 255, torch.uint8, False)
+    return Pixels(
+        planes.float() / 255, [image_digest(planes[0])], restore, store,
+        lambda stored: stored if mode in _OF_PNG else restore(span.load(stored)), "",
+        has_8_bits=True, is_fixed=mode in _OF_PNG)
+
+
+def _read_deep(image: PIL.Image.Image) -> Pixels:
+    """A PIL image of one channel of more than 8 bits."""
+    array = np.asarray(image)
+    numbers = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))[None, None]
+    span = _range_of(numbers, True)
+
+    def restore(new: Tensor) -> PIL.Image.Image:
+        made = span.to_numbers(new)[0, 0].cpu().numpy().astype(array.dtype)
+        return _with_info(PIL.Image.fromarray(made), image)
+
+    # floats in a window are other images than the same floats in [0, 1]
+    hashed = numbers[0, 0] if image.mode == "F" else numbers[0].float()
+    return Pixels(
+        span.to_values(numbers), [image_digest(hashed)], restore,
+        lambda new: _with_info(span.store(new), image),
+        lambda stored: stored if image.mode in _OF_PNG else restore(span.load(stored)),
+        span.loss(1), has_8_bits=False, is_fixed=image.mode in _OF_PNG)
+
+
+def _planes(image: PIL.Image.Image) -> Tensor:
+    """Bytes of an image of 8 bits, (1, C, H, W) uint8."""
+    array = np.array(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
+    planes = torch.from_numpy(array)
+    return planes[None, None] if planes.ndim == 2 else planes.permute(2, 0, 1)[None]
+
+
+def _to_bytes(values: Tensor) -> PIL.Image.Image:
+    """Values (1, C, H, W) as a PIL image of mode L or RGB."""
+    made: PIL.Image.Image = F.to_pil_image((values[0] * 255).round().to(torch.uint8))
+    return made
+
+
+def _to_integers(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded float64 values within a type's range, as int64 where float64 would round up."""
+    limits = torch.iinfo(dtype)
+    rounded = values.round()
+    # the largest int64 is no float64: what reaches it is set, not converted
+    whole = rounded.clamp(limits.min, limits.max - 1023 if limits.bits == 64 else limits.max)
+    integers = whole.to(torch.int64)
+    return torch.where(rounded >= float(limits.max), limits.max, integers)
+
+
+def _with_info(made: PIL.Image.Image, like: PIL.Image.Image) -> PIL.Image.Image:
+    """The image with colour profile, resolution and orientation of its seed image.
+
+    Pixels stay as they lie in the seed image's file, so a reader that turns one turns the other.
+    Nothing else of EXIF is true of a synthetic image.
+    """
+    made.info.update({name: like.info[name] for name in _KEPT_INFO if name in like.info})
+    try:
+        orientation = like.getexif().get(_ORIENTATION, 1)
+    except UNREADABLE:  # a broken header is no reason to lose the image
+        orientation = 1
+    if orientation != 1:
+        exif = PIL.Image.Exif()
+        exif[_ORIENTATION] = orientation
+        made.info["exif"] = exif.tobytes()
+    return made
