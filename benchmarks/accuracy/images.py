@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.accuracy.report import summary
 from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
 from benchmarks.accuracy.tasks import Split
-from benchmarks.accuracy.training import predictions
+from dreamda_aug.evaluation.training import predict
 from dreamda_aug.metrics import (
     SmallSampleWarning,
     classifier_features,
@@ -45,7 +45,7 @@ def measure(setup: Setup, run: Run) -> dict[str, float | None]:
         "frechet": frechet,
         "kernel": kernel,
         "agreement": None if judge is None else label_agreement(
-            predictions(judge, pool.pixels, setup.device), pool.seed_labels),
+            predict(judge, pool.pixels, setup.device), pool.seed_labels),
         "distance": (flat - seeds[seed_index]).double().norm(dim=1).mean().item() / root,
         "diversity": replica_diversity(flat, seed_index) / root,
     }  # fmt: skip

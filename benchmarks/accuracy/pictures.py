@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
-from benchmarks.accuracy.training import predictions
+from dreamda_aug.evaluation.training import predict
 
 COLUMNS = 10
 _ENLARGED, _FRAME = 3, 1  # times, pixels
@@ -22,7 +22,7 @@ def draw(setup: Setup, run: Run, path: Path) -> None:
     images, pool, judge = images_of(setup, run), pool_of(setup, run), judge_of(setup)
     right = torch.ones(len(pool.pixels), dtype=torch.bool)
     if judge is not None:
-        right = predictions(judge, pool.pixels, setup.device) == pool.seed_labels
+        right = predict(judge, pool.pixels, setup.device) == pool.seed_labels
     cells = []
     for label in images.shots.labels.unique():
         seed = int((images.shots.labels == label).nonzero()[0])

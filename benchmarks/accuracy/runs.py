@@ -27,20 +27,15 @@ from benchmarks.accuracy.pools import (
     pool_folder,
 )
 from benchmarks.accuracy.tasks import Images, Split, Task, read_corpus, split
-from benchmarks.accuracy.training import (
-    LABELLING_CODE,
-    TRAINING_CODE,
-    Training,
-    accuracy,
-    predictions,
-)
+from benchmarks.accuracy.training import LABELLING_CODE, TRAINING_CODE, train
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
 from dreamda_aug.calibration import diffusion_classifier, judge, out_of_fold, probe
 from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
 from dreamda_aug.calibration.probe import LinearProbe, model_features
-from dreamda_aug.evaluation import protocol
-from dreamda_aug.evaluation.protocol import estimate_label_prior
+from dreamda_aug.evaluation import draw
+from dreamda_aug.evaluation.draw import estimate_label_prior
+from dreamda_aug.evaluation.training import class_accuracy, predict
 from dreamda_aug.inputs.images import fit_to
 from dreamda_aug.models import DiffusionModel
 
@@ -50,7 +45,7 @@ LONGER = 8
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
                   "probe": [*LABELLING_CODE, Path(probe.__file__)],
                   "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
-CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judge, out_of_fold, probe, protocol)]
+CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judge, out_of_fold, probe, draw)]
 
 
 @dataclass(frozen=True)
@@ -159,8 +154,8 @@ def _trained(setup: Setup, name: str, images: Images) -> Path:
         everything = replace(_split(setup, 1, 0), shots=images)
         nothing = Pool(images.pixels[:0], images.labels[:0], 0.0)
         arm = Arm(name, weak=task.weak_views[0])
-        found = Training(longer, arm, everything, nothing, nothing.seed_labels, 0, setup.weights,
-                         setup.device).run().classifier  # fmt: skip
+        found = train(longer, arm, everything, nothing, nothing.seed_labels, 0, setup.weights,
+                      setup.device).classifier  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(found.state_dict(), path)
     return path
@@ -206,19 +201,23 @@ def result(setup: Setup, run: Run) -> dict:
     images, pool = images_of(setup, run), pool_of(setup, run)
     truth = torch.full((len(pool.pixels),), -1)
     if len(truth) and (judge := judge_of(setup)) is not None:
-        truth = predictions(judge, pool.pixels, setup.device)
+        truth = predict(judge, pool.pixels, setup.device)
     if time.time() > setup.deadline:
         raise Stopped
     weights = corpus_classifier(setup) if run.arm.pretrained else setup.weights
-    training = Training(setup.task, run.arm, images, pool, truth, run.rng_seed, weights,
-                        setup.device, labeler_of(setup, run.arm, images, pool),
-                        label_prior_of(setup, run, images, pool))  # fmt: skip
-    outcome = training.run()
+    outcome = train(setup.task, run.arm, images, pool, truth, run.rng_seed, weights, setup.device,
+                    labeler_of(setup, run.arm, images, pool),
+                    label_prior_of(setup, run, images, pool))  # fmt: skip
+
+    def accuracy(part: Images) -> float:
+        return class_accuracy(outcome.classifier, part.pixels, part.labels, setup.device)
+
     found = {
         "task": setup.task.name, "arm": run.arm.name, "shots": run.shots,
-        "rng_seed": run.rng_seed, "steps": outcome.steps, "pool": len(training.pixels),
-        "validation": accuracy(outcome.classifier, images.validation, setup.device),
-        "test": None if run.tuning else accuracy(outcome.classifier, images.test, setup.device),
+        "rng_seed": run.rng_seed, "steps": outcome.steps,
+        "pool": len(pool.pixels) + run.arm.unlabeled * len(images.unlabeled),
+        "validation": accuracy(images.validation),
+        "test": None if run.tuning else accuracy(images.test),
         "accepted": outcome.accepted, "labels_right": outcome.labels_right,
         "training_seconds": round(outcome.seconds, 1), "generation_seconds": round(pool.seconds, 1),
         "pool_settings": run.spec.settings and run.spec.settings.summary(),

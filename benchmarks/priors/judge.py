@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from benchmarks.accuracy.classifiers import small_cnn
 from benchmarks.accuracy.tasks import TASKS, Images, ReadUSPS, read_idx
-from benchmarks.accuracy.training import accuracy
 from benchmarks.accuracy.views import random_affine
+from dreamda_aug.evaluation.training import class_accuracy
 
 BATCH = 128
 
@@ -40,7 +40,8 @@ def main() -> None:
         inverse = name == "usps_inverse"
         usps, usps_test = ReadUSPS(inverse)(args.usps)
         judge = train(usps, Images(mnist, labels), args.steps, both_looks=inverse)
-        found = [accuracy(judge, part) for part in (usps_test, Images(mnist_test, test_labels))]
+        found = [class_accuracy(judge, part.pixels, part.labels)
+                 for part in (usps_test, Images(mnist_test, test_labels))]
         print("{}: USPS test {:.4f}, MNIST test {:.4f}".format(name, *found), flush=True)
         save_file(judge.state_dict(), args.out / f"{name}_judge.safetensors")
 

@@ -1,34 +1,43 @@
-"""A small study on the user's own images: with synthetic images and without."""
+"""Which augmentation suits the user's images: a small study on them that chooses one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as tvf
 
-from dreamda_aug.amst import LabelPrior, SeedLabeler, SingleHeadLabeler
+from dreamda_aug.amst import WeakView
 from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.calibration.automatic import calibrated
-from dreamda_aug.calibration.out_of_fold import predict_out_of_fold
-from dreamda_aug.calibration.probe import LinearProbe, features_for_labels
-from dreamda_aug.evaluation.training import PARTS, Trainer, class_accuracy, small_classifier
-from dreamda_aug.evaluation.verdict import Evaluation
+from dreamda_aug.errors import StorageError
+from dreamda_aug.evaluation.draw import Draw, Small
+from dreamda_aug.evaluation.result import CLASSICAL, FINALISTS, REAL, RUNGS, Arm, Evaluation
+from dreamda_aug.evaluation.training import PARTS, Trainer, small_classifier
+from dreamda_aug.expansion import expand
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.inputs.images import read_pixels
 from dreamda_aug.inputs.sources import Source, open_source
-from dreamda_aug.metrics.features import FeatureFunction
+from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.settings import Settings, resolve_settings
 from dreamda_aug.models import Condition
-from dreamda_aug.progress import bar
 
-REAL, CLASSICAL = "real only", "RandAugment"
-SEED, PROBE, AMST = "DreamDA, seed labels", "DreamDA, linear probe", "DreamDA + AMST"
-# Images that a study looks at in each draw, at most.
-_LARGEST_TEST = 2000
+logger = logging.getLogger(__name__)
+
+PRESETS = ("samples", "recommended", "fast")
+# Settings of the synthesizer itself, where they are those of no preset.
+GIVEN = "given settings"
+# Held-out images of each draw, at most, and labeled ones where the user names no number.
+_LARGEST_TEST, _LABELED = 2000, 100
+# Classifiers see images of so many pixels, if the model's are not smaller.
+_IMAGE_SIZE = 32
+# AMST looks at each image in two views, for this many times the price of a step.
+_AMST_PRICE = 2.0
 
 
 @checked
@@ -36,11 +45,12 @@ def evaluate(
     source: Any,
     synthesizer: Synthesizer | HasSynthesizer,
     *,
-    shots: int = 5,
-    draws: int = 5,
-    replicas: int = 10,
-    steps: int = 640,
-    batch_size: int = 64,
+    shots: int | None = None,
+    draws: int = 6,
+    expansion_ratios: Sequence[int] = (5, 10),
+    presets: Sequence[str] | Mapping[str, Settings] | None = None,
+    train_steps: int = 320,
+    train_batch_size: int = 64,
     learning_rate: float = 2e-3,
     flip: float = 0.5,
     image_size: int | None = None,
@@ -48,158 +58,145 @@ def evaluate(
     device: str = "cpu",
     calibrate: bool = True,
     rng_seed: int = 0,
+    out: str | Path | None = None,
+    apply: str | Path | None = None,
+    command: str | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Train classifiers on a few of the images, with and without synthetic ones, and compare.
+    """Compare ways to train on a few of the images, and recommend one.
 
-    In each draw, ``shots`` images of every class are labeled images; all others are the test
-    set. Five arms start from the same weights and take the same steps: real images alone, with
-    RandAugment, and with synthetic images under RandAugment whose labels are the seed images', a
-    linear probe's on the diffusion model's features, and AMST's. Where the model is told the
-    class, AMST's heads know how often it came out (`LabelPrior`). The verdict, against the better
-    of the first two, is about seed labels where the model is told the class, which our own study
-    found best there, and about AMST where it is not.
+    In each draw, ``shots`` images of every class are labeled images, and others are held out for
+    testing. Real images alone, RandAugment, and synthetic images of each preset and ratio under
+    RandAugment are trained with equal starts, steps and batches. After a third of the draws, and
+    after two, the poorer ones stop; the best synthetic images meet AMST, and AMST+ if the model is
+    conditioned on the class. Keep the images that you test the final classifier on out of
+    ``source``: the choice is made on what is held out of it.
 
     Args:
         source: what `expand` takes: class folders, a list, or a dataset of ``(image, label)``.
-        synthesizer: makes the synthetic images, with its own settings. Where it has no
-            ``class_names``, classes are called what the source calls them.
-        shots: labeled images per class, at least 2.
-        draws: how often they are drawn, at least 2; each makes new synthetic images.
-        replicas: synthetic images per labeled one.
-        steps: optimizer steps of every arm, a multiple of 8.
-        batch_size: images per step.
+        synthesizer: makes the synthetic images. Settings of its own that are no preset's are
+            compared as ``"given settings"``.
+        shots: labeled images per class, at least 2; or None for two thirds of the smallest class,
+            up to 100 in all classes together.
+        draws: how often they are drawn, at least 3.
+        expansion_ratios: synthetic images per labeled one.
+        presets: names, or name -> settings; or None for ``"samples"`` (if the model is conditioned
+            on the class), ``"recommended"`` and ``"fast"``.
+        train_steps: optimizer steps of every training, a multiple of 8.
+        train_batch_size: images per step, at least 2.
         learning_rate: AdamW's.
         flip: probability that training images are mirrored; 0 for digits and letters.
-        image_size: pixels that the classifier sees; None: the model's, at most 64.
+        image_size: pixels that the classifier sees, or None for the model's, at most 32.
         classifier: channels and number of classes to a fresh classifier of images in [0, 1].
         device: where classifiers train, such as ``"cuda"``.
-        calibrate: where dials are None, measure them anew in each draw, on its labeled images.
-            False: take what `calibrate` found, or mild defaults.
-        rng_seed: of draws and training.
+        calibrate: measure open dials once, on the labeled images of the first draw. False takes
+            what `calibrate` found, or mild defaults.
+        rng_seed: of draws and training; another one shares no draw.
+        out: JSON file that keeps finished trainings, so that the same call resumes.
+        apply: folder that is filled with the recommended synthetic images of all of ``source``.
+        command: start of the command that makes images, for the recommendation's text.
+        progress: called with a line for each training, or None to log it as a warning.
 
     Returns:
-        Accuracies of all arms and draws, with intervals and a verdict.
+        The ranking, the recommendation, and accuracies of all arms and draws.
 
     Raises:
-        ValueError: an argument breaks its rule, or a class has no image left to test on.
+        ValueError: an argument breaks its rule, or a class has too few images.
+        StorageError: ``out`` holds another evaluation.
 
-    Source: ours; the protocol of our accuracy study in small.
+    Source: ours; successive halving as in Jamieson and Talwalkar 2016, arXiv:1502.07943.
     """
-    shots, draws = whole("shots", shots, 2), whole("draws", draws, 2)
-    replicas, batch_size = whole("replicas", replicas, 1), whole("batch_size", batch_size, 2)
-    flip = real("flip", flip, "lie in [0, 1]", 0.0, 1.0)
-    rng_seed = whole("rng_seed", rng_seed, 0)
+    draws, ratios = whole("draws", draws, RUNGS), sorted(set(expansion_ratios))
+    if not ratios or min(ratios) < 1:
+        raise ValueError(f"expansion_ratios must be integers >= 1, got {expansion_ratios}.")
+    if whole("train_steps", train_steps, PARTS) % PARTS:
+        raise ValueError(f"train_steps must be a multiple of {PARTS}, got {train_steps}.")
+    whole("train_batch_size", train_batch_size, 2)
+    whole("rng_seed", rng_seed, 0)
     if image_size is not None:
         whole("image_size", image_size, 1)
-    if whole("steps", steps, PARTS) % PARTS:
-        raise ValueError(f"steps must be a multiple of {PARTS}, got {steps}.")
-    opened = open_source(source)
-    synthesizer = as_synthesizer(synthesizer).with_class_names(opened.classes)
-    size = image_size or min(64, *synthesizer.model.image_size)
-    labels = torch.tensor([int(label) for label in opened.labels])
-    classes = len(opened.classes)
-    _check_counts(labels, opened.classes, shots)
-    told = _told_the_class(synthesizer, classes)
-    features, _ = features_for_labels(synthesizer.model)
-    resize = v2.Lambda(partial(fit_to, model=synthesizer.model))
-    settings: list[str] = []
-    accuracies: dict[str, list[float]] = {}
-    agreement: dict[str, list[float]] = {}
-    with bar("evaluating", 5 * draws, "arms") as shown:
-        for draw in range(draws):
-            chosen, test = _draw(labels, shots, rng_seed + draw)
-            images = [opened.open(row) for row in chosen.tolist()]
-            pixels = _stack(images, size, synthesizer.model.channels)
-            trainer = Trainer(
-                partial(classifier, pixels.shape[1], classes), pixels, labels[chosen], flip, steps,
-                batch_size, learning_rate, rng_seed + draw, device)
-            test_images = _stack((opened.open(row) for row in test.tolist()), size,
-                                 synthesizer.model.channels)
+    weak = WeakView(real("flip", flip, "lie in [0, 1]", 0.0, 1.0), padding=0.06)
+    say = progress or logger.warning
+    images = open_source(source)
+    labels, classes = torch.tensor([int(label) for label in images.labels]), images.classes
+    shots = count_shots(labels, classes, shots)
+    maker = as_synthesizer(synthesizer).with_class_names(classes)
+    conditioned = _knows_classes(maker, len(classes))
+    settings = _presets(presets, maker, conditioned)
+    side = image_size or min(_IMAGE_SIZE, *maker.model.image_size)
+    small = Small(maker.model.channels, (side, side))
 
-            def note(arm: str, model: nn.Module, same: float | None = None,
-                     seen: tuple[Tensor, Tensor] = (test_images, labels[test])) -> None:
-                accuracies.setdefault(arm, []).append(class_accuracy(model, *seen, device))
-                if same is not None:
-                    agreement.setdefault(arm, []).append(same)
-                shown.update()
+    def draw_rows(draw: int) -> tuple[Tensor, Tensor]:
+        return draw_images(labels, shots, derive_seed(rng_seed, "draw", draw))
 
-            note(REAL, trainer.supervised(trainer.weak))
-            note(CLASSICAL, trainer.supervised(trainer.strong))
-            maker = _calibrated(synthesizer, opened, chosen) if calibrate else synthesizer
-            settings.append(maker.settings.summary())
-            made = maker.synthesize(
-                [image for image in images for _ in range(replicas)],
-                labels[chosen].repeat_interleave(replicas).tolist(),
-                list(range(replicas)) * len(images),
-                names=[opened.paths[row] for row in chosen.tolist() for _ in range(replicas)])
-            pool = _stack(made, size, synthesizer.model.channels)
-            seeds = labels[chosen].repeat_interleave(replicas)
-            note(SEED, *trainer.self_training(pool, seeds, SeedLabeler()))
-            seen, resized = resize(pixels), resize(pool)
-            probe = LinearProbe(features, seen, labels[chosen], num_classes=classes,
-                                inverse_penalty=None).matched_to(resized)
-            note(PROBE, *trainer.self_training(
-                pool, seeds, SingleHeadLabeler(nn.Sequential(resize, probe), soft=True)))
-            prior = None
-            if told:
-                prior = estimate_label_prior(features, seen, labels[chosen], resized, seeds,
-                                             classes)
-            note(AMST, *trainer.self_training(pool, seeds, prior))
-    return Evaluation(
-        accuracies, {arm: sum(values) / len(values) for arm, values in agreement.items()},
-        [REAL, CLASSICAL], SEED if told else AMST,
-        {"model": synthesizer.model.name, "settings": "; ".join(dict.fromkeys(settings)),
-         "shots": str(shots), "replicas": str(replicas), "steps": str(steps),
-         "image_size": str(size), "test_images": str(len(test))})
-
-
-def _told_the_class(synthesizer: Synthesizer, classes: int) -> bool:
-    """Whether the model knows which class it is asked for, of all of them."""
-    conditioner, model = synthesizer.conditioner, synthesizer.model
-    return conditioner.needs_label(model) and all(
-        conditioner.condition(label, model) is not None for label in range(classes))
+    seconds: dict[str, float] = {}
+    makers, dials = {}, {}
+    for name, each in settings.items():
+        makers[name] = maker.with_settings(each)
+        if calibrate:
+            makers[name] = _calibrated(makers[name], images, draw_rows(0)[0])
+        dials[name] = makers[name].settings.summary()
+    arms = [Arm(REAL), Arm(CLASSICAL), *(
+        Arm(f"{name} x{ratio}", name, ratio, price=_rows(makers[name], ratio))
+        for name in makers for ratio in ratios)]
+    found = _resumed(out, Evaluation(
+        {"source": images.digest(), "model": maker.model.fingerprint, "classes": len(classes),
+         "shots": shots, "draws": draws, "train_steps": train_steps,
+         "train_batch_size": train_batch_size, "learning_rate": learning_rate, "flip": flip,
+         "image_size": side, "rng_seed": rng_seed, "dials": dials},
+        arms, conditioned, seconds=seconds,
+        command=command or 'expand(source, "OUT", synthesizer, {expansion_ratio}), '
+                           'synthesizer with preset "{preset}"'))
+    announced = False
+    for draw in range(draws):
+        contenders = found.contenders(found.rung(draw))
+        missing = [arm for arm in contenders if draw not in found.accuracies(arm)]
+        if not missing:
+            continue
+        chosen, held_out = draw_rows(draw)
+        mine = [images.open(row) for row in chosen.tolist()]
+        trainer = Trainer(
+            partial(classifier, small.channels, len(classes)), _read(mine, small),
+            labels[chosen], len(classes), weak, train_steps, train_batch_size, learning_rate,
+            derive_seed(rng_seed, "training", draw), device)
+        test = _read((images.open(row) for row in held_out.tolist()), small), labels[held_out]
+        one = Draw(draw, trainer, mine, [images.paths[row] for row in chosen.tolist()], test,
+                   makers, missing, found.seconds)
+        if not announced:
+            say(_announcement(found, one))
+            announced = True
+        for arm in missing:
+            run = one.run(arm)
+            found.runs.append(run)
+            if out is not None:
+                found.save(out)
+            say(f"draw {draw + 1} of {draws}  {arm.name}: {100 * run.accuracy:.1f} % "
+                f"({run.seconds:.0f} s)")
+    if apply is not None and found.recommended.preset:
+        arm = found.recommended
+        expand(source, apply, maker.with_settings(settings[arm.preset]), arm.expansion_ratio)
+    return found
 
 
-def _calibrated(synthesizer: Synthesizer, source: Source, chosen: Tensor) -> Synthesizer:
-    """With dials that were measured on these images alone."""
-    def condition(index: int) -> Condition:
-        return synthesizer.conditioner.condition(
-            source.labels[index], synthesizer.model, source.paths[index])
-
-    return calibrated(synthesizer, source, chosen.tolist(), condition)[0]
-
-
-def estimate_label_prior(
-    features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, asked: Tensor,
-    classes: int,
-) -> LabelPrior:
-    """How often images made of labeled ones kept the class, by probes that saw no seed image.
-
-    Args:
-        features: images (B, C, H, W) in [0, 1] to (B, D).
-        images: labeled images, (N, C, H, W) in [0, 1].
-        labels: their classes, (N,) int64.
-        made: as many of each labeled image, side by side, (M, C, H, W) in [0, 1].
-        asked: the classes asked for, (M,) int64.
-        classes: how many there are.
-    """
-    seed_index = torch.arange(len(made)) // (len(made) // len(images))
-    predicted, confusion = predict_out_of_fold(features, images, labels, made, seed_index,
-                                               num_classes=classes)
-    return LabelPrior.estimate(asked, predicted, classes, confusion=confusion)
+def count_shots(labels: Tensor, classes: Sequence[str], shots: int | None) -> int:
+    """Labeled images per class, checked: some of each class must be left to test on."""
+    counts = labels.bincount(minlength=len(classes))
+    smallest = int(counts.min())
+    if shots is None:
+        shots = max(2, min(2 * smallest // 3, _LABELED // len(classes)))
+        fix = "Add images, or leave the class out."
+    else:
+        whole("shots", shots, 2)
+        fix = "Use fewer shots, or add images."
+    if smallest <= shots:
+        raise ValueError(
+            f"source must hold at least {shots + 1} images of each class, {shots} to train on and "
+            f"one to test on; class {classes[int(counts.argmin())]!r} has {smallest}. {fix}")
+    return shots
 
 
-def _check_counts(labels: Tensor, classes: list[str], shots: int) -> None:
-    counts = labels.bincount(minlength=len(classes)).tolist()
-    for name, count in zip(classes, counts, strict=True):
-        if count <= shots:
-            raise ValueError(
-                f"source must have more than {shots} images of each class, so that some are left "
-                f"to test on; class {name!r} has {count}. Use fewer shots.")
-
-
-def _draw(labels: Tensor, shots: int, rng_seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the labeled images, class by class, and of the test images."""
+def draw_images(labels: Tensor, shots: int, rng_seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of the labeled images, class by class, and of the held-out images."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(rng_seed))
     chosen = torch.cat([order[labels[order] == label][:shots] for label in labels.unique()])
     left = torch.ones(len(labels), dtype=torch.bool)
@@ -207,12 +204,78 @@ def _draw(labels: Tensor, shots: int, rng_seed: int) -> tuple[Tensor, Tensor]:
     return chosen, order[left[order]][:_LARGEST_TEST]
 
 
-def _stack(images: Any, size: int, channels: int) -> Tensor:
-    """PIL images or tensors as one batch (N, C, size, size) in [0, 1]."""
-    rows = []
-    for image in images:
-        if not isinstance(image, Tensor):
-            image = tvf.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
-        image = tvf.resize(image, [size, size], antialias=True)
-        rows.append(tvf.to_dtype(image, torch.float32, scale=True))
-    return torch.stack(rows)
+def _presets(
+    presets: Sequence[str] | Mapping[str, Settings] | None, maker: Synthesizer, conditioned: bool
+) -> dict[str, Settings]:
+    """What is compared: name -> settings."""
+    if presets is None:
+        names = PRESETS if conditioned else PRESETS[1:]
+        found = {name: resolve_settings(name) for name in names}
+        if maker.requested_settings not in found.values():
+            found[GIVEN] = maker.requested_settings
+        return found
+    if isinstance(presets, Mapping):
+        return dict(presets)
+    return {name: resolve_settings(name) for name in presets}
+
+
+def _knows_classes(maker: Synthesizer, classes: int) -> bool:
+    """Whether the model is conditioned on the class, for all of them."""
+    conditioner, model = maker.conditioner, maker.model
+    return conditioner.needs_label(model) and all(
+        conditioner.condition(label, model) is not None for label in range(classes))
+
+
+def _calibrated(maker: Synthesizer, images: Source, chosen: Tensor) -> Synthesizer:
+    """With dials that were measured on these images alone."""
+    def condition(index: int) -> Condition:
+        return maker.conditioner.condition(images.labels[index], maker.model, images.paths[index])
+
+    return calibrated(maker, images, chosen.tolist(), condition)[0]
+
+
+def _rows(maker: Synthesizer, ratio: int) -> float:
+    """U-Net rows of the images made of one labeled image."""
+    settings, steps = maker.settings, len(maker.core.schedule)
+    passes = steps + maker.model.guidable * settings.guided_steps(steps)
+    return (steps if settings.replay else 0) + ratio * passes
+
+
+def _read(images: Any, small: Small) -> Tensor:
+    return torch.cat([small.fit(read_pixels(image).values) for image in images])
+
+
+def _resumed(out: str | Path | None, new: Evaluation) -> Evaluation:
+    """What the file holds of the same evaluation, or the new one."""
+    if out is None or not Path(out).exists():
+        return new
+    found = Evaluation.load(out)
+    differing = [name for name, value in new.settings.items() if found.settings.get(name) != value]
+    if differing or found.arms != new.arms:
+        raise StorageError(
+            f"{out}: expected this evaluation, found one with other {differing or 'arms'}. Name "
+            "another file, or delete this one.")
+    return found
+
+
+def _announcement(found: Evaluation, draw: Draw) -> str:
+    """The budget, and how long it will take at most."""
+    synthetic = sum(bool(arm.preset) for arm in found.arms)
+    kept, labeled = math.ceil(synthetic / 2), len(draw.images)
+    heads = 1 + found.plus
+    makers = len(draw.makers)
+    largest = max(arm.expansion_ratio for arm in found.arms)
+    # trainings with seed labels, with AMST, and presets, of each draw of a rung
+    rungs = [(2 + synthetic, 0, makers), (1 + kept, heads, min(kept, makers)),
+             (1, FINALISTS, min(FINALISTS, makers))]
+    of_draws = [rungs[found.rung(draw)] for draw in range(found.draws)]
+    plain, amst, pools = (sum(column) for column in zip(*of_draws, strict=True))
+    steps, images = found.settings["train_steps"], pools * labeled * largest
+    per_image = max(draw.seconds_per_image(name) for name in draw.makers
+                    if any(arm.preset == name for arm in draw.arms))
+    seconds = (steps * (plain + _AMST_PRICE * amst) * draw.seconds_per_step()
+               + images * per_image)
+    return (f"{len(found.arms)} ways to train, {found.settings['shots']} labeled images of each of "
+            f"{found.settings['classes']} classes, {len(draw.test[1])} held out: {plain + amst} "
+            f"trainings of {steps} steps and up to {images} synthetic images, at most about "
+            f"{max(1, round(seconds / 60))} minutes")

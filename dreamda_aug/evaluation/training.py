@@ -1,10 +1,13 @@
-"""The classifier of the study, and how each arm trains it: equal starts, steps and batches."""
+"""How one arm is trained: all arms of a draw have equal starts, steps and batches."""
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,28 +22,28 @@ from dreamda_aug.amst import (
     Labeler,
     LabelingRule,
     LabelPrior,
+    MixedBatchSampler,
     RunPlan,
     SelfTraining,
-    VotingRule,
-    WeakView,
 )
 from dreamda_aug.method.seeding import derive_seed
 
-# AMST's heads learn for two of so many parts of the steps before they label; for one, where a prior
-# helps them.
+# AMST divides the steps into eight parts, so that all arms take equally many.
 PARTS = 8
-# real : accepted : unlabeled images of a batch
-_RATIO = (1, 1.75, 0.25)
-# Of a model that was told the class nearly all labels are right once the prior is asked, and those
-# that heads doubt teach most. Of others only what all heads are sure of is accepted.
-_TRUSTING = VotingRule(agreement="majority", confidence_threshold=0.0)
+POOL_SHARE = 2  # synthetic images per real one in a batch
+# One labeling round, since more of them changed nothing (results/accuracy/usps_amst.md).
+AMST_PLAN = RunPlan(pretraining_epochs=1, epochs=3, relabel_every=3, ratio=(1, 1.75, 0.25))
 
 # Images (N, C, H, W) in [0, 1] to the same.
 View = Callable[[Tensor], Tensor]
+# A batch and its labels to the same, as v2's MixUp and CutMix.
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# A classifier's optimizer, and the schedule of its learning rate.
+Optimizing = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
 
 
 def small_classifier(channels: int, num_classes: int) -> nn.Module:
-    """A convolutional network that trains in minutes on a CPU, for images of 16 pixels or more.
+    """A convolutional network that trains in seconds on a CPU, for images of 16 pixels or more.
 
     GroupNorm: batch statistics of mixed real and synthetic images mislead.
     """
@@ -48,21 +51,61 @@ def small_classifier(channels: int, num_classes: int) -> nn.Module:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.ReLU(),
                 nn.MaxPool2d(2)]
 
-    return nn.Sequential(*block(channels, 16), *block(16, 32), *block(32, 64),
-                         nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(0.2),
-                         nn.Linear(64 * 9, num_classes))
+    net = nn.Sequential(*block(channels, 16), *block(16, 32), *block(32, 64),
+                        nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(0.2),
+                        nn.Linear(64 * 9, num_classes))
+    # a third quicker on processors
+    return net.to(memory_format=torch.channels_last)
 
 
-def per_image(operation: nn.Module) -> View:
-    """One of torchvision's transforms as a view: each image has draws of its own."""
+def per_image(operation: nn.Module, group: int = 1) -> View:
+    """One of torchvision's transforms as a view; every ``group`` images share their draws."""
     def apply(images: Tensor) -> Tensor:
         whole = (images * 255).round().to(torch.uint8)
-        return torch.stack([operation(image) for image in whole]).to(images) / 255
+        return torch.cat([operation(part) for part in whole.split(group)]).to(images) / 255
 
     return apply
 
 
-rand_augment = per_image(v2.RandAugment())
+# Draws of its own for each image would take as long as the training itself.
+rand_augment = per_image(v2.RandAugment(), group=4)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Synthetic images, and real ones without labels.
+
+    Attributes:
+        pixels: (M, C, H, W) uint8.
+        labels: the classes that they were made for, (M,) int64, -1 where there is none; or
+            probabilities, (M, classes).
+        truth: their true classes where known, -1 elsewhere; used in reports alone.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    truth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training an arm gave.
+
+    Attributes:
+        classifier: with its final weights, in evaluation mode.
+        steps: optimizer steps taken.
+        seconds: processor time of training.
+        accepted: share of the pool that got a label in the last round; None without labeling.
+        labels_right: share of the accepted labels that are the true ones; None if unknown.
+        labels_kept: share of the accepted labels that are the seed image's; None if unknown.
+    """
+
+    classifier: nn.Module
+    steps: int
+    seconds: float
+    accepted: float | None = None
+    labels_right: float | None = None
+    labels_kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,108 +113,156 @@ class Trainer:
     """What all arms of a draw have in common.
 
     Attributes:
-        build: a fresh classifier.
-        images: labeled images, (N, C, H, W) in [0, 1].
+        build: a fresh classifier of images in [0, 1].
+        pixels: labeled images, (N, C, H, W) uint8.
         labels: their classes, (N,) int64.
-        flip: probability that an image is mirrored.
-        steps: optimizer steps, a multiple of `PARTS`.
-        batch_size: images per step.
+        num_classes: how many classes there are.
+        weak: the weak view, mirrored and shifted.
+        train_steps: optimizer steps, a multiple of `PARTS`.
+        train_batch_size: images per step.
         learning_rate: AdamW's at its peak, with cosine decay.
-        rng_seed: the same for all arms of a draw.
+        rng_seed: the same for all arms of a draw; the global generator is not touched.
         device: where it trains.
     """
 
     build: Callable[[], nn.Module]
-    images: Tensor
+    pixels: Tensor
     labels: Tensor
-    flip: float
-    steps: int
-    batch_size: int
+    num_classes: int
+    weak: View
+    train_steps: int
+    train_batch_size: int
     learning_rate: float
     rng_seed: int
     device: str
 
-    @property
-    def weak(self) -> View:
-        """Mirrored and shifted by a few pixels."""
-        return WeakView(flip=self.flip, padding=0.06)
+    def supervised(
+        self, name: str, view: View, pool: Pool | None = None, mix: Mix | None = None
+    ) -> Trained:
+        """Train on labeled images and, if given, on a pool with the labels that it has.
 
-    def strong(self, images: Tensor) -> Tensor:
-        """RandAugment on top of the weak view."""
-        return rand_augment(self.weak(images))
+        Args:
+            name: of the arm; another one draws other augmentations.
+            view: what images look like to the classifier.
+            pool: two of its images come with each labeled one.
+            mix: v2's MixUp or CutMix, from a batch and its labels to the same.
+        """
+        with self.seeded(name):
+            began, model = time.process_time(), self.fresh()
+            optimizing = self.optimizer(model.parameters(), self.train_steps)
+            self.fit(model, optimizing, view, self.train_steps, pool, mix)
+        right = None
+        if pool is not None and pool.truth is not None and (pool.truth >= 0).all():
+            right = (pool.labels == pool.truth).float().mean().item()
+        return Trained(model.eval(), self.train_steps, time.process_time() - began,
+                       labels_right=right)
 
-    def supervised(self, view: View) -> nn.Module:
-        """Train on the labeled images alone."""
-        model = self._fresh().train()
-        optimizer, schedule = self._optimizer(list(model.parameters()), self.steps)
-        generator = torch.Generator().manual_seed(derive_seed(self.rng_seed, "batches"))
-        for _ in range(self.steps):
-            rows = torch.randint(len(self.images), (self.batch_size,), generator=generator)
-            batch = view(self.images[rows]).to(self.device)
-            loss = F.cross_entropy(model(batch), self.labels[rows].to(self.device))
+    def self_training(
+        self, name: str, strong: View, pool: Pool, *, plus: bool = False, plan: RunPlan = AMST_PLAN,
+        labeler: Labeler | None = None, label_prior: LabelPrior | None = None,
+        options: Mapping[str, Any] | None = None, labeling: LabelingRule | None = None,
+    ) -> Trained:
+        """Train on labeled images and on a pool that AMST labels.
+
+        Args:
+            name: of the arm; another one draws other augmentations.
+            strong: the strong view.
+            pool: what is labeled.
+            plus: AMST+: heads learn for an eighth of the steps before they label.
+            plan: stages and batches; a labeler needs a plan without pretraining.
+            labeler: labels the pool, or None for AMST's heads.
+            label_prior: how often the classes asked for came out.
+            options: further arguments of `AMSTWrapper`.
+            labeling: how votes are prepared.
+        """
+        if plus:
+            plan = replace(plan, epochs=PARTS - 1, relabel_every=PARTS - 1)
+        period = self.train_steps // (plan.pretraining_epochs + plan.epochs)
+        plan = replace(plan, batch_size=self.train_batch_size, steps_per_epoch=period)
+        began, model = time.process_time(), self.fresh()
+        with self.seeded(name):
+            wrapper = AMSTWrapper(model, weak=self.weak, strong=strong,
+                                  **{"views": HeadViews(main="strong"), **(options or {})})
+            groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
+            optimizer, schedule = self.optimizer(groups, period, PARTS - 1 if plus else 1)
+            training = SelfTraining(
+                wrapper, TensorDataset(self.pixels.float() / 255, self.labels),
+                TensorDataset(pool.pixels.float() / 255, pool.labels), optimizer,
+                scheduler=schedule, plan=plan, labeler=labeler,
+                labeling=replace(labeling or LabelingRule(), label_prior=label_prior),
+                truth=pool.truth, rng_seed=self.rng_seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CollapseWarning)
+                report = training.run()[-1]
+        return Trained(wrapper.to_classifier().eval(), schedule.last_epoch,
+                       time.process_time() - began, report.accepted_share, report.accuracy,
+                       report.seed_label_agreement)
+
+    def fit(
+        self, model: nn.Module, optimizing: Optimizing, view: View, steps: int,
+        pool: Pool | None = None, mix: Mix | None = None, done: int = 0,
+    ) -> None:
+        """Take optimizer steps; the arguments are those of `supervised`.
+
+        Args:
+            done: steps taken before, which decide the batches.
+        """
+        optimizer, schedule = optimizing
+        pixels, targets, size = self.pixels, self.labels, 0
+        if pool is not None:
+            pixels, size = torch.cat([pixels, pool.pixels]), len(pool.pixels)
+            if pool.labels.is_floating_point():
+                targets = F.one_hot(targets, self.num_classes).float()
+            targets = torch.cat([targets, pool.labels])
+        sampler = MixedBatchSampler(
+            len(self.pixels), range(size), [], batch_size=self.train_batch_size,
+            ratio=(1, POOL_SHARE, 0), steps=steps,
+            rng_seed=derive_seed(self.rng_seed, "batches", done))
+        model.train()
+        for rows in sampler:
+            images = view(pixels[rows].float() / 255).to(self.device)
+            answers = targets[rows]
+            if mix is not None:
+                images, answers = mix(images, answers)
+            loss = F.cross_entropy(model(images), answers.to(self.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-        return model.eval()
 
-    def self_training(
-        self, synthetic: Tensor, seed_labels: Tensor, labels: Labeler | LabelPrior | None
-    ) -> tuple[nn.Module, float]:
-        """Train on synthetic images too; RandAugment on top of all.
-
-        Args:
-            synthetic: (M, C, H, W) in [0, 1].
-            seed_labels: (M,) int64, as many of each class.
-            labels: what labels them; None: AMST's heads, as in the paper; a prior: the same heads,
-                which know of a generator that was told the class.
-
-        Returns:
-            The classifier, and the share of labels that are the seed image's.
-        """
-        prior = labels if isinstance(labels, LabelPrior) else None
-        labeler = None if isinstance(labels, LabelPrior) else labels
-        wrapper = AMSTWrapper(self._fresh(), weak=self.weak, strong=self.strong,
-                              views=HeadViews(main="strong"),
-                              voting=VotingRule() if prior is None else _TRUSTING)
-        groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
-        part = self.steps // PARTS
-        # a labeler is ready at once; AMST's heads must have learned, and the rate have come down
-        first = 2 if labels is None else 1 if prior is not None else 0
-        rest, decay = PARTS - first, first or PARTS
-        optimizer, schedule = self._optimizer(groups, decay * part, rest // decay)
-        plan = RunPlan(pretraining_epochs=first, epochs=rest, relabel_every=rest,
-                       steps_per_epoch=part, batch_size=self.batch_size, ratio=_RATIO)
-        rule = LabelingRule(distribution_alignment=prior is not None, label_prior=prior)
-        training = SelfTraining(
-            wrapper, TensorDataset(self.images, self.labels),
-            TensorDataset(synthetic, seed_labels), optimizer, scheduler=schedule, plan=plan,
-            labeler=labeler, labeling=rule,
-            rng_seed=derive_seed(self.rng_seed, "self-training") % 2**31)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CollapseWarning)
-            report = training.run()[-1]
-        return wrapper.to_classifier().eval(), report.seed_label_agreement or 0.0
-
-    def _fresh(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.rng_seed, "classifier"))
+    def fresh(self) -> nn.Module:
+        """A classifier with the first weights of all arms of the draw."""
+        with self.seeded("classifier"):
             return self.build().to(self.device)
 
-    def _optimizer(
-        self, parameters: Sequence[nn.Parameter] | Sequence[dict[str, object]], period: int,
+    @contextmanager
+    def seeded(self, name: str) -> Iterator[None]:
+        """Draws from the global generators follow from the name in here, and go on after it."""
+        cuda = [self.device] if torch.device(self.device).type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(derive_seed(self.rng_seed, name))
+            yield
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], period: int,
         longer: int = 1,
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """AdamW with cosine decay over ``period`` steps, then over ``longer`` times as many."""
+    ) -> Optimizing:
+        """AdamW with cosine decay over ``period`` steps, then over ``longer`` times as many, ..."""
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period, longer)
         return optimizer, schedule
 
 
 @torch.no_grad()
-def class_accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: str) -> float:
-    """Share of right answers, averaged over the classes that occur."""
-    answers = torch.cat([model(part.to(device)).argmax(1).cpu() for part in images.split(500)])
-    right = (answers == labels).float()
-    shares = [right[labels == label].mean().item() for label in labels.unique()]
-    return sum(shares) / len(shares)
+def predict(classifier: nn.Module, pixels: Tensor, device: str = "cpu") -> Tensor:
+    """Labels that a classifier gives to uint8 images, (N,) int64."""
+    return torch.cat([classifier(part.to(device).float() / 255).argmax(1).cpu()
+                      for part in pixels.split(500)])
+
+
+def class_accuracy(
+    classifier: nn.Module, pixels: Tensor, labels: Tensor, device: str = "cpu"
+) -> float:
+    """Share of right answers on uint8 images, averaged over the classes that occur."""
+    right = (predict(classifier, pixels, device) == labels).float()
+    return torch.stack([right[labels == c].mean() for c in labels.unique()]).mean().item()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.pools import PoolSpec, Stopped
 from benchmarks.accuracy.runs import Run, Setup, corpus_classifier, pool_of, result, result_path
-from benchmarks.accuracy.training import Training
 from dreamda_aug import Settings
+from dreamda_aug.evaluation.training import Trainer
 
 REAL = Arm("real only", view="none")
 
@@ -22,7 +22,7 @@ def test_a_run_is_trained_once_and_again_only_when_something_changed(tmp_path, m
     run = Run(Arm("duplicate-real", "copies", view="none"), PoolSpec("copies", 3), 2, 0)
     first = result(setup, run)
     assert set(first) >= {"arm", "shots", "rng_seed", "validation", "test", "commit", "machine"}
-    monkeypatch.setattr(Training, "run", None)  # would fail if it were called
+    monkeypatch.setattr(Trainer, "fit", None)  # would fail if it were called
     assert result(setup, run) == first
     others = [replace(run, rng_seed=1), replace(run, spec=PoolSpec("copies", 4)),
               replace(run, arm=replace(run.arm, weak=(0.0, 0.0)))]  # fmt: skip
@@ -55,7 +55,9 @@ def corpus(tmp_path):
     return folder
 
 
-def test_the_priors_own_images_are_a_pool_and_pretrain_a_classifier(tmp_path, tiny, corpus):
+def test_the_priors_own_images_are_a_pool_and_pretrain_a_classifier(
+    tmp_path, tiny, corpus, monkeypatch
+):
     setup = Setup(replace(tiny, corpus=corpus), Path(), tmp_path)
     arm = Arm("corpus", "corpus", view="none")
     pool = pool_of(setup, Run(arm, PoolSpec("corpus"), 2, 0))
@@ -63,15 +65,14 @@ def test_the_priors_own_images_are_a_pool_and_pretrain_a_classifier(tmp_path, ti
     assert pool.pixels[:, 0, 8, 8].tolist() == [100 * label for label in pool.seed_labels]
     run = Run(replace(arm, name="pretrained", pretrained=True), PoolSpec("none"), 2, 0)
     started = []
+    fit = Trainer.fit
 
-    class Spied(Training):
-        def run(self):
-            started.append({name: each.clone() for name, each in self.model.state_dict().items()})
-            return super().run()
+    def spied(self, model, *given, **more):
+        started.append({name: each.clone() for name, each in model.state_dict().items()})
+        fit(self, model, *given, **more)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.accuracy.runs.Training", Spied)
-        result(setup, run)
+    monkeypatch.setattr(Trainer, "fit", spied)
+    result(setup, run)
     of_corpus, of_arm = started
     kept = load_file(corpus_classifier(setup))
     assert all(torch.equal(of_arm[name], kept[name]) for name in kept)

@@ -1,0 +1,151 @@
+"""One draw: its labeled and held-out images, and the synthetic ones that its arms share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamda_aug.amst import LabelPrior
+from dreamda_aug.calibration.out_of_fold import predict_out_of_fold
+from dreamda_aug.calibration.probe import features_for_labels
+from dreamda_aug.evaluation.result import REAL, Arm, Run
+from dreamda_aug.evaluation.training import PARTS, Pool, Trainer, class_accuracy, rand_augment
+from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.metrics.features import FeatureFunction
+
+# About how many synthetic images are held in the size of their seed images.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Small:
+    """What images look like to the classifier; an `ImageFormat`."""
+
+    channels: int
+    image_size: tuple[int, int]
+    name: str = "the classifier"
+
+    def fit(self, values: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to the classifier's channels and size, uint8."""
+        return (fit_to(values, self) * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Trains arms on one set of labeled images, and tests them on another.
+
+    Attributes:
+        number: of the draw; another one makes other synthetic images.
+        trainer: with the labeled images as the classifier sees them.
+        images: the labeled images as the user has them.
+        names: what captions call them.
+        test: held-out images, (N, C, H, W) uint8, and their classes.
+        makers: preset -> what makes its images.
+        arms: all that will be run; of each preset, images are made for the largest ratio once.
+        seconds: "generation" and "training", added to with each arm.
+    """
+
+    number: int
+    trainer: Trainer
+    images: Sequence[Any]
+    names: Sequence[str]
+    test: tuple[Tensor, Tensor]
+    makers: Mapping[str, Synthesizer]
+    arms: Sequence[Arm]
+    seconds: dict[str, float]
+    _made: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, arm: Arm) -> Run:
+        """Train an arm, and test it."""
+        pool = self._pool(arm) if arm.preset else None
+        began = time.perf_counter()
+        if pool is None:
+            view = self.trainer.weak if arm.name == REAL else self._strong
+            trained = self.trainer.supervised(arm.name, view)
+        elif arm.labels == "seed":
+            trained = self.trainer.supervised(arm.name, self._strong, pool)
+        else:
+            prior = self._label_prior(arm, pool) if arm.labels == "AMST+" else None
+            trained = self.trainer.self_training(arm.name, self._strong, pool, label_prior=prior)
+        accuracy = class_accuracy(trained.classifier, *self.test, self.trainer.device)
+        spent = time.perf_counter() - began
+        self.seconds["training"] = self.seconds.get("training", 0.0) + spent
+        return Run(arm.name, self.number, accuracy, round(spent, 1), trained.labels_kept)
+
+    def seconds_per_step(self) -> float:
+        """Time of an optimizer step, from a few of them."""
+        began = time.perf_counter()
+        replace(self.trainer, train_steps=PARTS).supervised("timing", self._strong)
+        return (time.perf_counter() - began) / PARTS
+
+    def seconds_per_image(self, preset: str) -> float:
+        """Time of a synthetic image, from all of the first labeled one."""
+        ratio = self._ratio(preset)
+        began = time.perf_counter()
+        self._make(preset, 0, 1, ratio)
+        return (time.perf_counter() - began) / ratio
+
+    def _strong(self, images: Tensor) -> Tensor:
+        """RandAugment on top of the weak view."""
+        return rand_augment(self.trainer.weak(images))
+
+    def _ratio(self, preset: str) -> int:
+        return max(arm.expansion_ratio for arm in self.arms if arm.preset == preset)
+
+    def _pool(self, arm: Arm) -> Pool:
+        """The first images of each labeled one, of those that are made for all arms."""
+        ratio, count = self._ratio(arm.preset), len(self.images)
+        if arm.preset not in self._made:
+            began, step = time.perf_counter(), max(1, _CHUNK // ratio)
+            self._made[arm.preset] = torch.cat([
+                self._make(arm.preset, first, min(first + step, count), ratio)
+                for first in range(0, count, step)])
+            self.seconds["generation"] = (
+                self.seconds.get("generation", 0.0) + time.perf_counter() - began)
+        made = self._made[arm.preset].unflatten(0, (count, ratio))[:, : arm.expansion_ratio]
+        return Pool(made.flatten(0, 1), self.trainer.labels.repeat_interleave(arm.expansion_ratio))
+
+    def _make(self, preset: str, first: int, end: int, ratio: int) -> Tensor:
+        rows = [row for row in range(first, end) for _ in range(ratio)]
+        made = self.makers[preset].synthesize_values(
+            [self.images[row] for row in rows], self.trainer.labels[rows].tolist(),
+            list(range(ratio)) * (end - first), self.number, [self.names[row] for row in rows])
+        return torch.cat([self._small.fit(values) for _, values in made])
+
+    @property
+    def _small(self) -> Small:
+        _, channels, height, width = self.trainer.pixels.shape
+        return Small(channels, (height, width))
+
+    def _label_prior(self, arm: Arm, pool: Pool) -> LabelPrior:
+        model = self.makers[arm.preset].model
+        real, made = (fit_to(each.float() / 255, model)
+                      for each in (self.trainer.pixels, pool.pixels))
+        return estimate_label_prior(features_for_labels(model)[0], real, self.trainer.labels, made,
+                                    pool.labels, self.trainer.num_classes)
+
+
+def estimate_label_prior(
+    features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, asked: Tensor,
+    classes: int,
+) -> LabelPrior:
+    """How often images made of labeled ones kept the class, by probes that saw no seed image.
+
+    Args:
+        features: images (B, C, H, W) in [0, 1] to (B, D).
+        images: labeled images, (N, C, H, W) in [0, 1].
+        labels: their classes, (N,) int64.
+        made: as many of each labeled image, side by side, (M, C, H, W) in [0, 1].
+        asked: the classes asked for, (M,) int64.
+        classes: how many there are.
+    """
+    seed_index = torch.arange(len(made)) // (len(made) // len(images))
+    predicted, confusion = predict_out_of_fold(features, images, labels, made, seed_index,
+                                               num_classes=classes)
+    return LabelPrior.estimate(asked, predicted, classes, confusion=confusion)
