@@ -141,23 +141,20 @@ def _open_images(args: argparse.Namespace) -> "tuple[_Images, Synthesizer]":
     import PIL.Image
 
     from dreamda_aug.generation.synthesizer import Synthesizer
-    from dreamda_aug.inputs.opening import read_image
-    from dreamda_aug.inputs.sources import open_source
+    from dreamda_aug.inputs.seed_images import open_seed_images
     from dreamda_aug.method.settings import resolve_settings
-    from dreamda_aug.metrics import FolderImages
 
     _check_picture(args.out)
     options = model_options(args) | read_settings(args.set)
     resolve_settings(args.preset)
-    data = FolderImages(args.source) if Path(args.source).is_dir() else open_source(args.source)
+    data = open_seed_images(args.source)
+    class_names = list(data.classes)
 
     def opened(place: int) -> PIL.Image.Image:
-        return (read_image(data.paths[place]) if isinstance(data, FolderImages)
-                else data.open(place))
+        return data.open(place).image
 
-    class_names = list(data.class_names if isinstance(data, FolderImages) else data.classes)
-    images = _Images([str(path) for path in data.paths], list(data.labels or ()),
-                     class_names, opened)
+    names = [str((data.root or Path()) / path) for path in data.paths]
+    images = _Images(names, list(data.labels or ()), class_names, opened)
     return images, Synthesizer(**options, class_names=class_names or None)
 
 

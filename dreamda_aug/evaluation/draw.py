@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from dreamda_aug.calibration.probe import features_for_labels
 from dreamda_aug.evaluation.result import REAL, Arm, Run
 from dreamda_aug.evaluation.training import PARTS, Pool, Trainer, class_accuracy, rand_augment
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.inputs.pixels import fit_to
+from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.metrics.features import FeatureFunction
 
 # About how many synthetic images are held in the size of their seed images.
@@ -35,6 +35,10 @@ class Small:
         """(N, C, H, W) in [0, 1] to the classifier's channels and size, uint8."""
         return (fit_to(values, self) * 255).round().to(torch.uint8)
 
+    def read(self, images: SeedImages) -> Tensor:
+        """All of them, (N, C, H, W) uint8."""
+        return torch.cat([self.fit(images.read(row).values) for row in range(len(images))])
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -44,7 +48,6 @@ class Draw:
         number: of the draw; another one makes other synthetic images.
         trainer: with the labeled images as the classifier sees them.
         images: the labeled images as the user has them.
-        names: what captions call them.
         test: held-out images, (N, C, H, W) uint8, and their classes.
         makers: preset -> what makes its images.
         arms: all that will be run; of each preset, images are made for the largest ratio once.
@@ -53,8 +56,7 @@ class Draw:
 
     number: int
     trainer: Trainer
-    images: Sequence[Any]
-    names: Sequence[str]
+    images: SeedImages
     test: tuple[Tensor, Tensor]
     makers: Mapping[str, Synthesizer]
     arms: Sequence[Arm]
@@ -113,9 +115,11 @@ class Draw:
 
     def _make(self, preset: str, first: int, end: int, ratio: int) -> Tensor:
         rows = [row for row in range(first, end) for _ in range(ratio)]
+        opened = {row: self.images.open(row).image for row in range(first, end)}
         made = self.makers[preset].synthesize_values(
-            [self.images[row] for row in rows], self.trainer.labels[rows].tolist(),
-            list(range(ratio)) * (end - first), self.number, [self.names[row] for row in rows])
+            [opened[row] for row in rows], self.trainer.labels[rows].tolist(),
+            list(range(ratio)) * (end - first), self.number,
+            [(self.images.file_names or self.images.paths)[row] for row in rows])
         return torch.cat([self._small.fit(values) for _, values in made])
 
     @property

@@ -21,8 +21,7 @@ from dreamda_aug.evaluation.result import CLASSICAL, FINALISTS, REAL, RUNGS, Arm
 from dreamda_aug.evaluation.training import PARTS, Trainer, small_classifier
 from dreamda_aug.expansion import expand
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.inputs.images import read_pixels
-from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import Settings, resolve_settings
 from dreamda_aug.models import Condition
@@ -117,8 +116,8 @@ def evaluate(
         whole("image_size", image_size, 1)
     weak = WeakView(real("flip", flip, "lie in [0, 1]", 0.0, 1.0), padding=0.06)
     say = progress or logger.warning
-    images = open_source(source)
-    labels, classes = torch.tensor([int(label) for label in images.labels]), images.classes
+    images = open_seed_images(source).labeled()
+    labels, classes = torch.tensor(images.labels), images.classes
     shots = count_shots(labels, classes, shots)
     maker = as_synthesizer(synthesizer).with_class_names(classes)
     conditioned = _knows_classes(maker, len(classes))
@@ -154,14 +153,13 @@ def evaluate(
         if not missing:
             continue
         chosen, held_out = draw_rows(draw)
-        mine = [images.open(row) for row in chosen.tolist()]
+        mine = images.subset(chosen.tolist())
         trainer = Trainer(
-            partial(classifier, small.channels, len(classes)), _read(mine, small),
+            partial(classifier, small.channels, len(classes)), small.read(mine),
             labels[chosen], len(classes), weak, train_steps, train_batch_size, learning_rate,
             derive_seed(rng_seed, "training", draw), device)
-        test = _read((images.open(row) for row in held_out.tolist()), small), labels[held_out]
-        one = Draw(draw, trainer, mine, [images.paths[row] for row in chosen.tolist()], test,
-                   makers, missing, found.seconds)
+        test = small.read(images.subset(held_out.tolist())), labels[held_out]
+        one = Draw(draw, trainer, mine, test, makers, missing, found.seconds)
         if not announced:
             say(_announcement(found, one))
             announced = True
@@ -226,12 +224,24 @@ def _knows_classes(maker: Synthesizer, classes: int) -> bool:
         conditioner.condition(label, model) is not None for label in range(classes))
 
 
-def _calibrated(maker: Synthesizer, images: Source, chosen: Tensor) -> Synthesizer:
-    """With dials that were measured on these images alone."""
-    def condition(index: int) -> Condition:
-        return maker.conditioner.condition(images.labels[index], maker.model, images.paths[index])
+class _Opened:
+    """What `calibrated` reads."""
 
-    return calibrated(maker, images, chosen.tolist(), condition)[0]
+    def __init__(self, images: SeedImages):
+        self._images, self.labels = images, images.labels or []
+
+    def open(self, index: int) -> Any:
+        return self._images.open(index).image
+
+
+def _calibrated(maker: Synthesizer, images: SeedImages, chosen: Tensor) -> Synthesizer:
+    """With dials that were measured on these images alone."""
+    opened = _Opened(images)
+
+    def condition(index: int) -> Condition:
+        return maker.conditioner.condition(opened.labels[index], maker.model, images.paths[index])
+
+    return calibrated(maker, opened, chosen.tolist(), condition)[0]
 
 
 def _rows(maker: Synthesizer, ratio: int) -> float:
@@ -239,10 +249,6 @@ def _rows(maker: Synthesizer, ratio: int) -> float:
     settings, steps = maker.settings, len(maker.core.schedule)
     passes = steps + maker.model.guidable * settings.guided_steps(steps)
     return (steps if settings.replay else 0) + ratio * passes
-
-
-def _read(images: Any, small: Small) -> Tensor:
-    return torch.cat([small.fit(read_pixels(image).values) for image in images])
 
 
 def _resumed(out: str | Path | None, new: Evaluation) -> Evaluation:

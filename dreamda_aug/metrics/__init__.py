@@ -22,7 +22,6 @@ from dreamda_aug.metrics.features import (
     inception_features,
     pixel_features,
 )
-from dreamda_aug.metrics.image_folder import FolderImages
 from dreamda_aug.metrics.manifolds import (
     DensityCoverage,
     PrecisionRecall,
@@ -34,7 +33,6 @@ from dreamda_aug.metrics.neighbours import NearestOther, nearest_other, replica_
 __all__ = [
     "DensityCoverage",
     "FeatureFunction",
-    "FolderImages",
     "KernelDistance",
     "MetricsReport",
     "NearestOther",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dreamda_aug.files import parse_json, read_lines
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.metrics.distances import check_integers, nearest
 from dreamda_aug.metrics.distributions import (
     kernel_distance,
@@ -16,8 +18,12 @@ from dreamda_aug.metrics.distributions import (
     small_sample_note,
     squared_frechet,
 )
-from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
-from dreamda_aug.metrics.image_folder import FolderImages
+from dreamda_aug.metrics.features import (
+    FeatureFunction,
+    as_colour,
+    extract_features,
+    pixel_features,
+)
 from dreamda_aug.metrics.manifolds import density_coverage, precision_recall
 from dreamda_aug.metrics.neighbours import nearest_other, replica_diversity
 
@@ -116,7 +122,7 @@ def compare_folders(
         device: where the images are put before that call.
         rng_seed: of KID's subsets.
     """
-    folders = FolderImages(real_dir), FolderImages(synthetic_dir)
+    folders = open_seed_images(real_dir), open_seed_images(synthetic_dir)
     # k = 5 of density, k = 3 of recall: each needs k others.
     for name, folder, least in zip(("real_dir", "synthetic_dir"), folders, (6, 4), strict=True):
         if len(folder) < least:
@@ -128,7 +134,9 @@ def compare_folders(
         features = pixel_features(size=32)
         notes.append("Pixel features see colours and layout, not content: compare runs only.")
     real, synthetic = (
-        extract_features(folder, features, batch_size=batch_size, device=device).double()
+        extract_features(
+            (as_colour(folder.read(row).values) for row in range(len(folder))), features,
+            batch_size=batch_size, device=device).double()
         for folder in folders
     )
     small = small_sample_note(real, synthetic)
@@ -150,10 +158,10 @@ def compare_folders(
     if isinstance(labels, str):
         notes.append(labels)
     else:
-        # labels of the real folder are 0 ... K - 1, each with an image
-        means = torch.stack([real[labels[0] == label].mean(0) for label in labels[0].unique()])
-        real_agreement = label_agreement(nearest(real, means)[1], labels[0])
-        agreement = label_agreement(nearest(synthetic, means)[1], labels[1])
+        present = labels[0].unique()
+        means = torch.stack([real[labels[0] == label].mean(0) for label in present])
+        real_agreement = label_agreement(present[nearest(real, means)[1]], labels[0])
+        agreement = label_agreement(present[nearest(synthetic, means)[1]], labels[1])
     return MetricsReport(
         real_count=len(real), synthetic_count=len(synthetic),
         features=repr(features), feature_count=real.shape[1],
@@ -167,28 +175,28 @@ def compare_folders(
     )
 
 
-def _shared_labels(real: FolderImages, synthetic: FolderImages) -> tuple[Tensor, Tensor] | str:
+def _shared_labels(real: SeedImages, synthetic: SeedImages) -> tuple[Tensor, Tensor] | str:
     """Labels of both folders in the real one's numbering, or the reason why there are none."""
     if real.labels is None or synthetic.labels is None:
         return "No label agreement: it needs class sub-folders on both sides."
-    unknown = sorted(set(synthetic.class_names) - set(real.class_names))
+    unknown = sorted(set(synthetic.classes) - set(real.classes))
     if unknown:
         return f"No label agreement: the real folder lacks the class {unknown[0]!r}."
-    number = torch.tensor([real.class_names.index(name) for name in synthetic.class_names])
+    number = torch.tensor([real.classes.index(name) for name in synthetic.classes])
     return torch.tensor(real.labels), number[torch.tensor(synthetic.labels)]
 
 
-def _seed_rows(real: FolderImages, synthetic: FolderImages) -> Tensor | str:
+def _seed_rows(real: SeedImages, synthetic: SeedImages) -> Tensor | str:
     """Each synthetic image's seed image as a row of the real folder, or why that is not known."""
-    manifest = synthetic.root / "manifest.jsonl"
+    manifest = Path(synthetic.root or "") / "manifest.jsonl"
     if not manifest.is_file():
         return "No distances to seed images: they need the manifest.jsonl that expand writes."
-    rows = {path.relative_to(real.root).as_posix(): row for row, path in enumerate(real.paths)}
-    lines = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    rows = {path: row for row, path in enumerate(real.paths)}
+    lines = [parse_json(line, where) for where, line in read_lines(manifest)]
     seed_of = {line["file"]: rows.get(line["seed_path"]) for line in lines}
-    found = [seed_of.get(path.relative_to(synthetic.root).as_posix()) for path in synthetic.paths]
+    found = [seed_of.get(path) for path in synthetic.paths]
     if None in found:
-        missing = synthetic.paths[found.index(None)].name
+        missing = Path(synthetic.paths[found.index(None)]).name
         return f"No distances to seed images: that of {missing} is not in the real folder."
     return torch.tensor(found)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
-from dreamda_aug.metrics.image_folder import as_colour, in_range, pil_to_tensor
+from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.progress import track
 
 
@@ -135,9 +135,9 @@ def extract_features(
     """Features of many images, one batch at a time, (N, D) on the CPU, in the images' order.
 
     Args:
-        images: a tensor (N, C, H, W), a dataset, a DataLoader or any iterable. Items are PIL
-            images, tensors (C, H, W) or batches (B, C, H, W), uint8 or float in [0, 1], or tuples
-            that begin with one. Sizes may differ if ``feature_fn`` resizes.
+        images: a tensor (N, C, H, W), a dataset, a DataLoader or any iterable. Items are what
+            `dreamda_aug.inputs.pixels.read_pixels` takes, batches included, or tuples that begin
+            with one. Sizes may differ if ``feature_fn`` resizes.
         feature_fn: images (B, C, H, W), float in [0, 1] -> (B, D).
         batch_size: images per call of it, at least 1.
         device: where the images are put before the call.
@@ -235,15 +235,12 @@ def _images(images: Indexed | Iterable[Any]) -> Iterator[Tensor]:
         # By index: many datasets never raise the IndexError that would end a plain for loop.
         images = map(images.__getitem__, range(len(images)))
     for item in images:
-        image = item[0] if isinstance(item, (tuple, list)) else item
-        if not isinstance(image, Tensor):
-            image = pil_to_tensor(image)
-        if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
-            raise ValueError(
-                "images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, "
-                f"got shape {tuple(image.shape)}."
-            )
-        yield from in_range(image) if image.ndim == 4 else [in_range(image)]
+        yield from read_pixels(item[0] if isinstance(item, (tuple, list)) else item).values
+
+
+def as_colour(images: Tensor) -> Tensor:
+    """Grey images repeated to three channels; others as they are."""
+    return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images
 
 
 def _batch_features(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from clouds import quiet_frechet
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from dreamda_aug import metrics
 from dreamda_aug.metrics import (
@@ -58,7 +59,7 @@ def test_compare_folders_reports_what_the_single_functions_say(tmp_path):
     report = compare_folders(tmp_path / "real", tmp_path / "synthetic", batch_size=5)
     pixels = metrics.pixel_features(size=32)
     real, synthetic = (
-        metrics.extract_features(metrics.FolderImages(tmp_path / name), pixels)
+        metrics.extract_features(ImageFolder(tmp_path / name), pixels)
         for name in ("real", "synthetic")
     )
     assert (report.real_count, report.synthetic_count, report.feature_count) == (24, 16, 3072)
@@ -137,7 +138,7 @@ def test_compare_folders_measures_replicas_against_their_seed_images(tmp_path):
     report = compare_folders(real, synthetic)
     pixels = metrics.pixel_features(size=32)
     of_real, of_synthetic = (
-        metrics.extract_features(metrics.FolderImages(folder), pixels)
+        metrics.extract_features(ImageFolder(folder), pixels)
         for folder in (real, synthetic)
     )
     seeds = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -153,3 +154,14 @@ def test_compare_folders_measures_replicas_against_their_seed_images(tmp_path):
     assert any("that of 005.png is not in the real folder" in note for note in unknown.notes)
     (synthetic / "manifest.jsonl").unlink()
     assert any("manifest.jsonl" in note for note in compare_folders(real, synthetic).notes)
+
+
+def test_flat_folders_hidden_files_and_broken_images(tmp_path):
+    write_images(tmp_path / "real", [80] * 6)
+    write_images(tmp_path / "synthetic", [90] * 4)
+    (tmp_path / "real" / ".hidden.png").write_bytes(b"")
+    report = compare_folders(tmp_path / "real", tmp_path / "synthetic")
+    assert (report.real_count, report.synthetic_count) == (6, 4)
+    (tmp_path / "real" / "003.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"003.png: could not be read as an image"):
+        compare_folders(tmp_path / "real", tmp_path / "synthetic")

@@ -3,10 +3,8 @@
 import os
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms.v2 import functional as v2
@@ -250,37 +248,11 @@ def test_images_of_mixed_size_keep_their_order():
             extract_features(mixed, pixel_features(), batch_size=batch_size)
 
 
-def test_pil_modes_become_what_they_show():
-    grey16 = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
-    assert grey16.mode.startswith("I")
-    red = Image.new("RGB", (2, 2), (255, 0, 0))
-    palette = red.quantize(2)
-    cases = [
-        (grey16, [0.5] * 4),
-        (Image.new("L", (2, 2), 51), [0.2] * 4),
-        (Image.new("1", (2, 2), 1), [1.0] * 4),
-        (red, [1.0] * 4 + [0.0] * 8),
-        (palette, [1.0] * 4 + [0.0] * 8),
-        (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), [1.0] * 4 + [0.0] * 8),
-    ]
-    for image, expected in cases:
-        found = extract_features([image], pixel_features())[0]
-        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (torch.rand(2, 3, 4, 4) * 9, r"images must lie in \[0, 1\], got .* undo any"),
-        (torch.full((2, 3, 4, 4), torch.nan), r"images must lie in \[0, 1\], got nan"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.int32), r"must be uint8 or float .* got torch.int32"),
-        (torch.zeros(2, 4, 4, 4), r"with 1 or 3 channels, got shape \(4, 4, 4\)"),
-        (torch.zeros(2, 4), r"with 1 or 3 channels, got shape \(4,\)"),
-        ([Image.new("F", (2, 2))], r"16-bit grey, got a float PIL image"),
-        ([np.zeros((2, 2))], r"must be tensors or PIL images .* got ndarray"),
-        ([], r"images must hold at least one image, got none"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "message"), [
+    (torch.rand(2, 3, 4, 4) * 9, r"a float image must lie in \[0, 1\]"),
+    (torch.zeros(2, 4, 4, 4), r"must have 1 or 3 channels, got 4"),
+    ([], r"images must hold at least one image, got none"),
+])  # fmt: skip
 def test_bad_images_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         extract_features(bad, pixel_features())
