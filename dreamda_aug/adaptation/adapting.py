@@ -19,10 +19,11 @@ from dreamda_aug.adaptation.outcome import (
     versions,
 )
 from dreamda_aug.adaptation.trained_conditions import ClassRows, prepare_conditions
-from dreamda_aug.adaptation.training_images import Labels, open_pictures, read_images
+from dreamda_aug.adaptation.training_images import read_images
 from dreamda_aug.arguments import check_fields, checked, real, whole
 from dreamda_aug.files import remove_temporaries, write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+from dreamda_aug.inputs.seed_images import Labels, open_seed_images
 from dreamda_aug.models import BUNDLED
 from dreamda_aug.models.adapted import (
     CARD,
@@ -183,15 +184,15 @@ def adapt(
     folder = Path(out)
     check_out(folder, source, _OWN_FILES)
     processes = open_processes("peft")  # it chooses the device, before the model is loaded
-    pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
-                             download=download)
+    opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
+                              data_root=data_root, download=download)
     own = own_model(model)
     loop_settings = settings.loop(own.is_pixel_model)
     base = {"name": data_name(own.name), **base_identity(own.unet)}
     budget = (loop_settings.train_steps * settings.batch_size * settings.accumulate
               * processes.num_processes)
     images = read_images(
-        pictures, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
+        opened, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
         budget=budget)
     identity = {
         "settings": asdict(replace(settings, learning_rate=loop_settings.learning_rate)),

@@ -16,10 +16,11 @@ from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_process
 from dreamda_aug.adaptation.new_model import NewModel
 from dreamda_aug.adaptation.objective import noise_levels
 from dreamda_aug.adaptation.outcome import data_name, versions
-from dreamda_aug.adaptation.training_images import Labels, open_pictures, read_images
+from dreamda_aug.adaptation.training_images import read_images
 from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import read_json, remove_temporaries, write_atomically
+from dreamda_aug.inputs.seed_images import Labels, open_seed_images
 from dreamda_aug.models.pixel_unet import Width, check_image_size
 
 logger = logging.getLogger(__name__)
@@ -132,12 +133,12 @@ def train(
     folder = Path(out)
     check_out(folder, source, _OWN_FILES)
     processes = open_processes()
-    pictures = open_pictures(source, labels, class_names, split=split, data_root=data_root,
-                             download=download)
+    opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
+                              data_root=data_root, download=download)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = NewModel(image_size, 1 if grey else 3, len(pictures.classes), width, on,
+    model = NewModel(image_size, 1 if grey else 3, len(opened.classes), width, on,
                      settings.rng_seed)
-    images = read_images(pictures, model.average, _HELD_OUT, settings.rng_seed,
+    images = read_images(opened, model.average, _HELD_OUT, settings.rng_seed,
                          most=_MOST_HELD_OUT)
     identity = {
         "settings": {name: value for name, value in asdict(settings).items()

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from dreamda_aug import ModelSpec, Synthesizer, adapt, load_model
 from dreamda_aug.adaptation import AdaptationSettings, loop
 from dreamda_aug.adaptation.objective import HeldOut, noise_levels
+from dreamda_aug.adaptation.training_images import read_images
 from dreamda_aug.errors import AdaptationError, ModelError, StorageError
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
 QUICK = dict(rank=2, train_steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
@@ -66,9 +68,7 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
     model = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert model.class_names == ["left", "up", "down"]  # without labels they stay
 
-    from dreamda_aug.adaptation.training_images import open_pictures, read_images
-
-    read = read_images(open_pictures(images, None), model, 0.2, 0)
+    read = read_images(open_seed_images(images, labels=None), model, 0.2, 0)
     schedule = noise_levels(model, 1000)
     held_out = HeldOut.draw(read.held_out, read.held_out_labels, len(schedule), 0)
     null = model.embed([None])["class_labels"]

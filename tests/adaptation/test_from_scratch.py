@@ -128,7 +128,7 @@ def test_time_left_and_memory_are_shown_on_a_terminal_and_in_the_log_elsewhere(
         assert lines[0].startswith(
             "training on 7 images, measuring on 5, in 2 classes; 1.3 million parameters")
         shown = stream.getvalue() if stream.isatty() else lines[1]
-        assert "step 3 of 8, held-out loss" in shown
+        assert " of 8, held-out loss " in shown
         assert " s left at most, " in shown and "B of memory" in shown
         assert (len(lines) == 1) is stream.isatty()
         assert stream.isatty() or stream.getvalue() == ""

@@ -207,7 +207,8 @@ def test_classes_are_asked_for_by_the_names_that_the_dataset_gives_them(
     raw = [FakeData.__getitem__(data, i) for i in range(2)]
     assert len(raw) == 2 and synthesizer.conditioner.class_names is None  # stays as it was
     seeds = [v2.functional.to_pil_image(image) for image, _ in raw]
-    by_name = synthesizer.synthesize(seeds, [data.classes[label] for _, label in raw])
+    by_name = [synthesizer.synthesize([seed], [data.classes[label]])[0]
+               for seed, (_, label) in zip(seeds, raw, strict=True)]
     by_number = synthesizer.synthesize(seeds, [label for _, label in raw])
     for (made, _), named, numbered in zip(images, by_name, by_number, strict=True):
         assert torch.equal(made, TO_FLOAT(named)) and not torch.equal(made, TO_FLOAT(numbered))
