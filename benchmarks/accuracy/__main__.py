@@ -33,6 +33,7 @@ from benchmarks.accuracy.arms import CHOSEN, MAIN
 from benchmarks.accuracy.estimate import estimate
 from benchmarks.accuracy.pools import Stopped
 from benchmarks.accuracy.presets import presets
+from benchmarks.accuracy.regret import measure
 from benchmarks.accuracy.runs import Setup, judge_of
 from benchmarks.accuracy.smoke import smoke
 from benchmarks.accuracy.study import Selection, ablation, study
@@ -66,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if args.presets:
             presets(setup, selection.out, selection.arms, selection.processes)
+        elif args.regret:
+            for shots in selection.shots:
+                for rng_seed in selection.rng_seeds:
+                    measure(setup, selection.out, shots, rng_seed)
         elif args.ablation:
             ablation(setup, selection, args.ablation)
         else:
@@ -88,7 +93,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder of the diffusion model")
     parser.add_argument("--corpus", type=Path,
                         help="idx files of what the model was trained on, for further arms")
-    parser.add_argument("--weights", type=Path, help="of a pretrained classifier")
+    parser.add_argument("--weights", type=Path,
+                        help="ImageNet's resnet18 or mobilenet_v2, for arms on frozen features")
     parser.add_argument("--arms", nargs="+", help="names, of an ablation's rows too; default: all")
     parser.add_argument("--shots", nargs="+", type=int, help="all of the task by default")
     parser.add_argument("--steps", type=_multiple_of_eight,
@@ -101,6 +107,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ablation", choices=ABLATIONS)
     parser.add_argument("--presets", action="store_true",
                         help="no classifiers: what settings cost, and how far images go")
+    parser.add_argument("--regret", action="store_true",
+                        help="let `evaluate` choose in each draw, and test what it considered")
     parser.add_argument("--choices", type=Path,
                         help="JSON of an earlier result: take its choices; of another task's, "
                              "those of recipes")

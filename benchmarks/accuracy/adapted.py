@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.accuracy.tasks import Images, Split
 from dreamda_aug import ModelSpec, adapt, adaptation, load_model
-from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.models import DiffusionModel
 
 ADAPTATION_CODE = sorted(Path(adaptation.__file__).parent.glob("*.py"))

@@ -16,7 +16,8 @@ class Arm:
     Attributes:
         name: as the table shows it.
         recipe: of the synthetic images: ``""``, ``"copies"``, ``"corpus"`` (the labeled images
-            that the prior was trained on), or a key of `RECIPES`.
+            that the prior was trained on), ``"hard"`` (tuned, of the third that an early
+            classifier finds hardest), ``"hard copies"`` (that third itself) or a key of `RECIPES`.
         labels: of the pool: ``"seed"``, ``"soft"`` (a single head's probabilities), ``"amst"``,
             ``"prior"`` (the diffusion classifier's), ``"probe"`` (a linear probe's on the diffusion
             model's features) or ``"oracle"`` (the judge's).
@@ -27,6 +28,7 @@ class Arm:
             the image's side.
         amst: what differs of AMST, where it labels the pool or trains on it.
         pretrained: it starts from a classifier of the corpus.
+        frozen: it learns a linear layer on frozen features of ImageNet.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Arm:
     weak: tuple[float, float] = (0.5, 0.125)
     amst: AMSTOptions = field(default_factory=AMSTOptions)
     pretrained: bool = False
+    frozen: bool = False
 
     @property
     def is_classical(self) -> bool:
@@ -47,7 +50,7 @@ class Arm:
     @property
     def is_diffusion(self) -> bool:
         """Whether a diffusion model made the images of its pool."""
-        return self.recipe not in ("", "copies", "corpus")
+        return self.recipe not in ("", "copies", "corpus", "hard copies")
 
 
 # Recipe -> what people call it.
@@ -59,6 +62,7 @@ METHODS = {
     "paper": "DreamDA as published",
     "tuned": "DreamDA, tuned",
     "tuned_adapted": "adapted prior, DreamDA",
+    "label_free": "label-free transform",
 }
 # The arms that the aims speak of.
 OURS = ("paper", "tuned", "tuned_adapted")
@@ -101,4 +105,13 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
             *(Arm(f"{METHODS[recipe]} + classical", recipe, view=CHOSEN)
               for recipe in ("noise", "img2img", "tuned")),
             Arm(f"{name}, AMST+", "tuned", "amst", view=CHOSEN, amst=AMST_PLUS))]  # fmt: skip
-    return tuple(arm for arm in arms if task.judge or arm.labels != "oracle")
+    frozen = [replace(arm, name=f"frozen features, {arm.name}", frozen=True) for arm in (
+        Arm(REAL, view="none"), Arm("classical", view=CHOSEN),
+        *(Arm(f"{METHODS[recipe]} + classical", recipe, view=CHOSEN)
+          for recipe in ("noise", "img2img", "tuned")))]  # fmt: skip
+    if task.until_when:
+        hard = [Arm("hard third expanded", "hard", view=CHOSEN),
+                Arm("hard third repeated", "hard copies", view=CHOSEN)]  # fmt: skip
+        wanted = (*MAIN, *task.classical)
+        return (*(arm for arm in arms if arm.name in wanted), *hard)
+    return tuple(arm for arm in (*arms, *frozen) if task.judge or arm.labels != "oracle")

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
 
@@ -36,21 +37,40 @@ def resnet18(task: Task, weights: Path | None) -> nn.Module:
     return net
 
 
-def resnet18_pretrained(task: Task, weights: Path | None) -> nn.Module:
-    """ImageNet's weights from a local file with torchvision's names, images enlarged twice."""
+class Frozen(nn.Module):
+    """A linear layer on the features of a network that stays as it is, images enlarged twice."""
+
+    def __init__(self, body: nn.Module, width: int, classes: int):
+        super().__init__()
+        self.body, self.head = body.eval().requires_grad_(False), nn.Linear(width, classes)
+        self.norm = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        larger = F.interpolate(images.expand(-1, 3, -1, -1), scale_factor=2, mode="bilinear")
+        return self.head(self.body(self.norm(larger)).flatten(1))
+
+
+def frozen(task: Task, weights: Path | None) -> nn.Module:
+    """ImageNet's ResNet-18 or MobileNetV2 from a local file with torchvision's names, frozen."""
     if weights is None:
-        raise SystemExit(f"{task.name} needs --weights FILE: torchvision's resnet18 of ImageNet.")
-    net = models.resnet18()
+        raise SystemExit("frozen features need --weights FILE: torchvision's resnet18 or "
+                         "mobilenet_v2 of ImageNet.")
     if weights.suffix == ".safetensors":
-        net.load_state_dict(load_file(weights))
+        state = load_file(weights)
     else:
-        net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    net.fc = nn.Linear(net.fc.in_features, task.classes)
-    norm = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    larger = nn.Upsample(scale_factor=2, mode="bilinear")
-    return nn.Sequential(norm, larger, net)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    net = models.resnet18() if "fc.weight" in state else models.mobilenet_v2()
+    net.load_state_dict(state)
+    if "fc.weight" in state:
+        return Frozen(nn.Sequential(*list(net.children())[:-1]), 512, task.classes)
+    return Frozen(nn.Sequential(net.features, nn.AdaptiveAvgPool2d(1)), 1280, task.classes)
 
 
 CLASSIFIERS: dict[str, Callable[[Task, Path | None], nn.Module]] = {
-    builder.__name__: builder for builder in (small_cnn, resnet18, resnet18_pretrained)
+    builder.__name__: builder for builder in (small_cnn, resnet18, frozen)
 }

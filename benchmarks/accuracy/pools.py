@@ -18,7 +18,7 @@ from benchmarks.accuracy.tasks import Images, Task, read_corpus
 from dreamda_aug import Settings, load_model, method
 from dreamda_aug.generation import recording, sampling, tensors
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
-from dreamda_aug.inputs.images import fit_back, fit_to
+from dreamda_aug.inputs.pixels import fit_back, fit_to
 from dreamda_aug.models import DiffusionModel
 
 # What decides the pixels of synthetic images; a changed line means that they are made anew.
@@ -38,8 +38,8 @@ class PoolSpec:
     Attributes:
         kind: ``"copies"`` of the seed images, ``"replicas"`` of them, samples from ``"noise"``,
             ``"interpolation"`` of two seed images of a class, the prior's own labeled
-            ``"corpus"``, or ``"none"``; or a key of `ADAPTED_TO`: replicas by a prior that was
-            adapted.
+            ``"corpus"``, or ``"none"``; ``"label_free"``: replicas without a class; or a key of
+            `ADAPTED_TO`: replicas by a prior that was adapted.
         replicas: images per seed image; samples from noise are as many in all.
         settings: what images are made with; None where none are made.
     """
@@ -82,6 +82,7 @@ def ask(spec: PoolSpec, shots: Images, conditional: bool) -> tuple[Tensor, list[
     """Seed images in [0, 1], one request per synthetic image, and the seed labels."""
     labels = shots.labels.repeat_interleave(spec.replicas)
     images = shots.pixels.float() / 255
+    conditional = conditional and spec.kind != "label_free"
     conditions = labels.tolist() if conditional else [None] * len(labels)
     if spec.kind == "noise":
         # a grey image is 0 to the model: what little of it survives in x_T changes nothing

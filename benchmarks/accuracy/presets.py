@@ -16,7 +16,7 @@ from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug import Settings
 from dreamda_aug.calibration.search import Measurement
 from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.statistics import interval
 
 SEEDS, DRAWS, PER_SEED = 1000, 3, 10  # PER_SEED: replicas that share the price of an inversion

@@ -76,6 +76,12 @@ def interpolation(task: Task) -> list[PoolSpec]:
         task, strength=s, replay=1.0, guidance_scale=2.0)) for s in (0.8, 1.0)]  # fmt: skip
 
 
+def label_free(task: Task) -> list[PoolSpec]:
+    """What a transform makes that sees no label: the null class, near the seed image."""
+    return [PoolSpec("label_free", 0, base(task, strength=s, replay=a))
+            for s, a in ((0.8, 1.0), (0.3, 0.0), (0.5, 0.0))]  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[Task], list[PoolSpec]]] = {
     "noise": noise,
     "img2img": img2img,
@@ -84,4 +90,5 @@ RECIPES: dict[str, Callable[[Task], list[PoolSpec]]] = {
     "tuned": tuned,
     "adapted": adapted,
     "tuned_adapted": tuned_adapted,
+    "label_free": label_free,
 }

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
@@ -36,7 +37,7 @@ from dreamda_aug.calibration.probe import LinearProbe, model_features
 from dreamda_aug.evaluation import draw
 from dreamda_aug.evaluation.draw import estimate_label_prior
 from dreamda_aug.evaluation.training import class_accuracy, predict
-from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.models import DiffusionModel
 
 # The judge, and the classifier of the corpus, take so many times the steps of an arm.
@@ -57,7 +58,7 @@ class Setup:
         data: its files.
         state: folder for pools, runs and the judge.
         model: folder of the diffusion model; None: the task's own.
-        weights: of a pretrained classifier.
+        weights: of ImageNet's network, for the arms on its frozen features.
         device: where everything runs.
         deadline: nothing new is begun once ``time.time()`` has passed it.
     """
@@ -96,7 +97,8 @@ def _data(setup: Setup) -> tuple[Images, Images]:
 
 
 @lru_cache(maxsize=4)
-def _split(setup: Setup, shots: int, rng_seed: int) -> Split:
+def split_of(setup: Setup, shots: int, rng_seed: int) -> Split:
+    """The images of a draw."""
     return split(setup.task, _data(setup), shots, rng_seed)
 
 
@@ -110,19 +112,50 @@ def knows_classes(setup: Setup) -> bool:
     return _model(setup).condition_kind == "class"
 
 
+def has_null_class(setup: Setup) -> bool:
+    """Whether the diffusion model can also be asked for none."""
+    return knows_classes(setup) and _model(setup).guidable
+
+
 def images_of(setup: Setup, run: Run) -> Split:
     """The images of a run."""
-    return _split(setup, run.shots, run.rng_seed)
+    return split_of(setup, run.shots, run.rng_seed)
 
 
 def pool_of(setup: Setup, run: Run) -> Pool:
     """The pool of a run, made now if it is not there."""
-    images = images_of(setup, run)
-    model = _model(setup) if run.spec.is_made else None
+    images, spec = images_of(setup, run), run.spec
+    if spec.kind.startswith("hard"):
+        images = replace(images, shots=hard_third(setup, run.shots, run.rng_seed, run.arm.weak))
+        spec = replace(spec, kind="replicas" if spec.is_made else "copies",
+                       replicas=3 * spec.replicas)  # fmt: skip
+    model = _model(setup) if spec.is_made else None
     adapted = partial(adapted_model, run.spec.kind, images, model,
                       setup.model or setup.task.model, setup.state, run.rng_seed)
-    return load_pool(setup.state, setup.task, run.spec, images.shots, run.rng_seed, model,
+    return load_pool(setup.state, setup.task, spec, images.shots, run.rng_seed, model,
                      setup.deadline, adapted)  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+@torch.no_grad()
+def hard_third(
+    setup: Setup, shots: int, rng_seed: int, weak: tuple[float, float]
+) -> Images:
+    """The third of a run's labeled images with the highest loss early in training.
+
+    Source: arXiv:2505.21574, which expands hard images alone.
+    """
+    images, task = split_of(setup, shots, rng_seed), setup.task
+    nothing = Pool(images.shots.pixels[:0], images.shots.labels[:0], 0.0)
+    early = replace(task, steps=task.steps // 4)
+    with torch.enable_grad():
+        found = train(early, Arm("early", weak=weak), images, nothing, nothing.seed_labels,
+                      rng_seed, device=setup.device).classifier  # fmt: skip
+    losses = torch.cat([F.cross_entropy(found(part.to(setup.device).float() / 255).cpu(), labels,
+                                        reduction="none")
+                        for part, labels in zip(images.shots.pixels.split(500),
+                                                images.shots.labels.split(500))])  # fmt: skip
+    return images.shots[losses.argsort(descending=True)[: max(1, len(losses) // 3)].sort()[0]]
 
 
 @lru_cache(maxsize=1)
@@ -131,9 +164,9 @@ def judge_of(setup: Setup) -> nn.Module | None:
     task = setup.task
     if task.judge is None:
         return None
-    judge = CLASSIFIERS[task.classifier](task, setup.weights).to(setup.device)
+    judge = CLASSIFIERS[task.classifier](task, None).to(setup.device)
     if task.judge == "trained":
-        path = _trained(setup, "judge", _split(setup, 1, 0).rest)
+        path = _trained(setup, "judge", split_of(setup, 1, 0).rest)
     else:
         path = Path(task.judge)
     judge.load_state_dict(load_file(path))
@@ -151,11 +184,11 @@ def _trained(setup: Setup, name: str, images: Images) -> Path:
     longer = replace(task, steps=LONGER * task.steps)
     path = setup.state / f"{name}-{task.name}-{task.classes}-{longer.steps}.safetensors"
     if not path.exists():
-        everything = replace(_split(setup, 1, 0), shots=images)
+        everything = replace(split_of(setup, 1, 0), shots=images)
         nothing = Pool(images.pixels[:0], images.labels[:0], 0.0)
         arm = Arm(name, weak=task.weak_views[0])
-        found = train(longer, arm, everything, nothing, nothing.seed_labels, 0, setup.weights,
-                      setup.device).classifier  # fmt: skip
+        found = train(longer, arm, everything, nothing, nothing.seed_labels, 0,
+                      device=setup.device).classifier  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(found.state_dict(), path)
     return path
@@ -177,7 +210,7 @@ def result_path(setup: Setup, run: Run) -> Path:
     parts = [{f.name: getattr(task, f.name) for f in fields(task) if f.name not in without},
              run.arm, pool, run.shots, run.rng_seed, run.tuning, code_digest(code),
              hashlib.sha256(images.shots.pixels.numpy().tobytes()).hexdigest(),
-             setup.weights and setup.weights.name, _judge_digest(task)]  # fmt: skip
+             run.arm.frozen and setup.weights and setup.weights.name, _judge_digest(task)]
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     slug = "".join(c if c.isalnum() else "_" for c in run.arm.name)
     name = f"{task.name}-{run.shots}-{run.rng_seed}-{slug}-{key}.json"
@@ -204,7 +237,9 @@ def result(setup: Setup, run: Run) -> dict:
         truth = predict(judge, pool.pixels, setup.device)
     if time.time() > setup.deadline:
         raise Stopped
-    weights = corpus_classifier(setup) if run.arm.pretrained else setup.weights
+    weights = setup.weights if run.arm.frozen else None
+    if run.arm.pretrained:
+        weights = corpus_classifier(setup)
     outcome = train(setup.task, run.arm, images, pool, truth, run.rng_seed, weights, setup.device,
                     labeler_of(setup, run.arm, images, pool),
                     label_prior_of(setup, run, images, pool))  # fmt: skip

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torchvision import models
 
 from benchmarks.accuracy.runs import Setup
 from benchmarks.accuracy.tasks import Images, Task, stratified
@@ -36,22 +34,17 @@ class FewImages:
 
 
 def smoke(setup: Setup) -> Setup:
-    """The shrunken task, with a random model and random weights where none are given."""
-    task, model, weights = setup.task, setup.model, setup.weights
+    """The shrunken task, with a random model where none is given."""
+    task, model = setup.task, setup.model
     if model is None and not task.model:
         model = str(tiny_model(task, setup.state / "tiny_model"))
-    if weights is None and task.classifier.endswith("_pretrained"):
-        torch.manual_seed(0)
-        setup.state.mkdir(parents=True, exist_ok=True)
-        weights = setup.state / "random.safetensors"
-        save_file(models.resnet18().state_dict(), weights)
     smaller = replace(
         task, read=FewImages(task.read), classes=CLASSES, shots=((2, 3),), steps=8, batch_size=6,
         validation_images=20, reverse_steps=3, guidances=task.guidances[:1],
         weak_views=task.weak_views[:1], classical=task.classical[:1], seen=0,
         unlabeled=min(task.unlabeled, 10), judge=task.judge and "trained",
     )  # fmt: skip
-    return replace(setup, task=smaller, model=model, weights=weights)
+    return replace(setup, task=smaller, model=model)
 
 
 def tiny_model(task: Task, folder: Path) -> Path:

@@ -19,7 +19,15 @@ from benchmarks.accuracy.report import (
     summary,
     table,
 )
-from benchmarks.accuracy.runs import Run, Setup, knows_classes, make_pool, perform, result
+from benchmarks.accuracy.runs import (
+    Run,
+    Setup,
+    has_null_class,
+    knows_classes,
+    make_pool,
+    perform,
+    result,
+)
 from benchmarks.accuracy.tasks import Task
 from benchmarks.common.provenance import commit, machine_and_torch
 
@@ -73,6 +81,8 @@ class Choices:
 
     def spec(self, arm: Arm, replicas: int) -> PoolSpec:
         """The pool of an arm."""
+        if arm.recipe == "hard":
+            return replace(self.specs["tuned"], kind="hard", replicas=replicas)
         if arm.recipe in RECIPES:
             return replace(self.specs[arm.recipe], replicas=replicas)
         return PoolSpec(arm.recipe or "none", replicas if arm.recipe else 0)
@@ -102,7 +112,7 @@ def choices_of(setup: Setup, selection: Selection) -> Choices:
             raise SystemExit(f"--choices must name a result that chose between today's "
                              f"candidates; {selection.choices} did not. Leave it out to choose "
                              "now.")  # fmt: skip
-    recipes = {arm.recipe for arm in arms_wanted(setup, selection)}
+    recipes = {arm.recipe.replace("hard", "tuned") for arm in arms_wanted(setup, selection)}
     record = choose(setup, selection.processes, recipes, record)
     task = setup.task
     specs = {name: each[record[name]["chosen"]] for name, each in candidates(task).items()
@@ -174,8 +184,13 @@ def make_pools(setup: Setup, runs: list[Run], processes: int) -> None:
 
 def arms_wanted(setup: Setup, selection: Selection) -> list[Arm]:
     """The arms of the table; images of no class have no label to be trained on."""
-    return [arm for arm in arms_of(setup.task) if selection.wants(arm.name)
-            and (arm.recipe != "noise" or knows_classes(setup))]  # fmt: skip
+    def is_possible(arm: Arm) -> bool:
+        if arm.frozen and setup.weights is None:
+            return False
+        return (arm.recipe != "noise" or knows_classes(setup)) and (
+            arm.recipe != "label_free" or has_null_class(setup))
+
+    return [arm for arm in arms_of(setup.task) if selection.wants(arm.name) and is_possible(arm)]
 
 
 def planned(choices: Choices, setup: Setup, selection: Selection) -> list[Run]:

@@ -58,14 +58,13 @@ class Task:
         weak_views: (probability of a mirrored image, largest shift as a share of the side) to
             choose from on validation.
         validation_images: how many labeled images every choice is made on.
-        validation_from: ``"train"``; ``"test"`` where all training images are shots: these images
-            then leave the test set.
         judge: what knows the true labels of synthetic images: ``"trained"``, the task's classifier
             trained longer on all training labels outside ``seen``; a file with its weights; or
             None: no oracle arm.
         unlabeled: real images without labels that join the pool of the ``unlabeled`` arms.
         corpus: folder with idx files of the labeled images that the model was trained on.
             With it come the arms that use them themselves.
+        until_when: only the main arms, and those that expand the images that are hardest.
     """
 
     name: str
@@ -86,10 +85,10 @@ class Task:
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0)
     weak_views: tuple[tuple[float, float], ...] = ((0.5, 0.0625), (0.5, 0.125))
     validation_images: int = 500
-    validation_from: str = "train"
     judge: str | None = "trained"
     unlabeled: int = 0
     corpus: Path | None = None
+    until_when: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,16 +122,11 @@ def split(task: Task, data: tuple[Images, Images], shots: int, rng_seed: int) ->
     train, test = data
     if task.seen:
         train = train[torch.arange(task.seen, len(train))]
-    source = test if task.validation_from == "test" else train
     # 10**6: no rng seed of a run, so that no run's shots mirror the validation draw.
-    held = stratified(source.labels, max(1, task.validation_images // task.classes), 10**6)
-    kept = torch.ones(len(source), dtype=torch.bool)
+    held = stratified(train.labels, max(1, task.validation_images // task.classes), 10**6)
+    kept = torch.ones(len(train), dtype=torch.bool)
     kept[held] = False
-    validation, source = source[held], source[kept.nonzero().squeeze(1)]
-    if task.validation_from == "test":
-        test = source
-    else:
-        train = source
+    validation, train = train[held], train[kept.nonzero().squeeze(1)]
     rows = stratified(train.labels, shots, rng_seed)
     others = torch.ones(len(train), dtype=torch.bool)
     others[rows] = False
@@ -213,25 +207,28 @@ class ReadClassFolders:
     Attributes:
         size: images are resized to ``size`` × ``size``.
         mode: Pillow's mode, ``"RGB"`` or ``"L"``.
+        train: what the folder of the training images is called.
     """
 
     size: int
     mode: str = "RGB"
+    train: str = "train"
 
     def __call__(self, place: Path) -> tuple[Images, Images]:
-        found = {"train": [], "test": []}
+        found = {self.train: [], "test": []}
         for name, content in self._files(place):
-            match = re.search(r"(?:^|/)(train|test)/([^/]+)/[^/]+\.(?:jpe?g|png)$", name)
+            match = re.search(
+                rf"(?:^|/)({self.train}|test)/([^/]+)/[^/]+\.(?:jpe?g|png)$", name)
             if match:
                 image = PIL.Image.open(io.BytesIO(content())).convert(self.mode)
                 image = image.resize((self.size, self.size), PIL.Image.Resampling.LANCZOS)
                 pixels = np.array(image).reshape(self.size, self.size, -1)
                 found[match[1]].append((match[2], torch.from_numpy(pixels).permute(2, 0, 1)))
-        numbers = {name: i for i, name in enumerate(sorted({name for name, _ in found["train"]}))}
+        classes = sorted({name for name, _ in found[self.train]})
         return tuple(
             Images(torch.stack([pixels for _, pixels in found[part]]),
-                   torch.tensor([numbers[name] for name, _ in found[part]]))
-            for part in ("train", "test")
+                   torch.tensor([classes.index(name) for name, _ in found[part]]))
+            for part in (self.train, "test")
         )  # fmt: skip
 
     def _files(self, place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -249,9 +246,6 @@ PRIORS = Path(__file__).parents[1] / "priors"
 _CIFAR10 = {"read": read_atlases, "image_size": 32, "channels": 3, "classes": 10,
             "classifier": "resnet18", "steps": 4000, "batch_size": 128, "learning_rate": 1e-3,
             "reverse_steps": 25, "validation_images": 1000}  # fmt: skip
-_CALTECH101 = {"read": ReadClassFolders(64), "image_size": 64, "channels": 3, "classes": 101,
-               "shots": ((30, 5),), "class_conditional": True, "reverse_steps": 25,
-               "validation_from": "test", "judge": None}  # fmt: skip
 _FASHION = {"read": read_idx, "image_size": 28, "channels": 1, "classes": 10,
             "classifier": "small_cnn", "steps": 640, "seen": 30_000, "model": "bundled",
             # centred images, shoes that all face left: little of both may be best
@@ -273,11 +267,10 @@ TASKS = {
              judge=str(PRIORS / "usps_inverse_judge.safetensors"), **_USPS),
         Task("cifar10", shots=((20, 20), (50, 20), (250, 10)), **_CIFAR10),
         Task("cifar10_semi", shots=((4, 20), (25, 20)), unlabeled=10_000, **_CIFAR10),
-        Task("caltech101", classifier="resnet18", steps=6000, batch_size=128,
-             learning_rate=1e-3, **_CALTECH101),
-        Task("caltech101_pretrained", classifier="resnet18_pretrained", steps=2000,
-             learning_rate=1e-4, **_CALTECH101),
-        Task("pneumonia", ReadClassFolders(64, "L"), 64, 1, 2, ((10, 20), (50, 10)), "resnet18",
-             2000, learning_rate=1e-3, weak_views=((0.0, 0.0625), (0.0, 0.125)), reverse_steps=25),
+        Task("fashion_mnist_many", shots=((100, 3), (300, 1)), until_when=True,
+             **_FASHION | {"steps": 1280}),
+        Task("xrays", ReadClassFolders(32, "L", "user"), 32, 1, 2,
+             ((10, 10), (5, 10), (20, 5), (50, 3)), "small_cnn", 640, model=str(PRIORS / "xrays"),
+             weak_views=((0.0, 0.0625), (0.5, 0.0625), (0.0, 0.125)), validation_images=200),
     )
 }  # fmt: skip

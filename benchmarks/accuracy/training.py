@@ -60,7 +60,8 @@ def train(
     """
     weak = WeakView(*arm.weak)
     trainer = Trainer(
-        partial(CLASSIFIERS[task.classifier], task, weights), images.shots.pixels,
+        partial(CLASSIFIERS["frozen" if arm.frozen else task.classifier], task, weights),
+        images.shots.pixels,
         images.shots.labels, task.classes, weak, task.steps, task.batch_size, task.learning_rate,
         rng_seed, device)  # fmt: skip
     made = Labeled(pool.pixels, pool.seed_labels, truth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -128,13 +129,9 @@ def evaluate(
     def draw_rows(draw: int) -> tuple[Tensor, Tensor]:
         return draw_images(labels, shots, derive_seed(rng_seed, "draw", draw))
 
-    seconds: dict[str, float] = {}
-    makers, dials = {}, {}
-    for name, each in settings.items():
-        makers[name] = maker.with_settings(each)
-        if calibrate:
-            makers[name] = _calibrated(makers[name], images, draw_rows(0)[0])
-        dials[name] = makers[name].settings.summary()
+    began = time.perf_counter()
+    makers = make_makers(maker, settings, images.subset(draw_rows(0)[0].tolist()), calibrate)
+    seconds = {"calibration": time.perf_counter() - began}
     arms = [Arm(REAL), Arm(CLASSICAL), *(
         Arm(f"{name} x{ratio}", name, ratio, price=_rows(makers[name], ratio))
         for name in makers for ratio in ratios)]
@@ -142,7 +139,8 @@ def evaluate(
         {"source": images.digest(), "model": maker.model.fingerprint, "classes": len(classes),
          "shots": shots, "draws": draws, "train_steps": train_steps,
          "train_batch_size": train_batch_size, "learning_rate": learning_rate, "flip": flip,
-         "image_size": side, "rng_seed": rng_seed, "dials": dials},
+         "image_size": side, "rng_seed": rng_seed,
+         "dials": {name: each.settings.summary() for name, each in makers.items()}},
         arms, conditioned, seconds=seconds,
         command=command or 'expand(source, "OUT", synthesizer, {expansion_ratio}), '
                            'synthesizer with preset "{preset}"'))
@@ -234,14 +232,18 @@ class _Opened:
         return self._images.open(index).image
 
 
-def _calibrated(maker: Synthesizer, images: SeedImages, chosen: Tensor) -> Synthesizer:
-    """With dials that were measured on these images alone."""
+def make_makers(
+    maker: Synthesizer, settings: Mapping[str, Settings], images: SeedImages, calibrate: bool
+) -> dict[str, Synthesizer]:
+    """A synthesizer for each of the settings; open dials are measured on these images alone."""
     opened = _Opened(images)
 
     def condition(index: int) -> Condition:
         return maker.conditioner.condition(opened.labels[index], maker.model, images.paths[index])
 
-    return calibrated(maker, opened, chosen.tolist(), condition)[0]
+    makers = {name: maker.with_settings(each) for name, each in settings.items()}
+    return {name: calibrated(each, opened, range(len(images)), condition)[0] if calibrate else each
+            for name, each in makers.items()}
 
 
 def _rows(maker: Synthesizer, ratio: int) -> float:

@@ -5,24 +5,41 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import resnet18
+from torchvision import models
 
-from benchmarks.accuracy.classifiers import CLASSIFIERS
-from benchmarks.accuracy.tasks import TASKS
-
-
-@pytest.mark.parametrize("name", CLASSIFIERS)
-def test_every_classifier_answers_with_the_tasks_classes(name, tmp_path, tiny):
-    pretrained, weights = name == "resnet18_pretrained", None
-    if pretrained:
-        weights = tmp_path / "weights.safetensors"
-        save_file(resnet18().state_dict(), weights)
-    channels = 3 if pretrained else 1
-    task = replace(tiny, classifier=name, channels=channels)
-    classifier = CLASSIFIERS[name](task, weights).eval()
-    assert classifier(torch.rand(2, channels, 16, 16)).shape == (2, 3)
+from benchmarks.accuracy.arms import arms_of
+from benchmarks.accuracy.classifiers import CLASSIFIERS, frozen
+from benchmarks.accuracy.training import train
 
 
-def test_a_pretrained_task_without_weights_is_refused():
-    with pytest.raises(SystemExit, match=r"caltech101_pretrained needs --weights FILE"):
-        CLASSIFIERS["resnet18_pretrained"](TASKS["caltech101_pretrained"], None)
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18"])
+def test_every_classifier_answers_with_the_tasks_classes(name, tiny):
+    classifier = CLASSIFIERS[name](replace(tiny, classifier=name), None).eval()
+    assert classifier(torch.rand(2, 1, 16, 16)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_frozen_features_stay_as_they_are(name, tmp_path, tiny, images, noise_pool):
+    network = getattr(models, name)().eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    arm = next(arm for arm in arms_of(tiny) if arm.frozen)
+    found = train(tiny, arm, images, noise_pool(0), torch.zeros(0), 0,
+                  tmp_path / "weights.safetensors").classifier
+    before = frozen(tiny, tmp_path / "weights.safetensors")
+    for key, value in found.body.state_dict().items():
+        assert torch.equal(value, before.body.state_dict()[key])
+    assert not torch.equal(found.head.weight, before.head.weight)
+    x = torch.rand(2, 1, 16, 16)
+    larger = torch.nn.functional.interpolate(x.expand(-1, 3, -1, -1), scale_factor=2,
+                                             mode="bilinear")
+    if name == "resnet18":
+        network.fc = torch.nn.Identity()
+    else:
+        network.classifier = torch.nn.Identity()
+    expected = found.head(network(found.norm(larger)))
+    torch.testing.assert_close(found(x), expected)
+
+
+def test_frozen_features_need_weights(tiny):
+    with pytest.raises(SystemExit, match=r"frozen features need --weights FILE"):
+        frozen(tiny, None)

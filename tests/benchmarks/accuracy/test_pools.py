@@ -76,3 +76,11 @@ def test_pools_are_made_at_the_backbones_size_and_come_back_in_the_tasks(
 def test_a_task_without_a_backbone_of_its_own_asks_for_one():
     with pytest.raises(SystemExit, match=r"cifar10 needs --model FOLDER"):
         open_model(TASKS["cifar10"], None, "cpu")
+
+
+def test_label_free_replicas_are_conditioned_on_no_class(tiny, images):
+    settings = RECIPES["label_free"](tiny)[0].settings
+    for kind, labels in (("label_free", {None}), ("replicas", {0, 1, 2})):
+        _, requests, asked = pools.ask(PoolSpec(kind, 2, settings), images.shots, True)
+        assert {request.condition for request in requests} == labels
+        assert set(asked.tolist()) == {0, 1, 2}

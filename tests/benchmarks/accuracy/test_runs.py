@@ -10,7 +10,16 @@ from safetensors.torch import load_file
 
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.pools import PoolSpec, Stopped
-from benchmarks.accuracy.runs import Run, Setup, corpus_classifier, pool_of, result, result_path
+from benchmarks.accuracy.runs import (
+    Run,
+    Setup,
+    corpus_classifier,
+    hard_third,
+    images_of,
+    pool_of,
+    result,
+    result_path,
+)
 from dreamda_aug import Settings
 from dreamda_aug.evaluation.training import Trainer
 
@@ -89,3 +98,18 @@ def test_an_adapted_prior_makes_other_images_and_is_adapted_once(setup_with_mode
     assert not torch.equal(plain, adapted) and not torch.equal(adapted, free)
     folders = list((setup_with_model.state / "adaptations").iterdir())
     assert len(folders) == 2
+
+
+def test_the_third_that_is_hardest_early_is_expanded_or_repeated(setup_with_model):
+    setup = replace(setup_with_model, task=replace(setup_with_model.task, steps=32))
+    settings = Settings(steps=3, strength=0.5, replay=0.0, noise_scale=0.0)
+    expanded, repeated = (
+        pool_of(setup, Run(Arm(kind, kind), PoolSpec(kind, 2, made), 6, 0))
+        for kind, made in (("hard", settings), ("hard copies", None)))
+    hard = hard_third(setup, 6, 0, (0.5, 0.125))
+    shots = images_of(setup, Run(REAL, PoolSpec("none"), 6, 0)).shots
+    assert len(hard) == len(shots) // 3 == 6
+    assert len(expanded.pixels) == len(repeated.pixels) == 2 * len(shots)
+    assert torch.equal(repeated.pixels[::6], hard.pixels)
+    assert torch.equal(expanded.seed_labels, repeated.seed_labels)
+    assert not torch.equal(expanded.pixels, repeated.pixels)

