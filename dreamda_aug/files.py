@@ -79,6 +79,9 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
 
     Yields:
         False: another process holds it, and was not waited for.
+
+    Raises:
+        StorageError: there is something else than a regular file.
     """
     try:
         import fcntl
@@ -86,6 +89,8 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         yield True
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        regular_file(path)  # a FIFO would be waited for
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

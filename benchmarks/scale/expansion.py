@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.common.memory import resident_peak
 from dreamda_aug import AugmentedDataset, Synthesizer, load_model
-from dreamda_aug.expansion import Expansion, Progress, open_source
+from dreamda_aug.expansion import Expansion, Progress
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.report import write_report
 
@@ -75,7 +75,7 @@ def measure_expansion(
                                   batch_size=batch_size)
 
         def plan() -> Expansion:
-            return Expansion(open_source(root), synthesizer, ratio, image_format=image_format)
+            return Expansion(root, synthesizer, ratio, image_format=image_format)
 
         # one batch in advance: what the model itself needs is not what is measured
         Expansion(root, synthesizer, 1, limit=batch_size).run(Path(folder) / "warm")

@@ -69,7 +69,8 @@ def planned_images(size: int) -> Stages:
         synthesizer = Synthesizer(tiny_model(), "paper", steps=2, noise_scale=1.0, cache=None)
         with stages.of("plan"):
             expansion = Expansion(root, synthesizer, 5)
-        expansion.core.synthesize = _made_at_once  # type: ignore[method-assign]
+            _ = expansion.metadata
+        expansion.maker.sampler.synthesize = _made_at_once  # type: ignore[method-assign]
         with stages.of("make and write"):
             assert expansion.run(out).stats.made == size // 5 * 5
         with stages.of("check what is there"):
@@ -130,7 +131,8 @@ def manifest_lines(size: int) -> Stages:
                     id=f"{number // 5:08d}_{number % 5:04d}", file=f"a/{number}.png",
                     class_name="a", label=0, seed_index=number // 5, seed_path=f"a/{number}.png",
                     seed_digest=digest, replica=number % 5, epoch=0, rng_seed=0, condition=None,
-                    unit=number // 30, row=number % 30, layout=[[0, 5]] * 6, settings=settings,
+                    batch=number // 30, row=number % 30, layout=[[0, 5]] * 6,
+                    batch_size=30, settings=settings,
                     model=digest, versions=versions, pixels=digest, distance=0.1,
                     file_digest=digest)
                 file.write(line.to_json() + "\n")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dreamda_aug.inputs.images import UNREADABLE, fit_to, read_pixels
 from dreamda_aug.inputs.labels import plain_label
+from dreamda_aug.inputs.seed_images import SeedImage
 from dreamda_aug.models import Condition, DiffusionModel
 
 # Images that dials are measured on, and labeled images that the judge learns from, these
@@ -25,7 +26,7 @@ class LabeledImages(Protocol):
     """Images that are opened one at a time, such as a `Source`."""
 
     @property
-    def labels(self) -> Sequence[Any]:
+    def labels(self) -> Sequence[Any] | None:
         """The label of each image."""
         ...
 
@@ -78,18 +79,20 @@ def draw_sample(
     labels: list[int] = []
     conditions: list[Condition] = []
     digests: list[str] = []
-    for index in _in_turn(images.labels, sorted(indices)):
+    of_source = images.labels or []
+    for index in _in_turn(of_source, sorted(indices)):
         if len(values) == count:
             break
         try:
-            pixels = read_pixels(images.open(index))
+            found = images.open(index)
+            pixels = found.pixels if isinstance(found, SeedImage) else read_pixels(found)
         except UNREADABLE:
             continue
         if pixels.digests[0] in digests:
             continue
         values.append(fit_to(pixels.values[:1], model))
         digests.append(pixels.digests[0])
-        labels.append(number.setdefault(_key(images.labels[index]), len(number)))
+        labels.append(number.setdefault(_key(of_source[index]), len(number)))
         conditions.append(condition_of(index))
     if len(values) < 2:
         return None

@@ -20,8 +20,8 @@ from dreamda_aug.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dreamda_aug.expansion.progress import Progress
     from dreamda_aug.expansion.ray_engine import RayEngine
+    from dreamda_aug.expansion.sharding import Progress
 
 
 def add_commands(subparsers: Subparsers) -> None:
@@ -93,39 +93,25 @@ def _expand(args: argparse.Namespace) -> int:
     overrides = read_settings(args.set)
     names = read_names(args.classes) if args.classes else None
     options = model_options(args)
-    from dreamda_aug.expansion.paths import check_out
-    from dreamda_aug.expansion.remote import open_folder
-    from dreamda_aug.expansion.store import check_free
-    from dreamda_aug.inputs.sources import open_source
-
-    out = open_folder(args.out)
-    if not args.dry_run:
-        check_free(out)
-    source = open_source(args.source, class_names=names, split=args.split,
-                         data_root=args.data_root, download=args.download)
-    if not args.dry_run:
-        check_out(source, out)
-    ratio = _ratios(args.ratio, args.class_ratio, source.classes)
+    from dreamda_aug.expansion.expansion import Expansion
     from dreamda_aug.expansion.filters import open_filter
-    from dreamda_aug.expansion.replicas import count_replicas
-
-    choice = {"balance": args.balance, "only_classes": args.only_class, "limit": args.limit}
-    count_replicas(source, ratio, **choice)  # refuses bad arguments before a model is loaded
-    engine = _engine(args)
-    filters = [open_filter(text, len(source.classes)) for text in args.filter]
-    if engine is not None:
-        from dreamda_aug.expansion.reopened import ReopenedFilter
-
-        filters = [ReopenedFilter(text, len(source.classes)) for text in args.filter]
     from dreamda_aug.expansion.sharding import join_processes
+    from dreamda_aug.expansion.storage import OutputFolder
     from dreamda_aug.generation.synthesizer import Synthesizer
+    from dreamda_aug.inputs.seed_images import open_seed_images
 
+    out = OutputFolder(args.out)
+    out.check()
+    source = open_seed_images(args.source, class_names=names, split=args.split,
+                              data_root=args.data_root, download=args.download)
+    ratio = _ratios(args.ratio, args.class_ratio, source.classes)
+    engine = _engine(args)
+    filters = [open_filter(text) for text in args.filter]
     number, count = args.shard or join_processes()
     synthesizer = Synthesizer(**options, class_names=names, keep_text_encoder=False, **overrides)
-    from dreamda_aug.expansion.expansion import Expansion
-
     expansion = Expansion(
-        source, synthesizer, ratio, **choice, image_format=args.format,
+        source, synthesizer, ratio, balance=args.balance, only_classes=args.only_class,
+        limit=args.limit, image_format=args.format,
         shard_samples=args.shard_samples, filters=filters, keep_flagged=args.keep_flagged,
         strict=args.strict, threads=args.threads, license=args.license,
         calibrate=args.calibrate and not args.dry_run,
@@ -145,8 +131,7 @@ def _expand(args: argparse.Namespace) -> int:
     for warning in summary.warnings if number == 0 or summary.whole else ():
         print(f"warning: {warning}", file=sys.stderr)
     if summary.stats is not None:
-        left_out = sum((summary.stats.dropped + summary.stats.unreadable).values())
-        more = f", {left_out} left out" if left_out else ""
+        more = f", {summary.stats.left_out} left out" if summary.stats.left_out else ""
         print(f"{out}: {summary.stats.made} synthetic images{more}")
     return 0
 
@@ -172,8 +157,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _regenerate(args: argparse.Namespace) -> int:
+    from dreamda_aug.expansion.batches import encode_png
     from dreamda_aug.expansion.regeneration import regenerate
-    from dreamda_aug.expansion.seed_images import encode_png
     from dreamda_aug.files import write_atomically
 
     check_device(args.device)

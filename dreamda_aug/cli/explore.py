@@ -15,7 +15,7 @@ from dreamda_aug.cli.options import (
 
 if TYPE_CHECKING:
     from dreamda_aug.generation.synthesizer import Synthesizer
-    from dreamda_aug.inputs.sources import Source
+    from dreamda_aug.inputs.seed_images import SeedImages
 
 # Options of the model that the page's lines repeat, by their name in Python.
 _REPEATED = ("model", "lora", "block_index", "embedded_guidance", "preset", "prompt", "captions",
@@ -42,9 +42,9 @@ def add_commands(subparsers: Subparsers) -> None:
 
 def _explore(args: argparse.Namespace) -> None:
     options = model_options(args)
-    from dreamda_aug.expansion.class_conditions import conditions
+    from dreamda_aug.expansion.seeds import conditions_of
     from dreamda_aug.generation.synthesizer import Synthesizer
-    from dreamda_aug.inputs.sources import open_source
+    from dreamda_aug.inputs.seed_images import open_seed_images
     from dreamda_aug.method.settings import Settings
     from dreamda_aug.report.explorer import explore, write_exploration
 
@@ -54,10 +54,10 @@ def _explore(args: argparse.Namespace) -> None:
         for value in values:  # refused before a model is loaded
             Settings(**{{"strengths": "strength", "replays": "replay",
                          "noise_scales": "noise_scale"}[name]: value})
-    source = open_source(args.source)
+    source = open_seed_images(args.source).labeled()
     synthesizer = Synthesizer(**options, class_names=source.classes)
-    indices = range(len(source.labels))
-    _, condition_of = conditions(source, synthesizer.conditioner, synthesizer.model, indices)
+    indices = range(len(source))
+    _, condition_of = conditions_of(source, synthesizer.conditioner, synthesizer.model, indices)
     page = explore(
         source, indices, synthesizer, condition_of, lambda label: source.classes[label],
         shown=args.images, replicas=args.replicas, steps=args.steps, **grids,
@@ -81,7 +81,7 @@ def _repeated(args: argparse.Namespace) -> list[str]:
 
 
 def _arguments(
-    args: argparse.Namespace, synthesizer: "Synthesizer", source: "Source"
+    args: argparse.Namespace, synthesizer: "Synthesizer", source: "SeedImages"
 ) -> dict[str, Any]:
     """The same as arguments of `Synthesizer`."""
     parser = argparse.ArgumentParser()

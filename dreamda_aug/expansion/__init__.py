@@ -12,12 +12,11 @@ from dreamda_aug.expansion.filters import (
     open_filter,
 )
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
-from dreamda_aug.expansion.progress import Progress
 from dreamda_aug.expansion.regeneration import Regenerated, regenerate
-from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.expansion.sharding import Progress
 
 __all__ = [
     "Estimate", "Expansion", "ExpansionError", "Filter", "GuardEvents", "LabelAgreement",
-    "ManifestLine", "OtherImageCopy", "Progress", "Regenerated", "SeedCopy", "Source", "Summary",
-    "estimate", "expand", "open_filter", "open_source", "read_manifest", "regenerate",
+    "ManifestLine", "OtherImageCopy", "Progress", "Regenerated", "SeedCopy", "Summary",
+    "estimate", "expand", "open_filter", "read_manifest", "regenerate",
 ]

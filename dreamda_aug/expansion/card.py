@@ -9,10 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dreamda_aug.expansion.metadata import WHERE, find_path
+from dreamda_aug.expansion.metadata import LICENSE, PATHS
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.generation.dials import DIALS
-from dreamda_aug.machine_paths import path_name, without_paths
 from dreamda_aug.models import BUNDLED
 
 # What means something to HTML, to CommonMark, or to the extensions that GitHub and the hub read:
@@ -31,39 +30,29 @@ _INNER_UNDERSCORES = re.compile(r"(?<=[^\W_])_+(?=[^\W_])")
 _NOT_STATED = "not stated where the model lies on this machine; look it up before publishing"
 
 
-def dataset_card(facts: Mapping[str, Any], stats: Stats) -> str:
-    """The card as Markdown. Names and texts from outside are shown as they are, never as markup.
-
-    Args:
-        facts: what `read_metadata` returns.
-        stats: what `read_stats` returns.
-    """
-    source, where = facts["source"], facts[WHERE]
-    known = paths_of(facts)
+def dataset_card(metadata: Mapping[str, Any], stats: Stats) -> str:
+    """The card as Markdown. Names and texts from outside are shown as they are, never as markup."""
+    source = metadata["source"]
     return _template().render(
         made=stats.made,
         seed_images=source["images"],
-        model=_model_name(where["model"]),
-        license=without_paths(str(where["license"]), known),
+        model=PurePosixPath(metadata[PATHS]["model"]).name
+        if metadata[PATHS]["model"].startswith(("./", "../")) else metadata[PATHS]["model"],
+        license=metadata[LICENSE],
         classes=[(name, count, stats.images[name]) for name, count in source["classes"].items()],
         flagged=[(title, sorted(counts.items())) for title, counts in (
             ("Flagged and kept", stats.flags), ("Flagged and left out", stats.dropped),
             ("Not made", stats.unreadable))],
-        calibration=_calibration(facts),
-        warnings=[without_paths(str(note), known)
-                  for note in (*source["problems"], *stats.warnings())],
-        conditions=[(name, value) for name, value in facts.get("conditions", {}).items()
+        calibration=_calibration(metadata.get("calibration")),
+        warnings=[*source["problems"], *stats.warnings(source["classes"])],
+        conditions=[(name, value) for name, value in metadata["conditions"].items()
                     if isinstance(value, str) and name in source["classes"]],
-        settings=[(name, without_paths(_plain(value), known)) for name, value in _settings(facts)],
+        settings=[(name, _plain(value)) for name, value in _settings(metadata)],
     )
 
 
 def license_of(model: str) -> str:
-    """The licence that a model card states, as far as it lies on this machine; asks no network.
-
-    Args:
-        model: ``"bundled"``, a model's folder, or the hub id of a model in the hub's cache.
-    """
+    """The licence that a model's card states, in its folder or the hub's cache; asks no network."""
     if model == BUNDLED:
         return "Apache-2.0, trained on Fashion-MNIST (MIT licence)"
     card = _model_card(model)
@@ -71,39 +60,20 @@ def license_of(model: str) -> str:
         return _NOT_STATED
     # imported here: a second that the bundled model needs not
     import yaml
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     try:
-        text = card.read_text("utf-8-sig", errors="replace")
-        stated = ModelCard(text, ignore_metadata_errors=True).data
+        stated = ModelCard(card.read_text("utf-8-sig", errors="replace"),
+                           ignore_metadata_errors=True).data.to_dict()
     except (ValueError, TypeError, yaml.YAMLError):
         return _NOT_STATED  # its front matter is none
-    assert isinstance(stated, ModelCardData)
-    name, link = stated.license, stated.license_link
-    if name == "other" and stated.license_name:
-        name = stated.license_name
+    name, link = stated.get("license"), stated.get("license_link")
+    if name == "other":
+        name = stated.get("license_name") or name
     if not name:
         return _NOT_STATED
     name = ", ".join(map(str, name)) if isinstance(name, list) else str(name)
     return f"{name} ({link})" if link else name
-
-
-def paths_of(facts: Mapping[str, Any], root: str | Path = "") -> list[str]:
-    """The paths of this or another machine that a dataset's facts name.
-
-    Args:
-        facts: what `read_metadata` returns.
-        root: the dataset's folder, which relative ones are seen from.
-    """
-    where = facts[WHERE]
-    source = where.get("source") or {}
-    named = (where["model"], where.get("lora"), source.get("spec"), source.get("data_root"))
-    return [find_path(root, str(place)) for place in named if place]
-
-
-def _model_name(place: str) -> str:
-    """What a model is called: of a path on record the last part, which is all that is public."""
-    return PurePosixPath(place).name if place.startswith(("./", "../")) else path_name(place)
 
 
 def _model_card(model: str) -> Path | None:
@@ -120,29 +90,27 @@ def _model_card(model: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    yield from facts["settings"].items()
+def _settings(metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    yield from metadata["settings"].items()
     for name in ("rng_seed", "batch_size", "image_format", "device", "threads", "model"):
-        yield name, facts[name]
+        yield name, metadata[name]
     for name in ("block_index", "embedded_guidance"):  # of transformers alone
-        if facts.get(name) is not None:
-            yield name, facts[name]
-    yield from facts["expansion"].items()
-    for described in facts["filters"]:
+        if metadata.get(name) is not None:
+            yield name, metadata[name]
+    yield from metadata["expansion"].items()
+    for described in metadata["filters"]:
         yield f"filter {described['name']}", described
-    yield from facts["versions"].items()
+    yield from metadata["versions"].items()
 
 
-def _calibration(facts: Mapping[str, Any]) -> str:
-    """What dials were chosen by measurement, and why; "" where none were."""
-    found = facts.get("calibration")
-    if not isinstance(found, dict):
+def _calibration(found: Mapping[str, Any] | None) -> str:
+    """Which dials were chosen by measurement, and why; empty if none were."""
+    if found is None:
         return ""
-    dials = ", ".join(f"{name} {found[name]:g}" for name in DIALS
-                      if isinstance(found.get(name), int | float))
-    judge = f", judged by {found['judge']}" if found.get("judge") else ""
-    missed = "" if found.get("met") else ", which nothing kept: the closest was taken"
-    return f"{dials}: the furthest that images go with {found.get('target')}{missed}{judge}"
+    dials = ", ".join(f"{name} {found[name]:g}" for name in DIALS if found[name] is not None)
+    judge = f", judged by {found['judge']}" if found["judge"] else ""
+    missed = "" if found["met"] else ", which nothing kept: the closest was taken"
+    return f"{dials}: the furthest that images go with {found['target']}{missed}{judge}"
 
 
 def _plain(value: object) -> str:

@@ -4,15 +4,12 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-import torch
-
 from dreamda_aug.expansion.batches import BatchMaker
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.layouts import FolderLayout
-from dreamda_aug.expansion.output import LocalFolder
 from dreamda_aug.expansion.sharding import cpu_threads
+from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
-from dreamda_aug.generation.cache import estimate_bytes
 from dreamda_aug.generation.tensors import TensorSynthesizer
 
 
@@ -23,29 +20,27 @@ class Estimate:
     Attributes:
         seed_images: how many are used.
         samples: images to make.
-        units: batches that they are made in.
+        batches: that they are made in.
         steps: reverse steps per image.
-        unet_rows: rows that pass the U-Net in all, inversions included.
-        disk_bytes: size of the dataset, from the images that were made to measure; None if none.
-        inversion_bytes: memory that a batch's inversions take; nothing is cached on disk.
+        denoiser_rows: batch rows that pass the denoiser in all, inversions included; a second
+            decoder pass counts as half a row.
+        disk_bytes: size of the dataset, from the images that were made to measure; or None.
         seconds: time for one process, by a linear fit over short runs; None if not measured.
     """
 
     seed_images: int
     samples: int
-    units: int
+    batches: int
     steps: int
-    unet_rows: int
+    denoiser_rows: int
     disk_bytes: int | None
-    inversion_bytes: int
     seconds: float | None
 
     def lines(self) -> list[str]:
-        """The estimate in words."""
+        """The estimate as text."""
         found = [
-            f"{self.samples} images from {self.seed_images} seed images, in {self.units} batches",
-            f"{self.steps} steps per image, {self.unet_rows:,} U-Net rows in all",
-            f"inversion cache: none on disk, {format_bytes(self.inversion_bytes)} of memory",
+            f"{self.samples} images from {self.seed_images} seed images, in {self.batches} batches",
+            f"{self.steps} steps per image, {self.denoiser_rows:,} denoiser rows in all",
         ]
         if self.disk_bytes is not None:
             found.append(f"disk: about {format_bytes(self.disk_bytes)}")
@@ -63,54 +58,48 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         measure: generate the first batch with 1 and with 3 steps; the time for all steps follows
             from the two.
     """
-    plan, core = expansion.plan, expansion.core
-    settings, steps = core.settings, len(core.schedule)
-    inversions = plan.inversions(settings.paths)
-    inverted_rows = inversions * steps if settings.replay != 0 else 0
-    per_unit = math.ceil(inversions / plan.units)
-    residual_steps = steps if settings.inversion.records_residuals else 0
-    passes = steps + core.model.guidable * settings.guided_steps(steps)
-    latent = core.model.encode(_blank(core))[0].shape
+    plan, sampler = expansion.plan, expansion.maker.sampler
+    settings, steps = sampler.settings, len(sampler.schedule)
+    passes: float = steps + sampler.model.guidable * settings.guided_steps(steps)
+    if settings.update_rule == "asymmetric" and settings.noise_scale:
+        passes *= 1.5
+    inverted = steps * plan.inversions(settings.paths) if settings.replay else 0
+    rows = math.ceil((2 if settings.solver == "heun" else 1) * (inverted + passes * len(plan)))
     seconds = disk_bytes = None
     if measure:
-        with cpu_threads(expansion.threads):
+        with cpu_threads(expansion.metadata["threads"]):
             _measure(expansion, 1)  # the first run also prepares
             few, short, _ = _measure(expansion, 1)
             more, longer, size = _measure(expansion, 3)
         per_step = (longer - short) / (more - few) if more > few else longer / more
-        one_unit = max(short + per_step * (steps - few), 0.0)
-        seconds = one_unit * len(plan) / len(plan.unit(0))
-        disk_bytes = round(size / len(plan.unit(0)) * len(plan))
+        share = len(plan) / plan.batch_length(0)
+        seconds = max(short + per_step * (steps - few), 0.0) * share
+        disk_bytes = round(size * share)
     return Estimate(
         seed_images=plan.seed_images,
         samples=len(plan),
-        units=plan.units,
+        batches=plan.batches,
         steps=steps,
-        unet_rows=inverted_rows + len(plan) * passes,
+        denoiser_rows=rows,
         disk_bytes=disk_bytes,
-        inversion_bytes=estimate_bytes(tuple(latent), residual_steps, per_unit),
         seconds=seconds,
     )
 
 
 def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
-    """Steps run, seconds and bytes of the first unit with about that number of steps."""
-    core, maker = expansion.core, expansion.maker
-    settings = core.settings
+    """Steps run, seconds and bytes of the first batch with about that number of steps."""
+    maker = expansion.maker
+    settings = maker.sampler.settings
     assert settings.strength is not None
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
-    short = TensorSynthesizer(core.model, replace(settings, steps=fewer),
-                      batch_size=core.batch_size, rng_seed=core.rng_seed)
-    trial = BatchMaker(expansion.source, short, maker.condition_of)
+    short = TensorSynthesizer(
+        maker.sampler.model, replace(settings, steps=fewer), batch_size=maker.sampler.batch_size,
+        rng_seed=maker.sampler.rng_seed)
+    trial = BatchMaker(expansion.images, short, maker.condition_of)
     started = time.perf_counter()
-    samples, _ = trial.make(0, expansion.plan.unit(0),
-                            FolderLayout(LocalFolder(""), expansion.source.classes))
+    samples, _ = trial.make(0, expansion.plan.batch(0),
+                            FolderLayout(OutputFolder("."), expansion.images.classes))
     seconds = time.perf_counter() - started
     # the manifest holds each line once more
     size = sum(len(png) + len(line.to_json()) + 1 for line, png in samples)
     return len(short.schedule), seconds, size
-
-
-def _blank(core: TensorSynthesizer) -> torch.Tensor:
-    model = core.model
-    return torch.zeros(1, model.channels, *model.image_size)

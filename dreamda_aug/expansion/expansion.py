@@ -1,49 +1,53 @@
-"""Whole datasets: every seed image, K replicas each, resumable and on record."""
+"""Whole datasets: every seed image, several replicas of each, resumable and on record."""
 
+import hashlib
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import Dataset
 
-from dreamda_aug.arguments import checked, whole
+from dreamda_aug.arguments import check_fields, checked, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batches import BatchMaker
-from dreamda_aug.expansion.card import dataset_card, license_of
-from dreamda_aug.expansion.class_conditions import conditions
-from dreamda_aug.expansion.engine import Engine, Job
-from dreamda_aug.expansion.exports import exports_of, write_exports
+from dreamda_aug.expansion.card import license_of
 from dreamda_aug.expansion.filters import Filter
-from dreamda_aug.expansion.layouts import FolderLayout, Layout, ShardLayout
-from dreamda_aug.expansion.manifest import MAX_BATCH
-from dreamda_aug.expansion.metadata import CARD, PLAN, WHERE
-from dreamda_aug.expansion.output import LocalFolder, OutputFolder
-from dreamda_aug.expansion.paths import check_out, paths_from
-from dreamda_aug.expansion.plan_metadata import plan_metadata
-from dreamda_aug.expansion.progress import Progress, Report
-from dreamda_aug.expansion.remote import open_folder
-from dreamda_aug.expansion.repeats import first_replicas
-from dreamda_aug.expansion.replicas import Plan, count_replicas, differences
-from dreamda_aug.expansion.seed_check import SeedCheck
+from dreamda_aug.expansion.layouts import WORK
+from dreamda_aug.expansion.manifest import MAX_BATCH, library_versions, settings_to_json
+from dreamda_aug.expansion.metadata import (
+    FORMAT,
+    FORMAT_VERSION,
+    LICENSE,
+    PATHS,
+    PLAN,
+    check_out,
+    differences,
+    paths_from,
+)
+from dreamda_aug.expansion.replicas import DEFAULT_RATIO, Plan, count_replicas
+from dreamda_aug.expansion.seeds import SeedCheck, conditions_of, first_replicas
 from dreamda_aug.expansion.sharding import (
-    check_shard,
+    Engine,
+    Job,
+    Progress,
     cpu_threads,
     first_process_first,
     join_processes,
 )
 from dreamda_aug.expansion.stats import Stats
-from dreamda_aug.expansion.store import State, Store
+from dreamda_aug.expansion.storage import OutputFolder
+from dreamda_aug.expansion.store import State, Store, read_begun
 from dreamda_aug.generation.dials import Calibration, find_calibration, is_calibrated
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.inputs.sources import Source, open_source
-
-ImageFormatName = Literal["folder", "webdataset"]
+from dreamda_aug.inputs.seed_images import open_seed_images
+from dreamda_aug.machine_paths import without_paths
 
 
 @dataclass(frozen=True)
@@ -51,39 +55,43 @@ class Summary:
     """The result of an expansion.
 
     Attributes:
-        root: the dataset's folder: its path, or what ``out_dir`` calls itself where that is no
-            folder of this machine, such as ``"s3://bucket/folder"``.
-        whole: whether it is finished; False where other processes are still at work.
+        out: the dataset's folder: its path, or a URL such as ``"s3://bucket/folder"``.
+        whole: whether it is finished; False if other processes are still at work.
         made: samples that this process made.
-        stats: counts of the whole dataset; None unless ``whole``.
+        stats: counts of the whole dataset, or None unless ``whole``.
         warnings: what a user should look into.
     """
 
-    root: Path | str
+    out: Path | str
     whole: bool
     made: int
     stats: Stats | None
     warnings: list[str]
 
 
+@dataclass(eq=False)
 class Expansion:
-    """A synthetic dataset to be made; planning decodes only images to calibrate on.
+    """A synthetic dataset to be made.
+
+    Constructing one lists the seed images and plans. The first use of `maker` or `metadata`, as in
+    `run`, loads the model, and calibrates it on a sample of the seed images if dials are None.
 
     Seed image, replica number and ``rng_seed`` decide every sample, and every batch is part of the
     plan. So files are the same byte for byte on the same kind of machine, for any number of
     processes and however often the work was interrupted. Inversions are neither read from nor
     written to a cache: its entries may come from batches of another shape, and differ in their
-    last bits. A seed image that equals an earlier one goes on with the numbers of its replicas, so
-    that they differ.
+    last bits. Duplicate seed images get distinct replica numbers, so their outputs differ.
 
     Args:
-        source: what `open_source` takes, or returns.
-        synthesizer: makes the images, or a `DreamDAugment`, for its synthesizer; its cache plays
-            no role. None: the bundled model.
-        expansion_ratio: synthetic images per seed image, >= 0; or one number per class name.
+        source: what `open_seed_images` takes: a folder, a list, a name, a dataset.
+        synthesizer: makes the images; or a `DreamDAugment`, for its synthesizer; or None for the
+            bundled model. Its cache plays no role.
+        expansion_ratio: synthetic images per seed image, >= 0; or numbers by class name, with 5
+            for the classes that it does not name.
         balance: see `count_replicas`.
-        only_classes: names of the classes to expand; None: all.
-        limit: the largest number of seed images to use, taken in turn from each class.
+        only_classes: names of the classes to expand, or None for all.
+        limit: the largest number of seed images to use, taken in turn from each class, or None for
+            all.
         image_format: ``"folder"`` (torchvision's ``ImageFolder``) or ``"webdataset"``.
         shard_samples: about how many samples go into a WebDataset shard.
         filters: what may object to an image.
@@ -91,12 +99,12 @@ class Expansion:
             and counted.
         strict: unreadable seed images, empty classes and repeated entries are errors; else they
             are left out and counted.
-        threads: CPU threads per process, where the model runs on the CPU: the last bits depend
+        threads: CPU threads per process, if the model runs on the CPU: the last bits depend
             on their number, so it is part of the plan. Several processes with one thread each are
             quicker than one with several.
-        license: the model's licence, for the card; None: as its folder states it.
-        calibrate: where dials are None, measure them on a sample of the source: once, since the
-            result lies beside the synthesizer's cache. False: take what `calibrate` found, or mild
+        license: the model's licence, for the card, or None for what its folder states.
+        calibrate: measure dials that are None on a sample of the source: once, since the result
+            lies beside the synthesizer's cache. False takes what `calibrate` found, or mild
             defaults.
 
     Raises:
@@ -104,85 +112,126 @@ class Expansion:
         FileNotFoundError: the source is not there.
     """
 
-    @checked
-    def __init__(
-        self,
-        source: str | Path | Dataset[Any] | Source,
-        synthesizer: Synthesizer | HasSynthesizer | None = None,
-        expansion_ratio: int | Mapping[str, int] = 5,
-        *,
-        balance: bool = False,
-        only_classes: Collection[str] | None = None,
-        limit: int | None = None,
-        image_format: ImageFormatName = "folder",
-        shard_samples: int = 1000,
-        filters: Sequence[Filter] = (),
-        keep_flagged: bool = False,
-        strict: bool = False,
-        threads: int = 1,
-        license: str | None = None,
-        calibrate: bool = True,
-    ):
-        shard_samples = whole("shard_samples", shard_samples, 1)
-        threads = whole("threads", threads, 1, 4095)
-        self.source = source if isinstance(source, Source) else open_source(source)
-        if strict and self.source.problems:
-            raise ValueError(f"strict: {'; '.join(self.source.problems)}.")
-        replicas = count_replicas(self.source, expansion_ratio, balance=balance,
-                                  only_classes=only_classes, limit=limit)
+    source: Any
+    synthesizer: Synthesizer | HasSynthesizer | None = None
+    expansion_ratio: int | Mapping[str, int] = DEFAULT_RATIO
+    _: KW_ONLY
+    balance: bool = False
+    only_classes: Collection[str] | None = None
+    limit: int | None = None
+    image_format: Literal["folder", "webdataset"] = "folder"
+    shard_samples: int = 1000
+    filters: Sequence[Filter] = ()
+    keep_flagged: bool = False
+    strict: bool = False
+    threads: int = 1
+    license: str | None = None
+    calibrate: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self._synthesizer = as_synthesizer(
+            Synthesizer() if self.synthesizer is None else self.synthesizer)
+        self.shard_samples = whole("shard_samples", self.shard_samples, 1)
+        self.threads = whole("threads", self.threads, 1, 4095)
+        self.images = open_seed_images(self.source).labeled()
+        if self.strict and self.images.problems:
+            raise ValueError(f"strict: {'; '.join(self.images.problems)}.")
+        names, classes = self._synthesizer.conditioner.class_names, self.images.classes
+        if names is not None and len(names) != len(classes):
+            raise ValueError(
+                f"class_names must name the source's {len(classes)} classes, got {len(names)}.")
+        replicas = count_replicas(
+            self.images, self.expansion_ratio, balance=self.balance,
+            only_classes=self.only_classes, limit=self.limit)
+        self.plan = Plan(replicas, whole("batch_size", self._synthesizer.batch_size, 1, MAX_BATCH))
+
+    @cached_property
+    def maker(self) -> BatchMaker:
+        """Makes the batches; the first use loads the model, and calibrates it."""
         join_processes()  # before the model is loaded: it chooses this process's device
-        synthesizer = as_synthesizer(
-            Synthesizer() if synthesizer is None else synthesizer)
-        self.plan = Plan(
-            replicas, whole("batch_size", synthesizer.batch_size, 1, MAX_BATCH))
-        self._batches_per_shard = max(1, shard_samples // self.plan.batch_size)
-        model = synthesizer.model
-        conditioned_on, condition_of = conditions(
-            self.source, synthesizer.conditioner, model, replicas)
-        calibration: Calibration | None = None
-        if calibrate:
+        synthesizer, images = self._synthesizer, self.images
+        model, chosen = synthesizer.model, [index for index, _ in self.plan.counts()]
+        self._conditions, condition_of = conditions_of(
+            images, synthesizer.conditioner, model, chosen)
+        self._calibration: Calibration | None = None
+        if self.calibrate:
             # all of them, however few are used; captions are known for those alone
-            usable = (range(len(self.source.labels))
-                      if synthesizer.conditioner.captions is None else replicas)
-            synthesizer, calibration = calibrated(synthesizer, self.source, usable, condition_of)
+            usable = range(len(images)) if synthesizer.conditioner.captions is None else chosen
+            synthesizer, self._calibration = calibrated(
+                synthesizer, images, usable, condition_of)
         elif not is_calibrated(synthesizer.requested_settings):
-            calibration = find_calibration(
+            self._calibration = find_calibration(
                 synthesizer.requested_settings, model, synthesizer.cache)
-        settings = synthesizer.settings
-        self.core = TensorSynthesizer(model, settings, batch_size=synthesizer.batch_size,
-                                      rng_seed=synthesizer.rng_seed)
-        # a model that runs through torch.compile wants batches of one shape
-        self.core.static_shapes = synthesizer.core.static_shapes
+        sampler = TensorSynthesizer(model, synthesizer.settings, rng_seed=synthesizer.rng_seed,
+                                    batch_size=synthesizer.batch_size)
+        sampler.static_shapes = synthesizer.core.static_shapes
         if synthesizer.keep_text_encoder is False:
-            prompts = {condition_of(index) for index in replicas}
-            model.embed_only([None, settings.source_prompt, *prompts])
-        self.maker = BatchMaker(self.source, self.core, condition_of, list(filters),
-                               keep_flagged=keep_flagged, strict=strict)
-        self.threads = threads if torch.device(model.device).type == "cpu" else None
-        # opens the same expansion in another process, with the dials that were measured here
-        self._again = partial(
-            Expansion, self.source, synthesizer, expansion_ratio, balance=balance,
-            only_classes=only_classes, limit=limit, image_format=image_format,
-            shard_samples=shard_samples, filters=filters, keep_flagged=keep_flagged,
-            strict=strict, threads=threads, license=license, calibrate=False)
-        asked = {
-            "expansion_ratio": (expansion_ratio if isinstance(expansion_ratio, int)
-                                else dict(sorted(expansion_ratio.items()))),
-            "balance": balance,
-            "only_classes": sorted(only_classes) if only_classes is not None else None,
-            "limit": limit,
-            "keep_flagged": keep_flagged,
+            prompts = {condition_of(index) for index in chosen}
+            model.embed_only([None, sampler.settings.source_prompt, *prompts])
+        self._synthesizer = synthesizer
+        return BatchMaker(images, sampler, condition_of, self.filters,
+                          keep_flagged=self.keep_flagged, strict=self.strict)
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """Everything that decides the dataset's files; the first use loads the model.
+
+        It is what `read_metadata` returns, but for paths and repeated seed images.
+        """
+        images, sampler = self.images, self.maker.sampler
+        model, settings, conditions = sampler.model, sampler.settings, self._conditions
+        embedded = None
+        if model.condition_kind == "text" and set(conditions) != {"captions"}:
+            # changes with the text encoder; of captions, an image's own record holds its own
+            digests = [model.condition_digest(text)
+                       for text in [settings.source_prompt, *conditions.values()]]
+            embedded = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        ratio, counts = self.expansion_ratio, Counter(images.labels)
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "samples": len(self.plan),
+            "batch_size": self.plan.batch_size,
+            "image_format": self.image_format,
+            "batches_per_shard": max(1, self.shard_samples // self.plan.batch_size)
+            if self.image_format == "webdataset" else None,
+            "expansion": {
+                "expansion_ratio": dict(sorted(ratio.items())) if isinstance(ratio, Mapping)
+                else ratio,
+                "balance": self.balance,
+                "only_classes": None if self.only_classes is None else sorted(self.only_classes),
+                "limit": self.limit,
+                "keep_flagged": self.keep_flagged,
+            },
+            "filters": [each.describe() for each in self.filters],
+            "settings": settings_to_json(settings),
+            "calibration": self._calibration and self._calibration.facts(),
+            "rng_seed": sampler.rng_seed,
+            "conditions": conditions,
+            "model": model.fingerprint,
+            "schedule": sampler.schedule.digest(),
+            "embedded": embedded,
+            "device": torch.device(model.device).type,
+            "threads": self._cpu_threads,
+            "low_memory": model.low_memory,  # the VAE's batches change the last bits
+            "image_size": list(model.image_size),
+            "block_index": model.block_index,
+            "embedded_guidance": model.embedded_guidance,
+            "compile": sampler.static_shapes,
+            "versions": library_versions(),
+            "source": {
+                "images": len(images),
+                "digest": images.digest(),
+                "classes": {name: counts[label] for label, name in enumerate(images.classes)},
+                "problems": [without_paths(problem) for problem in images.problems],
+            },
+            LICENSE: without_paths(self.license or license_of(model.name)),
         }
-        self.facts = plan_metadata(
-            self.source, self.plan, self.core, asked, image_format=image_format,
-            batches_per_shard=self._batches_per_shard if image_format == "webdataset" else None,
-            filters=filters, calibration=calibration, conditioned_on=conditioned_on,
-            threads=self.threads)
-        self._license = license or license_of(self.core.model.name)
 
     def run(
         self,
-        out_dir: str | Path | OutputFolder,
+        out: str | Path | OutputFolder,
         *,
         new: bool = False,
         shard: tuple[int, int] | None = None,
@@ -195,13 +244,13 @@ class Expansion:
         changed is made again. Seed images that have changed since are refused.
 
         Args:
-            out_dir: the dataset's folder: empty, not there yet, or begun by the same expansion; a
-                path, or a place that fsspec knows, such as ``s3://bucket/folder``.
-            new: set an existing result aside (as ``OUT_DIR.old1``) and begin anew.
-            shard: (number, count) of this process among several; None: as ``accelerate launch``
-                says, else (0, 1).
+            out: the dataset's folder: empty, not there yet, or begun by the same expansion; a
+                path, or a URL that fsspec opens, such as ``s3://bucket/folder``.
+            new: set an existing result aside (as ``OUT.old1``) and begin anew.
+            shard: (number, count) of this process among several, or None for what ``accelerate
+                launch`` says, else (0, 1).
             progress: called after each batch.
-            engine: runs the batches, such as `RayEngine`; None: this process does.
+            engine: runs the batches, such as `RayEngine`, or None to run them in this process.
 
         Raises:
             ExpansionError: the folder holds something else, was begun with other settings or other
@@ -209,118 +258,124 @@ class Expansion:
             GenerationError: the model failed. What was made is kept.
         """
         started = time.perf_counter()
-        folder = open_folder(out_dir)
-        check_out(self.source, folder)
-        number, count = check_shard(shard) if shard is not None else join_processes()
-        if new:
-            with first_process_first(count, shard):
-                if number == 0 and folder.exists(PLAN):
-                    folder.set_aside()
-        mine = range(number, self.plan.units, count)
-        report = Report(progress, sum(map(self.plan.batch_length, mine)), started)
-        begun = Store(folder, self.plan, self._layout(folder)).begun()
-        self._number_replicas(
-            first_replicas(self.source, self.plan) if begun is None else begun.get("repeats", {}))
-        store = Store(folder, self.plan, self._layout(folder))
-        self._join(store)
-        was_whole = store.is_whole()
-        if was_whole:
-            state = self._check(store, mine, report)
-            if state.sound and not state.again:
-                return self._close(store, 0, state)
-        with store.claim(number, count):
-            if not was_whole:
-                state = self._check(store, mine, report)
+        folder = out if isinstance(out, OutputFolder) else OutputFolder(out)
+        check_out(self.images, folder)
+        number, count = join_processes() if shard is None else shard
+        if not 0 <= number < count:
+            raise ValueError(f"shard must be (number, count) with number < count, got {shard}.")
+        if new and shard is not None and count > 1:
+            raise ValueError(
+                "new: set the old result aside with one process, then start the shards.")
+        with first_process_first(count if new else 1):
+            if new and number == 0 and folder.exists(PLAN):
+                folder.set_aside()
+        store = self._join(folder)
+        mine, length = range(number, self.plan.batches, count), self.plan.batch_length
+        total, made = sum(map(length, mine)), 0
+
+        def report(done: int, stage: Literal["checking", "making"] = "making") -> None:
+            if progress:
+                progress(Progress(done, total, made, time.perf_counter() - started, stage))
+
+        def check() -> State:
+            return store.check(mine, SeedCheck(self.images, str(folder)),
+                               lambda done: report(done, "checking"))
+
+        complete = store.is_complete()
+        state = check() if complete else State()
+        if complete and state.sound and not state.again:
+            return self._close(store, 0, state)
+        with folder.lock(f"{WORK}/lock-{number}-of-{count}") as mine_alone:
+            if not mine_alone:
+                raise ExpansionError(
+                    f"{folder}: another process is at work here as number {number} of {count}; "
+                    "wait for it, or give each process its own --shard."
+                )
+            if not complete:
+                state = check()
             if not state.sound or state.again:
                 store.reopen(state)
-            return self._work(store, mine, state, report, engine)
+            # what is made again may belong to another process, whose file was lost with ours
+            pending = [batch for batch in sorted({*mine, *state.again}) if batch not in state.done]
+            before = sum(map(length, state.done))
+            report(before)
 
-    def _number_replicas(self, first: dict[str, int]) -> None:
-        """Let seed images that equal an earlier one go on with the numbers of its replicas."""
-        self.facts["repeats"] = first
-        self.plan = self.plan.beginning_at({int(index): each for index, each in first.items()})
+            def done(batch: int) -> None:
+                nonlocal made
+                made += length(batch)
+                report(before + made)
 
-    def _join(self, store: Store) -> None:
-        changed = store.join(self.facts | {WHERE: self._places(store.folder)})
+            if engine is not None and pending:
+                # with the dials that were measured here
+                again = replace(self, source=self.images, synthesizer=self._synthesizer,
+                                calibrate=False)
+                engine.run(Job(partial(_open_elsewhere, again, folder, store.metadata),
+                               pending, done, self._cpu_threads))
+            else:
+                with cpu_threads(self._cpu_threads):
+                    self._prepare(pending)
+                    for batch in pending:
+                        self._make(batch, store)
+                        done(batch)
+            return self._close(store, made, state)
+
+    @property
+    def _cpu_threads(self) -> int | None:
+        device = torch.device(self.maker.sampler.model.device)
+        return self.threads if device.type == "cpu" else None
+
+    def _join(self, folder: OutputFolder) -> Store:
+        """The dataset's folder, begun or joined; ExpansionError if it was begun otherwise."""
+        begun = read_begun(folder)
+        first = first_replicas(self.images, self.plan) if begun is None else begun["repeats"]
+        paths = paths_from(folder, self.images, self.maker.sampler.model)
+        store = self._store(folder, self.metadata | {"repeats": first, PATHS: paths})
+        changed = store.join()
         if len(changed) == 1 and changed[0].startswith("source.digest"):
             # one of these is of another size: say which
-            store.check(range(self.plan.units), SeedCheck(self.source, str(store.folder)))
+            store.check(range(self.plan.batches), SeedCheck(self.images, str(folder)))
         if changed:
             raise ExpansionError(
-                f"{store.folder} was begun with other settings: {'; '.join(changed)}. Use the old "
+                f"{folder} was begun with other settings: {'; '.join(changed)}. Use the old "
                 "ones, another --out, or --new, which sets the old result aside."
             )
+        return store
 
-    def _check(self, store: Store, mine: Sequence[int], report: Report) -> State:
-        return store.check(mine, SeedCheck(self.source, str(store.folder)), report.checked)
-
-    def _work(
-        self, store: Store, mine: Sequence[int], state: State, report: Report,
-        engine: Engine | None,
-    ) -> Summary:
-        # what is made again may belong to another process, whose file was lost with ours
-        pending = [unit for unit in sorted({*mine, *state.again}) if unit not in state.done]
-        made = 0
-        report.begin(sum(map(self.plan.batch_length, state.done)))
-
-        def done(unit: int) -> None:
-            nonlocal made
-            made += self.plan.batch_length(unit)
-            report.made(made)
-
-        if engine is not None and pending:
-            engine.run(Job(partial(_open_elsewhere, self._again, store.folder, self.facts),
-                           pending, done, self.threads))
-            return self._close(store, made, state)
-        with cpu_threads(self.threads):
-            self._prepare(pending)
-            for unit in pending:
-                self._make(unit, store)
-                done(unit)
-        return self._close(store, made, state)
+    def _store(self, folder: OutputFolder, metadata: dict[str, Any]) -> Store:
+        first = {int(index): replica for index, replica in metadata["repeats"].items()}
+        return Store(folder, metadata, self.plan.beginning_at(first))
 
     def _prepare(self, pending: Sequence[int]) -> None:
-        for each in self.maker.filters if pending else ():
-            each.prepare(self.source, self.core.model)
+        for each in self.filters if pending else ():
+            each.prepare(self.images, self.maker.sampler.model)
 
-    def _make(self, unit: int, store: Store) -> None:
-        samples, skipped = self.maker.make(unit, self.plan.unit(unit), store.layout)
-        store.commit(unit, samples, skipped)
+    def _make(self, batch: int, store: Store) -> None:
+        samples, skipped = self.maker.make(batch, store.plan.batch(batch), store.layout)
+        store.commit(batch, samples, skipped)
 
     def _close(self, store: Store, made: int, state: State) -> Summary:
-        folder, facts = store.folder, self.facts | {WHERE: self._places(store.folder)}
-
-        def describe(stats: Stats, merged: bool) -> None:
-            if not folder.exists(CARD):  # one that is there may be a user's by now
-                folder.write(CARD, [dataset_card(facts, stats).encode()])
-            if merged or not all(map(folder.exists, exports_of(facts))):
-                write_exports(folder, facts)
-
-        stats = store.finish(describe)
-        if stats is not None and self.maker.strict and stats.unreadable:
+        stats = store.finish()
+        if stats is not None and self.strict and stats.unreadable:
             raise ExpansionError(
-                f"strict: {sum(stats.unreadable.values())} images were left out by an earlier run "
+                f"strict: {stats.unreadable.total()} images were left out by an earlier run "
                 "without strict; see skipped.jsonl."
             )
-        warnings = self.source.problems + state.warnings() + (stats.warnings() if stats else [])
-        root = folder.root if isinstance(folder, LocalFolder) else str(folder)
-        return Summary(root, stats is not None, made, stats, warnings)
-
-    def _places(self, folder: OutputFolder) -> dict[str, Any]:
-        return paths_from(folder, self.source, self.core.model) | {"license": self._license}
-
-    def _layout(self, folder: OutputFolder) -> Layout:
-        if self.facts["image_format"] == "folder":
-            return FolderLayout(folder, self.source.classes)
-        return ShardLayout(folder, self._batches_per_shard)
+        warnings = list(self.images.problems)
+        if state.damaged:
+            warnings.append(
+                f"{len(state.damaged)} files were missing or were not as they had been written "
+                f"(such as {state.damaged[0]}); they are made again.")
+        warnings += stats.warnings(self.images.classes) if stats else []
+        out = store.folder.path or str(store.folder)
+        return Summary(out, stats is not None, made, stats, warnings)
 
 
 @checked
 def expand(
-    source: str | Path | Dataset[Any] | Source,
-    out_dir: str | Path | OutputFolder,
+    source: Any,
+    out: str | Path | OutputFolder,
     synthesizer: Synthesizer | HasSynthesizer | None = None,
-    expansion_ratio: int | Mapping[str, int] = 5,
+    expansion_ratio: int | Mapping[str, int] = DEFAULT_RATIO,
     *,
     new: bool = False,
     shard: tuple[int, int] | None = None,
@@ -328,7 +383,7 @@ def expand(
     engine: Engine | None = None,
     **options: Any,
 ) -> Summary:
-    """Write a synthetic dataset, or go on where an interrupted run stopped.
+    """Write a synthetic dataset, or resume one that was interrupted.
 
     ``expand("train", "train_synthetic", Synthesizer(), 5)`` is the whole job. All arguments are
     those of `Expansion` and of its `run`.
@@ -336,29 +391,28 @@ def expand(
     Source: Fu et al. 2024, arXiv:2403.12803; the planning and record-keeping are ours.
     """
     expansion = Expansion(source, synthesizer, expansion_ratio, **options)
-    return expansion.run(out_dir, new=new, shard=shard, progress=progress, engine=engine)
+    return expansion.run(out, new=new, shard=shard, progress=progress, engine=engine)
 
 
 def _open_elsewhere(
-    again: Callable[[], Expansion], folder: OutputFolder, facts: dict[str, Any]
+    expansion: Expansion, folder: OutputFolder, metadata: dict[str, Any]
 ) -> Callable[[int], None]:
-    """What makes a unit and writes it, in another process than the one that planned it."""
-    expansion = again()
-    expansion.facts["calibration"] = facts["calibration"]
-    expansion._number_replicas(facts["repeats"])
-    changed = differences(facts, expansion.facts)
+    """What makes a batch and writes it, in another process than the one that planned it."""
+    own = expansion.metadata | {name: metadata[name] for name in ("calibration", "repeats", PATHS)}
+    changed = differences(metadata, own)
     if changed:
         raise ExpansionError(
             f"{folder}: a process on another machine would make other images: "
             f"{'; '.join(changed)}. Every machine needs the same versions, model and seed images."
         )
-    store = Store(folder, expansion.plan, expansion._layout(folder))
-    if store.begun() is None:
+    if read_begun(folder) is None:
         raise ExpansionError(
             f"{folder}: a process on another machine does not see this folder; give one that all "
             "machines share."
         )
-    if expansion.threads is not None:
-        torch.set_num_threads(expansion.threads)
+    threads = expansion._cpu_threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     expansion._prepare([0])
-    return lambda unit: expansion._make(unit, store)
+    store = expansion._store(folder, metadata)
+    return lambda batch: expansion._make(batch, store)

@@ -2,59 +2,37 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from typing import Any
 
 from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
-from dreamda_aug.expansion.metadata import WHERE
-from dreamda_aug.expansion.output import OutputFolder, sha256_of
+from dreamda_aug.expansion.metadata import LICENSE
+from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import read_numbered
 
 METADATA, CROISSANT = "metadata.jsonl", "croissant.json"
-
-# The context that every Croissant 1.0 file carries; https://docs.mlcommons.org/croissant/.
-_CONTEXT = {
-    "@language": "en", "@vocab": "https://schema.org/", "sc": "https://schema.org/",
-    "cr": "http://mlcommons.org/croissant/", "rai": "http://mlcommons.org/croissant/RAI/",
-    "dct": "http://purl.org/dc/terms/",
-    **{name: f"cr:{name}" for name in (
-        "column", "dataType", "extract", "field", "fileProperty", "fileObject", "fileSet", "format",
-        "includes", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references",
-        "regex", "repeated", "replace", "separator", "source", "subField", "transform",
-        "isLiveDataset", "citeAs")},
-    "conformsTo": "dct:conformsTo",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-}
-# Columns of the manifest that a record of the dataset has, and their types.
-_COLUMNS = {
-    "id": ("sc:Text", "Name of the sample."),
-    "file": ("sc:Text", "The image, relative to the dataset's folder; NAME.tar/FILE in shards."),
-    "label": ("sc:Integer", "Number of the seed image's class."),
-    "class_name": ("sc:Text", "Name of that class."),
-    "seed_path": ("sc:Text", "The real image that this one was made from."),
-    "replica": ("sc:Integer", "Number among the images made from it."),
-    "distance": ("sc:Float", "Root mean square distance from it, over pixels in [0, 1]."),
+# What images are, by format of the dataset.
+_IMAGES = {
+    "folder": {"description": "PNG files in a folder for each class.",
+               "encodingFormat": "image/png", "includes": "*/*.png"},
+    "webdataset": {"description": "Tar files of ID.png, ID.cls and ID.json.",
+                   "encodingFormat": "application/x-tar", "includes": "shard-*.tar"},
 }
 
 
-def exports_of(facts: Mapping[str, Any]) -> list[str]:
-    """Names of the files that a dataset has for other programs."""
-    return [METADATA, CROISSANT] if facts["image_format"] == "folder" else [CROISSANT]
-
-
-def write_exports(folder: OutputFolder, facts: Mapping[str, Any]) -> None:
-    """Write both files of a finished dataset; the same bytes whenever it is done.
+def exports_of(metadata: Mapping[str, Any]) -> list[str]:
+    """Names of the files that a dataset has for other programs.
 
     ``metadata.jsonl`` is for class folders alone: shards carry their labels themselves.
-
-    Args:
-        folder: the dataset's.
-        facts: what `read_metadata` returns.
     """
-    if facts["image_format"] == "folder":
+    return [METADATA, CROISSANT] if metadata["image_format"] == "folder" else [CROISSANT]
+
+
+def write_exports(folder: OutputFolder, metadata: Mapping[str, Any]) -> None:
+    """Write these files for a finished dataset; the same bytes whenever it is done."""
+    if METADATA in exports_of(metadata):
         folder.write(METADATA, metadata_lines(folder))
-    text = json.dumps(croissant(folder, facts), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(croissant(folder, metadata), indent=2, ensure_ascii=False) + "\n"
     folder.write(CROISSANT, [text.encode()])
 
 
@@ -69,50 +47,19 @@ def metadata_lines(folder: OutputFolder) -> Iterator[bytes]:
             yield json.dumps(columns, separators=(",", ":")).encode() + b"\n"
 
 
-def croissant(folder: OutputFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
+def croissant(folder: OutputFolder, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The dataset as Croissant 1.0 describes one: its files, and a record for each image."""
-    in_folders = facts["image_format"] == "folder"
-    classes = list(facts["source"]["classes"])
+    classes = list(metadata["source"]["classes"])
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    digest = sha256_of(folder, MANIFEST)
-    return {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "name": "synthetic-images",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
+    template = files("dreamda_aug.expansion") / "templates" / CROISSANT
+    found: dict[str, Any] = json.loads(template.read_text("utf-8"))
+    manifest, images = found["distribution"]
+    manifest["sha256"] = folder.digest(MANIFEST)
+    images |= _IMAGES[metadata["image_format"]]
+    return found | {
+        "license": metadata[LICENSE],
         "description": (
             f"Synthetic images of {len(classes)} classes ({shown}), made from "
-            f"{facts['source']['images']} real images with dreamda_aug. They carry the label of "
+            f"{metadata['source']['images']} real images with dreamda_aug. They carry the label of "
             "the image that they were made from."),
-        "keywords": ["synthetic"],
-        "license": str(facts[WHERE].get("license", "not stated")),
-        "version": "1.0.0",
-        "isLiveDataset": False,
-        "rai:dataCollection": "Every image is synthetic: generated by a diffusion model.",
-        "distribution": [
-            {
-                "@type": "cr:FileObject", "@id": MANIFEST, "name": MANIFEST,
-                "description": "A line of JSON for each image.", "contentUrl": MANIFEST,
-                "encodingFormat": "application/jsonlines", "sha256": digest,
-            },
-            {
-                "@type": "cr:FileSet", "@id": "images", "name": "images",
-                "description": ("PNG files in a folder for each class." if in_folders else
-                                "Tar files of ID.png, ID.cls and ID.json."),
-                "encodingFormat": "image/png" if in_folders else "application/x-tar",
-                "includes": "*/*.png" if in_folders else "shard-*.tar",
-            },
-        ],
-        "recordSet": [{
-            "@type": "cr:RecordSet", "@id": "samples", "name": "samples",
-            "description": "The images.", "key": {"@id": "samples/id"},
-            "field": [
-                {
-                    "@type": "cr:Field", "@id": f"samples/{column}", "name": column,
-                    "description": meaning, "dataType": kind,
-                    "source": {"fileObject": {"@id": MANIFEST}, "extract": {"column": column}},
-                }
-                for column, (kind, meaning) in _COLUMNS.items()
-            ],
-        }],
     }

@@ -4,34 +4,37 @@ Source: ours, on the measures of `dreamda_aug.metrics.distances`.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.expansion.seed_images import Unreadable, read_storable
-from dreamda_aug.inputs.images import fit_to
-from dreamda_aug.inputs.sources import Source
+from dreamda_aug.bundled import fashion_mnist_judge
+from dreamda_aug.expansion.seeds import Unreadable, read_seed
+from dreamda_aug.files import read_file, regular_file
+from dreamda_aug.inputs.pixels import fit_to
+from dreamda_aug.inputs.seed_images import SeedImages
+from dreamda_aug.machine_paths import without_paths
+from dreamda_aug.metrics.classifier_files import IMAGENET_MEAN, IMAGENET_STD, build_classifier
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.models import DiffusionModel
 
-_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
 
 class Batch(NamedTuple):
-    """A unit's images, as filters see them.
+    """Images of a batch, as filters see them.
 
     Attributes:
         images: synthetic images, (B, C, H, W) in [0, 1], on the CPU.
         seed_images: the seed image of each, same shape.
         seed_index: number of each one's seed image in the source.
         labels: the label of each.
-        events: what the generator's guards did for each.
+        events: what the guards did for each.
     """
 
     images: Tensor
@@ -53,37 +56,93 @@ class Filter(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What the answer depends on, as JSON; it belongs to the settings of a dataset."""
-        ...
+        return {"name": self.name, **vars(self)}
 
-    def prepare(self, source: Source, model: DiffusionModel) -> None:
+    def prepare(self, images: SeedImages, model: DiffusionModel) -> None:
         """Called once before the first batch."""
-        ...
+        return
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
         """A score for each image, and whether the filter objects to it."""
         ...
 
 
-@dataclass
-class GuardEvents:
+class GuardEvents(Filter):
     """Objects to images that a guard replaced by their seed image. The score is 1 for these."""
 
     name = "guard"
 
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-    def prepare(self, source: Source, model: DiffusionModel) -> None:
-        """Nothing is needed."""
-
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        replaced = [bool({"replaced", "unsafe"} & set(events)) for events in batch.events]
+        replaced = [not {"replaced", "unsafe"}.isdisjoint(events) for events in batch.events]
         return [float(each) for each in replaced], replaced
 
 
 @dataclass
-class LabelAgreement:
-    """Objects where a classifier gives an image another class than its seed's.
+class SeedCopy(Filter):
+    """Objects to what hardly differs from its own seed image: the perturbation is too weak.
+
+    The score is the root mean square pixel distance, in [0, 1].
+
+    Args:
+        threshold: >= 0; 0.02 is about 5 of 255 grey levels [ours].
+    """
+
+    threshold: float = 0.02
+    name = "seed-copy"
+
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        distance = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt()
+        return distance.tolist(), (distance < self.threshold).tolist()
+
+
+@dataclass
+class OtherImageCopy(Filter):
+    """Objects to what looks like a copy of a training image other than the seed image.
+
+    The score is the distance to the nearest other seed image, in units of the median such
+    distance between real images; 1 is as far apart as real neighbours are. An image is a copy if
+    it lies below ``threshold`` while its own seed image does not.
+
+    Args:
+        threshold: >= 0 [ours].
+        size: side of the pictures that are compared, in pixels.
+    """
+
+    threshold: float = 0.3
+    size: int = 16
+    name = "copy"
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "threshold": self.threshold, "size": self.size}
+
+    def prepare(self, images: SeedImages, model: DiffusionModel) -> None:
+        rows = {}
+        for index in range(len(images)):
+            with suppress(Unreadable):  # counted when its turn comes
+                rows[index] = self._features(fit_to(read_seed(images, index).values, model))
+        if len(rows) < 2:
+            raise ValueError("the copy filter needs at least 2 readable seed images.")
+        self._training = torch.cat(list(rows.values()))
+        self._row = {index: row for row, index in enumerate(rows)}
+        spacing, _ = nearest(self._training, self._training, exclude=torch.arange(len(rows)))
+        self._scale = max(spacing.median().item(), 1e-12)
+
+    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
+        own = torch.tensor([self._row[index] for index in batch.seed_index])
+        distance, other = nearest(self._features(batch.images), self._training, exclude=own)
+        between = (self._training[own] - self._training[other]).double().norm(dim=1)
+        scores = distance / self._scale
+        copies = (scores < self.threshold) & (between / self._scale >= self.threshold)
+        return scores.tolist(), copies.tolist()
+
+    def _features(self, images: Tensor) -> Tensor:
+        small: Tensor = F.resize(images.float(), [self.size, self.size], antialias=True)
+        return small.flatten(1)
+
+
+@dataclass
+class LabelAgreement(Filter):
+    """Objects if a classifier gives an image another class than its seed's.
 
     The score is the classifier's probability of the seed's class.
 
@@ -98,10 +157,7 @@ class LabelAgreement:
     name = "label"
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "classifier": self.identity}
-
-    def prepare(self, source: Source, model: DiffusionModel) -> None:
-        """Nothing is needed."""
+        return {"name": self.name, "classifier": without_paths(self.identity)}
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
@@ -122,97 +178,23 @@ class LabelAgreement:
         labels = torch.tensor(batch.labels)
         if labels.max() >= logits.shape[1]:
             raise ValueError(
-                f"the classifier knows {logits.shape[1]} classes, the source has label "
+                f"the classifier has {logits.shape[1]} classes, the source has label "
                 f"{labels.max().item()}."
             )
         scores = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return scores.tolist(), (logits.argmax(1) != labels).tolist()
 
 
-@dataclass
-class OtherImageCopy:
-    """Objects to what looks like a copy of a training image other than the seed image.
-
-    The score is the distance to the nearest other seed image, in units of the median such
-    distance between real images; 1 is as far apart as real neighbours are. An image is a copy if
-    it lies below ``threshold`` while its own seed image does not.
-
-    Args:
-        threshold: >= 0 [ours].
-        size: side of the pictures that are compared, in pixels.
-    """
-
-    threshold: float = 0.3
-    size: int = 16
-    name = "copy"
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "threshold": self.threshold, "size": self.size}
-
-    def prepare(self, source: Source, model: DiffusionModel) -> None:
-        rows, indices = [], []
-        for index in range(len(source.labels)):
-            try:
-                pixels = read_storable(source, index)
-            except Unreadable:
-                continue  # counted when its turn comes
-            rows.append(self._features(fit_to(pixels.values, model)))
-            indices.append(index)
-        if len(rows) < 2:
-            raise ValueError("the copy filter needs at least 2 readable seed images.")
-        self._training = torch.cat(rows)
-        self._row = {index: row for row, index in enumerate(indices)}
-        every = torch.arange(len(rows))
-        spacing = nearest(self._training, self._training, exclude=every)[0]
-        self._scale = max(spacing.median().item(), 1e-12)
-
-    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        own = torch.tensor([self._row[index] for index in batch.seed_index])
-        distance, other = nearest(self._features(batch.images), self._training, exclude=own)
-        between = (self._training[own] - self._training[other]).double().norm(dim=1)
-        scores = distance / self._scale
-        copies = (scores < self.threshold) & (between / self._scale >= self.threshold)
-        return scores.tolist(), copies.tolist()
-
-    def _features(self, images: Tensor) -> Tensor:
-        small: Tensor = F.resize(images.float(), [self.size, self.size], antialias=True)
-        return small.flatten(1)
-
-
-@dataclass
-class SeedCopy:
-    """Objects to what hardly differs from its own seed image: the perturbation is too weak.
-
-    The score is the root mean square pixel distance, in [0, 1].
-
-    Args:
-        threshold: >= 0; 0.02 is about 5 of 255 grey levels [ours].
-    """
-
-    threshold: float = 0.02
-    name = "seed-copy"
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "threshold": self.threshold}
-
-    def prepare(self, source: Source, model: DiffusionModel) -> None:
-        """Nothing is needed."""
-
-    def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        distance = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt()
-        return distance.tolist(), (distance < self.threshold).tolist()
-
-
-def open_filter(text: str, class_count: int) -> Filter:
+def open_filter(text: str) -> Filter:
     """The filter that a word of the command line stands for.
 
     Args:
         text: ``"guard"``, ``"copy"`` or ``"seed-copy"``, the last two also with a threshold as in
             ``"copy=0.2"``; or ``"label=CLASSIFIER"``, where the classifier is ``bundled``, a
             TorchScript file (.pt), an ONNX file (.onnx), or ``ARCHITECTURE:WEIGHTS.safetensors``
-            with an architecture of torchvision, which sees images of 224 pixels, normalised as for
-            ImageNet. TorchScript files are programs: take them only from where you trust.
-        class_count: number of classes of the source.
+            with an architecture of torchvision or timm, which sees images of 224 pixels,
+            normalised as for ImageNet. TorchScript files are programs: take them only from where
+            you trust.
 
     Raises:
         ValueError: there is no such filter.
@@ -234,51 +216,54 @@ def open_filter(text: str, class_count: int) -> Filter:
     if text == "guard":
         return GuardEvents()
     if name == "label" and value:
-        return LabelAgreement(*_open_classifier(value, class_count))
+        classifier = _OpenedClassifier(value)
+        return LabelAgreement(classifier, classifier.identity)
     raise ValueError(f"filter must be guard, copy, seed-copy or label=CLASSIFIER, got {text!r}.")
 
 
-def _open_classifier(text: str, class_count: int) -> tuple[Callable[[Tensor], Tensor], str]:
+class _OpenedClassifier:
+    """A classifier in a file; another process opens it anew, since its program has no pickle."""
+
+    def __init__(self, text: str):
+        self._text, self.identity = text, "bundled"
+        self._classify: Callable[[Tensor], Tensor] = _open_classifier(text)
+        if text != "bundled":
+            architecture, colon, path = text.rpartition(":")
+            digest = hashlib.sha256(read_file(path, sys.maxsize)).hexdigest()
+            self.identity = f"{architecture}{colon}{digest}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._classify(images)
+
+    def __reduce__(self) -> tuple[type["_OpenedClassifier"], tuple[str]]:
+        return _OpenedClassifier, (self._text,)
+
+
+def _open_classifier(text: str) -> Callable[[Tensor], Tensor]:
     if text == "bundled":
-        from dreamda_aug.bundled import fashion_mnist_judge
-
-        return fashion_mnist_judge(), "bundled"
-    architecture, colon, weights = text.rpartition(":")
-    path = Path(weights if colon else text)
-    if not path.is_file():
+        return fashion_mnist_judge()
+    architecture, _, name = text.rpartition(":")
+    path = Path(name)
+    if not path.exists():
         raise FileNotFoundError(f"{path}: expected a classifier's file, found none.")
-    identity = f"{architecture}{colon}{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    regular_file(path)
+    if path.suffix == ".safetensors" and architecture:
+        model = build_classifier(architecture, path)
+        return lambda images: model(F.normalize(
+            # what torchvision's own classifiers were trained on
+            F.resize(images.expand(-1, 3, -1, -1), [224, 224], antialias=True),
+            IMAGENET_MEAN, IMAGENET_STD))
+    if path.suffix == ".onnx":
+        return _open_onnx(path)
+    if path.suffix not in (".pt", ".ts", ".torchscript"):
+        raise ValueError(
+            f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors."
+        )
     try:
-        if path.suffix == ".safetensors" and architecture:
-            return _open_torchvision_model(architecture, path, class_count), identity
-        if path.suffix == ".onnx":
-            return _open_onnx(path), identity
-        if path.suffix in (".pt", ".ts", ".torchscript"):
-            return torch.jit.load(str(path), map_location="cpu").eval(), identity
-    except (RuntimeError, SafetensorError) as error:
+        program: Callable[[Tensor], Tensor] = torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
-    raise ValueError(
-        f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors."
-    )
-
-
-def _open_torchvision_model(
-    architecture: str, path: Path, class_count: int
-) -> Callable[[Tensor], Tensor]:
-    from safetensors.torch import load_file
-    from torchvision.models import get_model
-
-    model = get_model(architecture, weights=None, num_classes=class_count)
-    model.load_state_dict(load_file(path))
-    model.eval()
-
-    def classify(images: Tensor) -> Tensor:
-        # what torchvision's own classifiers were trained on
-        colour = F.resize(images.expand(-1, 3, -1, -1), [224, 224], antialias=True)
-        logits: Tensor = model(F.normalize(colour, _IMAGENET_MEAN, _IMAGENET_STD))
-        return logits
-
-    return classify
+    return program
 
 
 def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""The record of a synthetic dataset: one JSON line per image, and how such lines are read."""
+"""What is on record for each planned sample: a line of the manifest, or of what was left out."""
 
 import hashlib
 import json
@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.metadata import local_dataset
-from dreamda_aug.files import parse_json, read_lines, shorten
+from dreamda_aug.files import local_path, parse_json, read_lines, shorten
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.models import Condition
 from dreamda_aug.version import __version__
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, SKIPPED = "manifest.jsonl", "skipped.jsonl"
 # The largest batch that a dataset may be made in.
 MAX_BATCH = 65_536
 
@@ -36,22 +35,24 @@ class ManifestLine:
 
     Attributes:
         id: number of the seed image and of the replica, such as ``"00000012_0003"``.
-        file: the image's path in the dataset's folder, with "/"; for shards ``SHARD.tar/ID.png``.
+        file: path of the image in the dataset's folder, with "/"; for shards ``SHARD.tar/ID.png``.
         class_name: the class, as the source spells it.
         label: its number in the source's order.
         seed_index: number of the seed image in the source.
-        seed_path: its path in the source, or ``"#12"`` where the source has no files.
+        seed_path: its path in the source, or ``"#12"`` if the source has no files.
         seed_digest: SHA-256 of its pixels, as `image_digest` gives it.
         replica: number of the replica; with ``rng_seed``, ``epoch`` and ``seed_digest`` it decides
             all randomness of the image.
-        epoch: 0; `AugmentedDataset` counts on from there.
-        rng_seed: as given to the generator.
+        epoch: 0; `AugmentedDataset` continues from there.
+        rng_seed: as given to the synthesizer.
         condition: what the model was conditioned on: a prompt, a class index, or null.
-        unit: number of the batch that it was made in.
+        batch: number of the batch that it was made in.
         row: its row in that batch.
         layout: first replica and number of replicas of each seed image in that batch. The last
             bits of a result depend on the shape of its batch, so this belongs to the recipe.
-        settings: the generator's settings.
+        batch_size: rows that passed the denoiser together; fewer than the batch has if memory ran
+            out.
+        settings: the synthesizer's settings.
         model: the model's fingerprint.
         versions: of the libraries that took part.
         pixels: SHA-256 of the image's mode, size and pixels.
@@ -59,8 +60,9 @@ class ManifestLine:
             [0, 1].
         scores: what each filter measured.
         flags: names of the filters that object.
-        events: what the generator's guards did, such as ``"retried"``; empty: nothing.
-        seed_file_digest: SHA-256 of the seed image's file; empty where the source has no files.
+        events: what the guards did, such as ``"retried"``; empty if nothing.
+        loss: what the PNG file does not keep of an image like the seed image; empty if nothing.
+        seed_file_digest: SHA-256 of the seed image's file; empty if the source has no files.
         file_digest: SHA-256 of the image's own file. Stands in the manifest alone: no file holds
             its own digest.
     """
@@ -76,9 +78,10 @@ class ManifestLine:
     epoch: int
     rng_seed: int
     condition: Condition
-    unit: int
+    batch: int
     row: int
     layout: list[list[int]]
+    batch_size: int
     settings: dict[str, Any]
     model: str
     versions: dict[str, str]
@@ -87,6 +90,7 @@ class ManifestLine:
     scores: dict[str, float] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    loss: str = ""
     seed_file_digest: str = ""
     file_digest: str = field(default="", compare=False)
 
@@ -98,11 +102,11 @@ class ManifestLine:
         return json.dumps(data, separators=(",", ":"))
 
     def in_image(self) -> str:
-        """The same as the image itself carries it."""
+        """The line as the image itself carries it."""
         return replace(self, file_digest="").to_json()
 
     def with_file(self, content: bytes) -> "ManifestLine":
-        """The same with the digest of the image's file."""
+        """The line with the digest of the image's file."""
         return replace(self, file_digest=hashlib.sha256(content).hexdigest())
 
     @classmethod
@@ -112,80 +116,78 @@ class ManifestLine:
         Raises:
             ExpansionError: it is something else; the message begins with ``where``.
         """
-        data = parse_json(text, where)
-        known = {f.name for f in fields(cls)}
-        # records of before 0.2 have no digests of files
-        if not known - _DIGESTS_OF_FILES <= set(data) <= known:
-            raise ExpansionError(
-                f"{where}: expected the fields of a manifest line; missing: "
-                f"{sorted(known - set(data))}, unknown: {shorten(sorted(set(data) - known))}."
-            )
-        for name, kinds in _KINDS.items():
-            if not isinstance(data[name], kinds) or isinstance(data[name], bool):
-                expected = " or ".join(kind.__name__ for kind in kinds)
-                raise ExpansionError(
-                    f"{where}: {name} must be {expected}, got {shorten(data[name])}."
-                )
-        for name in ("label", "seed_index", "replica", "epoch", "unit", "row"):
-            if data[name] < 0:
-                raise ExpansionError(f"{where}: {name} must be >= 0, got {data[name]}.")
-        for name in ("seed_digest", "pixels", *sorted(_DIGESTS_OF_FILES)):
-            digest = data.get(name, "")
-            if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)) and not (
-                digest == "" and name in _DIGESTS_OF_FILES
-            ):
-                raise ExpansionError(
-                    f"{where}: {name} must be 64 hexadecimal digits, got {shorten(digest)}."
-                )
-        parts = data["file"].replace("\\", "/").split("/")
-        if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in data["file"]:
-            raise ExpansionError(
-                f"{where}: file must lie in the dataset's folder, got {shorten(data['file'])}."
-            )
-        if not all(isinstance(text, str) for text in data["flags"] + data["events"]):
-            raise ExpansionError(f"{where}: flags and events must be lists of text.")
-        if not all(_is_number(score) for score in data["scores"].values()):
-            raise ExpansionError(f"{where}: scores must be numbers.")
-        if not _is_layout(data["layout"], data["row"]):
-            raise ExpansionError(
-                f"{where}: layout must list [first replica, count] and reach row {data['row']}, "
-                f"with {MAX_BATCH} rows at most, got {shorten(data['layout'])}."
-            )
-        return cls(**data)
+        line = _parse(cls, text, where)
+        if line.row >= sum(count for _, count in line.layout):
+            raise ExpansionError(f"{where}: layout must reach row {line.row}, got "
+                                 f"{shorten(line.layout)}.")
+        return line
 
 
-_DIGESTS_OF_FILES = {"seed_file_digest", "file_digest"}
-_KINDS = {
-    **dict.fromkeys(("id", "file", "class_name", "seed_path", "seed_digest", "model",
-                     "pixels"), (str,)),
-    **dict.fromkeys(("label", "seed_index", "replica", "epoch", "rng_seed", "unit", "row"), (int,)),
-    **dict.fromkeys(("settings", "versions", "scores"), (dict,)),
-    **dict.fromkeys(("layout", "flags", "events"), (list,)),
-    "condition": (str, int, type(None)),
-    "distance": (int, float),
-}
+@dataclass(frozen=True)
+class Skipped:
+    """A planned sample that is not in the dataset: a line of ``skipped.jsonl``.
+
+    Attributes:
+        batch: number of the batch that it was planned for.
+        id: as in `ManifestLine`, and so are the others.
+        skipped: why it is not there.
+        seed_digest: empty if the seed image is unreadable.
+    """
+
+    batch: int
+    id: str
+    seed_index: int
+    seed_path: str
+    skipped: str
+    seed_digest: str = ""
+    seed_file_digest: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line break."""
+        return json.dumps(vars(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "skipped line") -> "Skipped":
+        """Read what `to_json` wrote; raises as `ManifestLine.from_json` does."""
+        return _parse(cls, text, where)
 
 
-def read_manifest(path: str | Path) -> Iterator[ManifestLine]:
-    """The lines of a manifest, one at a time.
+# What a planned sample has become.
+Record = ManifestLine | Skipped
+
+
+def read_manifest(out: str | Path) -> Iterator[ManifestLine]:
+    """Read the lines of a manifest, one at a time.
 
     Args:
-        path: the file, or the folder that holds ``manifest.jsonl``.
+        out: the dataset's folder on this machine, or the manifest itself.
 
     Raises:
         FileNotFoundError: there is none.
         ExpansionError: a line is damaged; the message names file, line, expected and found.
-        ValueError: it is a URL.
     """
-    path = local_dataset(path)
+    path = local_dataset(out)
     path = path / MANIFEST if path.is_dir() else path
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{path}: expected a manifest, found none; an expansion that was interrupted writes it "
             "when the same command is run again."
         )
     for where, text in read_lines(path):
         yield ManifestLine.from_json(text, where)
+
+
+def read_skipped(out: str | Path) -> Iterator[Skipped]:
+    """Read what was left out of a dataset; nothing if there is no such file."""
+    path = local_dataset(out) / SKIPPED
+    if path.exists():
+        for where, text in read_lines(path):
+            yield Skipped.from_json(text, where)
+
+
+def local_dataset(out: str | Path) -> Path:
+    """Path of a dataset that is read; ValueError for a URL."""
+    return local_path(out, "the dataset's folder", "copy the dataset to this machine first")
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
@@ -202,13 +204,8 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 
 
 def settings_from_json(data: dict[str, Any]) -> Settings:
-    """What `settings_to_json` was given.
-
-    Raises:
-        ExpansionError: a value is of a class that is not ours, or breaks a rule.
-    """
-    # records of before 0.2 say nothing of these, and were made so
-    values: dict[str, Any] = {"solver": "ddim", "timestep_spacing": "scheduler"}
+    """What `settings_to_json` was given; ExpansionError if that cannot be made again."""
+    values: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, dict):
             kind = value.get("type")
@@ -217,8 +214,7 @@ def settings_from_json(data: dict[str, Any]) -> Settings:
                     f"settings: {name} is a {kind!r}, which cannot be made from its description; "
                     "pass the synthesizer that the dataset was made with."
                 )
-            arguments = {k: v for k, v in value.items() if k != "type"}
-            value = _build(_PARTS[kind], arguments)
+            value = _build(_PARTS[kind], {k: v for k, v in value.items() if k != "type"})
         values[name] = tuple(value) if isinstance(value, list) else value
     return _build(Settings, values)
 
@@ -241,16 +237,57 @@ def _build(cls: Callable[..., _T], values: dict[str, Any]) -> _T:
         raise ExpansionError(f"settings: cannot make {cls.__name__} from it: {error}") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _parse(cls: type[_T], text: str, where: str) -> _T:
+    data = parse_json(text, where)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # both are dataclasses
+    if not known - {"file_digest"} <= data.keys() <= known:
+        raise ExpansionError(
+            f"{where}: expected the fields of a {cls.__name__}; missing: "
+            f"{shorten(sorted(known - set(data)))}, unknown: {shorten(sorted(set(data) - known))}."
+        )
+    for name, value in data.items():
+        rule, holds = _RULES[name]
+        if not holds(value):
+            raise ExpansionError(f"{where}: {name} must be {rule}, got {shorten(value)}.")
+    return cls(**data)
 
 
-def _is_layout(layout: list[Any], row: int) -> bool:
-    pairs = all(
-        isinstance(pair, list) and len(pair) == 2
-        and all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
-        and pair[0] >= 0 and pair[1] >= 1
-        for pair in layout
-    )
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_digest(value: Any) -> bool:
+    return type(value) is str and re.fullmatch("([0-9a-f]{64})?", value) is not None
+
+
+def _lies_inside(file: Any) -> bool:
+    parts = file.replace("\\", "/").split("/") if type(file) is str else [""]
+    return ".." not in parts and parts[0] != "" and ":" not in parts[0] and "\0" not in file
+
+
+def _is_layout(value: Any) -> bool:
     # a batch is made as a whole: what is larger than any is damage
-    return pairs and row < sum(count for _, count in layout) <= MAX_BATCH
+    return type(value) is list and all(
+        type(pair) is list and len(pair) == 2 and all(map(_is_count, pair)) for pair in value
+    ) and sum(count for _, count in value) <= MAX_BATCH
+
+
+# For each field: what it must be, for the message, and whether a value is.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("id", "class_name", "seed_path", "model", "loss", "skipped"),
+                    ("text", lambda value: type(value) is str)),
+    **dict.fromkeys(("label", "seed_index", "replica", "epoch", "batch", "row", "batch_size"),
+                    ("an integer >= 0", _is_count)),
+    **dict.fromkeys(("seed_digest", "seed_file_digest", "file_digest", "pixels"),
+                    ("64 hexadecimal digits or empty", _is_digest)),
+    **dict.fromkeys(("settings", "versions"), ("an object", lambda value: type(value) is dict)),
+    **dict.fromkeys(("flags", "events"), ("a list of text", lambda value: type(value) is list
+                                          and {str}.issuperset(map(type, value)))),
+    "file": ("a path in the dataset's folder", _lies_inside),
+    "rng_seed": ("an integer", lambda value: type(value) is int),
+    "condition": ("text, an integer or null", lambda value: type(value) in (int, str, type(None))),
+    "layout": (f"a list of [first replica, count] with at most {MAX_BATCH} rows", _is_layout),
+    "distance": ("a number", lambda value: type(value) in (int, float)),
+    "scores": ("numbers by name", lambda value: type(value) is dict
+               and {int, float}.issuperset(map(type, value.values()))),
+}

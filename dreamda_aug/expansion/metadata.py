@@ -1,186 +1,152 @@
-"""The settings that a synthetic dataset was begun with, and what was left out, read from disk."""
+"""What a dataset was begun with, and where its seed images and model lie: ``plan.json``."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.files import local_path, parse_json, read_lines
+from dreamda_aug.expansion.manifest import local_dataset
+from dreamda_aug.expansion.storage import OutputFolder
+from dreamda_aug.files import parse_json, read_file
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
+from dreamda_aug.models import BUNDLED, DiffusionModel
 
-FORMAT = "dreamda-expansion"
-FORMAT_VERSION = 1
-PLAN = "plan.json"
-SKIPPED = "skipped.jsonl"
-CARD = "dataset_card.md"
-# Facts for finding things again, which may differ from one machine to the next.
-WHERE = "where"
-
-
-def local_dataset(place: str | Path) -> Path:
-    """The path of a dataset that is read; ValueError for a URL."""
-    return local_path(place, "the dataset's folder", "copy the dataset to this machine first")
+FORMAT, FORMAT_VERSION = "dreamda-expansion", 2
+PLAN, CARD = "plan.json", "dataset_card.md"
+# What may differ from one machine to the next: it says nothing about the images.
+PATHS, LICENSE = "paths", "license"
+# Before the name of what lies at a path that is not recorded.
+UNKNOWN = "?/"
 
 
-def read_metadata(root: str | Path) -> dict[str, Any]:
-    """The facts that a dataset was begun with.
+def read_metadata(out: str | Path) -> dict[str, Any]:
+    """Read what a dataset was begun with.
 
     Raises:
         FileNotFoundError: the folder holds no expansion.
-        ExpansionError: the file is damaged.
+        ExpansionError: the file is damaged, or of another version.
         ValueError: it is a URL.
     """
-    path = local_dataset(root) / PLAN
-    if not path.is_file():
+    path = local_dataset(out) / PLAN
+    if not path.exists():
         raise FileNotFoundError(f"{path}: expected an expanded dataset, found none.")
-    return parse_metadata(path.read_bytes(), str(path))
+    return parse_metadata(read_file(path), str(path))
 
 
 def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
     """What `read_metadata` returns, from the file's content; errors begin with ``where``."""
-    facts = parse_json(data, where)
-    parts: dict[str, Any] = {
-        name: facts.get(name) for name in ("source", "settings", "expansion", WHERE)
-    }
-    source, places = parts["source"], parts[WHERE]
-    if (
-        facts.get("format") != FORMAT
-        or not all(isinstance(part, dict) for part in parts.values())
-        or not isinstance(source.get("classes"), dict)
-        or not isinstance(source.get("images"), int)
-        or not isinstance(facts.get("samples"), int)
-        or not isinstance(places.get("model"), str)
-        or not isinstance(places.get("source"), dict | None)
-        or not isinstance(places.get("ask", []), list)
-        or not _are_counts(facts.get("repeats", {}))
-        or not isinstance(facts.get("filters"), list)
-        or not (facts.get("threads") is None or facts["threads"] in range(1, 4096))
+    found = parse_json(data, where)
+    kinds = {"source": dict, "settings": dict, "expansion": dict, PATHS: dict, "repeats": dict,
+             "filters": list, "samples": int, "threads": int | None}
+    if found.get("format") != FORMAT or not all(
+        isinstance(found.get(name), kind) for name, kind in kinds.items()
+    ) or not (
+        isinstance(found["source"].get("classes"), dict)
+        and isinstance(found["source"].get("images"), int)
+        and isinstance(found[PATHS].get("model"), str)
+        and isinstance(found[PATHS].get("source"), dict | None)
+        and all(index.isdecimal() and isinstance(first, int) and first >= 0
+                for index, first in found["repeats"].items())
+        and found.get("threads") in (None, *range(1, 4096))
     ):
-        raise ExpansionError(f"{where}: expected the facts of an expansion, found other JSON.")
-    return facts
+        raise ExpansionError(f"{where}: expected the metadata of an expansion, found other JSON.")
+    if found.get("format_version") != FORMAT_VERSION:
+        raise ExpansionError(
+            f"{where}: expected format version {FORMAT_VERSION}, found "
+            f"{found.get('format_version')!r}: the dataset was made by another version of "
+            "dreamda_aug. Make it anew with --new (new=True)."
+        )
+    return found
 
 
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        key.isdecimal() and isinstance(count, int) and count >= 0 for key, count in value.items())
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between the metadata of two plans, as ``settings.steps: 50 -> 100``."""
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{name}.")
+        elif old != new and f"{prefix}{name}" != LICENSE:
+            lines.append(f"{prefix}{name}: {old!r} -> {new!r}")
+    return [line for line in lines if not line.startswith(f"{PATHS}.")]
 
 
-def find_path(root: str | Path, place: str) -> str:
-    """A place on record, as seen from here: ``../train`` is relative to the dataset's folder."""
-    if place.startswith(("./", "../")):
-        return os.path.normpath(os.path.join(os.path.abspath(root), place))
-    return place
+def check_out(images: SeedImages, folder: OutputFolder) -> None:
+    """Refuse to write into the current folder, between the seed images, or over other files."""
+    if folder.path is not None:
+        if str(folder.path) == "." and not folder.exists(PLAN):
+            raise ValueError("out must name a folder of its own, got the current one.")
+        if images.is_folder and images.root is not None:
+            out, inside = folder.path.resolve(), images.root.resolve()
+            if out.is_relative_to(inside):
+                raise ValueError(
+                    f"out must lie outside the seed images' folder {inside}, got {out}: the "
+                    "next run would take synthetic images for seed images."
+                )
+    folder.check()
+    names = folder.names()
+    if names and PLAN not in names:
+        raise ExpansionError(
+            f"{folder}: expected an empty folder or an expansion to resume, found {len(names)} "
+            f"other files ({', '.join(names[:3])}); choose another one."
+        )
 
 
-def recorded_source(root: str | Path, facts: Mapping[str, Any]) -> dict[str, str | None] | None:
-    """The arguments of `open_source` that open a dataset's seed images again.
+def paths_from(folder: OutputFolder, images: SeedImages, model: DiffusionModel) -> dict[str, Any]:
+    """Where seed images and model lie, as seen from the dataset's folder; see `find_path`.
 
-    Args:
-        root: the dataset's folder.
-        facts: what `read_metadata` returns.
+    Nothing absolute is recorded: a dataset is published, and may move together with them.
 
     Returns:
-        ``spec``, ``split`` and ``data_root``; None: it was made from an object.
-
-    Raises:
-        ExpansionError: the record does not say where they lie.
+        ``source`` (arguments of `open_seed_images`, or None for an object), ``model``, ``lora``.
     """
-    source = facts[WHERE].get("source")
-    if source is None:
-        return None
-    if "source" in facts[WHERE].get("ask", ()) or not isinstance(source.get("spec"), str):
-        raise ExpansionError(
-            f"{root}: the record does not say where the seed images {source.get('spec')!r} lie, "
-            "since they share no folder with the dataset; give the source (--source)."
-        )
-    data_root = source.get("data_root")
-    return {
-        "spec": find_path(root, source["spec"]), "split": source.get("split"),
-        "data_root": find_path(root, data_root) if isinstance(data_root, str) else None,
-    }
+    def seen(path: str | None) -> str | None:
+        if path is None or path == BUNDLED or not os.path.lexists(path):
+            return path  # a name, such as a hub id
+        relative = folder.relative(path)
+        if relative is None:
+            return UNKNOWN + os.path.basename(os.path.abspath(path))
+        return relative if relative.startswith("..") else f"./{relative}"
+
+    spec = images.spec
+    return {"source": None if spec is None else {
+        **spec, "spec": seen(spec.get("spec")), "data_root": seen(spec.get("data_root"))},
+        "model": seen(model.name), "lora": seen(model.lora)}
 
 
-def recorded_model(
-    root: str | Path, facts: Mapping[str, Any], given: Mapping[str, str]
-) -> tuple[str, str | None]:
-    """What loads the model that a dataset was made with: its source, and its LoRA weights or None.
+def find_path(out: str | Path, path: Any, name: str) -> str | None:
+    """A recorded path, as seen from here: ``../train`` is relative to the dataset's folder.
 
     Args:
-        root: the dataset's folder.
-        facts: what `read_metadata` returns.
-        given: ``model`` and ``lora``, where they have moved.
+        out: the dataset's folder.
+        path: as recorded, ``"?/train"`` if it shares no folder with the dataset; or None.
+        name: the argument that gives it, for the message.
 
     Raises:
-        ExpansionError: the record does not say where they lie.
+        ExpansionError: the path is not recorded.
     """
-    places = facts[WHERE]
-    found: list[str | None] = []
-    for name in ("model", "lora"):
-        if name in given:
-            found.append(given[name])
-            continue
-        place = places.get(name)
-        if name in places.get("ask", ()):
-            raise ExpansionError(
-                f"{root}: the record does not say where {name} {place!r} lies, since it shares no "
-                f"folder with the dataset; give {name} (--{name})."
-            )
-        found.append(find_path(root, place) if isinstance(place, str) else None)
-    assert found[0] is not None  # `parse_metadata` has looked
-    return found[0], found[1]
+    if not isinstance(path, str):
+        return None
+    if path.startswith(UNKNOWN):
+        raise ExpansionError(
+            f"{out}: the record does not say where the {name} {path.removeprefix(UNKNOWN)!r} "
+            f"lies, since it shares no folder with the dataset; give {name} (--{name})."
+        )
+    if path.startswith(("./", "../")):
+        return os.path.normpath(os.path.join(os.path.abspath(out), path))
+    return path
 
 
-def read_skipped(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines of ``skipped.jsonl``: the text and its content; nothing if there is none."""
-    path = Path(root) / SKIPPED
-    if path.exists():
-        for where, text in read_lines(path):
-            entry = parse_json(text, where)
-            if not isinstance(entry.get("unit"), int) or not isinstance(entry.get("skipped"), str):
-                raise ExpansionError(f"{where}: expected the fields unit and skipped.")
-            yield text, entry
+def recorded_images(out: str | Path, metadata: Mapping[str, Any]) -> SeedImages | None:
+    """Open the seed images of a dataset, or return None if it was made from an object.
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """A planned sample that is not in the dataset: a line of ``skipped.jsonl``.
-
-    Attributes:
-        unit: number of the batch that it was planned for.
-        id: as in `ManifestLine`.
-        seed_index: number of the seed image in the source.
-        seed_path: its path in the source.
-        skipped: why it is not there.
-        seed_digest: SHA-256 of its pixels; empty where it is unreadable.
-        seed_file_digest: SHA-256 of its file; empty where there is none.
+    Raises:
+        ExpansionError: their path is not recorded; others as `open_seed_images` does.
     """
-
-    unit: int
-    id: str
-    seed_index: int
-    seed_path: str
-    skipped: str
-    seed_digest: str = ""
-    seed_file_digest: str = ""
-
-    def to_json(self) -> str:
-        """One line of JSON, without the line break."""
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "skipped line") -> "Skipped":
-        """Read what `to_json` wrote.
-
-        Raises:
-            ExpansionError: it is something else; the message begins with ``where``.
-        """
-        data = parse_json(text, where)
-        kinds = {f.name: int if f.name in ("unit", "seed_index") else str for f in fields(cls)}
-        if data.keys() != kinds.keys() or not all(
-            isinstance(data[name], kind) and not isinstance(data[name], bool)
-            for name, kind in kinds.items()
-        ):
-            raise ExpansionError(f"{where}: expected the fields {', '.join(kinds)}.")
-        return cls(**data)
+    source = metadata[PATHS]["source"]
+    if source is None:
+        return None
+    return open_seed_images(
+        find_path(out, source.get("spec"), "source") or "", split=source.get("split"),
+        data_root=find_path(out, source.get("data_root"), "source"))

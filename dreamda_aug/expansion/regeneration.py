@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.batches import generate, pixel_digest
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, settings_from_json
-from dreamda_aug.expansion.metadata import read_metadata, recorded_model, recorded_source
-from dreamda_aug.expansion.seed_images import Unreadable, pixel_digest, read_seed_image
+from dreamda_aug.expansion.metadata import PATHS, find_path, read_metadata, recorded_images
+from dreamda_aug.expansion.seeds import Unreadable, open_seed
 from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
-from dreamda_aug.inputs.sources import Source, lies_at, open_source
+from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import load_model
 from dreamda_aug.models.denoiser import pair
 
@@ -33,11 +35,11 @@ class Regenerated:
 
 
 def regenerate(
-    root: str | Path,
+    out: str | Path,
     sample_id: str,
     *,
     synthesizer: Synthesizer | HasSynthesizer | None = None,
-    source: str | Path | Source | None = None,
+    source: Any = None,
     model: str | Path | None = None,
     lora: str | Path | None = None,
     device: str | None = None,
@@ -48,43 +50,37 @@ def regenerate(
     other rows are filled with the same seed image, since a row does not depend on the others.
 
     Args:
-        root: the dataset's folder.
+        out: the dataset's folder.
         sample_id: the ``id`` or the ``file`` of its manifest line.
-        synthesizer: what the dataset was made with; None: made from the record.
-        source: the seed images, where they have moved; None: where the record says.
-        model: the model, where it has moved; None: as the record says. Not with a synthesizer.
-        lora: its LoRA weights, where they have moved; None: as the record says.
+        synthesizer: what the dataset was made with, or None to make it from the record.
+        source: the seed images, as `open_seed_images` takes them, or None for where the record
+            has them.
+        model: the model, or None for where the record has it. Not with a synthesizer.
+        lora: its LoRA weights, or None for where the record has them.
         device: as in `load_model`.
 
     Raises:
         ExpansionError: there is no such image; or seed image, model or settings have changed.
         FileNotFoundError: the folder holds no finished dataset, or the seed images are gone.
     """
-    facts = read_metadata(root)
-    line = find_line(root, sample_id)
-    if source is None:
-        recorded = recorded_source(root, facts)
-        if recorded is None:
-            raise ExpansionError(
-                f"{root} was made from a dataset object; pass source, the same dataset."
-            )
-        source = open_source(recorded["spec"] or "", split=recorded["split"],
-                             data_root=recorded["data_root"])
-    source = source if isinstance(source, Source) else open_source(source)
+    metadata = read_metadata(out)
+    line = find_line(out, sample_id)
+    images = recorded_images(out, metadata) if source is None else open_seed_images(source)
+    if images is None:
+        raise ExpansionError(
+            f"{out} was made from a dataset object; pass source, the same dataset."
+        )
     if synthesizer is None:
-        given = {name: str(place) for name, place in (("model", model), ("lora", lora))
-                 if place is not None}
-        source_of_model, lora_of_model = recorded_model(root, facts, given)
-        size = facts.get("image_size")
-        loaded = load_model(source_of_model, device=device, lora=lora_of_model,
-                              low_memory=bool(facts.get("low_memory")),
-                              image_size=size and pair(size),
-                              block_index=facts.get("block_index"),
-                              embedded_guidance=facts.get("embedded_guidance"))
+        paths = metadata[PATHS]
+        loaded = load_model(
+            str(model or find_path(out, paths["model"], "model")), device=device,
+            lora=lora or find_path(out, paths["lora"], "lora"),
+            low_memory=metadata["low_memory"], image_size=pair(metadata["image_size"]),
+            block_index=metadata["block_index"], embedded_guidance=metadata["embedded_guidance"])
         settings = settings_from_json(line.settings)
+    elif model is not None or lora is not None:
+        raise ValueError("model, lora: the synthesizer brings its own.")
     else:
-        if model is not None or lora is not None:
-            raise ValueError("model, lora: the synthesizer brings its own.")
         synthesizer = as_synthesizer(synthesizer)
         loaded, settings = synthesizer.model, synthesizer.settings
     if loaded.fingerprint != line.model:
@@ -93,63 +89,49 @@ def regenerate(
             f"{loaded.fingerprint[:16]} ({loaded.name}): other weights, another dtype, "
             "or, for a transformer, another block_index or embedded_guidance."
         )
-    index = _find_seed_image(source, line)
     try:
-        seed_image = read_seed_image(source, index, loaded)
+        seed = open_seed(images, _find_seed_image(images, line), loaded)
     except Unreadable as error:
         raise ExpansionError(f"{line.id}: seed image {line.seed_path} is {error}.") from error
-    if seed_image.digest != line.seed_digest:
+    if seed.digest != line.seed_digest:
         raise ExpansionError(
             f"{line.id}: expected seed image {line.seed_path} with digest "
-            f"{line.seed_digest[:16]}, found {seed_image.digest[:16]}: the image was changed."
+            f"{line.seed_digest[:16]}, found {seed.digest[:16]}: the image was changed."
         )
-    requests = [Request(row, line.condition, first + k)
-                for row, (first, count) in enumerate(line.layout) for k in range(count)]
-    if requests[line.row].replica != line.replica:
-        raise ExpansionError(
-            f"{line.id}: expected replica {line.replica} in row {line.row} of its batch, found "
-            f"{requests[line.row].replica}: the manifest line is damaged."
-        )
-    compiled = bool(facts.get("compile"))
-    core = TensorSynthesizer(
-        loaded, settings, batch_size=facts["batch_size"] if compiled else len(requests),
-        rng_seed=line.rng_seed,
+    compiled = metadata["compile"]
+    sampler = TensorSynthesizer(
+        loaded, settings, batch_size=line.batch_size, rng_seed=line.rng_seed,
         compile=compiled and (synthesizer is None or not synthesizer.core.static_shapes))
-    core.static_shapes = compiled
-    if facts.get("schedule") not in (None, core.schedule.digest()):
+    sampler.static_shapes = compiled
+    if metadata["schedule"] != sampler.schedule.digest():
         raise ExpansionError(
             f"{line.id}: the noise levels of {loaded.name} are others than the dataset was made "
             "with: its scheduler was changed. Use the scheduler of before."
         )
-    with cpu_threads(facts.get("threads")):
-        made = core.synthesize(
-            seed_image.values.expand(len(line.layout), -1, -1, -1), requests,
-            [line.seed_digest] * len(line.layout),
-        ).images.cpu()
-    image = seed_image.back(made[line.row : line.row + 1])
+    with cpu_threads(metadata["threads"]):
+        count = len(line.layout)
+        made = generate(sampler, [seed] * count, line.layout, [line.condition] * count).images.cpu()
+    image = seed.store(made[line.row : line.row + 1])
     return Regenerated(image, line, pixel_digest(image) == line.pixels)
 
 
-def find_line(root: str | Path, sample_id: str) -> ManifestLine:
+def find_line(out: str | Path, sample_id: str) -> ManifestLine:
     """The manifest line of an image, by its ``id`` or its ``file``.
 
     Raises:
         ExpansionError: there is none.
     """
-    for line in read_manifest(root):
+    for line in read_manifest(out):
         if sample_id in (line.id, line.file):
             return line
-    raise ExpansionError(f"{root}: the manifest has no image {sample_id!r}.")
+    raise ExpansionError(f"{out}: the manifest has no image {sample_id!r}.")
 
 
-def _find_seed_image(source: Source, line: ManifestLine) -> int:
+def _find_seed_image(images: SeedImages, line: ManifestLine) -> int:
     """Where the seed image is in a source, which may be listed in another order now."""
-    index = line.seed_index
-    if index < len(source.paths) and lies_at(source, index, line.seed_path):
-        return index
-    for other in range(len(source.paths)):
-        if lies_at(source, other, line.seed_path):
-            return other
+    for index in (line.seed_index, *range(len(images))):
+        if index < len(images) and images.lies_at(index, line.seed_path):
+            return index
     raise ExpansionError(
         f"{line.id}: its seed image {line.seed_path} is not in the source any more."
     )

@@ -1,17 +1,67 @@
-"""Which of several processes this one is, and how many threads it computes with."""
+"""Processes that share an expansion: which one this is, how it computes, how far it is."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# Where engines say how many processes there are: torchrun, and kinds of MPI.
+# Where launchers name the number of processes: torchrun, and kinds of MPI.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+class Progress(NamedTuple):
+    """How far one process is.
+
+    Attributes:
+        done: samples of this process that are on disk.
+        total: samples that this process is to make.
+        made: samples made since it was started.
+        seconds: time since it was started.
+        stage: ``"checking"`` while samples of an earlier run are compared with their digests, and
+            ``done`` counts those; then ``"making"``.
+    """
+
+    done: int
+    total: int
+    made: int
+    seconds: float
+    stage: Literal["checking", "making"] = "making"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Batches of an expansion that are to be made.
+
+    Attributes:
+        open: to be called once in each process that helps; loads the model, and returns a function
+            that makes a batch and writes it. Goes through pickle.
+        batches: their numbers.
+        done: to be called in this process with the number of each batch that is on disk.
+        threads: CPU threads that a process computes with, or None if it runs on an accelerator.
+    """
+
+    open: Callable[[], Callable[[int], None]]
+    batches: Sequence[int]
+    done: Callable[[int], None]
+    threads: int | None
+
+
+class Engine(Protocol):
+    """Runs jobs in other processes, such as `RayEngine`."""
+
+    def run(self, job: Job) -> None:
+        """Make every batch, in any order; returns when all are done.
+
+        Raises:
+            ExpansionError: the engine could not do it.
+        """
+        ...
 
 
 def join_processes() -> tuple[int, int]:
@@ -25,27 +75,14 @@ def join_processes() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
-    """The shard, if it is one; else a ValueError."""
-    number, count = shard
-    if not 0 <= number < count:
-        raise ValueError(f"shard must be (number, count) with number < count, got {shard}.")
-    return number, count
-
-
-def first_process_first(count: int, shard: tuple[int, int] | None) -> AbstractContextManager[None]:
-    """The first process goes through the block before the others."""
-    if count == 1:
-        return nullcontext()
-    if shard is not None:
-        raise ValueError("new: set the old result aside with one process, then start the shards.")
-    in_turn: AbstractContextManager[None] = _state().main_process_first()
-    return in_turn
+def first_process_first(count: int) -> AbstractContextManager[None]:
+    """Let the first of ``count`` processes go through the block before the others."""
+    return nullcontext() if count == 1 else _state().main_process_first()
 
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with ``count`` threads inside the block; None: as many as before."""
+    """Compute with ``count`` threads inside the block, or None for as many as before."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

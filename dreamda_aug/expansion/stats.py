@@ -1,16 +1,15 @@
-"""Counts of a finished synthetic dataset."""
+"""Counts of a finished dataset, and what a user should look into."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
-from dreamda_aug.expansion.metadata import read_skipped
+from dreamda_aug.expansion.manifest import ManifestLine, Skipped, read_manifest, read_skipped
 
-# Prefix of a skipped entry whose image was made, and left out because a filter objected.
+# Prefix of the reason of a sample that was made, and left out because a filter objected.
 FLAGGED = "flagged: "
-# Pairs of equal seed images that a warning names.
+# Names that a warning lists.
 _SHOWN = 10
 
 
@@ -23,9 +22,11 @@ class Stats:
         flags: images in the dataset by filter's name.
         dropped: images that were made and not kept, by filter's name.
         unreadable: images that could not be made, by reason.
-        events: images for which one of the generator's guards had to act.
+        events: images that failed a check and were retried or replaced.
         same_pixels: for the path of each seed image whose pixels equal those of an earlier one,
             and that has replicas of the same numbers, which are equal too: that one's path.
+        small_batches: images that were made in smaller batches than planned.
+        losses: images of which a PNG file does not keep all, by what it does not keep.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -34,6 +35,8 @@ class Stats:
     unreadable: Counter[str] = field(default_factory=Counter)
     events: int = 0
     same_pixels: dict[str, str] = field(default_factory=dict)
+    small_batches: int = 0
+    losses: Counter[str] = field(default_factory=Counter)
 
     @property
     def made(self) -> int:
@@ -41,16 +44,20 @@ class Stats:
         return sum(self.images.values())
 
     @property
-    def repeated(self) -> int:
-        """How many seed images are in ``same_pixels``."""
-        return len(self.same_pixels)
+    def left_out(self) -> int:
+        """Planned images that are not in the dataset."""
+        return self.dropped.total() + self.unreadable.total()
 
-    def warnings(self) -> list[str]:
-        """What a user should look into, in words."""
+    def warnings(self, classes: Iterable[str] = ()) -> list[str]:
+        """What a user should look into, as sentences.
+
+        Args:
+            classes: the dataset's, to name those without images.
+        """
         found = []
-        every = self.made + sum(self.dropped.values())
+        every = self.made + self.dropped.total()
         close = self.flags["seed-copy"] + self.dropped["seed-copy"]
-        if every and close > 0.2 * every:
+        if close > 0.2 * every:
             found.append(
                 f"{close} of {every} images hardly differ from their seed image: the perturbation "
                 "is too weak. Measure a stronger one with `dreamda calibrate`."
@@ -61,36 +68,44 @@ class Stats:
                 f"{copies} images look like a training image other than their seed: the model "
                 "may have memorised it. Look at them before you publish the dataset."
             )
-        if self.repeated:
-            pairs = [f"{path} = {other}" for path, other in self.same_pixels.items()]
-            more = ", ..." if len(pairs) > _SHOWN else ""
+        if self.same_pixels:
+            pairs = _first_of([f"{path} = {other}" for path, other in self.same_pixels.items()])
             found.append(
-                f"{self.repeated} seed images are pixel for pixel equal to another one, and so are "
-                f"their replicas ({', '.join(pairs[:_SHOWN])}{more}): delete one file of each "
-                "pair, or overwrite it with the other, since copies get replicas of their own; "
-                "then begin anew with --new (new=True)."
+                f"{len(self.same_pixels)} seed images are pixel for pixel equal to another one, "
+                f"and so are their replicas ({pairs}): delete one file of each pair, or overwrite "
+                "it with the other, since copies get replicas of their own; then begin anew with "
+                "--new (new=True)."
             )
         if self.unreadable:
-            found.append(f"{sum(self.unreadable.values())} images were not made, because their "
-                         "seed image is unreadable; see skipped.jsonl.")
+            found.append(f"{self.unreadable.total()} images were not made, because their seed "
+                         "image is unreadable; see skipped.jsonl.")
         if self.events:
-            found.append(f"a guard stepped in for {self.events} images; see events in the "
-                         "manifest.")
+            found.append(f"{self.events} images failed a check and were retried or replaced; see "
+                         "events in the manifest.")
+        if self.small_batches:
+            found.append(
+                f"memory ran out: {self.small_batches} images were made in smaller batches than "
+                "planned (see batch_size in the manifest), so another run may make other last bits."
+            )
+        for loss, number in self.losses.items():
+            found.append(f"{number} images are {loss}: PNG files keep no more of such images.")
+        empty = [repr(name) for name in classes if not self.images[name]]
+        if empty:
+            found.append(
+                f"{len(empty)} classes have no synthetic image ({_first_of(empty)}). Their "
+                "folders are empty, so that the other classes keep their numbers: read the "
+                "dataset with ImageFolder(out, allow_empty=True)."
+            )
         return found
 
 
-def read_stats(root: str | Path) -> Stats:
+def read_stats(out: str | Path) -> Stats:
     """Count a finished dataset; reads its manifest line by line."""
-    return count(read_manifest(root), (entry["skipped"] for _, entry in read_skipped(Path(root))))
+    return count(read_manifest(out), read_skipped(out))
 
 
-def count(lines: Iterable[ManifestLine], skipped: Iterable[str]) -> Stats:
-    """Count a dataset.
-
-    Args:
-        lines: of its manifest; those of one seed image follow each other.
-        skipped: the reason for each sample that is not there.
-    """
+def count(lines: Iterable[ManifestLine], skipped: Iterable[Skipped]) -> Stats:
+    """Count a dataset; lines of one seed image follow each other."""
     stats = Stats()
     # pixels of a seed image -> its path, and the end of the replica numbers that are taken
     seen: dict[bytes, tuple[str, int]] = {}
@@ -98,14 +113,21 @@ def count(lines: Iterable[ManifestLine], skipped: Iterable[str]) -> Stats:
         stats.images[line.class_name] += 1
         stats.flags.update(line.flags)
         stats.events += bool(line.events)
+        stats.small_batches += line.batch_size < sum(count for _, count in line.layout)
+        if line.loss:
+            stats.losses[line.loss] += 1
         pixels = bytes.fromhex(line.seed_digest)
         other, end = seen.get(pixels, (line.seed_path, 0))
         if other != line.seed_path and line.replica < end:
             stats.same_pixels[line.seed_path] = other
         seen[pixels] = (line.seed_path, max(end, line.replica + 1))
-    for reason in skipped:
-        if reason.startswith(FLAGGED):
-            stats.dropped.update(reason.removeprefix(FLAGGED).split(", "))
+    for each in skipped:
+        if each.skipped.startswith(FLAGGED):
+            stats.dropped.update(each.skipped.removeprefix(FLAGGED).split(", "))
         else:
-            stats.unreadable[reason] += 1
+            stats.unreadable[each.skipped] += 1
     return stats
+
+
+def _first_of(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

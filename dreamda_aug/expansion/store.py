@@ -1,21 +1,177 @@
-"""The folder that an expansion writes: units committed one by one, merged when all are there."""
+"""A dataset's folder while it is made: batches committed one by one, merged when all are there."""
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.batch_records import SUMS, BatchRecords, DamagedRecord
-from dreamda_aug.expansion.layouts import WORK, Layout
-from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
-from dreamda_aug.expansion.metadata import PLAN, WHERE, Skipped, parse_metadata
-from dreamda_aug.expansion.output import OutputFolder, as_folder, read_bytes
-from dreamda_aug.expansion.records import Record, by_order
-from dreamda_aug.expansion.replicas import Plan, differences
-from dreamda_aug.expansion.stats import Stats
+from dreamda_aug.expansion.card import dataset_card
+from dreamda_aug.expansion.exports import exports_of, write_exports
+from dreamda_aug.expansion.layouts import WORK, layout_of
+from dreamda_aug.expansion.manifest import MANIFEST, SKIPPED, ManifestLine, Record, Skipped
+from dreamda_aug.expansion.metadata import CARD, PLAN, differences, parse_metadata
+from dreamda_aug.expansion.replicas import Plan
+from dreamda_aug.expansion.stats import Stats, count
+from dreamda_aug.expansion.storage import OutputFolder
+from dreamda_aug.files import read_numbered
+
+# Digests of the merged records, as ``sha256sum -c`` reads them; written last, so that a dataset is
+# complete once it is there.
+SUMS = "SHA256SUMS"
+_SUMMED = (PLAN, SKIPPED, MANIFEST)
+
+class DamagedRecord(Exception):
+    """The record of a batch differs from what was written."""
+
+
+class Records:
+    """Reads and writes the records of a dataset."""
+
+    def __init__(self, folder: OutputFolder, plan: Plan):
+        self.folder, self.plan = folder, plan
+
+    def are_merged(self) -> bool:
+        """Whether the merged files count, rather than the records of batches."""
+        return self.folder.exists(SUMS) or self.folder.exists(MANIFEST) and not any(
+            name.endswith(".jsonl") for name in self.folder.names(WORK))
+
+    def are_complete(self) -> bool:
+        """Whether every batch has a record, of whatever content."""
+        return set(map(_file_of, range(self.plan.batches))) <= {
+            f"{WORK}/{name}" for name in self.folder.names(WORK)}
+
+    def sums(self) -> dict[str, bool]:
+        """For each merged file, whether it is as it was written."""
+        try:
+            text = self.folder.read(SUMS).decode("ascii", errors="replace")
+        except FileNotFoundError:
+            text = ""
+        expected = set(text.splitlines())
+        return {name: self._sum_of(name) in expected for name in _SUMMED}
+
+    def write_sums(self) -> None:
+        """Write the digests of the merged files as they are now."""
+        self.folder.write(SUMS, [f"{self._sum_of(name)}\n".encode() for name in _SUMMED])
+
+    def write(self, batch: int, records: Iterable[Record]) -> None:
+        """Write the record of a batch, sealed with its digest."""
+        ordered = self._in_order(batch, records)
+        assert ordered
+        text = "".join(f"{record.to_json()}\n" for record in ordered).encode()
+        self.folder.write(_file_of(batch), [text, _seal(text)])
+
+    def forget(self, batch: int) -> None:
+        """Delete the record of a batch, if there is one."""
+        self.folder.remove(_file_of(batch))
+
+    def read(
+        self, sums: dict[str, bool], batches: Collection[int]
+    ) -> Iterator[tuple[int, list[Record]]]:
+        """Records of each batch in the plan's order; empty if they are not as they were written.
+
+        Of merged records those of all batches come. ``sums`` is what `sums` returned for them.
+        """
+        if not self.are_merged():
+            for name in self.folder.names(WORK):
+                stem, _, suffix = name.partition(".")
+                if suffix == "jsonl" and stem.isdecimal() and int(stem) in batches:
+                    lines = _unsealed(self.folder.read(f"{WORK}/{name}")) or ()
+                    yield int(stem), self._in_order(int(stem), map(_parse, lines))
+            return
+        left_out: dict[int, list[Record]] = {}
+        if sums[SKIPPED]:  # nothing else could tell whether a line was changed
+            for record in self._merged(SKIPPED):
+                left_out.setdefault(record.batch, []).append(record)
+        seen: set[int] = set()
+        for batch, group in groupby(self._merged(MANIFEST), attrgetter("batch")):
+            if batch not in seen and batch < self.plan.batches:
+                seen.add(batch)
+                yield batch, self._in_order(batch, [*group, *left_out.pop(batch, [])])
+        for batch, records in left_out.items():
+            if batch < self.plan.batches:
+                yield batch, self._in_order(batch, records)
+
+    def split(self, again: Collection[int]) -> None:
+        """Turn merged records into those of batches, without the batches ``again``."""
+        # until the end the merged files count, whatever records of batches appear
+        sums = self.sums()
+        if not self.folder.exists(SUMS):
+            self.folder.write(SUMS, [b""])
+        for batch, records in self.read(sums, ()):
+            if records and batch not in again:
+                self.write(batch, records)
+        self.folder.remove(SUMS)
+        self.folder.remove(MANIFEST)
+
+    def merge(self) -> None:
+        """Write ``skipped.jsonl`` and the manifest; DamagedRecord if one differs from its seal."""
+        self.folder.write(SKIPPED, self._lines(Skipped))
+        self.folder.write(MANIFEST, self._lines(ManifestLine))
+
+    def stats(self) -> Stats:
+        """Counts of a merged dataset."""
+        return count((ManifestLine.from_json(text, where) for where, text in self._texts(MANIFEST)),
+                     (Skipped.from_json(text, where) for where, text in self._texts(SKIPPED)))
+
+    def _in_order(self, batch: int, records: Iterable[Record | None]) -> list[Record]:
+        """Records in the plan's order, each once; empty if they are not those of the plan."""
+        found: dict[str, Record] = {}
+        for record in records:
+            if record is None:
+                return []
+            before = found.setdefault(record.id, record)
+            if before is not record and before.to_json() != record.to_json():
+                return []
+        planned = {sample.id: sample for sample in self.plan.batch(batch)}
+        if found.keys() != planned.keys() or any(
+            record.seed_index != planned[record.id].seed_index for record in found.values()
+        ):
+            return []
+        return [found[sample_id] for sample_id in planned]
+
+    def _lines(self, kind: type[Record]) -> Iterator[bytes]:
+        """Lines of one kind in the records of all batches."""
+        index, digest = -1, ""
+        for batch in range(self.plan.batches):
+            lines = _unsealed(self.folder.read(_file_of(batch)))
+            if lines is None:
+                raise DamagedRecord
+            for line in lines:
+                record = _parse(line)
+                assert record is not None  # its digest is right
+                if record.seed_index == index and record.seed_digest != digest:
+                    raise ExpansionError(
+                        f"{self.folder}: seed image {record.seed_path} was changed while images "
+                        "were made from it. Begin anew with --new (new=True)."
+                    )
+                index, digest = record.seed_index, record.seed_digest
+                if isinstance(record, kind):
+                    yield line + b"\n"
+
+    def _merged(self, name: str) -> Iterator[Record]:
+        """Records in a merged file that can be read."""
+        try:
+            file = self.folder.open(name)
+        except FileNotFoundError:
+            return
+        with file:
+            for record in map(_parse, file):
+                if isinstance(record, Skipped if name == SKIPPED else ManifestLine):
+                    yield record
+
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        with self.folder.open(name) as file:
+            yield from read_numbered(file, f"{self.folder}/{name}")
+
+    def _sum_of(self, name: str) -> str:
+        try:
+            return f"{self.folder.digest(name)}  {name}"
+        except FileNotFoundError:
+            return f"missing  {name}"
 
 
 @dataclass
@@ -23,9 +179,9 @@ class State:
     """What of a dataset is there already.
 
     Attributes:
-        done: units of the asked share that are on record and as they were written.
-        again: units that were made before and have to be made again.
-        damaged: files that are missing or are not as they were written.
+        done: batches of this process's share that are as they were written.
+        again: batches that were made before and have to be made again.
+        damaged: files that are missing or differ from what was written.
         sound: whether a merged dataset's records are as they should be.
     """
 
@@ -34,213 +190,146 @@ class State:
     damaged: list[str] = field(default_factory=list)
     sound: bool = True
 
-    def warnings(self) -> list[str]:
-        """What a user should know, in words."""
-        if not self.damaged:
-            return []
-        return [f"{len(self.damaged)} files were missing or were not as they had been written "
-                f"(such as {self.damaged[0]}); they are made again."]
-
 
 class Store:
-    """A dataset's folder, shared by any number of processes without locks.
+    """A dataset's folder, shared by any number of processes.
 
-    Each process writes the files of its units, and after them the unit's record, which says that
-    the unit is whole and holds digests of everything in it. Every file takes its place in one
-    step, and no two processes write the same one. Whoever finds all records present merges them;
-    doing so twice gives the same bytes.
-
-    Args:
-        folder: the dataset's folder, or its path.
-        plan: what is to be made.
-        layout: how images lie on disk.
+    Files are written in one order: the images of a batch, the record of the batch with their
+    digests, merged records once those of all batches are there, and the digests of these last. So
+    what a killed process did not write is at the end, and is made again with the same bytes. No two
+    processes write the same file, except that merging twice gives the same bytes.
     """
 
-    def __init__(self, folder: OutputFolder | str | Path, plan: Plan, layout: Layout):
-        self.folder, self.plan, self.layout = as_folder(folder), plan, layout
-        self._records = BatchRecords(self.folder, plan.units)
+    def __init__(self, folder: OutputFolder, metadata: dict[str, Any], plan: Plan):
+        self.folder, self.metadata, self.plan = folder, metadata, plan
+        self.layout = layout_of(folder, metadata)
+        self._records = Records(folder, plan)
 
-    def begun(self) -> dict[str, Any] | None:
-        """The facts that the dataset was begun with; None where there is none yet.
+    def join(self) -> list[str]:
+        """Begin the dataset, or return how its metadata differ from those it was begun with."""
+        text = json.dumps(self.metadata, indent=2) + "\n"
+        self.folder.create(PLAN, text.encode())
+        return differences(read_begun(self.folder) or {}, json.loads(text))
 
-        Raises:
-            ExpansionError: the folder holds something else.
-        """
-        check_free(self.folder)
-        if not self.folder.exists(PLAN):
-            return None
-        return parse_metadata(read_bytes(self.folder, PLAN), f"{self.folder}/{PLAN}")
-
-    def join(self, facts: dict[str, Any]) -> list[str]:
-        """Begin the dataset, or go on with one that was begun before.
-
-        Returns:
-            How the facts differ from those that it was begun with; empty: they do not.
-
-        Raises:
-            ExpansionError: the folder holds something else.
-        """
-        check_free(self.folder)
-        self.folder.create(PLAN, (json.dumps(facts, indent=2) + "\n").encode())
-        return differences(_comparable(self.begun() or {}),
-                           _comparable(json.loads(json.dumps(facts))))
-
-    @contextmanager
-    def claim(self, number: int, count: int) -> Iterator[None]:
-        """Keep other processes from doing the same share of the work at the same time.
-
-        Args:
-            number: of this process.
-            count: of all processes.
-
-        Raises:
-            ExpansionError: another process is at it.
-        """
-        with self.folder.claim(f"{WORK}/claim-{number}-of-{count}") as mine:
-            if not mine:
-                raise ExpansionError(
-                    f"{self.folder}: another process is at work here as number {number} of "
-                    f"{count}; wait for it, or give each process its own --shard."
-                )
-            yield
-
-    def is_whole(self) -> bool:
-        """Whether everything was merged; says nothing about what was changed since."""
+    def is_complete(self) -> bool:
+        """Whether everything was merged, of whatever content by now."""
         return (self.folder.exists(MANIFEST) and self.folder.exists(SUMS)
                 and not self.folder.exists(WORK))
 
     def check(
         self,
-        units: Collection[int],
-        look: Callable[[Record], None] = lambda entry: None,
+        batches: Collection[int],
+        look: Callable[[Record], None] = lambda record: None,
         progress: Callable[[int], None] = lambda samples: None,
     ) -> State:
-        """See what is there, by the digests of files; changes nothing.
+        """Compare what is there with its digests; changes nothing.
 
         Args:
-            units: those whose files are read.
-            look: called with each entry that can be relied on; may raise.
-            progress: called with the number of samples that were read since the last call.
+            batches: those whose files are read.
+            look: called with each record that can be relied on; may raise.
+            progress: called with the number of samples read so far.
         """
-        mine, state, seen = set(units), State(), set()
-        merged = self._records.are_merged()
-        sums = self._records.sums() if merged else {}
+        mine, state, seen, read = set(batches), State(), set(), 0
+        sums = self._records.sums() if self._records.are_merged() else {}
         state.sound = all(sums.values())
         state.damaged += [name for name, is_sound in sums.items() if not is_sound]
-        for unit, entries in self._records.entries(sums, mine):
-            seen.add(unit)
-            entries = by_order(entries, self.plan.unit(unit))
-            if unit not in mine:  # whoever does that share looks at its files
-                state.again |= set() if entries else {unit}
+        for batch, records in self._records.read(sums, mine):
+            seen.add(batch)
+            if batch not in mine:  # the process with that share reads its files
+                state.again |= set() if records else {batch}
                 continue
-            damaged = self.layout.damaged(unit, _lines(entries))
-            if entries and (not damaged or not sums or sums[MANIFEST]):
-                for entry in entries:
-                    look(entry)
-            state.damaged += damaged if entries else [f"the record of batch {unit}"]
-            (state.done if entries and not damaged else state.again).add(unit)
-            progress(self.plan.batch_length(unit))
-        if merged:
-            state.again |= set(range(self.plan.units)) - seen
-        state.again = {unit for unit in self.layout.beside(state.again) if unit < self.plan.units}
+            damaged = self.layout.damaged(
+                batch, [record for record in records if isinstance(record, ManifestLine)])
+            if records and (not damaged or not sums or sums[MANIFEST]):
+                for record in records:
+                    look(record)
+            state.damaged += damaged if records else [f"the record of batch {batch}"]
+            (state.done if records and not damaged else state.again).add(batch)
+            read += self.plan.batch_length(batch)
+            progress(read)
+        if sums:
+            state.again |= set(range(self.plan.batches)) - seen
+        state.again = {batch for batch in self.layout.beside(state.again)
+                       if batch < self.plan.batches}
         state.done -= state.again
         return state
 
     def reopen(self, state: State) -> None:
-        """Forget the units that have to be made again; a merged dataset becomes records again."""
-        records = self._records
-        if not records.are_merged():
-            for unit in state.again:
-                records.forget(unit)
-            return
-        records.begin_splitting()
-        for unit, entries in records.entries(records.sums(), range(self.plan.units)):
-            entries = by_order(entries, self.plan.unit(unit))
-            if entries and unit not in state.again:
-                records.write(unit, entries)
-        records.end_splitting()
+        """Forget the batches that have to be made again; merged records are split."""
+        if self._records.are_merged():
+            self._records.split(state.again)
+        else:
+            for batch in state.again:
+                self._records.forget(batch)
 
     def commit(
         self,
-        unit: int,
+        batch: int,
         samples: Sequence[tuple[ManifestLine, bytes]],
         skipped: Sequence[Skipped],
     ) -> None:
-        """Write the files of a unit, and then its record.
+        """Write the images of a batch, and then its record."""
+        self.layout.write(batch, samples)
+        self._records.write(batch, [*(line.with_file(png) for line, png in samples), *skipped])
 
-        Args:
-            unit: number of the unit.
-            samples: manifest lines with their PNG files.
-            skipped: the planned samples that were not made or not kept.
-        """
-        self.layout.write(unit, samples)
-        lines = [line.with_file(png) for line, png in samples]
-        entries = by_order([*lines, *skipped], self.plan.unit(unit))
-        assert entries
-        self._records.write(unit, entries)
-
-    def finish(self, describe: Callable[[Stats, bool], None]) -> Stats | None:
-        """Merge the units' records into the manifest, if all are there.
-
-        Args:
-            describe: writes what else belongs to a whole dataset, from its counts; also called for
-                one that was whole before, where the second argument is False.
-
-        Returns:
-            The dataset's counts; None where it is not whole.
-
-        Raises:
-            ExpansionError: a seed image changed while the dataset was made.
-        """
-        records, merged = self._records, False
+    def finish(self) -> Stats | None:
+        """Merge the records of all batches and describe the dataset; None if some are missing."""
+        records, folder, merged = self._records, self.folder, False
         try:
             if not records.are_merged():
                 if not records.are_complete():
                     # unless another process has merged them just now
-                    return self.stats() if self.folder.exists(SUMS) else None
-                self.layout.finish(self.plan.units)
+                    return records.stats() if folder.exists(SUMS) else None
+                self.layout.finish(self.plan.batches)
                 records.merge()
                 merged = True
             stats = records.stats()
-            describe(stats, merged)
-            if not self.folder.exists(SUMS):
+            if not folder.exists(CARD):  # a user may have edited one that is there
+                folder.write(CARD, [dataset_card(self.metadata, stats).encode()])
+            if merged or not all(map(folder.exists, exports_of(self.metadata))):
+                write_exports(folder, self.metadata)
+            if not folder.exists(SUMS):
                 records.write_sums()
-            if self.folder.exists(WORK):
-                self.folder.tidy()
-                self.folder.remove_folder(WORK)
+            if folder.exists(WORK):
+                folder.tidy()
+                folder.remove_folder(WORK)
         except FileNotFoundError:
-            # another process merged at the same time, and was ahead with tidying up
-            if not self.folder.exists(SUMS):
+            # another process merged at the same time, and has tidied up already
+            if not folder.exists(SUMS):
                 raise
             stats = records.stats()
         except DamagedRecord:
             return None  # made again when the command is run again
         return stats
 
-    def stats(self) -> Stats:
-        """Counts of a merged dataset."""
-        return self._records.stats()
+
+def read_begun(folder: OutputFolder) -> dict[str, Any] | None:
+    """The metadata that a dataset was begun with, or None if there is none yet."""
+    if not folder.exists(PLAN):
+        return None
+    return parse_metadata(folder.read(PLAN), f"{folder}/{PLAN}")
 
 
-def check_free(place: OutputFolder | str | Path) -> None:
-    """Refuse a folder that holds something else than an expansion.
-
-    Raises:
-        ExpansionError: it does; the message names some of it.
-    """
-    folder = as_folder(place)
-    folder.check()
-    foreign = folder.names()
-    if foreign and PLAN not in foreign:
-        raise ExpansionError(
-            f"{folder}: expected an empty folder or an expansion to go on with, found "
-            f"{len(foreign)} other files ({', '.join(foreign[:3])}); choose another one."
-        )
+def _file_of(batch: int) -> str:
+    return f"{WORK}/{batch:08d}.jsonl"
 
 
-def _lines(entries: Iterable[Record]) -> list[ManifestLine]:
-    return [entry for entry in entries if isinstance(entry, ManifestLine)]
+def _seal(text: bytes) -> bytes:
+    return json.dumps({"sha256": hashlib.sha256(text).hexdigest()}).encode() + b"\n"
 
 
-def _comparable(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if name != WHERE}
+def _unsealed(record: bytes) -> Sequence[bytes] | None:
+    """The lines of a batch's record without the last, or None if it is not as it was written."""
+    text, newline, _ = record[:-1].rpartition(b"\n")
+    text += newline
+    return text.splitlines() if record == text + _seal(text) else None
+
+
+def _parse(line: bytes) -> Record | None:
+    """The record in a line, or None if there is none."""
+    try:
+        text = line.decode("utf-8-sig")
+        # lines of the manifest begin with their id
+        return (Skipped if text.startswith('{"batch":') else ManifestLine).from_json(text)
+    except (UnicodeDecodeError, ExpansionError):
+        return None

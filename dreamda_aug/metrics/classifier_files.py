@@ -52,7 +52,7 @@ def build_classifier(architecture: str, path: Path) -> nn.Module:
         raise ValueError(f"{path}: expected a safetensors file: {error}.") from error
     with torch.device("meta"):  # shapes alone: the size of its final layer comes from the file
         heads = [name for name, part in _create(architecture).named_modules()
-                 if isinstance(part, nn.Linear)]
+                 if isinstance(part, nn.Linear | nn.Conv2d)]
     weight = state.get(f"{heads[-1]}.weight") if heads else None
     model = _create(architecture) if weight is None else _create(architecture, len(weight))
     try:

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.card import paths_of
 from dreamda_aug.expansion.layouts import StoredImages
-from dreamda_aug.expansion.manifest import MANIFEST, read_manifest
-from dreamda_aug.expansion.metadata import read_metadata, read_skipped, recorded_source
+from dreamda_aug.expansion.manifest import MANIFEST, read_manifest, read_skipped
+from dreamda_aug.expansion.metadata import (
+    PATHS,
+    UNKNOWN,
+    find_path,
+    read_metadata,
+    recorded_images,
+)
 from dreamda_aug.expansion.stats import Stats, read_stats
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
-from dreamda_aug.inputs.file_lists import FileSource
-from dreamda_aug.inputs.sources import Source, open_source
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import without_paths
 from dreamda_aug.report.figures import Histogram, histogram
 from dreamda_aug.report.orderings import Worst, measured, scores_of
@@ -35,7 +39,7 @@ def write_report(
     root: str | Path,
     out: str | Path | None = None,
     *,
-    source: str | Path | Source | None = None,
+    source: str | Path | SeedImages | None = None,
     metrics: bool = False,
 ) -> Path:
     """Write the report of a finished dataset.
@@ -62,22 +66,21 @@ def write_report(
     out = root / "report.html" if out is None else local_path(out, "out", WRITE_HERE)
     facts = read_metadata(root)
     stats = read_stats(root)
-    found = stats.made + sum((stats.dropped + stats.unreadable).values())
-    if stats.made == 0 and found < facts["samples"]:
+    if stats.made == 0 and stats.left_out < facts["samples"]:
         raise ExpansionError(
             f"{root / MANIFEST}: expected the lines of {facts['samples']} images, found none."
         )
     seed_images, notes = _open_seed_images(root, facts, source)
     if metrics:
         _compute_metrics(root, facts, seed_images)
-    known = [*paths_of(facts, root), str(root), str(root.resolve())]
+    known = [*_paths_of(root, facts), str(root), str(root.resolve())]
     page = _page(root, facts, stats, seed_images, notes, known)
     write_atomically(out, render(page).encode())
     return out
 
 
 def _page(
-    root: Path, facts: Mapping[str, Any], stats: Stats, seed_images: Source | None,
+    root: Path, facts: Mapping[str, Any], stats: Stats, seed_images: SeedImages | None,
     notes: list[str], known: list[str],
 ) -> Page:
     overview = Overview(near_copy_threshold(facts))
@@ -88,8 +91,8 @@ def _page(
         overview.add(line, scores)
         selection.add(line)
         worst.add(line, scores)
-    for _, entry in read_skipped(root):
-        overview.add_skipped(entry["skipped"])
+    for entry in read_skipped(root):
+        overview.add_skipped(entry.skipped)
     families = selection.families()
     orderings = measured(overview.values)
     worst_lines = [(ordering, worst.lines(ordering)) for ordering in orderings]
@@ -100,7 +103,8 @@ def _page(
     maker = PictureMaker(StoredImages(root, files), seed_images, len(shown))
     sheets = maker.sheets(families, stats.images)
     warnings = [without_paths(str(note), known)
-                for note in (*facts["source"].get("problems", ()), *stats.warnings(), *notes)]
+                for note in (*facts["source"].get("problems", ()),
+                             *stats.warnings(facts["source"]["classes"]), *notes)]
     columns, classes = class_table(facts, stats, overview)
     return Page(
         title=f"Synthetic images: {root.resolve().name}",
@@ -118,17 +122,24 @@ def _page(
     )
 
 
+def _paths_of(root: Path, facts: Mapping[str, Any]) -> list[str]:
+    """The paths of this machine that a dataset's metadata name."""
+    source = facts[PATHS]["source"] or {}
+    named = (facts[PATHS]["model"], facts[PATHS].get("lora"), *source.values())
+    return [str(find_path(root, path, "source")) for path in named
+            if isinstance(path, str) and not path.startswith(UNKNOWN)]
+
+
 def _open_seed_images(
-    root: Path, facts: Mapping[str, Any], source: str | Path | Source | None
-) -> tuple[Source | None, list[str]]:
+    root: Path, facts: Mapping[str, Any], source: str | Path | SeedImages | None
+) -> tuple[SeedImages | None, list[str]]:
     if source is not None:
-        return (source if isinstance(source, Source) else open_source(source)), []
+        return open_seed_images(source), []
     try:
-        where = recorded_source(root, facts)
-        if where is None:
+        found = recorded_images(root, facts)
+        if found is None:
             return None, ["The dataset was made from a dataset object: seed images are not shown."]
-        return open_source(where["spec"] or "", split=where["split"],
-                           data_root=where["data_root"]), []
+        return found, []
     except (OSError, ValueError, ImportError, ExpansionError) as error:
         return None, [f"The seed images could not be opened, and are not shown: {error}"]
 
@@ -142,12 +153,12 @@ def _histograms(overview: Overview) -> list[Histogram]:
     ]
 
 
-def _compute_metrics(root: Path, facts: Mapping[str, Any], source: Source | None) -> None:
+def _compute_metrics(root: Path, facts: Mapping[str, Any], source: SeedImages | None) -> None:
     from dreamda_aug.metrics import compare_folders
 
     if facts.get("image_format") != "folder":
         raise ValueError("metrics need synthetic images in class folders, not in shards.")
-    if not isinstance(source, FileSource):
+    if source is None or source.root is None:
         raise ValueError(
             "metrics need the seed images in class folders, and they were not found where the "
             "record says; give source, the folder where they are."

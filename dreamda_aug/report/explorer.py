@@ -146,7 +146,7 @@ def explore(
     label_of: dict[int, Any] = {}
 
     def condition(index: int) -> Condition:
-        label_of[len(label_of)] = images.labels[index]  # in the order of the sample
+        label_of[len(label_of)] = (images.labels or [])[index]  # in the order of the sample
         return condition_of(index)
 
     core = synthesizer.core

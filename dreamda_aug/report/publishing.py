@@ -11,7 +11,7 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.exports import METADATA
 from dreamda_aug.expansion.layouts import WORK
 from dreamda_aug.expansion.manifest import MANIFEST
-from dreamda_aug.expansion.metadata import CARD, WHERE, read_metadata
+from dreamda_aug.expansion.metadata import CARD, LICENSE, read_metadata
 
 _README = "README.md"
 # Never uploaded: unfinished work, and the page that shows the real seed images.
@@ -100,7 +100,7 @@ def hub_card(root: Path, facts: Mapping[str, Any]) -> str:
                  "seed_path": "string", "replica": "int64", "distance": "float64"}
         # the builder of image folders takes it from the configuration
         config["features"] = [{"name": name, "dtype": kind} for name, kind in kinds.items()]
-    license = str(facts[WHERE].get("license", ""))
+    license = facts[LICENSE]
     if license.lower().startswith("apache-2.0"):
         fields["license"] = "apache-2.0"
     for name, value in fields.items():

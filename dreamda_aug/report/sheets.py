@@ -7,9 +7,8 @@ import torch
 
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ManifestLine
-from dreamda_aug.inputs.file_lists import FileSource
-from dreamda_aug.inputs.images import UNREADABLE
-from dreamda_aug.inputs.sources import Source, lies_at
+from dreamda_aug.inputs.pixels import UNREADABLE
+from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.machine_paths import relative_name
 from dreamda_aug.report.figures import Scatter, scatter
 from dreamda_aug.report.orderings import scores_of
@@ -39,9 +38,9 @@ class PictureMaker:
             contact sheets, of the first eight of each, and how many pairs these are.
     """
 
-    def __init__(self, images: StoredImages, source: Source | None, count: int):
+    def __init__(self, images: StoredImages, source: SeedImages | None, count: int):
         self._images, self._source = images, source
-        self._folder = str(source.root) if isinstance(source, FileSource) else None
+        self._folder = None if source is None or source.root is None else str(source.root)
         self._side = side_for(count)
         self._seeds: dict[int, Thumbnail | None] = {}
         self._features: list[torch.Tensor] = []
@@ -112,12 +111,13 @@ class PictureMaker:
         data, side = (found.data, found.side) if found else ("", 1)
         return Picture(data, side, f"seed image {self._seed_name(line)}, {line.class_name}", (), {})
 
-    def _seed_thumbnail(self, line: ManifestLine, source: Source) -> Thumbnail | None:
+    def _seed_thumbnail(self, line: ManifestLine, source: SeedImages) -> Thumbnail | None:
         index = line.seed_index
-        if index >= len(source.paths) or not lies_at(source, index, line.seed_path):
+        if index >= len(source) or not source.lies_at(index, line.seed_path):
             return None
         try:
-            return make_thumbnail(source.open(index), self._side)
+            pixels = source.open(index).pixels
+            return make_thumbnail(pixels.store(pixels.values), self._side)
         except UNREADABLE:
             return None  # the page says that it is not at hand
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
 from dreamda_aug.expansion import Expansion, expand
 from dreamda_aug.expansion.metadata import read_metadata
-from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
@@ -68,7 +68,7 @@ def test_a_dataset_that_keeps_no_labels_is_read_for_some(data, synthesizer, meas
 def test_an_expansion_measures_once_and_its_record_says_what_and_why(
     data, synthesizer, measured, tmp_path
 ):
-    source = open_source(data, class_names=["dark", "bright"])
+    source = open_seed_images(data, class_names=["dark", "bright"])
     assert expand(source, tmp_path / "out", synthesizer, 1).whole
     facts = read_metadata(tmp_path / "out")
     found = facts["calibration"]
@@ -84,7 +84,7 @@ def test_an_expansion_measures_once_and_its_record_says_what_and_why(
 def test_an_expansion_does_not_go_on_with_another_calibration(data, synthesizer, tmp_path):
     expand(data, tmp_path / "out", synthesizer, 1)
     other = Expansion(data, synthesizer, 1)
-    other.facts["calibration"] = {**other.facts["calibration"], "digest": "0" * 32}
+    other.metadata["calibration"] = {**other.metadata["calibration"], "digest": "0" * 32}
     with pytest.raises(Exception, match="calibration.digest: '"):
         other.run(tmp_path / "out")
 
@@ -106,4 +106,4 @@ def test_an_expansion_without_it_takes_what_was_calibrated_by_hand_before(
     by_hand = calibrate(images, labels, synthesizer=synthesizer, max_distance=0.3,
                         strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), replicas=2)
     work = Expansion(data, synthesizer, 1, calibrate=False)
-    assert work.facts["calibration"] == by_hand.facts() and not measured
+    assert work.metadata["calibration"] == by_hand.facts() and not measured

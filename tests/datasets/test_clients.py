@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.datasets import Origin
-from dreamda_aug.expansion import ExpansionError, expand, open_source, read_manifest
+from dreamda_aug.expansion import ExpansionError, expand, read_manifest
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -103,7 +104,7 @@ def test_labels_after_a_target_transform_are_expanded(synthesizer, tmp_path):
     data.targets = [0, 1, 2, 3]
     with pytest.raises(ValueError, match="class_names must be given for a dataset whose target"):
         expand(data, tmp_path / "out", synthesizer, 1)
-    source = open_source(data, class_names=["even", "odd"])
+    source = open_seed_images(data, class_names=["even", "odd"])
     assert expand(source, tmp_path / "out", synthesizer, 1).stats.images == {"even": 2, "odd": 2}
     stored = AugmentedDataset.from_folder(data, tmp_path / "out")
     assert stored.targets == [stored[i][1] for i in range(8)] == [0, 1] * 4

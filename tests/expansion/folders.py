@@ -27,9 +27,9 @@ def once_per_batch(make):
     """``BatchMaker.make`` that makes each batch once, and gives the same again."""
     made = {}
 
-    def call(unit, planned, layout):
-        if unit not in made:
-            made[unit] = make(unit, planned, layout)
-        return made[unit]
+    def call(batch, planned, layout):
+        if batch not in made:
+            made[batch] = make(batch, planned, layout)
+        return made[batch]
 
     return call

@@ -12,22 +12,20 @@ from dreamda_aug.models import BUNDLED
 NOT_STATED = "not stated where the model lies"
 
 
-def facts(**changes):
-    where = {"source": {"spec": "/home/ann/my data/train", "data_root": "/mnt/disk/torch"},
-             "model": "org/model", "license": "mit"}
-    found = {
-        "source": {"images": 3, "classes": {"cat": 3}, "problems": []},
+def metadata(**changes):
+    paths = {"source": {"spec": "../train", "data_root": None}, "model": "org/model"}
+    paths |= {name: changes.pop(name) for name in ("model",) if name in changes}
+    return {
+        "source": {"images": 3, "classes": {"cat": 3}, "problems": []}, "license": "mit",
         "settings": {"steps": 50, "guidance_interval": [0.0, 1.0], "source_prompt": ""},
         "expansion": {"expansion_ratio": 2}, "filters": [{"name": "copy", "threshold": 0.3}],
         "rng_seed": 0, "batch_size": 32, "image_format": "folder", "device": "cpu", "threads": 1,
-        "model": "abc", "versions": {"torch": "2"}, "conditions": {"cat": None}, "where": where,
-    }
-    where |= {name: changes.pop(name) for name in ("model", "license") if name in changes}
-    return found | changes
+        "model": "abc", "versions": {"torch": "2"}, "conditions": {"cat": None}, "paths": paths,
+    } | changes
 
 
-def hostile_facts(text):
-    found = facts(model=text, license=text, conditions={text: text})
+def hostile(text):
+    found = metadata(model=text, license=text, conditions={text: text})
     found["source"] = {"images": 3, "classes": {text: 1, "cat": 2}, "problems": [text]}
     found["settings"] |= {"source_prompt": text, "inversion": {"type": text}}
     found["expansion"] |= {"only_classes": [text]}
@@ -49,13 +47,12 @@ def test_whatever_names_and_texts_hold_the_card_has_the_same_shape():
         return Stats(Counter({name: 2, "cat": 4}), Counter({name: 1}), Counter({name: 1}),
                      Counter({name: 1}), 0, {f"{name}/1.png": f"cat/{name}"})
 
-    tame = dataset_card(hostile_facts("dog"), stats("dog"))
+    tame = dataset_card(hostile("dog"), stats("dog"))
     for text in HOSTILE:
-        hostile = dataset_card(hostile_facts(text), stats(text))
-        assert hostile.count("\n") == tame.count("\n")
-        assert kinds(hostile) == kinds(tame)
-        assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds(hostile))
-        hostile.encode()
+        card = dataset_card(hostile(text), stats(text))
+        assert card.count("\n") == tame.count("\n") and kinds(card) == kinds(tame)
+        assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds(card))
+        card.encode()
 
 
 def test_hostile_text_is_shown_character_for_character():
@@ -72,7 +69,7 @@ def test_hostile_text_is_shown_character_for_character():
 
 
 def test_the_card_counts_and_says_what_was_done():
-    card = dataset_card(facts(conditions={"cat": "a photo of a cat"}),
+    card = dataset_card(metadata(conditions={"cat": "a photo of a cat"}),
                         Stats(Counter(cat=6), Counter(copy=1), Counter(label=2)))
     assert card.startswith("---\ntags:\n- synthetic\n---\n\n# Synthetic images")
     for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
@@ -81,31 +78,18 @@ def test_the_card_counts_and_says_what_was_done():
                  "DiffusionModel org/model: mit. The seed images' licence applies as well."):
         assert line in card.splitlines()
     assert "\n\n\n" not in card and "## Warnings" in card
-    quiet = dataset_card(facts(), Stats(Counter(cat=6)))
+    quiet = dataset_card(metadata(), Stats(Counter(cat=6)))
     assert "Conditions" not in quiet and "Warnings" not in quiet and "\n\n\n" not in quiet
-
-
-def test_the_card_names_no_path_of_the_machine():
-    found = facts(model="/home/ann/models/sd", license="see /home/ann/models/sd/LICENSE")
-    found["source"]["problems"] = ["/home/ann/my data/train/list.csv: 2 images are missing"]
-    found["settings"]["inversion"] = "Custom(path='/srv/x/y.pt')"
-    card = dataset_card(found, Stats(Counter(cat=6)))
-    assert "/home" not in card and "/srv" not in card and "ann" not in card.split("## Licence")[1]
-    assert "DiffusionModel sd: see sd/LICENSE." in card and "- train/list.csv: 2 images" in card
 
 
 @pytest.mark.parametrize("card, stated", [
     ("---\nlicense: mit\n---\n# x\n", "mit"),
     ("---\r\nlicense: 'apache-2.0'  # a comment\r\n---\r\n", "apache-2.0"),
     ("\ufeff---\ntags:\n- a\nlicense: openrail++\n---\n", "openrail++"),
-    ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
     ("---\nlicense: other\nlicense_name: stabilityai-community\nlicense_link: LICENSE.md\n---\n",
      "stabilityai-community (LICENSE.md)"),
-    ("---\nlicense: other\n---\n", "other"),
-    ("---\nlanguage: en\n---\n", NOT_STATED),
     ("# no front matter\nlicense: mit\n", NOT_STATED),
     ("---\n- a list\n---\n", NOT_STATED),
-    ("---\n1: a number\n---\n", NOT_STATED),
     ("---\nlicense: [mit\n---\n", NOT_STATED),
     ("---\nmodel-index: nonsense\nlicense: mit\n---\n", "mit"),
 ])

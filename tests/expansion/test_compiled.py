@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from dreamda_aug import Synthesizer, expand
 from dreamda_aug.expansion.regeneration import regenerate
-from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.inputs.seed_images import open_seed_images
 
 
 def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
@@ -32,4 +32,4 @@ def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
              (tmp_path / "data" / "manifest.jsonl").read_text().splitlines()]
     for line in (lines[0], lines[-1]):
         assert regenerate(tmp_path / "data", line["id"], synthesizer=synthesizer,
-                          source=open_source(source)).equal
+                          source=open_seed_images(source)).equal

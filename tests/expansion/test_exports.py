@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from dreamda_aug import Synthesizer
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.expansion.layouts import in_label_order
-from dreamda_aug.inputs.sources import open_source
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
 # not in alphabetical order, and one with what no file name bears
@@ -23,7 +23,7 @@ LABELS = [0, 1, 2, 2, 1, 0]
 @pytest.fixture(scope="module")
 def source():
     torch.manual_seed(0)
-    return open_source(TensorDataset(torch.rand(6, 1, 16, 16), torch.tensor(LABELS)),
+    return open_seed_images(TensorDataset(torch.rand(6, 1, 16, 16), torch.tensor(LABELS)),
                        class_names=CLASSES)
 
 

@@ -15,7 +15,7 @@ from dreamda_aug.expansion import (
     read_manifest,
 )
 from dreamda_aug.expansion.filters import Batch
-from dreamda_aug.inputs.sources import DatasetSource
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
 
@@ -36,7 +36,7 @@ def batch_of(images, seed_images, labels=None, events=None):
 
 def test_the_copy_filter_finds_copies_of_other_images_and_not_of_the_seed(images, model):
     training = torch.cat([images, images[:1] + 1e-3]).clamp(0, 1)  # image 6 is a twin of image 0
-    source = DatasetSource(TensorDataset(training, torch.zeros(7, dtype=torch.int64)))
+    source = open_seed_images(TensorDataset(training, torch.zeros(7, dtype=torch.int64)))
     check = OtherImageCopy(threshold=0.3)
     check.prepare(source, model)
     made = training.clone()
@@ -47,7 +47,7 @@ def test_the_copy_filter_finds_copies_of_other_images_and_not_of_the_seed(images
     assert flags == [False, False, True, False, False, False, False]
     assert scores[2] < 0.05 and scores[3] > 0.5
     with pytest.raises(ValueError, match="needs at least 2 readable seed images"):
-        check.prepare(DatasetSource(TensorDataset(images[:1], torch.tensor([0]))), model)
+        check.prepare(open_seed_images(TensorDataset(images[:1], torch.tensor([0]))), model)
 
 
 def test_the_seed_copy_filter_finds_what_hardly_changed(images):
@@ -76,7 +76,7 @@ def test_the_label_filter_asks_the_classifier(images):
     check = LabelAgreement(brightness, "brightness")
     scores, flags = check.measure(batch_of(images, images, [0, 0]))
     assert flags == [False, True] and scores[0] > 0.99 and scores[1] < 0.01
-    with pytest.raises(ValueError, match="knows 2 classes, the source has label 2"):
+    with pytest.raises(ValueError, match="has 2 classes, the source has label 2"):
         check.measure(batch_of(images, images, [0, 2]))
     with pytest.raises(ValueError, match="must give logits"):
         LabelAgreement(lambda x: x, "identity").measure(batch_of(images, images))
@@ -95,10 +95,10 @@ class Net(nn.Module):
 def test_classifiers_open_from_torchscript_and_onnx_files(tmp_path):
     net, x = Net().eval(), torch.rand(3, 1, 4, 4)
     torch.jit.trace(net, x).save(tmp_path / "net.pt")
-    opened = [open_filter(f"label={tmp_path / 'net.pt'}", 2)]
+    opened = [open_filter(f"label={tmp_path / 'net.pt'}")]
     if pytest.importorskip("onnxruntime", reason="ONNX is optional"):
         write_onnx(net, tmp_path / "net.onnx")
-        opened.append(open_filter(f"label={tmp_path / 'net.onnx'}", 2))
+        opened.append(open_filter(f"label={tmp_path / 'net.onnx'}"))
     for each in opened:
         scores, _ = each.measure(batch_of(x, x, [0, 1, 0]))
         expected = net(x).softmax(1)[range(3), [0, 1, 0]]
@@ -126,7 +126,7 @@ def test_torchvision_classifiers_open_from_safetensors(tmp_path):
 
     path = tmp_path / "weights.safetensors"
     save_file(squeezenet1_1(num_classes=3).state_dict(), path)
-    check = open_filter(f"label=squeezenet1_1:{path}", 3)
+    check = open_filter(f"label=squeezenet1_1:{path}")
     grey = torch.rand(2, 1, 16, 16)
     scores, _ = check.measure(batch_of(grey, grey, [0, 2]))
     assert all(0 < score < 1 for score in scores)
@@ -142,7 +142,7 @@ def test_torchvision_classifiers_open_from_safetensors(tmp_path):
 ])
 def test_a_bad_filter_is_refused(text, error, message):
     with pytest.raises(error, match=message):
-        open_filter(text, 2)
+        open_filter(text)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
@@ -150,7 +150,7 @@ def test_a_bad_filter_is_refused(text, error, message):
 def test_a_file_that_is_no_classifier_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"junk")
     with pytest.raises(ValueError, match=name):
-        open_filter(f"label={tmp_path / name}", 2)
+        open_filter(f"label={tmp_path / name}")
 
 
 def test_flagged_images_are_left_out_and_counted_or_kept_and_marked(images, model, tmp_path):

@@ -31,7 +31,7 @@ class Killer:
     def __init__(self, number):
         self.left, self.counting = number, False
         os.replace, os.link, os.unlink = map(self.watch, (os.replace, os.link, os.unlink))
-        os.rmdir = self.watch(os.rmdir)
+        os.rmdir, os.remove = self.watch(os.rmdir), self.watch(os.remove)
         real = builtins.open
 
         def opened(path, mode="r", *args, **kwargs):

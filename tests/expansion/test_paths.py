@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.expansion import Expansion, ExpansionError, expand, open_source
-from dreamda_aug.inputs.file_lists import FileSource
+from dreamda_aug.expansion import Expansion, ExpansionError, expand
+from dreamda_aug.inputs.seed_images import open_seed_images
 
 
 def picture(path, value=100):
@@ -31,7 +31,7 @@ def synthesizer(bundled):
 
 
 def test_writing_between_the_seed_images_is_refused(source, synthesizer):
-    with pytest.raises(ValueError, match="out_dir must lie outside the seed images' folder"):
+    with pytest.raises(ValueError, match="out must lie outside the seed images' folder"):
         expand(source, source / "cat", synthesizer, 1)
     assert sorted(os.listdir(source / "cat")) == ["0.png", "1.png"]
 
@@ -45,7 +45,7 @@ def test_an_empty_source_is_refused(text, synthesizer, tmp_path):
 def test_a_link_in_a_circle_is_followed_once(source):
     os.symlink(source / "cat", source / "cat" / "again")
     os.symlink(source, source / "dog" / "all")
-    found = open_source(source)
+    found = open_seed_images(source)
     assert [p for p in found.paths if "again" in p] == []
     assert len(found.paths) == len(set(found.paths)) < 20
     assert any("was not followed" in problem for problem in found.problems)
@@ -55,7 +55,7 @@ def test_hidden_files_and_folders_are_no_seeds(source):
     picture(source / ".git" / "0.png")
     picture(source / "cat" / ".hidden.png")
     picture(source / "cat" / ".thumbs" / "0.png")
-    found = open_source(source)
+    found = open_seed_images(source)
     assert found.classes == ["cat", "dog"] and len(found.paths) == 4
 
 
@@ -68,7 +68,7 @@ def test_a_pipe_is_no_image_and_is_not_waited_for(source, synthesizer, tmp_path)
 def test_a_name_that_is_no_utf8_is_refused_before_anything_is_made(source):
     os.mkdir(os.fsencode(source) + b"/b\xffd")
     with pytest.raises(ValueError, match="not UTF-8"):
-        open_source(source)
+        open_seed_images(source)
 
 
 def test_a_second_process_on_the_same_share_is_refused(source, synthesizer, tmp_path):
@@ -85,18 +85,11 @@ def test_a_second_process_on_the_same_share_is_refused(source, synthesizer, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         expansion.run(out, progress=interrupt)
-    claim = out / ".dreamda" / "claim-0-of-1"
-    with subprocess.Popen([sys.executable, "-c", code, str(claim)],
+    lock = out / ".dreamda" / "lock-0-of-1"
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)],
                           stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(ExpansionError, match="another process is at work here"):
             expansion.run(out)
         other.kill()
     assert expansion.run(out).whole
-
-
-def test_only_a_folder_of_class_folders_counts_as_the_seed_images_place(source):
-    assert open_source(source).is_folder
-    listed = FileSource(source, ["cat"], [0], ["cat/0.png"], [1],
-                        {"spec": str(source / "list.csv")})
-    assert not listed.is_folder

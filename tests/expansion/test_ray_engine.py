@@ -15,7 +15,7 @@ from dreamda_aug import Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.expansion.reopened import ReopenedFilter
+from dreamda_aug.expansion.filters import open_filter
 
 ray = pytest.importorskip("ray")
 from dreamda_aug.expansion.ray_engine import RayEngine, make_batches  # noqa: E402
@@ -61,7 +61,7 @@ def test_two_processes_one_of_them_killed_write_the_files_of_one(
     cluster, model, train, tmp_path
 ):
     options = dict(preset="paper", steps=3, cache=None, batch_size=2, device="cpu")
-    filters = [ReopenedFilter("seed-copy", 2)]
+    filters = [open_filter("seed-copy")]
 
     def expansion():
         return Expansion(train, Synthesizer(str(model), **options), 6, filters=filters,
@@ -111,12 +111,12 @@ def local_classes():
         def ready(self):
             pass
 
-        def make(self, unit):
+        def make(self, batch):
             pass
 
     class Deadly(Quick):
-        def make(self, unit):
-            if unit == 1:
+        def make(self, batch):
+            if batch == 1:
                 os._exit(1)
 
     return Quick, Deadly
@@ -126,8 +126,8 @@ def test_ten_thousand_units_are_given_out_without_the_driver_growing(cluster):
     quick = ray.remote(num_cpus=1)(local_classes()[0])
     done, sizes = set(), []
 
-    def finished(unit):
-        done.add(unit)
+    def finished(batch):
+        done.add(batch)
         if len(done) in (500, 10_000):
             sizes.append(resident())
 

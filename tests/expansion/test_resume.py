@@ -47,7 +47,7 @@ class SecondImage:
     def describe(self):
         return {"name": self.name}
 
-    def prepare(self, source, model):
+    def prepare(self, images, model):
         pass
 
     def measure(self, batch):
@@ -104,7 +104,7 @@ RECORDS = DAMAGE | {
     "doubled": doubled, "edited": edited, "byte order mark": lambda data: b"\xef\xbb\xbf" + data,
     "reversed": lambda data: b"".join(data.splitlines(keepends=True)[::-1]),
     "without its first line": lambda data: data.partition(b"\n")[2],
-    "with a line of another": lambda data: data + b'{"unit":0}\n',
+    "with a line of another": lambda data: data + b'{"batch":0}\n',
     "Windows line ends": lambda data: data.replace(b"\n", b"\r\n"),
 }
 
@@ -314,5 +314,5 @@ def test_the_records_name_nothing_of_this_machine(expansion, out):
     for path in out.rglob("*"):
         if path.is_file():
             assert str(out.parent).encode() not in path.read_bytes()
-    places = json.loads((out / "plan.json").read_text())["where"]
-    assert places["source"]["spec"].startswith("../") and not os.path.isabs(places["model"])
+    paths = json.loads((out / "plan.json").read_text())["paths"]
+    assert paths["source"]["spec"].startswith("../") and not os.path.isabs(paths["model"])

@@ -15,7 +15,7 @@ from expansion.folders import content, write_images
 from pipelines import pixel_pipeline
 
 from dreamda_aug.cli.main import main
-from dreamda_aug.inputs import opening
+from dreamda_aug.inputs import pixels
 from dreamda_aug.models.unet import PixelModel
 
 QUICK = ["--preset", "paper", "--set", "steps=25", "--batch-size", "4"]
@@ -105,13 +105,13 @@ def test_a_broken_image_is_left_out_by_expand_and_counted(train, tmp_path, capsy
 
 
 def test_the_limit_of_pixels_is_exact_and_needs_no_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "MAX_PIXELS", 16)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 16)
     (tmp_path / "a.png").write_bytes(GOOD)
-    assert opening.open_image(tmp_path / "a.png").size == (4, 4)
-    monkeypatch.setattr(opening, "MAX_PIXELS", 15)
+    assert pixels.open_image(tmp_path / "a.png").size == (4, 4)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 15)
     monkeypatch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(opening.TooLarge, match="larger than 15 pixels"):
-        opening.open_image(tmp_path / "a.png")
+    with pytest.raises(pixels.TooLarge, match="larger than 15 pixels"):
+        pixels.open_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("out", ["nowhere/x.png", ".", "x.unknown", "x"])
@@ -244,7 +244,7 @@ def test_class_names_with_a_byte_order_mark(train, tmp_path, capsys):
 @pytest.mark.parametrize("ratio", ["1000001", "99999999999999999999"])
 def test_a_ratio_beyond_all_bounds_is_refused(train, tmp_path, capsys, ratio):
     for option in (["--ratio", ratio], ["--class-ratio", f"dog={ratio}"]):
-        is_refused(capsys, "1,000,000 replicas", "expand", train, "--out", tmp_path / "out",
+        is_refused(capsys, "expansion_ratio", "expand", train, "--out", tmp_path / "out",
                    *option, *FEW)
 
 
@@ -272,11 +272,11 @@ def test_a_list_names_no_place_of_this_machine(train, tmp_path, capsys):
 
 def test_what_shares_no_folder_with_the_dataset_is_asked_for(train, made, capsys):
     plan = json.loads((made / "plan.json").read_text())
-    plan["where"] |= {"ask": ["source"], "source": plan["where"]["source"] | {"spec": "train"}}
+    plan["paths"]["source"]["spec"] = "?/train"
     (made / "plan.json").write_text(json.dumps(plan))
-    is_refused(capsys, "give the source (--source)", "regenerate", made, "00000000_0000")
+    is_refused(capsys, "give source (--source)", "regenerate", made, "00000000_0000")
     assert run(capsys, "regenerate", made, "00000000_0000", "--source", train)[0] == 0
-    plan["where"] |= {"ask": ["model"]}
+    plan["paths"]["model"] = "?/model"
     (made / "plan.json").write_text(json.dumps(plan))
     is_refused(capsys, "give model (--model)", "regenerate", made, "00000000_0000",
                "--source", train)

@@ -1,8 +1,8 @@
 import pytest
 from report.lines import line, write_dataset
 
-from dreamda_aug.expansion.manifest import read_manifest
-from dreamda_aug.expansion.metadata import read_metadata, read_skipped
+from dreamda_aug.expansion.manifest import read_manifest, read_skipped
+from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.expansion.stats import read_stats
 from dreamda_aug.report.orderings import scores_of
 from dreamda_aug.report.overview import (
@@ -26,8 +26,8 @@ def numbers(root, diversity=(0.6, 3), warnings=0):
     overview = Overview(near_copy_threshold(facts))
     for each in read_manifest(root):
         overview.add(each, scores_of(each))
-    for _, entry in read_skipped(root):
-        overview.add_skipped(entry["skipped"])
+    for entry in read_skipped(root):
+        overview.add_skipped(entry.skipped)
     return ({figure.name: figure for figure in
              figures(facts, stats, overview, diversity, warnings)},
             class_table(facts, stats, overview))

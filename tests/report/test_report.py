@@ -142,7 +142,7 @@ def test_a_folder_that_is_no_dataset_is_refused(dataset, tmp_path):
     with pytest.raises(ExpansionError, match="plan.json: expected a JSON object"):
         write_report(copy)
     (copy / "plan.json").write_text("{}")
-    with pytest.raises(ExpansionError, match="plan.json: expected the facts of an expansion"):
+    with pytest.raises(ExpansionError, match="plan.json: expected the metadata of an expansion"):
         write_report(copy)
 
 

@@ -23,7 +23,7 @@ def hostile_dataset(root, names):
     return write_dataset(
         root, lines, filters=[{"name": name, "about": name} for name in names[:3]],
         settings={name: name for name in names},
-        where={"model": names[0], "license": names[1]},
+        paths={"model": names[0]}, license=names[1],
         source={"images": len(names), "classes": dict.fromkeys(names, 1), "problems": names})
 
 
@@ -85,8 +85,9 @@ def test_the_page_names_no_path_of_the_machine(tmp_path):
              for replica in range(2)]
     data = str(tmp_path / "torch data")
     places = {"source": {"spec": str(listing), "split": None, "data_root": data},
-              "model": str(tmp_path / "a model"), "license": f"see {tmp_path}/LICENSE"}
-    root = write_dataset(tmp_path / "out", lines, where=places)
+              "model": str(tmp_path / "a model")}
+    root = write_dataset(tmp_path / "out", lines, paths=places,
+                         license=f"see {tmp_path}/LICENSE")
     page = write_report(root).read_text()
     assert "seed image cat/1.png, cat" in page and page.count("not at hand") == 0
     assert "<td>a model</td>" in page and "<td>see LICENSE</td>" in page
@@ -103,8 +104,8 @@ def test_seed_images_that_are_gone_are_marked(tmp_path):
     PIL.Image.new("L", (8, 8), 90).save(tmp_path / "train" / "cat" / "0.png")
     (tmp_path / "train" / "cat" / "1.png").write_bytes(b"no image")
     lines = [line(number) for number in range(3)]
-    where = {"source": {"spec": str(tmp_path / "train"), "split": None, "data_root": None}}
-    page = write_report(write_dataset(tmp_path / "out", lines, where=where)).read_text()
+    paths = {"source": {"spec": str(tmp_path / "train"), "split": None, "data_root": None}}
+    page = write_report(write_dataset(tmp_path / "out", lines, paths=paths)).read_text()
     marks = [a for tag, a in Elements(page).found if tag == "span" and a.get("class") == "missing"]
     # two of three on the sheet, and in both lists of the worst
     assert len(marks) == 2 * 3 and all(mark["role"] == "img" for mark in marks)

@@ -1,0 +1,166 @@
+"""Seed images on their way to the model and to PNG, and whether they are what they were."""
+
+import errno
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.manifest import Record
+from dreamda_aug.expansion.replicas import Plan
+from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, fit_back, fit_to
+from dreamda_aug.inputs.prompts import Conditioner
+from dreamda_aug.inputs.seed_images import SeedImages
+from dreamda_aug.models import Condition, DiffusionModel
+
+# Errors of the machine rather than of the file.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+
+
+class Unreadable(Exception):
+    """A seed image cannot be used; the message is the same on every machine."""
+
+
+class Seed(NamedTuple):
+    """A seed image, ready for the model.
+
+    Attributes:
+        values: its pixels at the model's size and channels, (1, C, H, W) in [0, 1].
+        digest: SHA-256 of its original pixels.
+        file_digest: SHA-256 of its file; empty if the source has none.
+        loss: what a PNG file does not keep of such an image; empty if it keeps all.
+        store: from an image like ``values`` to one of the seed image's size, for a PNG file.
+    """
+
+    values: Tensor
+    digest: str
+    file_digest: str
+    loss: str
+    store: Callable[[Tensor], PIL.Image.Image]
+
+
+def open_seed(images: SeedImages, index: int, model: DiffusionModel) -> Seed:
+    """Open and prepare a seed image; raises as `read_seed` does."""
+    file_digest = images.file_digest(index)
+    pixels = read_seed(images, index)
+    store = pixels.store
+    # one number, expanded: only shape and device are looked at, and large pixels are not kept
+    like = torch.zeros(1).expand(pixels.values.shape)
+    return Seed(fit_to(pixels.values, model), pixels.digests[0], file_digest, pixels.loss,
+                lambda made: store(fit_back(made, like)))
+
+
+def read_seed(images: SeedImages, index: int) -> Pixels:
+    """Read the pixels of a seed image.
+
+    Raises:
+        Unreadable: the file is broken, too large or missing.
+        ValueError, TypeError: a dataset's image is none that `read_pixels` takes.
+    """
+    try:
+        seed = images.open(index)
+        if isinstance(seed.image, PIL.Image.Image):
+            seed.image.load()
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
+    try:
+        return seed.pixels
+    except UNREADABLE as error:
+        if images.root is None and not isinstance(error, TooLarge):
+            raise  # what the user's program made is refused, as everywhere
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> Exception:
+    if isinstance(error, TooLarge):
+        return Unreadable(str(error))
+    if isinstance(error, OSError) and error.errno in _OURS:
+        return error
+    # without the message: it may hold paths, and the record must be the same everywhere
+    return Unreadable(f"unreadable ({type(error).__name__})")
+
+
+def conditions_of(
+    images: SeedImages, conditioner: Conditioner, model: DiffusionModel, chosen: Collection[int]
+) -> tuple[dict[str, Condition], Callable[[int], Condition]]:
+    """Conditions by class name for the metadata, and a function from image number to condition.
+
+    ``chosen`` are the images that are used. Raises ValueError if there is no condition for one.
+    """
+    if conditioner.captions is not None:
+        known = conditioner.captions.images(images.file_names, len(images))
+        texts = {index: conditioner.condition(None, model, known[index]) for index in chosen}
+        digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
+        return {"captions": digest}, texts.__getitem__
+    classes, labels = images.classes, images.labels or []
+    names = images.names if conditioner.class_names is None else conditioner.class_names
+    conditioner = Conditioner(names, conditioner.prompt)
+    of_class = [conditioner.condition(label, model) for label in range(len(classes))]
+    return dict(zip(classes, of_class, strict=True)), lambda index: of_class[labels[index]]
+
+
+class SeedCheck:
+    """Compares the seed image of each record with what it is now.
+
+    A file with the same bytes is not decoded. One that was stored anew with the same pixels is
+    the same image.
+    """
+
+    def __init__(self, images: SeedImages, out: str):
+        self._images, self._out = images, out
+        self._last = -1
+
+    def __call__(self, record: Record) -> None:
+        """Raise ExpansionError if it was changed; records of one seed image follow each other."""
+        index = record.seed_index
+        if index == self._last:
+            return
+        if index < len(self._images) and self._images.paths[index] == record.seed_path:
+            now = self._images.file_digest(index)
+            if now and now == record.seed_file_digest or (
+                _pixel_digest(self._images, index) == record.seed_digest
+            ):
+                self._last = index
+                return
+        raise ExpansionError(
+            f"{self._out}: seed image {record.seed_path} was changed since images were made from "
+            "it. Put the old image back; or begin anew with --new (new=True), which sets the old "
+            "result aside."
+        )
+
+
+def first_replicas(images: SeedImages, plan: Plan) -> dict[str, int]:
+    """The first replica number of each seed image that equals an earlier one, by its number.
+
+    Equal seed images get equal replicas for equal numbers, so each continues where the one before
+    it ended. Files are compared byte for byte, and only those of equal size are read; images of
+    other sources are compared by their pixels.
+    """
+    of_size = Counter(images.size(index) for index, _ in plan.counts())
+    found: dict[str, int] = {}
+    taken: dict[str, int] = {}
+    for index, count in plan.counts():
+        if images.root is not None and of_size[images.size(index)] == 1:
+            continue
+        content = (_pixel_digest(images, index) if images.root is None
+                   else images.file_digest(index))
+        if content:
+            first = taken.get(content, 0)
+            taken[content] = first + count
+            if first:
+                found[str(index)] = first
+    return found
+
+
+def _pixel_digest(images: SeedImages, index: int) -> str:
+    """Digest of an image's pixels; empty if it is unreadable."""
+    try:
+        return read_seed(images, index).digests[0]
+    except Unreadable:
+        return ""
