@@ -3,7 +3,6 @@
     python -m benchmarks.speed --arch tiny-sd --out benchmarks/results \\
         --page benchmarks/speed/throughput.md --docs docs/cost.md
     python -m benchmarks.speed --arch sd15 --dtype bfloat16 --out benchmarks/results       # a GPU
-    python -m benchmarks.speed --gpu-plan results/gpu      # all that a GPU can tell, <= 25 minutes
 
 sd15, sdxl and sd3 are the architectures of Stable Diffusion 1.5, XL and 3 (medium) with random
 weights; tiny-sd, tiny-sdxl and tiny-sd3 are narrow ones of the same make for a CPU; other names are
@@ -35,7 +34,6 @@ from benchmarks.common.measurement import count_flops, matrix_product_rate
 from benchmarks.common.provenance import commit, machine
 from benchmarks.speed.arms import FEW_STEPS, RELEASED_STEPS, arms
 from benchmarks.speed.bench import Bench, plainly
-from benchmarks.speed.gpu_plan import LIMITS, run_plan
 from benchmarks.speed.page import FORMAT, write_docs, write_page
 from benchmarks.speed.rounds import run_rounds
 from benchmarks.speed.switches import COMPILE, SWITCHES, compare
@@ -49,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     diffusers.utils.logging.set_verbosity_error()
-    if args.gpu_plan:
-        return run_plan(args.gpu_plan, args.device, args.toy, args.only, 60 * args.minutes)
     record = measured(args)
     if args.out:
         keep(record, args)
@@ -161,13 +157,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="Markdown file to write from all JSON files in --out")
     parser.add_argument("--docs", type=Path, help="Markdown file with marked places, which are "
                         "written anew from all JSON files in --out")
-    parser.add_argument("--gpu-plan", type=Path, metavar="FOLDER",
-                        help="run the plan for a GPU; goes on where it was interrupted")
-    parser.add_argument("--only", nargs="+", choices=list(LIMITS),
-                        help="with --gpu-plan: some of its parts")
-    parser.add_argument("--minutes", type=float, default=25, help="with --gpu-plan: in all")
-    parser.add_argument("--toy", action="store_true",
-                        help="with --gpu-plan: narrow models, for a CPU; proves no speed")
     args = parser.parse_args(arguments)
     if (args.page or args.docs) and not args.out:
         parser.error("--page and --docs are written from the JSON files in --out; give --out too.")

@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.common.marked import fill_places, table
 from benchmarks.speed.arms import IMG2IMG, RELEASED
-from benchmarks.speed.gpu_plan import LIMITS
 from benchmarks.speed.rounds import spread
 
 FORMAT = 5
@@ -54,7 +53,7 @@ def write_docs(folder: Path, page: Path) -> None:
     """
     places = {f"speed/{name}": summary(record) for name, record in read_records(folder).items()}
     parts = {path.stem: json.loads(path.read_text())
-             for path in sorted((folder / "gpu").glob("*.json")) if path.stem in LIMITS}
+             for path in sorted((folder / "gpu").glob("*.json")) if path.stem != "results"}
     if lines := [line for name, part in parts.items() if part["state"] == "done"
                  for line in on_gpu(name, part["result"])]:
         machines = sorted({part["machine"] for part in parts.values()})

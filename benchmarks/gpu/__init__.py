@@ -1,0 +1,1 @@
+"""All that one GPU can tell in nine minutes."""
