@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name in args.only or LIMITS:
         if found.get(name, {}).get("state") == "done":
             continue
-        left = min(LIMITS[name], end - time.monotonic())
+        # imports alone take long on a loaded CPU
+        left = min(LIMITS[name] * (4 if args.tiny else 1), end - time.monotonic())
         if left <= 0:
             print(f"{name}: no time left; the same command resumes here", flush=True)
             continue

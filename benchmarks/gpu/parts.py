@@ -30,7 +30,7 @@ EXPAND = """
 import sys
 from dreamda_aug import Synthesizer, expand
 made = expand("bundled", sys.argv[1], Synthesizer("bundled", "fast", cache=None,
-              device=sys.argv[2]), int(sys.argv[3]), limit=int(sys.argv[4]), batch_size=20)
+              device=sys.argv[2]), int(sys.argv[3]), limit=int(sys.argv[4]))
 """
 
 

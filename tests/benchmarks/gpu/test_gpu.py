@@ -42,7 +42,7 @@ def test_a_bare_machine_runs_every_part(tmp_path):
 
 
 def test_a_part_that_fails_or_takes_too_long_is_tried_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "LIMITS", {"no part": 1000, "exactness": 0.1})
+    monkeypatch.setattr(plan, "LIMITS", {"no part": 1000, "exactness": 0.01})
     call = [str(tmp_path), "--device", "cpu", "--tiny", "--work", str(tmp_path / "work")]
     found = plan.main(call)
     assert found["no part"]["state"] == "failed" and "invalid choice" in found["no part"]["output"]
