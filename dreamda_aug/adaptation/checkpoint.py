@@ -65,12 +65,7 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def check_out(folder: Path, source: Any, own: Set[str]) -> None:
-    """Refuse a folder that holds other files, or lies among the images.
-
-    Args:
-        folder: the folder; it may not exist yet.
-        source: the images.
-        own: names of the files that this kind of training writes.
+    """Refuse a folder that holds other files than ``own``, or lies among the images.
 
     Raises:
         AdaptationError: it holds other files.
@@ -93,14 +88,7 @@ def check_out(folder: Path, source: Any, own: Set[str]) -> None:
 def save_checkpoint(
     folder: Path, identity: dict[str, Any], progress: Progress, tensors: Tensors
 ) -> None:
-    """Write a checkpoint as a whole or not at all.
-
-    Args:
-        folder: of the training.
-        identity: what must be the same for training to resume.
-        progress: how far it is.
-        tensors: everything else that it resumes from.
-    """
+    """Write a checkpoint as a whole or not at all; ``identity`` must be the same to resume."""
     flat = {f"{part}:{name}": tensor for part, named in tensors.items()
             for name, tensor in named.items()}
     metadata = {"identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}

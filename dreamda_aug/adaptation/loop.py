@@ -103,7 +103,7 @@ class TrainingLoop:
 
     Args:
         model: what is trained.
-        images: what it is trained and measured on; nothing is measured where none are held out.
+        images: the images; nothing is measured where none are held out.
         schedule: the noise levels, on the model's device.
         settings: how.
         processes: what `open_processes` returned.

@@ -27,22 +27,10 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "a
 
 
 class AdaptedModel:
-    """A model with LoRA layers on its attention and its convolutions; see `Trainable`.
+    """A model with LoRA layers on its attention and its convolutions.
 
-    The LoRA matrices begin such that they change nothing. Their scale is 1: alpha is the rank.
-
-    Args:
-        model: the caller's own, on its device; its denoiser is changed and frozen.
-        conditions: what images are trained under.
-        rank: of the LoRA matrices.
-        rng_seed: for their random half.
-        prior_weight: as in `AdaptationSettings`.
-
-    Attributes:
-        parameters: everything that is trained, float32, by name.
-
-    Raises:
-        ImportError: peft is not installed.
+    The caller's own model is changed and frozen. The LoRA matrices begin such that they change
+    nothing; their scale is 1: alpha is the rank. ``parameters`` are float32.
     """
 
     def __init__(

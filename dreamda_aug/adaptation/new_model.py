@@ -21,19 +21,9 @@ _SHEET_STEPS, _SHEET_GUIDANCE = 25, 2.0
 
 
 class NewModel:
-    """A pixel model that begins untrained; see `Trainable`.
+    """A pixel model that begins untrained; ``average`` is the one that a user gets.
 
-    Args:
-        image_size: height and width in pixels.
-        channels: 1 or 3.
-        classes: how many it is conditioned on; 0: it is unconditional.
-        width: see `WIDTHS`.
-        device: where it is trained.
-        rng_seed: of the weights that it begins with.
-
-    Attributes:
-        average: the model with averaged weights, which is what a user gets.
-        parameters: everything that is trained, by name.
+    ``classes`` is how many it is conditioned on, 0 for an unconditional model.
     """
 
     def __init__(

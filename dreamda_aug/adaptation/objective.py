@@ -19,12 +19,7 @@ _MEASURED_ROWS = 256
 
 
 def noise_levels(model: DiffusionModel, train_timesteps: int) -> NoiseSchedule:
-    """The noise levels that are trained: every second one of the model's own.
-
-    Args:
-        model: the model.
-        train_timesteps: how many it has.
-    """
+    """The noise levels that are trained: every second of the model's ``train_timesteps``."""
     # without the noisiest one, at which some schedules leave no signal to predict noise from
     return model.schedule(max(1, train_timesteps // 2), 1 - 1 / max(train_timesteps, 2))
 
@@ -80,30 +75,16 @@ def add_noise(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, levels: Tensor)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images with the noise that they are always measured with.
+    """Held-out images with the noise that they are always measured with, D draws for each."""
 
-    Attributes:
-        x_0: clean latents, (N, C, H, W).
-        labels: (N,) int64; -1 is none.
-        eps: noise, (N, D, C, H, W), D draws for each image.
-        levels: number of the noise level of each draw, (N, D) int64.
-    """
-
-    x_0: Tensor
-    labels: Tensor
-    eps: Tensor
-    levels: Tensor
+    x_0: Tensor  # clean latents, (N, C, H, W)
+    labels: Tensor  # (N,) int64; -1 is none
+    eps: Tensor  # (N, D, C, H, W)
+    levels: Tensor  # number of the noise level of each draw, (N, D) int64
 
     @classmethod
     def draw(cls, x_0: Tensor, labels: Tensor, levels: int, rng_seed: int) -> "HeldOut":
-        """Noise for some images; that of an image depends on its number alone.
-
-        Args:
-            x_0: clean latents, (N, C, H, W).
-            labels: (N,) int64.
-            levels: how many noise levels there are.
-            rng_seed: another one draws other noise.
-        """
+        """Draw noise at ``levels`` noise levels; an image's depends on its number alone."""
         draws = min(32, max(4, _MEASURED_ROWS // len(x_0)))
         eps, chosen = [], []
         for number in range(len(x_0)):

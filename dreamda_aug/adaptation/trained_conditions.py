@@ -17,17 +17,7 @@ ClassMap = Mapping[str, str | int]
 
 
 class FixedConditions:
-    """Conditions that are not trained: none, or prompts, embedded once.
-
-    Args:
-        model: the model.
-        prompts: the prompt of each class; none: images are trained under the unconditional branch.
-
-    Attributes:
-        can_drop: whether there is an unconditional branch.
-        parameters: nothing.
-        started_from: the prompt of each class.
-    """
+    """Conditions that are not trained: the prompt of each class, or none; embedded once."""
 
     def __init__(self, model: UNetModel, prompts: Mapping[str, str]):
         self.can_drop = model.guidable
@@ -66,19 +56,13 @@ class ClassRows:
 
     A class that the model knows by name begins as a copy of its row; any other at the null class,
     or, in a model without one, at the mean of all rows. Without classes the rows stay what they
-    are, and images are trained under the null class.
+    are, and images are trained under the null class. The model's embedding is replaced;
+    ``class_names`` and ``null_class`` are its classes from then on.
 
     Args:
-        model: a class-conditional model of the caller's own; its embedding is replaced.
+        model: a class-conditional model of the caller's own.
         classes: names of the user's classes, in label order; empty: there are none.
         class_map: for a class of another name, the model's own class, by name or row.
-
-    Attributes:
-        can_drop: whether there is a null class.
-        parameters: ``class_rows``.
-        started_from: the class of the model that each class began as.
-        class_names: the model's classes from now on, or None.
-        null_class: the row of the null class, or None.
 
     Raises:
         ModelError: the model's embedding is no table; or there are neither labels nor a null
