@@ -7,7 +7,6 @@ from typing import Any
 
 import safetensors.torch
 
-from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_out, check_same
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
 from dreamda_aug.adaptation.lora import AdaptedModel, is_named, own_model
 from dreamda_aug.adaptation.objective import noise_levels
@@ -20,6 +19,7 @@ from dreamda_aug.adaptation.outcome import (
 )
 from dreamda_aug.adaptation.trained_conditions import ClassRows, prepare_conditions
 from dreamda_aug.adaptation.training_images import read_images
+from dreamda_aug.adaptation.training_state import CHECKPOINT, check_out, check_same
 from dreamda_aug.arguments import check_fields, checked, real, whole
 from dreamda_aug.files import remove_temporaries, write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT

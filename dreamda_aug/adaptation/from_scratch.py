@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
-from dreamda_aug.adaptation.checkpoint import CHECKPOINT, check_out, check_same
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
 from dreamda_aug.adaptation.new_model import NewModel
 from dreamda_aug.adaptation.objective import noise_levels
 from dreamda_aug.adaptation.outcome import data_name, versions
 from dreamda_aug.adaptation.training_images import read_images
+from dreamda_aug.adaptation.training_state import CHECKPOINT, check_out, check_same
 from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import read_json, remove_temporaries, write_atomically

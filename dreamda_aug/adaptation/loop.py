@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dreamda_aug.adaptation.checkpoint import (
+from dreamda_aug.adaptation.lora import AdaptedModel
+from dreamda_aug.adaptation.new_model import NewModel, seeded
+from dreamda_aug.adaptation.objective import HeldOut, add_noise, spread_levels
+from dreamda_aug.adaptation.training_images import TrainingImages
+from dreamda_aug.adaptation.training_state import (
     Progress,
     load_checkpoint,
     moments_of,
     put_moments,
     save_checkpoint,
 )
-from dreamda_aug.adaptation.lora import AdaptedModel
-from dreamda_aug.adaptation.new_model import NewModel, seeded
-from dreamda_aug.adaptation.objective import HeldOut, add_noise, spread_levels
-from dreamda_aug.adaptation.training_images import TrainingImages
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import format_bytes
 from dreamda_aug.method.schedule import NoiseSchedule

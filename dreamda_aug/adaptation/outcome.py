@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dreamda_aug.adaptation.checkpoint import Progress
+from dreamda_aug.adaptation.training_state import Progress
 from dreamda_aug.models.adapted import read_card
 
 Verdict = Literal["helped", "did not help", "not measured"]
