@@ -93,11 +93,9 @@ def adaptation(specs: Specs, count: int) -> list[Variant]:
 def amst(specs: Specs, count: int) -> list[Variant]:
     """The parts of AMST, one at a time, on the same images."""
     spec = replace(specs["tuned"], replicas=count)
-    rounds = {"label every round": AMSTOptions(relabel_every=1),
-              "label every round, restart": AMSTOptions(relabel_every=1, restart=True)}
+    rounds = {"label every round": AMSTOptions(changes=(("relabel_every", 1),))}
     return [Variant(name, Arm("", "tuned", "amst", view=CHOSEN, amst=options), spec)
-            for name, options in (AMST_PARTS | rounds | PLUS_PARTS).items()
-            if name != "no restart"]  # what these arms do anyway
+            for name, options in (AMST_PARTS | rounds | PLUS_PARTS).items()]
 
 
 ABLATIONS: dict[str, Callable[[Specs, int], list[Variant]]] = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from benchmarks.accuracy.tasks import Task
-from benchmarks.common.amst_parts import AMST_PLUS, AMSTOptions
+from benchmarks.common.amst_parts import PLUS, AMSTOptions
 
 # What goes on top of the weak view where it is asked for: chosen on validation.
 CHOSEN = "chosen"
@@ -91,20 +91,20 @@ def arms_of(task: Task) -> tuple[Arm, ...]:
                  for labels, what in (("soft", "single head"), ("amst", "AMST"),
                                       ("prior", "diffusion classifier"), ("probe", "probe"),
                                       ("oracle", "true labels"))]  # fmt: skip
-        arms.append(Arm(f"{name}, AMST+", recipe, "amst", view=CHOSEN, amst=AMST_PLUS))
+        arms.append(Arm(f"{name}, AMST+", recipe, "amst", view=CHOSEN, amst=PLUS))
     name = METHODS["tuned"]
     if task.unlabeled:
         arms += [Arm("AMST, unlabeled images", labels="amst", view=CHOSEN, unlabeled=True),
                  *(Arm(f"{name}, {what}, unlabeled images", "tuned", "amst", view=CHOSEN,
                        unlabeled=True, amst=amst)
-                   for what, amst in (("AMST", AMSTOptions()), ("AMST+", AMST_PLUS)))]  # fmt: skip
+                   for what, amst in (("AMST", AMSTOptions()), ("AMST+", PLUS)))]  # fmt: skip
     if task.corpus:
         arms.append(Arm("the prior's own images + classical", "corpus", view=CHOSEN))
         arms += [replace(arm, name=f"pretrained, {arm.name}", pretrained=True) for arm in (
             Arm(REAL, view="none"), Arm("classical", view=CHOSEN),
             *(Arm(f"{METHODS[recipe]} + classical", recipe, view=CHOSEN)
               for recipe in ("noise", "img2img", "tuned")),
-            Arm(f"{name}, AMST+", "tuned", "amst", view=CHOSEN, amst=AMST_PLUS))]  # fmt: skip
+            Arm(f"{name}, AMST+", "tuned", "amst", view=CHOSEN, amst=PLUS))]  # fmt: skip
     frozen = [replace(arm, name=f"frozen features, {arm.name}", frozen=True) for arm in (
         Arm(REAL, view="none"), Arm("classical", view=CHOSEN),
         *(Arm(f"{METHODS[recipe]} + classical", recipe, view=CHOSEN)

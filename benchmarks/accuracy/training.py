@@ -35,7 +35,7 @@ LABELER_PLAN = replace(AMST_PLAN, pretraining_epochs=0, epochs=4, relabel_every=
 AMST_FOLDER = Path(amst.__file__).parent
 TRAINING_CODE = [Path(__file__), Path(classifiers.__file__), Path(views.__file__),
                  Path(evaluation.__file__).parent / "training.py",
-                 AMST_FOLDER / "views.py", AMST_FOLDER / "pool.py"]  # fmt: skip
+                 AMST_FOLDER / "views.py", AMST_FOLDER / "batches.py"]  # fmt: skip
 LABELLING_CODE = sorted(AMST_FOLDER.glob("*.py"))
 
 
@@ -73,11 +73,9 @@ def train(
     view = view_of(arm, weak)
     if arm.labels in ("amst", "probe", "prior"):
         return trainer.self_training(
-            arm.name, view, made, plus=arm.amst.brief, labeler=labeler, label_prior=label_prior,
+            arm.name, view, made, labeler=labeler, label_prior=label_prior,
             plan=arm.amst.change(AMST_PLAN if arm.labels == "amst" else LABELER_PLAN),
-            options={"views": replace(arm.amst.views, main="strong"), "voting": arm.amst.voting,
-                     "consistency": arm.amst.consistency, "weights": arm.amst.weights},
-            labeling=arm.amst.labeling)  # fmt: skip
+            options=dict(arm.amst.options))
     if arm.labels == "soft":
         return _soft(trainer, arm, view, made)
     if arm.labels == "oracle":

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from dreamda_aug.evaluation.training import per_image
+from dreamda_aug.amst import PerImage
 
 
 def random_affine(images: Tensor) -> Tensor:
@@ -33,6 +33,6 @@ def random_affine(images: Tensor) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "affine": random_affine,
-    **{name: per_image(getattr(v2, name)())
+    **{name: PerImage(getattr(v2, name)())
        for name in ("RandAugment", "TrivialAugmentWide", "AugMix")},
 }

@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 from benchmarks.common.amst_parts import AMST_PARTS, AMSTOptions
 from benchmarks.digits.data import CLASSES, RunData
 from dreamda_aug.amst import (
+    AMSTWrapper,
     Labeler,
-    LossWeights,
     PseudoLabels,
     RunPlan,
     SeedLabeler,
@@ -72,7 +72,7 @@ def small_cnn() -> nn.Module:
 
 
 def self_training(
-    data: RunData, options: AMSTOptions, labeler: Labeler | None = None, **stages: int | bool
+    data: RunData, options: AMSTOptions, labeler: Labeler | None = None, **stages: int
 ) -> SelfTraining:
     """The classifier, freshly initialised, with what every arm has in common.
 
@@ -83,11 +83,11 @@ def self_training(
         stages: what differs of the `RunPlan`.
     """
     torch.manual_seed(data.rng_seed)
-    wrapper = options.wrap(small_cnn(), WEAK, strong_view)
+    wrapper = AMSTWrapper(small_cnn(), weak=WEAK, strong=strong_view, **dict(options.options))
     optimizer = torch.optim.AdamW(wrapper.parameter_groups(2e-3), weight_decay=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, STEPS)
     plan = RunPlan(pretraining_epochs=1, epochs=ROUNDS, steps_per_epoch=STEPS, batch_size=BATCH,
-                   ratio=(1, 2, 0.25), restart=True)
+                   ratio=(1, 2, 0.25))
     return SelfTraining(
         wrapper,
         TensorDataset(data.real, data.targets),
@@ -96,7 +96,6 @@ def self_training(
         scheduler=scheduler,
         plan=replace(options.change(plan), **stages),
         labeler=labeler,
-        labeling=options.labeling,
         truth=data.truth,
         rng_seed=data.rng_seed,
     )
@@ -114,8 +113,8 @@ def supervised(training: SelfTraining, steps: int) -> None:
         training.scheduler.step()
 
 
-# Arms other than AMST train the main head alone, without the consistency term.
-PLAIN = AMSTOptions(weights=LossWeights(auxiliary=0.0, consistency=0.0))
+# Arms other than AMST have no consistency term.
+PLAIN = AMST_PARTS["no consistency"]
 
 
 def run_arm(data: RunData, arm: str) -> SelfTraining:
@@ -127,11 +126,11 @@ def run_arm(data: RunData, arm: str) -> SelfTraining:
         supervised(training, STEPS * (1 + ROUNDS))
     elif arm in ("seed label", "true label"):
         labeler = SeedLabeler() if arm == "seed label" else TrueLabeler(data)
-        training = self_training(data, PLAIN, labeler, pretraining_epochs=0, epochs=1 + ROUNDS,
-                                 restart=False)
+        training = self_training(data, PLAIN, labeler, pretraining_epochs=0, epochs=1 + ROUNDS)
     else:
         training = self_training(data, PLAIN, pretraining_epochs=0)
-        training.labeler = SingleHeadLabeler(training.wrapper, soft=arm == "soft pseudo-label")
+        training.labeling.labeler = SingleHeadLabeler(
+            training.wrapper, soft=arm == "soft pseudo-label")
         supervised(training, STEPS)
     training.run()
     return training

@@ -6,40 +6,27 @@
     classifier = wrapper.to_classifier()
 """
 
-from dreamda_aug.amst.features import FeatureLayer
+from dreamda_aug.amst.batches import MixedBatch, MixedBatchSampler
 from dreamda_aug.amst.label_prior import LabelPrior
-from dreamda_aug.amst.labelers import CLIPLabeler, Labeler, SeedLabeler, SingleHeadLabeler
-from dreamda_aug.amst.labeling import LabelingRule
-from dreamda_aug.amst.losses import (
-    AMSTLosses,
-    PseudoLabels,
-    agree_and_confident,
-    align_distribution,
-    consistency_terms,
-    orthogonality_loss,
-)
-from dreamda_aug.amst.plan import RunPlan
-from dreamda_aug.amst.pool import MixedBatch, MixedBatchSampler
-from dreamda_aug.amst.report import CollapseWarning, RoundReport
-from dreamda_aug.amst.rules import ConsistencyRule, HeadViews, LossWeights, VotingRule
+from dreamda_aug.amst.labelers import CLIPClassifier, Labeler, SeedLabeler, SingleHeadLabeler
+from dreamda_aug.amst.labeling import CollapseWarning, RoundReport
+from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
+from dreamda_aug.amst.rules import AMST_PLUS, RunPlan, VotingRule
 from dreamda_aug.amst.self_training import SelfTraining
-from dreamda_aug.amst.views import StrongView, WeakView
+from dreamda_aug.amst.views import PerImage, StrongView, WeakView
 from dreamda_aug.amst.wrapper import AMSTWrapper
 
 __all__ = [
+    "AMST_PLUS",
     "AMSTLosses",
     "AMSTWrapper",
-    "CLIPLabeler",
+    "CLIPClassifier",
     "CollapseWarning",
-    "ConsistencyRule",
-    "FeatureLayer",
-    "HeadViews",
     "LabelPrior",
     "Labeler",
-    "LabelingRule",
-    "LossWeights",
     "MixedBatch",
     "MixedBatchSampler",
+    "PerImage",
     "PseudoLabels",
     "RoundReport",
     "RunPlan",
@@ -49,8 +36,4 @@ __all__ = [
     "StrongView",
     "VotingRule",
     "WeakView",
-    "agree_and_confident",
-    "align_distribution",
-    "consistency_terms",
-    "orthogonality_loss",
 ]

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamda_aug.amst.checks import check_labels
+from dreamda_aug.amst.losses import check_labels
 
 # Rounds of the correction; it changes by less than a thousandth after a few dozen.
 _ROUNDS = 100
 # What is believed of a generator before anything is known: three of four images as asked for.
 _USUALLY_KEPT = 0.75
-# So few images say nothing about a temperature.
-_ENOUGH = 50
+# So many labeled images of a class count as much as all classes together.
+_SMOOTHING = 50.0
 # What heads may be softened by: from not at all to nearly uniform.
-TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0)
+_TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,25 +37,21 @@ class LabelPrior:
     def __post_init__(self) -> None:
         table = torch.as_tensor(self.probabilities, dtype=torch.float32)
         square = table.ndim == 2 and table.shape[0] == table.shape[1]
-        if not square or not bool((table >= 0).all()) or not bool(
-            ((table.sum(1) - 1).abs() < 1e-3).all()
-        ):
+        if not square or (table < 0).any() or not ((table.sum(1) - 1).abs() < 1e-3).all():
             raise ValueError(
                 "LabelPrior.probabilities must be a square matrix (asked, true) with rows >= 0 "
-                f"that sum to 1, got shape {tuple(table.shape)}; LabelPrior.estimate makes one."
-            )
+                f"that sum to 1, got shape {tuple(table.shape)}; LabelPrior.estimate makes one.")
         object.__setattr__(self, "probabilities", table)
 
     @classmethod
     def estimate(
-        cls, asked: Tensor, predicted: Tensor, num_classes: int, *,
-        confusion: Tensor | None = None, smoothing: float = 50.0,
+        cls, asked: Tensor, predicted: Tensor, num_classes: int, *, confusion: Tensor | None = None
     ) -> LabelPrior:
         """Estimate it from predictions on synthetic images.
 
         One share of kept labels is estimated over all classes. Each class then moves towards what
-        its own images say, as far as it has labeled images to know the judge by: from three of
-        them a class that was kept always can look as if it had never been.
+        its own images show, the further the more labeled images tell how good the judge is: from
+        three of them a class that was always kept can look as if it had never been.
 
         Args:
             asked: classes asked for, (N,) integers; images with −1 are left out.
@@ -64,35 +60,29 @@ class LabelPrior:
                 or predictions out of fold.
             num_classes: C.
             confusion: how often that classifier sees each class in labeled images of each class,
-                out of fold, (true, predicted) counts; None: it is taken to be always right.
-            smoothing: so many labeled images of a class count as much as all classes together,
-                > 0.
+                out of fold, (true, predicted) counts, or None for a classifier that is always
+                right.
 
         Raises:
-            ValueError: labels out of range, ``confusion`` of another shape or with negative
-                counts, or ``smoothing`` not above 0.
+            ValueError: labels out of range, or ``confusion`` of another shape or with negative
+                counts.
 
         Source: ours; the correction of each class is expectation maximisation for a known
         confusion matrix (Saerens et al. 2002).
         """
-        if not smoothing > 0:
-            raise ValueError(f"smoothing must be > 0, got {smoothing}.")
         check_labels("asked", asked, len(predicted), num_classes, lowest=-1)
         check_labels("predicted", predicted, len(asked), num_classes)
-        known = asked >= 0
-        cells = asked[known] * num_classes + predicted[known]
+        cells = (asked * num_classes + predicted)[asked >= 0]
         seen = torch.bincount(cells.cpu(), minlength=num_classes**2).double()
         seen = seen.view(num_classes, num_classes)
-        if confusion is None:
-            judged = seen.sum(1).diag()  # as many images, all of them seen right
-        else:
-            judged = torch.as_tensor(confusion).cpu().double()
-            if judged.shape != seen.shape or not bool((judged >= 0).all()):
-                raise ValueError(
-                    f"confusion must be counts ≥ 0 of shape {tuple(seen.shape)}, (true, "
-                    f"predicted), got shape {tuple(judged.shape)}; predict_out_of_fold gives them."
-                )
-        right = _share_right(judged) if judged.sum() else 1.0
+        # without a confusion: as many images, all of them seen right
+        judged = seen.sum(1).diag() if confusion is None else \
+            torch.as_tensor(confusion).cpu().double()
+        if judged.shape != seen.shape or (judged < 0).any():
+            raise ValueError(
+                f"confusion must be counts >= 0 of shape {tuple(seen.shape)}, (true, predicted), "
+                f"got shape {tuple(judged.shape)}; predict_out_of_fold gives them.")
+        right = float(judged.trace() / judged.sum()) if judged.sum() else 1.0
         pooled = _even(_share_kept(seen, right, judged.sum().item()), num_classes)
         channel = judged + _even(right, num_classes)
         channel = channel / channel.sum(1, keepdim=True)
@@ -102,10 +92,10 @@ class LabelPrior:
             table = table * ((seen / expected) @ channel.T) + pooled
             table = table / table.sum(1, keepdim=True)
         own = judged.sum(1, keepdim=True)
-        return cls(((own * table + smoothing * pooled) / (own + smoothing)).float())
+        return cls(((own * table + _SMOOTHING * pooled) / (own + _SMOOTHING)).float())
 
     def update(self, probabilities: Tensor, asked: Tensor, shares: Tensor) -> Tensor:
-        """The heads' probabilities once it is known what was asked for.
+        """The heads' probabilities, given the classes asked for.
 
         Args:
             probabilities: (heads, N, C), each row summing to 1.
@@ -121,29 +111,30 @@ class LabelPrior:
         return updated / updated.sum(-1, keepdim=True).clamp(min=1e-12)
 
     def temperature_of(self, probabilities: Tensor, asked: Tensor, shares: Tensor) -> float:
-        """How far the heads are to be believed: the temperature under which they explain best
-        what was asked for.
+        """The temperature under which the heads explain best what was asked for.
 
         Heads that learned a few images are sure of too much, and would overrule the prior where
         they are wrong. The classes asked for are labels that are known for every image, so the
         temperature needs no labeled image.
 
         Args:
-            probabilities: as in `update`, and so are the others.
+            probabilities, asked, shares: as in `update`.
 
         Returns:
-            Of `TEMPERATURES` the one with the highest likelihood of ``asked``; 1 where fewer than
-            50 images tell it.
+            The geometric mean over ten temperatures from 1 to 40, weighted by the likelihood of
+            ``asked`` and a prior T⁻². So it is near 1 where few images tell it, and follows the
+            likelihood where many do.
 
         Source: ours; temperature scaling is Guo et al. 2017, arXiv:1706.04599.
         """
         known = asked >= 0
-        if int(known.sum()) < _ENOUGH:
-            return 1.0
         seen, odds = probabilities[:, known], self._odds(asked[known], shares)
-        likelihood = [(_tempered(seen, each) * odds).sum(-1).clamp(min=1e-12).log().mean().item()
-                      for each in TEMPERATURES]
-        return TEMPERATURES[max(range(len(TEMPERATURES)), key=likelihood.__getitem__)]
+        likelihood = torch.tensor([
+            (_tempered(seen, each) * odds).sum(-1).clamp(min=1e-12).log().mean(0).sum().item()
+            for each in _TEMPERATURES], dtype=torch.float64)
+        logarithms = torch.tensor(_TEMPERATURES, dtype=torch.float64).log()
+        weights = (likelihood - 2 * logarithms).softmax(0)
+        return float((weights * logarithms).sum().exp())
 
     def _odds(self, asked: Tensor, shares: Tensor) -> Tensor:
         """P(class | asked) / P(class), (N, C); 1 where nothing was asked for."""
@@ -155,10 +146,6 @@ class LabelPrior:
 def _tempered(probabilities: Tensor, temperature: float) -> Tensor:
     powers = probabilities.clamp(min=1e-12) ** (1 / temperature)
     return powers / powers.sum(-1, keepdim=True)
-
-
-def _share_right(counts: Tensor) -> float:
-    return float(counts.trace() / counts.sum())
 
 
 def _share_kept(seen: Tensor, right: float, labeled: float) -> float:
@@ -173,7 +160,7 @@ def _share_kept(seen: Tensor, right: float, labeled: float) -> float:
     if not total:
         return _USUALLY_KEPT
     wrong = (1 - right) / max(1, classes - 1)
-    signal, agreed = right - wrong, _share_right(seen) - wrong
+    signal, agreed = right - wrong, seen.trace().item() / total - wrong
     doubt = right * (1 - right) / max(labeled, 1.0) + 0.25 / total
     kept = (signal * agreed + doubt * _USUALLY_KEPT) / (signal**2 + doubt)
     return min(max(kept, 1 / classes), 1 - 1 / (total + 2))
@@ -181,6 +168,5 @@ def _share_kept(seen: Tensor, right: float, labeled: float) -> float:
 
 def _even(right: float, classes: int) -> Tensor:
     """A table with this diagonal, and the rest spread evenly; (classes, classes), float64."""
-    table = torch.full((classes, classes), (1 - right) / max(1, classes - 1),
-                       dtype=torch.float64)
-    return table.fill_diagonal_(right)
+    rest = (1 - right) / max(1, classes - 1)
+    return torch.full((classes, classes), rest, dtype=torch.float64).fill_diagonal_(right)

@@ -1,173 +1,179 @@
-"""Labeling a pool of images: by the heads of a wrapper, aligned or not, or by another labeler."""
+"""Labeling a pool of images in rounds, what a round accepted, and warnings where it looks wrong."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dreamda_aug.amst.batches import MixedBatch
 from dreamda_aug.amst.label_prior import LabelPrior
 from dreamda_aug.amst.labelers import Labeler
 from dreamda_aug.amst.losses import PseudoLabels, agree_and_confident, align_distribution
-from dreamda_aug.amst.pool import MixedBatch
-from dreamda_aug.amst.rules import VotingRule
+from dreamda_aug.amst.rules import RunPlan
 from dreamda_aug.amst.wrapper import AMSTWrapper
 
 # ReMixMatch averages over 128 batches; this decay weights about as many.
 _AVERAGE_DECAY = 0.99
+# A class is suspicious beyond this multiple of an equal share of the accepted labels [ours].
+_CROWDED = 3.0
 
 
-@dataclass(frozen=True)
-class LabelingRule:
-    """How the heads' votes on a pool are prepared, and when a round is suspicious.
-
-    Attributes:
-        seed_vote: the seed label is a further vote of the heads [ours].
-        distribution_alignment: scale the heads' probabilities before they vote, so that the mean
-            probability of each class is its expected share [ReMixMatch].
-        expected_shares: share of each class expected in the pool, one number ≥ 0 per class with
-            sum 1; None: all equal.
-        label_prior: how often the class asked for (the seed label) is the class that came out;
-            it enters each head's probabilities by Bayes' rule before they vote, once heads that
-            are too sure are softened [ours].
-        unlabeled_voting: when the heads' label of an image without a seed label (−1) is accepted,
-            such as a real image without label: a label prior knows nothing of it [ours]. None: as
-            of all others.
-        collapse_factor: warn if a class reaches more than this multiple of its expected share
-            among the accepted labels, > 0 [ours].
-
-    Raises:
-        ValueError: shares that are negative or do not sum to 1, a factor that is not > 0, or
-            ``label_prior`` with ``seed_vote``.
-    """
-
-    seed_vote: bool = False
-    distribution_alignment: bool = False
-    expected_shares: Sequence[float] | None = None
-    collapse_factor: float = 3.0
-    label_prior: LabelPrior | None = None
-    unlabeled_voting: VotingRule | None = None
-
-    def __post_init__(self) -> None:
-        if not self.collapse_factor > 0:
-            raise ValueError(f"collapse_factor must be > 0, got {self.collapse_factor}.")
-        if self.label_prior is not None and self.seed_vote:
-            raise ValueError("label_prior and seed_vote count the seed label twice; leave one out.")
-        if self.expected_shares is None:
-            return
-        shares = tuple(float(share) for share in self.expected_shares)
-        if not shares or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-3:
-            raise ValueError(
-                "expected_shares must be numbers ≥ 0 with sum 1, one per class, got "
-                f"{list(shares)}."
-            )
-        object.__setattr__(self, "expected_shares", shares)
-
-    def shares_of(self, classes: int) -> Tensor:
-        """The expected share of each class, (classes,), on the CPU.
-
-        Raises:
-            ValueError: not one share per class.
-        """
-        if self.expected_shares is None:
-            return torch.full((classes,), 1 / classes)
-        if len(self.expected_shares) != classes:
-            raise ValueError(
-                f"expected_shares must have {classes} numbers, one per class of the classifier, "
-                f"got {len(self.expected_shares)}."
-            )
-        return torch.tensor(self.expected_shares, dtype=torch.float32)
+class CollapseWarning(UserWarning):
+    """No pseudo-label is accepted, or the accepted ones miss a class or crowd into one."""
 
 
 class PoolLabeling:
-    """Labels the pool of ``SelfTraining``.
-
-    Args:
-        wrapper: its auxiliary heads label, unless ``labeler`` is given.
-        labeler: labels in their place; None: the heads.
-        rule: how the heads' votes are prepared.
+    """Labels the pool of ``SelfTraining``, by the wrapper's heads or by another labeler.
 
     Attributes:
-        labeler: labels the pool; may be replaced between epochs.
-        expected_shares: share of each class expected in the pool, (classes,), on the CPU.
+        labeler: labels in the place of the heads, or None; may be replaced between epochs.
         average: mean probability of each class, (classes,), on the CPU: over the pool when it was
             labeled last, then a running average over batches.
-
-    Raises:
-        ValueError: alignment together with another labeler, or not one share per class.
     """
 
     def __init__(
-        self, wrapper: AMSTWrapper, labeler: Labeler | None, rule: LabelingRule
+        self, wrapper: AMSTWrapper, labeler: Labeler | None, plan: RunPlan,
+        label_prior: LabelPrior | None,
     ) -> None:
-        for name in ("distribution_alignment", "label_prior", "unlabeled_voting"):
-            if getattr(rule, name) and labeler is not None:
+        on_heads = {"distribution_alignment": plan.distribution_alignment, "voting": plan.voting,
+                    "label_prior": label_prior}
+        for name, value in on_heads.items():
+            if value and labeler is not None:
                 raise ValueError(f"{name} works on the wrapper's heads; leave labeler out.")
-        if rule.label_prior is not None:
-            classes = len(rule.label_prior.probabilities)
-            if classes != wrapper.num_classes:
-                raise ValueError(
-                    f"label_prior must have {wrapper.num_classes} classes as the classifier has, "
-                    f"got {classes}."
-                )
-        self.wrapper, self.rule = wrapper, rule
-        self.labeler: Labeler = wrapper if labeler is None else labeler
-        self.expected_shares = rule.shares_of(wrapper.num_classes)
-        self.average = self.expected_shares.clone()
+        if plan.voting is not None and label_prior is None:
+            raise ValueError(
+                "plan.voting accepts labels that a label prior has corrected; give SelfTraining "
+                "label_prior=LabelPrior.estimate(…), or a plan with voting=None.")
+        classes = wrapper.num_classes
+        if label_prior is not None and len(label_prior.probabilities) != classes:
+            raise ValueError(f"label_prior must have {classes} classes as the classifier has, "
+                             f"got {len(label_prior.probabilities)}.")
+        self.wrapper, self.labeler = wrapper, labeler
+        self.plan, self.label_prior = plan, label_prior
+        self._shares = torch.full((classes,), 1 / classes)
+        self.average = self._shares.clone()
 
     def label(self, images: Tensor, seed_labels: Tensor) -> PseudoLabels:
         """Labels of one batch; with alignment the batch enters the running average."""
-        if self.labeler is not self.wrapper:
+        if self.labeler is not None:
             return self.labeler.label(images, seed_labels)
         probabilities = self.wrapper.head_probabilities(images)
-        if self.rule.distribution_alignment:
-            # A running average: one batch has too few images to estimate the class shares.
-            average = self.average.to(probabilities.device)
-            average = average.lerp(probabilities.mean((0, 1)), 1 - _AVERAGE_DECAY)
-            self.average = average.cpu()
+        # A running average: one batch has too few images to estimate the class shares.
+        now = probabilities.mean((0, 1)).cpu()
+        self.average = self.average.lerp(now, 1 - _AVERAGE_DECAY)
         return self._vote(probabilities, seed_labels)
 
     def label_pool(
         self, batches: Iterable[MixedBatch], device: torch.device
     ) -> tuple[PseudoLabels, Tensor]:
         """Labels of a whole pool in batches, and its seed labels, both on the CPU."""
-        seeds: list[Tensor] = []
-        labels: list[PseudoLabels] = []
-        # What is measured over the pool is needed before any vote, so probabilities are kept.
-        kept: list[Tensor] = []
-        whole = self.labeler is self.wrapper and (
-            self.rule.distribution_alignment or self.rule.label_prior is not None
-            or self.wrapper.voting.threshold != "fixed"
-            or self.rule.unlabeled_voting is not None
-        )
+        seeds, labels, probabilities = [], [], []
         for batch in batches:
             seeds.append(batch.seed_labels)
-            batch = batch.to(device)
-            if whole:
-                kept.append(self.wrapper.head_probabilities(batch.synthetic).cpu())
+            images = batch.synthetic.to(device)
+            if self.labeler is None:
+                # kept, since what is measured over the pool is needed before any vote
+                probabilities.append(self.wrapper.head_probabilities(images).cpu())
             else:
-                labels.append(self.label(batch.synthetic, batch.seed_labels).to("cpu"))
+                labels.append(self.labeler.label(images, batch.seed_labels.to(device)).to("cpu"))
         seed_labels = torch.cat(seeds)
-        if not whole:
+        if self.labeler is not None:
             return PseudoLabels.concatenate(labels), seed_labels
-        probabilities = torch.cat(kept, dim=1)
-        self.average = probabilities.mean((0, 1))
-        return self._vote(probabilities, seed_labels), seed_labels
+        of_pool = torch.cat(probabilities, dim=1)
+        self.average = of_pool.mean((0, 1))
+        return self._vote(of_pool, seed_labels), seed_labels
 
     def _vote(self, probabilities: Tensor, seed_labels: Tensor) -> PseudoLabels:
-        seed_labels = seed_labels.to(probabilities.device)
-        if self.rule.distribution_alignment:
-            average = self.average.to(probabilities.device)
-            expected = self.expected_shares.to(probabilities.device)
-            probabilities = align_distribution(probabilities, average, expected)
-        if self.rule.label_prior is not None:
-            probabilities = self.rule.label_prior.update(
-                probabilities, seed_labels, self.expected_shares)
-        found = self.wrapper.vote(probabilities, seed_labels if self.rule.seed_vote else None)
-        if self.rule.unlabeled_voting is None:
+        average, shares = (each.to(probabilities.device) for each in (self.average, self._shares))
+        if self.plan.distribution_alignment:
+            probabilities = align_distribution(probabilities, average, shares)
+        if self.label_prior is not None:
+            probabilities = self.label_prior.update(probabilities, seed_labels, shares)
+        found = agree_and_confident(probabilities, self.wrapper.voting)
+        if self.plan.voting is None:
             return found
-        unlabeled = seed_labels < 0
-        return found.replaced(unlabeled, agree_and_confident(
-            probabilities[:, unlabeled], self.rule.unlabeled_voting))
+        trusted = agree_and_confident(probabilities, self.plan.voting)
+        return replace(found, mask=torch.where(seed_labels >= 0, trusted.mask, found.mask))
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One labeling of the pool, or with ``RunPlan(online=True)`` one epoch of it.
+
+    Attributes:
+        epoch: training epochs done before the round.
+        images: images that were labeled.
+        accepted: number of accepted images.
+        accepted_share: the same as a share of the images, in [0, 1].
+        agreement: share of images on which all votes agreed, in [0, 1].
+        confidence: mean confidence over all images, in [0, 1].
+        class_counts: accepted images per class.
+        seed_label_agreement: share of the accepted images with a known seed label whose
+            pseudo-label is that seed label; None if there are no such images.
+        accuracy: share of the accepted images whose pseudo-label is the true label; None if no
+            true label is known.
+    """
+
+    epoch: int
+    images: int
+    accepted: int
+    accepted_share: float
+    agreement: float
+    confidence: float
+    class_counts: tuple[int, ...]
+    seed_label_agreement: float | None = None
+    accuracy: float | None = None
+
+
+def make_report(
+    pseudo_labels: PseudoLabels, epoch: int, num_classes: int,
+    seed_labels: Tensor | None = None, truth: Tensor | None = None,
+) -> RoundReport:
+    """Sum up one round; ``seed_labels`` and ``truth`` are (N,) integers, −1 where unknown."""
+    labels, mask = pseudo_labels.hard_labels, pseudo_labels.mask
+    return RoundReport(
+        epoch=epoch,
+        images=len(mask),
+        accepted=int(mask.sum()),
+        accepted_share=mask.float().mean().item(),
+        agreement=(pseudo_labels.agreement == 1).float().mean().item(),
+        confidence=pseudo_labels.confidence.mean().item(),
+        class_counts=tuple(torch.bincount(labels[mask], minlength=num_classes).tolist()),
+        seed_label_agreement=_matches(labels, seed_labels, mask),
+        accuracy=_matches(labels, truth, mask),
+    )
+
+
+def warn_of_collapse(report: RoundReport) -> None:
+    """Warn if no image was accepted, or a class is missing or has far more than an equal share."""
+    if report.accepted == 0:
+        _warn(
+            f"no image of {report.images} was accepted (all votes agreed on "
+            f"{report.agreement:.0%}, mean confidence {report.confidence:.2f}): training continues "
+            "with real images and the consistency term. Pretrain longer, or lower "
+            "confidence_threshold.")
+        return
+    expected = 1 / len(report.class_counts)
+    shares = [count / report.accepted for count in report.class_counts]
+    missing = [number for number, share in enumerate(shares) if share == 0]
+    if missing:
+        _warn(f"accepted labels miss the classes {missing}; pretrain longer, lower "
+              "confidence_threshold, or use distribution_alignment=True.")
+    crowded = [f"{number} ({share:.0%}, expected {expected:.0%})"
+               for number, share in enumerate(shares) if share > _CROWDED * expected]
+    if crowded:
+        _warn(f"accepted labels crowd into class {', '.join(crowded)}; try "
+              "distribution_alignment=True, or raise confidence_threshold.")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CollapseWarning, stacklevel=4)
+
+
+def _matches(labels: Tensor, reference: Tensor | None, mask: Tensor) -> float | None:
+    if reference is None:
+        return None
+    known = mask & (reference >= 0)
+    return (labels == reference)[known].float().mean().item() if known.any() else None

@@ -16,13 +16,13 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from dreamda_aug.amst import (
+    AMST_PLUS,
     AMSTWrapper,
     CollapseWarning,
-    HeadViews,
     Labeler,
-    LabelingRule,
     LabelPrior,
     MixedBatchSampler,
+    PerImage,
     RunPlan,
     SelfTraining,
 )
@@ -32,7 +32,7 @@ from dreamda_aug.method.seeding import derive_seed
 PARTS = 8
 POOL_SHARE = 2  # synthetic images per real one in a batch
 # One labeling round, since more of them changed nothing (results/accuracy/usps_amst.md).
-AMST_PLAN = RunPlan(pretraining_epochs=1, epochs=3, relabel_every=3, ratio=(1, 1.75, 0.25))
+AMST_PLAN = RunPlan(pretraining_epochs=1, epochs=3, relabel_every=3, ratio=AMST_PLUS.ratio)
 
 # Images (N, C, H, W) in [0, 1] to the same.
 View = Callable[[Tensor], Tensor]
@@ -58,17 +58,8 @@ def small_classifier(channels: int, num_classes: int) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def per_image(operation: nn.Module, group: int = 1) -> View:
-    """One of torchvision's transforms as a view; every ``group`` images share their draws."""
-    def apply(images: Tensor) -> Tensor:
-        whole = (images * 255).round().to(torch.uint8)
-        return torch.cat([operation(part) for part in whole.split(group)]).to(images) / 255
-
-    return apply
-
-
 # Draws of its own for each image would take as long as the training itself.
-rand_augment = per_image(v2.RandAugment(), group=4)
+rand_augment = PerImage(v2.RandAugment(), group=4)
 
 
 @dataclass(frozen=True)
@@ -158,9 +149,9 @@ class Trainer:
                        labels_right=right)
 
     def self_training(
-        self, name: str, strong: View, pool: Pool, *, plus: bool = False, plan: RunPlan = AMST_PLAN,
+        self, name: str, strong: View, pool: Pool, *, plan: RunPlan | None = None,
         labeler: Labeler | None = None, label_prior: LabelPrior | None = None,
-        options: Mapping[str, Any] | None = None, labeling: LabelingRule | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Trained:
         """Train on labeled images and on a pool that AMST labels.
 
@@ -168,28 +159,29 @@ class Trainer:
             name: of the arm; another one draws other augmentations.
             strong: the strong view.
             pool: what is labeled.
-            plus: AMST+: heads learn for an eighth of the steps before they label.
-            plan: stages and batches; a labeler needs a plan without pretraining.
+            plan: stages and batches, or None for `AMST_PLUS` with a prior and `AMST_PLAN` without
+                one; a labeler needs a plan without pretraining.
             labeler: labels the pool, or None for AMST's heads.
             label_prior: how often the classes asked for came out.
             options: further arguments of `AMSTWrapper`.
-            labeling: how votes are prepared.
         """
-        if plus:
-            plan = replace(plan, epochs=PARTS - 1, relabel_every=PARTS - 1)
-        period = self.train_steps // (plan.pretraining_epochs + plan.epochs)
+        if plan is None:
+            plan = AMST_PLAN if label_prior is None else AMST_PLUS
+        parts = plan.pretraining_epochs + plan.epochs
+        period = self.train_steps // parts
+        # after AMST+ has labeled, the learning rate comes down once more, to the end
+        longer = plan.epochs if parts == PARTS else 1
         plan = replace(plan, batch_size=self.train_batch_size, steps_per_epoch=period)
         began, model = time.process_time(), self.fresh()
         with self.seeded(name):
             wrapper = AMSTWrapper(model, weak=self.weak, strong=strong,
-                                  **{"views": HeadViews(main="strong"), **(options or {})})
+                                  **{"main_view": "strong", **(options or {})})
             groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
-            optimizer, schedule = self.optimizer(groups, period, PARTS - 1 if plus else 1)
+            optimizer, schedule = self.optimizer(groups, period, longer)
             training = SelfTraining(
                 wrapper, TensorDataset(self.pixels.float() / 255, self.labels),
                 TensorDataset(pool.pixels.float() / 255, pool.labels), optimizer,
-                scheduler=schedule, plan=plan, labeler=labeler,
-                labeling=replace(labeling or LabelingRule(), label_prior=label_prior),
+                scheduler=schedule, plan=plan, labeler=labeler, label_prior=label_prior,
                 truth=pool.truth, rng_seed=self.rng_seed)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CollapseWarning)

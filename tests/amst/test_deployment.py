@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision import models
 
-from dreamda_aug.amst import AMSTWrapper, ConsistencyRule
+from dreamda_aug.amst import AMSTWrapper
 
 CLASSES = 4
 
@@ -31,8 +31,7 @@ def small(norm=True):
 
 
 def wrapped(norm=True):
-    everywhere = ConsistencyRule(confidence_threshold=0.0)
-    return AMSTWrapper(small(norm), weak=same, strong=darker, consistency=everywhere)
+    return AMSTWrapper(small(norm), weak=same, strong=darker, consistency_threshold=0.0)
 
 
 def batch(count=4):

@@ -6,15 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dreamda_aug.amst import (
-    PseudoLabels,
-    VotingRule,
+from dreamda_aug.amst import PseudoLabels, VotingRule
+from dreamda_aug.amst.losses import (
     agree_and_confident,
     align_distribution,
+    check_labels,
     consistency_terms,
     orthogonality_loss,
 )
-from dreamda_aug.amst.losses import adaptive_thresholds, soft_weights
 
 # Four heads, four images, three classes:
 # 0: all say class 0, sure; 1: all say class 1, two of them hardly; 2: three say 2, one says 0;
@@ -37,15 +36,6 @@ def test_all_heads_must_agree_and_their_mean_must_be_sure():
     assert result.mask.tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [("mean", [0.95, 0.7, 0.75]), ("min", [0.92, 0.5, 0.4]), ("max", [0.98, 0.9, 0.9])],
-)
-def test_confidence_is_mean_min_or_max_over_the_heads(rule, expected):
-    result = agree_and_confident(PROBABILITIES, VotingRule(confidence=rule))
-    torch.testing.assert_close(result.confidence[:3], torch.tensor(expected))
-
-
 def test_majority_accepts_three_of_four_but_not_a_tie():
     rule = VotingRule(agreement="majority", confidence_threshold=0.0)
     result = agree_and_confident(PROBABILITIES, rule)
@@ -59,55 +49,22 @@ def test_a_confidence_exactly_at_the_threshold_is_accepted():
     assert not agree_and_confident(probabilities, above).mask.any()
 
 
-def test_the_seed_label_is_a_fifth_vote_that_can_block_or_break_a_tie():
-    seed_labels = torch.tensor([0, 2, 2, 1])
-    everyone = agree_and_confident(
-        PROBABILITIES, VotingRule(confidence_threshold=0.0), seed_labels=seed_labels
-    )
-    assert everyone.mask.tolist() == [True, False, False, False]
-    torch.testing.assert_close(everyone.agreement, torch.tensor([1.0, 0.8, 0.8, 0.6]))
-    majority = VotingRule(agreement="majority", confidence_threshold=0.0)
-    most = agree_and_confident(PROBABILITIES, majority, seed_labels=seed_labels)
-    assert most.labels.tolist() == [0, 1, 2, 1]
-    assert most.mask.all()
-
-
-def test_an_unknown_seed_label_is_no_vote():
-    unknown = torch.full((4,), -1)
-    with_vote = agree_and_confident(PROBABILITIES, seed_labels=unknown)
-    without = agree_and_confident(PROBABILITIES)
-    for name in ("labels", "confidence", "agreement", "mask"):
-        assert torch.equal(getattr(with_vote, name), getattr(without, name))
-
-
 def test_an_empty_batch_gives_empty_labels():
-    assert len(agree_and_confident(torch.zeros(4, 0, 3))) == 0
+    assert len(agree_and_confident(torch.zeros(4, 0, 3), VotingRule())) == 0
 
 
 @pytest.mark.parametrize(
-    ("seed_labels", "message"),
+    ("labels", "message"),
     [
-        (torch.tensor([0, 1, 2, 3]), r"seed_labels must lie in \[-1, 2\]"),
-        (torch.tensor([0]), r"seed_labels must be integer .* shape \(4,\)"),
+        (torch.tensor([0, 3]), r"asked must lie in \[-1, 2\], the classifier has 3 .* got 0 to 3"),
+        (torch.tensor([0]), r"asked must be integer class indices of shape \(2,\)"),
+        (torch.tensor([0.0, 1.0]), r"asked must be integer .* got torch.float32"),
+        (torch.tensor([True, False]), r"asked must be integer .* got torch.bool"),
     ],
 )
-def test_seed_labels_that_do_not_fit_are_refused(seed_labels, message):
+def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        agree_and_confident(PROBABILITIES, seed_labels=seed_labels)
-
-
-def test_the_keywords_of_version_0_1_still_make_the_rule():
-    with pytest.warns(DeprecationWarning, match=r"rule=VotingRule\(confidence=…\)\)"):
-        old = agree_and_confident(PROBABILITIES, confidence="min")
-    new = agree_and_confident(PROBABILITIES, VotingRule(confidence="min"))
-    assert torch.equal(old.confidence, new.confidence)
-
-
-def test_probabilities_of_another_shape_or_with_nan_are_refused():
-    with pytest.raises(ValueError, match=r"\(heads, N, C\), got shape \(4, 3\)"):
-        agree_and_confident(PROBABILITIES[0])
-    with pytest.raises(ValueError, match="finite"):
-        agree_and_confident(PROBABILITIES * float("nan"))
+        check_labels("asked", labels, 2, 3, lowest=-1)
 
 
 def test_consistency_counts_only_sure_images_and_leaves_the_weak_view_alone():
@@ -130,7 +87,6 @@ def test_orthogonality_is_the_mean_absolute_product_within_a_view():
     second = torch.tensor([[1.0, -1.0], [3.0, 0.0]])
     # first · secondᵀ = [[1, 3], [-2, 0]], mean of absolutes 6/4.
     assert orthogonality_loss([first, second], ["weak", "weak"]).item() == 1.5
-    assert orthogonality_loss([first, second], ["weak", "strong"]).item() == 0.0
     # pairs (0, 1) and (2, 3): (1.5 + mean|first·firstᵀ| = (1 + 4)/4) / 2
     four = orthogonality_loss([first, second, first, first], ["weak"] * 2 + ["strong"] * 2)
     assert four.item() == (1.5 + 1.25) / 2
@@ -160,7 +116,7 @@ def test_alignment_survives_a_class_that_is_never_predicted():
 
 
 def test_pseudo_labels_can_be_picked_and_joined():
-    labels = agree_and_confident(PROBABILITIES)
+    labels = agree_and_confident(PROBABILITIES, VotingRule())
     joined = PseudoLabels.concatenate([labels[:2], labels[labels.agreement < 1]])
     assert joined.labels.tolist() == [0, 1, 2, 0]
     assert len(labels[torch.tensor([3, 0])]) == 2
@@ -169,28 +125,3 @@ def test_pseudo_labels_can_be_picked_and_joined():
 def test_soft_labels_are_read_as_classes():
     soft = PseudoLabels(F.one_hot(torch.tensor([2, 0]), 3).float(), *torch.ones(2, 2), None)
     assert soft.hard_labels.tolist() == [2, 0]
-
-
-def test_adaptive_thresholds_follow_confidence_and_spare_rare_classes():
-    probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]])
-    found = adaptive_thresholds(probabilities)
-    average = probabilities.mean(0)  # FreeMatch, eqs. 5 to 8, written out
-    expected = torch.stack([(0.9 + 0.8 + 0.6) / 3 * p / max(average) for p in average])
-    torch.testing.assert_close(found, expected)
-    rule = VotingRule(threshold="adaptive", confidence_threshold=1.0)
-    assert agree_and_confident(probabilities[None], rule).mask.tolist() == [True, True, True]
-    assert adaptive_thresholds(probabilities[:0]).tolist() == [0, 0, 0]
-
-
-def test_soft_thresholds_accept_all_and_weigh_the_doubtful_less():
-    confidence = torch.tensor([0.9, 0.7, 0.5])
-    weights = soft_weights(confidence)
-    deviation = confidence.std(correction=0) / 2
-    below = torch.distributions.Normal(0.7, deviation).log_prob(confidence[2]).exp()
-    peak = torch.distributions.Normal(0.7, deviation).log_prob(torch.tensor(0.7)).exp()
-    torch.testing.assert_close(weights, torch.stack([peak / peak, peak / peak, below / peak]))
-    heads = torch.stack([1 - confidence, confidence], 1)[None]
-    labels = agree_and_confident(heads, VotingRule(threshold="soft"))
-    assert labels.mask.all()
-    torch.testing.assert_close(labels.weight, weights)
-    assert labels[1:].weight.shape == (2,) and len(soft_weights(confidence[:0])) == 0

@@ -1,20 +1,19 @@
-import copy
 import logging
+import pickle
 import warnings
+import zipfile
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, TensorDataset
 
 from dreamda_aug.amst import (
     AMSTWrapper,
     CollapseWarning,
-    LabelingRule,
     LabelPrior,
-    LossWeights,
-    MixedBatchSampler,
     PseudoLabels,
     RunPlan,
     SeedLabeler,
@@ -22,8 +21,8 @@ from dreamda_aug.amst import (
     VotingRule,
     WeakView,
 )
-from dreamda_aug.amst.pool import batch_counts
-from dreamda_aug.amst.report import RoundReport, make_report, warn_of_collapse
+from dreamda_aug.amst.self_training import _averaged
+from dreamda_aug.errors import StorageError
 
 CLASSES = 3
 
@@ -40,7 +39,7 @@ def blobs(count, seed, noise=0.15):
 
 
 def make(dropout=0.2, pool=None, labeled=None, **options):
-    """A small run; options are fields of its plan and labeling rule, or arguments."""
+    """A small run; options are fields of its plan, or arguments."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout),
@@ -53,8 +52,8 @@ def make(dropout=0.2, pool=None, labeled=None, **options):
     images, labels = blobs(30, seed=1)
     defaults = {"batch_size": 12, "steps_per_epoch": 8, "pretraining_epochs": 3, "epochs": 2}
     options = defaults | options
-    plan, rule = ({field.name: options.pop(field.name) for field in fields(kind)
-                   if field.name in options} for kind in (RunPlan, LabelingRule))  # fmt: skip
+    plan = {field.name: options.pop(field.name) for field in fields(RunPlan)
+            if field.name in options}
     return SelfTraining(
         wrapper,
         TensorDataset(*blobs(6, seed=0)) if labeled is None else labeled,
@@ -62,7 +61,6 @@ def make(dropout=0.2, pool=None, labeled=None, **options):
         optimizer,
         scheduler=scheduler,
         plan=RunPlan(**plan),
-        labeling=LabelingRule(**rule),
         **options,
     )
 
@@ -74,77 +72,6 @@ def weights(training):
 def assert_equal_weights(one, other):
     for name, value in weights(one).items():
         assert torch.equal(value, weights(other)[name]), name
-
-
-# --- sampling ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "ratio", "sizes", "expected"),
-    [
-        (64, (1, 2, 1), (9, 9, 9), (16, 32, 16)),
-        (10, (1, 1, 1), (9, 9, 9), (4, 3, 3)),
-        (12, (1, 2, 1), (9, 0, 9), (3, 0, 9)),
-        (12, (1, 2, 1), (9, 9, 0), (3, 9, 0)),
-        (12, (1, 2, 1), (9, 0, 0), (12, 0, 0)),
-        (12, (1, 0, 0), (9, 9, 9), (12, 0, 0)),
-        (4, (0.01, 1, 1), (9, 9, 9), (1, 2, 1)),
-    ],
-)
-def test_a_batch_is_split_at_the_stated_ratio(size, ratio, sizes, expected):
-    counts = batch_counts(size, ratio, sizes)
-    assert sum(counts) == size and sorted(counts) == sorted(expected)
-    assert counts[0] == expected[0]
-
-
-def test_the_sampler_goes_through_each_source_before_it_repeats():
-    sampler = MixedBatchSampler(
-        4, accepted=[0, 2, 4], unlabeled=[1, 3], batch_size=8, ratio=(4, 3, 1), steps=4
-    )
-    batches = list(sampler)
-    assert len(sampler) == len(batches) == 4 and batches == list(sampler)
-    for batch in batches:
-        assert sorted(batch[:4]) == [0, 1, 2, 3]
-        assert sorted(batch[4:7]) == [4, 6, 8]
-    assert {batches[0][7], batches[1][7]} == {5, 7}
-    other = MixedBatchSampler(
-        4, [0, 2, 4], [1, 3], batch_size=8, ratio=(4, 3, 1), steps=4, rng_seed=1
-    )
-    assert list(other) != batches
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
-        ({"ratio": (0, 1, 1)}, r"ratio must be three numbers ≥ 0.*got \(0, 1, 1\)"),
-        ({"ratio": (1, 1)}, r"ratio must be three numbers"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"labeled": 0}, "labeled must hold at least one image, got 0"),
-    ],
-)
-def test_sampling_options_out_of_range_are_refused(options, message):
-    arguments = {"labeled": 4, "batch_size": 8, "steps": 1} | options
-    with pytest.raises(ValueError, match=message):
-        MixedBatchSampler(accepted=[0], unlabeled=[1], **arguments)
-
-
-def test_batches_hold_what_the_labels_say():
-    training = make(ratio=(1, 1, 1))
-    training.epoch = training.plan.pretraining_epochs
-    mask = torch.arange(30) < 10
-    training.pseudo_labels = PseudoLabels(torch.zeros(30).long(), *torch.ones(2, 30), mask)
-    images, labels = training.data.pool.tensors
-    for batch in training.loader():
-        assert (len(batch.real), len(batch.synthetic)) == (4, 8)
-        assert mask[batch.indices].tolist() == [True] * 4 + [False] * 4
-        assert torch.equal(batch.synthetic, images[batch.indices])
-        assert torch.equal(batch.seed_labels, labels[batch.indices])
-
-
-def test_pretraining_batches_are_real_images_alone():
-    for batch in make().loader():
-        assert len(batch.real) == 12 and len(batch.synthetic) == 0
 
 
 # --- the stages --------------------------------------------------------------------------------
@@ -173,20 +100,6 @@ def test_the_pool_is_labeled_every_so_many_epochs_and_rebuilt():
     assert len(training.pseudo_labels) == 30
 
 
-def test_restart_trains_every_round_from_the_first_weights():
-    training = make(restart=True, epochs=1, pretraining_epochs=6)
-    first = {name: value.clone() for name, value in weights(training).items()}
-    for _ in range(6):
-        training.train_epoch()
-    assert not torch.equal(first["model.1.weight"], weights(training)["model.1.weight"])
-    seen = []
-    losses = training._losses
-    training._losses = lambda batch: seen.append(copy.deepcopy(weights(training))) or losses(batch)
-    training.train_epoch()
-    assert all(torch.equal(first[name], value) for name, value in seen[0].items())
-    assert training.reports[0].accepted > 0, "labeled by the weights of before"
-
-
 def test_labels_come_from_the_evaluation_view_of_the_current_weights():
     training = make()
     training.run()
@@ -207,17 +120,8 @@ def test_unlabeled_real_images_may_be_the_pool():
             return self.images[index] if index % 2 else (self.images[index], None)
 
     for pool in (Images(), TensorDataset(Images.images)):
-        reports = make(pool=pool, seed_vote=True).run()
+        reports = make(pool=pool).run()
         assert reports[-1].accepted > 0 and reports[-1].seed_label_agreement is None
-
-
-def test_the_seed_vote_rejects_what_contradicts_the_seed_label():
-    images, labels = blobs(30, seed=1)
-    wrong = TensorDataset(images, (labels + 1) % CLASSES)
-    with pytest.warns(CollapseWarning, match="no image of 30 was accepted"):
-        reports = make(pool=wrong, seed_vote=True, pretraining_epochs=6, epochs=1).run()
-    assert reports[0].accepted == 0
-    assert make(pool=wrong, pretraining_epochs=6, epochs=1).run()[0].accepted > 0
 
 
 def test_another_labeler_takes_the_place_of_the_heads():
@@ -225,14 +129,8 @@ def test_another_labeler_takes_the_place_of_the_heads():
     report = training.label_pool()
     assert report.accepted_share == 1 and report.accuracy == 1
     assert report.seed_label_agreement == 1
-    training.run()
-
-
-def test_the_labeler_may_be_exchanged_later():
-    training = make()
-    assert training.labeler is training.wrapper
-    training.labeler = SeedLabeler()
-    assert training.label_pool().accepted_share == 1
+    training.labeling.labeler = None
+    assert training.label_pool().accepted_share < 1, "by the heads again"
 
 
 def test_soft_targets_and_soft_pseudo_labels_train():
@@ -250,7 +148,7 @@ def test_soft_targets_and_soft_pseudo_labels_train():
     assert training.pseudo_labels.labels.shape == (30, CLASSES)
 
 
-# --- in-batch mode -----------------------------------------------------------------------------
+# --- labels when drawn --------------------------------------------------------------------------
 
 
 class Fresh(Dataset):
@@ -274,7 +172,7 @@ class Fresh(Dataset):
         return self.__getitems__([index])[0]
 
 
-def test_in_batch_mode_labels_what_is_fresh():
+def test_online_labels_what_is_fresh():
     pool = Fresh()
     training = make(pool=pool, online=True, truth=blobs(30, seed=1)[1])
     reports = training.run()
@@ -285,54 +183,9 @@ def test_in_batch_mode_labels_what_is_fresh():
     assert training.pseudo_labels is None
 
 
-# --- collapse ----------------------------------------------------------------------------------
-
-
-def report_of(counts, images=100):
-    accepted = sum(counts)
-    return RoundReport(0, images, accepted, accepted / images, 1.0, 1.0, tuple(counts))
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ((0, 0, 0), "no image of 100 was accepted"),
-        ((10, 0, 10), r"miss the classes \[1\]"),
-        ((80, 10, 10), r"crowd into class 0 \(80%, expected 33%\)"),
-    ],
-)
-def test_collapse_is_warned_of(counts, message):
-    with pytest.warns(CollapseWarning, match=message):
-        warn_of_collapse(report_of(counts), [1 / 3] * 3, factor=2.0)
-
-
-def test_balanced_labels_give_no_warning_and_shares_are_what_is_expected():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_collapse(report_of((30, 30, 30)), [1 / 3] * 3, factor=2.0)
-        warn_of_collapse(report_of((80, 20, 0)), [0.8, 0.2, 0.0], factor=2.0)
-
-
-def test_a_report_counts_by_hand():
-    labels = PseudoLabels(
-        labels=torch.tensor([0, 1, 1, 2]),
-        confidence=torch.tensor([1.0, 0.8, 0.6, 0.4]),
-        agreement=torch.tensor([1.0, 1.0, 1.0, 0.5]),
-        mask=torch.tensor([True, True, False, False]),
-    )
-    report = make_report(
-        labels, 3, CLASSES, seed_labels=torch.tensor([0, 0, -1, 2]),
-        truth=torch.tensor([0, 1, 0, -1]),
-    )  # fmt: skip
-    assert report.class_counts == (1, 1, 0) and report.accepted_share == 0.5
-    assert report.agreement == 0.75 and report.confidence == pytest.approx(0.7)
-    assert report.seed_label_agreement == 0.5
-    assert report.accuracy == 1.0 and report.accuracy_all == pytest.approx(2 / 3)
-
-
 def test_alignment_lets_a_crowded_out_class_through():
     def label(aligned):
-        training = make(distribution_alignment=aligned, expected_shares=[0.5, 0.25, 0.25])
+        training = make(distribution_alignment=aligned)
         with torch.no_grad():
             for head in training.wrapper.auxiliary_heads:
                 head.weight.zero_()
@@ -346,22 +199,14 @@ def test_alignment_lets_a_crowded_out_class_through():
     assert label(aligned=True) == [0]
 
 
-@pytest.mark.parametrize("online", [False, True])
-def test_alignment_trains_in_both_modes(online):
-    training = make(distribution_alignment=True, online=online)
-    training.run()
-    assert training.labeling.average.sum() == pytest.approx(1, abs=1e-4)
-
-
 # --- saving and resuming -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"restart": True, "steps_per_epoch": 40},
-     {"online": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
-    ids=["pool", "restart", "in-batch", "averaged"],
+    [{}, {"online": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
+    ids=["pool", "online", "averaged"],
 )  # fmt: skip
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, options):
     whole = make(**options)
@@ -384,19 +229,44 @@ def test_the_averaged_weights_label_and_are_left_in_the_wrapper(monkeypatch):
     label_pool = training.labeling.label_pool
 
     def watch(*arguments):
-        labeling.append(training.wrapper.auxiliary_heads[0].weight.clone())
+        labeling.append(training.labeling.wrapper.auxiliary_heads[0].weight.clone())
         return label_pool(*arguments)
 
     monkeypatch.setattr(training.labeling, "label_pool", watch)
     for _ in range(training.plan.pretraining_epochs):
         training.train_epoch()
     own = training.wrapper.auxiliary_heads[0].weight.clone()
-    average = training._teacher.weights["auxiliary_heads.0.weight"].clone()
+    average = training._average.module.auxiliary_heads[0].weight.clone()
     training.train_epoch()
     torch.testing.assert_close(labeling[0], average)
     assert not torch.equal(labeling[0], own)
     training.run()
-    torch.testing.assert_close(dict(training.wrapper.state_dict()), training._teacher.weights)
+    torch.testing.assert_close(weights(training), training._average.module.state_dict())
+
+
+def test_the_average_follows_torchs_once_the_first_steps_are_over():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ours, theirs = _averaged(module, 0.5), AveragedModel(
+        module, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    kept = [parameter.detach().clone() for parameter in module.parameters()]
+    for _ in range(6):
+        module(torch.randn(5, 3))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ours.update_parameters(module)
+        theirs.update_parameters(module)
+    for one, other, first in zip(ours.module.parameters(), theirs.module.parameters(), kept):
+        torch.testing.assert_close(one, other)
+        assert not torch.equal(one, first)
+    assert ours.module[1].num_batches_tracked == 6
+    slow = _averaged(module, 0.9)
+    values = []
+    for value in (1.0, 3.0, 5.0):  # the mean of all, as long as that forgets faster
+        nn.init.constant_(module[0].bias, value)
+        slow.update_parameters(module)
+        values.append(slow.module[0].bias[0].item())
+    assert values == pytest.approx([1.0, 2.0, 3.0])
 
 
 def test_what_was_asked_for_decides_where_the_heads_doubt():
@@ -430,13 +300,6 @@ def test_training_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_another_rng_seed_gives_another_run():
-    one, other = make(), make(rng_seed=1)
-    one.train_epoch()
-    other.train_epoch()
-    assert not torch.equal(one.wrapper.model[1].weight, other.wrapper.model[1].weight)
-
-
 def test_a_checkpoint_follows_no_link_that_lies_beside_it(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("untouched")
@@ -453,17 +316,42 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
     with pytest.raises(ValueError, match="other settings: batch_size; batch_size: expected 16, f"):
         make(batch_size=16).load(path)
-    for change in ({"head_share": 0.5}, {"label_prior": LabelPrior(torch.eye(CLASSES))}):
+    for change in ({"ema_decay": 0.5}, {"label_prior": LabelPrior(torch.eye(CLASSES))}):
         with pytest.raises(ValueError, match=f"other settings: {next(iter(change))}"):
             make(**change).load(path)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match="run.pt: not a SelfTraining checkpoint, or damaged"):
-        make().load(path)
-    torch.save({"weights": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="expected a checkpoint of format 1, found None"):
-        make().load(path)
     with pytest.raises(FileNotFoundError):
         make().load(tmp_path / "nothing.pt")
+
+
+def contents(path):
+    """Files that are no checkpoints of a run, by the word for what was found."""
+    make().save(path)
+    whole = path.read_bytes()
+    torch.save({"weights": torch.ones(1)}, path)
+    other = path.read_bytes()
+    torch.save({"format": 1}, path)
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+        archive.writestr("archive/data.pkl", b"hello")
+    return {"cut": whole[:500], "text": b"epoch 3\nloss 0.5\n", "json": b"{}", "empty": b"",
+            "other": other, "older": path.read_bytes(),
+            "zip": path.with_suffix(".zip").read_bytes(), "pickle": pickle.dumps({"epoch": 3})}
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut", "text", "json", "empty", "other", "older", "zip", "pickle"])
+def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, kind):
+    path = tmp_path / "run.pt"
+    path.write_bytes(contents(path)[kind])
+    found = "found format 1" if kind == "older" else "found another kind of file, or a damaged"
+    with pytest.raises(StorageError, match=f"run.pt: expected a checkpoint of format 2 .*{found}"):
+        make().load(path)
+    with pytest.raises(StorageError):
+        make().run(checkpoint=path)
+
+
+def test_a_checkpoint_that_is_no_regular_file_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="expected a regular file, found a folder"):
+        make().run(checkpoint=tmp_path)
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -473,7 +361,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"truth": [0, 1]}, "truth must have 30 labels, got 2"),
-        ({"expected_shares": [0.5, 0.5]}, "expected_shares must have 3 numbers"),
         ({"pool": TensorDataset(torch.zeros(0, 1, 6, 6))}, "must hold images, got 6 and 0"),
         (
             {"distribution_alignment": True, "labeler": SeedLabeler()},
@@ -484,15 +371,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
 def test_options_that_do_not_fit_the_data_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
-
-
-def test_heads_that_a_restart_left_untrained_do_not_label():
-    training = make(restart=True, epochs=2)
-    training.wrapper.weights = LossWeights(auxiliary=0.0)
-    message = r"restart puts the auxiliary heads back .*LossWeights\(auxiliary=0\)"
-    with pytest.raises(ValueError, match=message):
-        training.run()
-    assert training.training_epoch == 1, "one round needs no heads after it"
 
 
 def test_images_that_are_no_tensors_are_refused_with_the_way_out():

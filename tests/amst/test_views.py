@@ -1,12 +1,8 @@
 import pytest
 import torch
+from torchvision.transforms import v2
 
-from dreamda_aug.amst import StrongView, WeakView
-from dreamda_aug.amst.views import _OPERATIONS, _apply
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from dreamda_aug.amst import PerImage, StrongView, WeakView
 
 
 @pytest.mark.parametrize("view", [WeakView(), StrongView()])
@@ -14,39 +10,32 @@ def generator(seed=0):
 def test_views_keep_shape_type_and_range(view, shape):
     images = torch.rand(shape)
     for dtype in (torch.float32, torch.bfloat16):
-        result = view(images.to(dtype), generator())
+        result = view(images.to(dtype))
         assert result.shape == images.shape
         assert result.dtype == dtype
         assert len(result) == 0 or (result.min() >= 0 and result.max() <= 1)
 
 
 @pytest.mark.parametrize("view", [WeakView(), StrongView()])
-def test_views_keep_channels_last(view):
-    images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    assert view(images).is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("view", [WeakView(), StrongView()])
-def test_a_generator_decides_everything_and_the_global_one_is_left_alone(view):
+def test_the_global_generator_decides_everything(view):
     images = torch.rand(16, 3, 16, 16)
-    torch.manual_seed(0)
-    state = torch.random.get_rng_state()
-    first, second = view(images, generator(1)), view(images, generator(1))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, view(images, generator(2)))
-    assert torch.equal(state, torch.random.get_rng_state())
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(view(images))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
 @pytest.mark.parametrize("view", [WeakView(), StrongView()])
 def test_equal_images_of_one_batch_get_different_views(view):
     images = torch.rand(1, 3, 16, 16).expand(16, -1, -1, -1)
-    views = view(images, generator())
+    views = view(images)
     assert len(torch.unique(views.flatten(1), dim=0)) > 8
 
 
 def test_the_weak_view_is_a_flip_and_a_shift():
     images = torch.rand(256, 1, 8, 8)
-    views = WeakView()(images, generator())
+    views = WeakView()(images)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
     crops = [padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
     crops += [crop.flip(3) for crop in crops]
@@ -64,55 +53,41 @@ def test_a_strong_view_of_no_strength_is_the_weak_view():
     images = torch.rand(4, 3, 8, 8)
     weak = WeakView()
     strong = StrongView(weak=weak, operations=0, cutout=0)
-    assert torch.equal(strong(images, generator()), weak(images, generator()))
+    torch.manual_seed(0)
+    expected = weak(images)
+    torch.manual_seed(0)
+    torch.testing.assert_close(strong(images), expected, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
 def test_normalised_images_are_augmented_as_if_they_were_not():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     images = torch.rand(8, 3, 16, 16)
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-    plain = StrongView()(images, generator())
+    torch.manual_seed(0)
+    plain = StrongView()(images)
+    torch.manual_seed(0)
     # the reflecting pad commutes with normalisation, so both see the same pixels.
-    normalised = StrongView(mean=mean, std=std)((images - shift) / scale, generator())
+    normalised = StrongView(mean=mean, std=std)((images - shift) / scale)
     torch.testing.assert_close(normalised * scale + shift, plain, atol=1e-2, rtol=0)
 
 
-# autocontrast and equalize have no strength; solarize at none still turns the pixels that are 1.
-@pytest.mark.parametrize(
-    "name", [name for name in _OPERATIONS if name not in ("autocontrast", "equalize", "solarize")]
-)
-def test_operations_at_no_strength_change_nothing(name):
-    images = (torch.rand(2, 3, 16, 16) * 255).round() / 255
-    torch.testing.assert_close(_apply(images, name, 0.0), images, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", [name for name in _OPERATIONS if name != "identity"])
-def test_operations_at_full_strength_change_the_image(name):
-    images = torch.rand(2, 3, 16, 16) * 0.8 + 0.1
-    assert not torch.equal(_apply(images, name, _OPERATIONS[name] or 1.0), images)
-
-
-def test_translation_moves_by_the_stated_share():
-    images = torch.zeros(1, 1, 10, 10)
-    images[..., 5, 5] = 1
-    moved = _apply(images, "translate_x", 0.2)
-    assert moved[0, 0, 5, 7] == 1
-
-
-def test_shear_strength_is_the_tangent_of_the_angle():
-    from torchvision.transforms.v2 import functional as transforms
-
-    images = torch.rand(1, 1, 21, 21)
-    angle = torch.tensor(0.3).atan().rad2deg().item()
-    expected = transforms.affine(images, 0.0, [0, 0], 1.0, [angle, 0.0])
-    assert torch.equal(_apply(images, "shear_x", 0.3), expected)
+def test_the_operations_are_torchvisions_with_a_draw_for_each_image():
+    images = (torch.rand(6, 3, 16, 16) * 255).round() / 255
+    torch.manual_seed(0)
+    found = PerImage(v2.RandAugment())(images)
+    torch.manual_seed(0)
+    whole = (images * 255).round().to(torch.uint8)
+    expected = torch.stack([v2.RandAugment()(image) for image in whole])
+    assert torch.equal((found * 255).round().to(torch.uint8), expected)
+    shared = PerImage(v2.RandAugment(), group=3)(images[:1].expand(6, -1, -1, -1))
+    assert torch.equal(shared[0], shared[2])
 
 
 def test_cutout_paints_grey_squares_no_larger_than_stated():
     images = torch.zeros(256, 1, 20, 20)
-    views = StrongView(weak=WeakView(0, 0), operations=0, cutout=0.5)(images, generator())
-    painted = views == 0.5
-    assert set(views.unique().tolist()) == {0.0, 0.5}
+    views = StrongView(weak=WeakView(0, 0), operations=0, cutout=0.5)(images)
+    painted = views > 0
+    assert set((views * 255).unique().tolist()) == {0.0, 127.0}
     assert painted.any(3).sum(2).max() <= 10
     assert painted.flatten(1).any(1).float().mean() > 0.8
 
@@ -122,7 +97,7 @@ def test_cutout_paints_grey_squares_no_larger_than_stated():
     [
         (lambda: WeakView(flip=2), r"flip must lie in \[0, 1\], got 2"),
         (lambda: WeakView(padding=0.6), r"padding must lie in \[0, 0.5\], got 0.6"),
-        (lambda: StrongView(operations=-1), r"operations must be ≥ 0, got -1"),
+        (lambda: StrongView(operations=-1), r"operations must be an integer >= 0, got -1"),
         (lambda: StrongView(magnitude=9), r"magnitude must lie in \[0, 1\], got 9"),
         (lambda: StrongView(cutout=-1), r"cutout must lie in \[0, 1\], got -1"),
         (lambda: StrongView(mean=(0.5,)), r"mean and std must be given together"),
@@ -140,5 +115,3 @@ def test_images_that_do_not_fit_are_refused():
         StrongView()(torch.randn(2, 3, 8, 8) * 3)
     with pytest.raises(ValueError, match=r"float tensor \(N, C, H, W\), got torch.uint8"):
         WeakView()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="got list"):
-        WeakView()([1])

@@ -10,6 +10,7 @@ from benchmarks.accuracy.arms import CHOSEN, Arm, arms_of
 from benchmarks.accuracy.runs import labeler_of
 from benchmarks.accuracy.tasks import TASKS, split
 from benchmarks.accuracy.training import STAGES, train
+from dreamda_aug.amst import LabelPrior
 from dreamda_aug.evaluation.training import Trainer
 
 # Each way to label under each way to augment once; the diffusion classifier needs classes.
@@ -23,8 +24,9 @@ def test_every_arm_takes_the_tasks_steps(arm, setup_with_model, tiny, noise_pool
     task = replace(tiny, unlabeled=10)
     pool = noise_pool(18 if arm.recipe else 0)
     images = split(task, task.read(Path()), 2, 0)
+    prior = LabelPrior(torch.full((3, 3), 1 / 3)) if arm.amst.label_prior else None
     outcome = train(task, arm, images, pool, pool.seed_labels.clone(), 0,
-                    labeler=labeler_of(setup_with_model, arm, images, pool))
+                    labeler=labeler_of(setup_with_model, arm, images, pool), label_prior=prior)
     assert outcome.steps == task.steps
     assert outcome.classifier(torch.rand(2, 1, 16, 16)).shape == (2, 3)
 

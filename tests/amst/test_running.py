@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 from dreamda_aug.amst import AMSTWrapper, CollapseWarning, RunPlan, SelfTraining, VotingRule
-from dreamda_aug.amst.processes import find_wrapper
+from dreamda_aug.amst.running import find_wrapper
 
 CLASSES = 3
 
@@ -62,7 +62,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("plan", [{}, {"restart": True}, {"online": True}], ids=str)
+@pytest.mark.parametrize("plan", [{}, {"ema_decay": 0.5}, {"online": True}], ids=str)
 def test_a_distributed_wrapper_in_one_process_trains_as_the_plain_one(one_process, plan):
     plain, parallel = make(**plan), make(distributed, **plan)
     passed = []
@@ -114,11 +114,11 @@ def train_on_two(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    training = make(distributed, steps_per_epoch=None, pretraining_epochs=18)
+    training = make(distributed, steps_per_epoch=None, pretraining_epochs=18, ema_decay=0.5)
     batches = torch.cat([batch.real for batch in training.loader()])
     training.save = lambda path: torch.save(rank, f"{path}.{rank}")
     training.run(checkpoint=f"{folder}/run.pt")
-    training._processes.share_buffers()
+    training._processes.share_buffers(training.wrapper)
     found = {
         "steps": training.steps_per_epoch, "batches": batches, "reports": training.reports,
         "labels": vars(training.pseudo_labels), "weights": training.wrapper.state_dict(),
