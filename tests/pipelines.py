@@ -7,13 +7,13 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
 
-def tiny_unet(channels: int = 1, num_classes: int | None = None) -> UNet2DModel:
+def tiny_unet(channels: int = 1, num_classes: int | None = None, **changes) -> UNet2DModel:
     torch.manual_seed(0)
-    return UNet2DModel(
+    return UNet2DModel(**dict(
         sample_size=16, in_channels=channels, out_channels=channels, layers_per_block=1,
         block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=num_classes,
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=num_classes) | changes,
     ).eval()
 
 

@@ -88,7 +88,7 @@ def rows_per_step(model: TransformerModel, count: int = 3) -> tuple[float, float
     block, and checked against the number of their calls: one a step."""
     # without the shared first step, every step is alike
     dials = settings(guidance_scale=4.0)
-    blocks = model._blocks
+    blocks = [block for each in (*model._before, *model._lists) for block in each]
     source = told(model)
     schedule = model.schedule(dials.steps, dials.strength, dials.timestep_spacing)
     made = record_trajectories(model, dials, schedule, images(7)[:count], [source] * count,

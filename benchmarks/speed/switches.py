@@ -158,7 +158,7 @@ def chunked_decode(bench: Bench) -> Sides | None:
 
     @torch.no_grad()
     def run(size: int) -> Tensor:
-        with patch.object(model.codec, "decode_batch", size):
+        with patch.object(model, "decode_batch", size):
             return model.decode(latents)
 
     return lambda: run(min(8, bench.batch_size // 2 or 1)), lambda: run(bench.batch_size)

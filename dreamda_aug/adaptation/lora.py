@@ -139,7 +139,7 @@ def _with_own_denoiser(model: Adaptable) -> Adaptable:
     null_class = conditioning.null_class if isinstance(conditioning, ClassConditioning) else None
     if isinstance(model, LatentModel):
         return LatentModel(pipeline, model.name, model.image_size,
-                           model.class_names, null_class, model.decode_batch)
+                           model.class_names, null_class)
     return PixelModel(pipeline, model.name, model.class_names, null_class)
 
 

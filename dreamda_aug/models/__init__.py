@@ -2,8 +2,7 @@
 
 from dreamda_aug.models.base import Condition, DiffusionModel, is_model
 from dreamda_aug.models.families import Family
-from dreamda_aug.models.load import ModelSpec, as_model, load_model
-from dreamda_aug.models.opening import BUNDLED
+from dreamda_aug.models.load import BUNDLED, ModelSpec, as_model, load_model
 
 __all__ = ["BUNDLED", "DiffusionModel", "ModelSpec", "Condition", "Family", "as_model",
            "is_model", "load_model"]

@@ -1,6 +1,8 @@
-"""Adaptations on disk: what training on a user's images changed of a model, and putting it back."""
+"""Adaptations and other LoRA weights on disk, and adding them to a model."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamda_aug.errors import ModelError, StorageError
-from dreamda_aug.files import parse_json
+from dreamda_aug.files import parse_json, read_json, regular_file
 from dreamda_aug.models.fingerprints import digest_of
 
 FORMAT = "dreamda-adaptation"
@@ -21,10 +23,16 @@ CARD = "adaptation.json"
 # diffusers' own name and layout, so that any diffusers pipeline can load it
 LORA = "pytorch_lora_weights.safetensors"
 CLASS_ROWS = "class_embedding.safetensors"
-_PREFIX = "unet."
+# Broken files fail in many ways inside diffusers and peft, and each is about the files.
+UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+              RuntimeError, ModelError, StorageError, safetensors.SafetensorError, re.error)
 
-# A base in another precision is compared by so many tensors, and entries of each.
-_SAMPLED_TENSORS, _SAMPLED_ENTRIES = 64, 4
+# The parts of a pipeline that may have LoRA weights, the denoiser first.
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+# The names that peft's ``save_pretrained`` gives its files.
+_PEFT, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What diffusers and peft call the matrices of a layer; some trainers add the scale's numerator.
+_KEY = re.compile(r"(.+)\.(?:lora_(A|B)(?:\.default)?\.weight|(alpha))")
 # bfloat16 keeps 8 bits, so that a rounded weight is off by 0.4 % at most.
 _ROUNDING = 0.01
 
@@ -42,6 +50,12 @@ class Conditions:
     null_class: int | None = None
 
 
+def card_text(card: Mapping[str, Any]) -> bytes:
+    """A card as it lies on disk."""
+    return (json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **card}, indent=2)
+            + "\n").encode()
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of an adaptation's folder.
 
@@ -50,7 +64,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         StorageError: it is damaged, or from another version of the format.
     """
     path = folder / CARD
-    card = parse_json(path.read_bytes(), str(path))
+    card = read_json(path)
     found = card.get("format"), card.get("format_version")
     if found != (FORMAT, FORMAT_VERSION):
         raise StorageError(f"{path}: expected {FORMAT} {FORMAT_VERSION}, found {found}.")
@@ -61,28 +75,29 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def base_identity(denoiser: nn.Module) -> dict[str, Any]:
-    """What tells one base model from another, also in another precision.
-
-    Args:
-        denoiser: the model before any change.
-    """
+    """What tells one unchanged base model from another; a few entries of tensors spread over the
+    model, with 6 digits, do so in another precision."""
     tensors = dict(denoiser.state_dict())
+    names = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    sample: list[float] = []
+    for name in names[:: max(1, len(names) // 64)][:64]:
+        flat = tensors[name].detach().reshape(-1)
+        sample += flat[:: max(1, len(flat) // 4)][:4].tolist()
     return {"class": type(denoiser).__name__, "weights": digest_of(tensors),
-            "dtype": _dtype_of(tensors), "sample": _sample(tensors)}
+            "dtype": ", ".join(sorted({str(tensors[name].dtype) for name in names})),
+            "sample": [float(f"{value:.6g}") for value in sample]}
 
 
 def check_base(expected: Mapping[str, Any], denoiser: nn.Module, name: str, where: str) -> None:
-    """Refuse a model other than the one that was adapted; another precision of it is fine.
-
-    Raises:
-        ModelError: it is another model.
-    """
+    """Raise `ModelError` for a model other than the adapted one; its precision may differ."""
     found = base_identity(denoiser)
     same = expected.get("class") == found["class"]
     if expected.get("dtype") == found["dtype"]:
         same = same and expected.get("weights") == found["weights"]
     else:
-        same = same and _alike(expected.get("sample"), found["sample"])
+        sample = torch.tensor(expected.get("sample"))
+        same = same and len(sample) == len(found["sample"]) and torch.allclose(
+            sample, torch.tensor(found["sample"]), rtol=_ROUNDING, atol=1e-6)
     if not same:
         raise ModelError(
             f"{where} was adapted from {expected.get('name')!r} ({expected.get('class')}, weights "
@@ -92,16 +107,13 @@ def check_base(expected: Mapping[str, Any], denoiser: nn.Module, name: str, wher
         )
 
 
-def apply_lora(
-    pipeline: Any, name: str, lora: str | Path, before: Conditions
-) -> Conditions:
-    """Put LoRA weights into a pipeline for good: they are added to the weights of its layers.
+def apply_lora(pipeline: Any, name: str, lora: str | Path, before: Conditions) -> Conditions:
+    """Add LoRA weights to the weights of a pipeline's layers.
 
     Args:
         pipeline: a diffusers pipeline of the caller's own; it is changed.
         name: of the model, for messages.
-        lora: a folder that `dreamda_aug.adapt` wrote; or LoRA weights as diffusers knows them: a
-            ``.safetensors`` file, a folder or a hub id.
+        lora: as in `ModelSpec`.
         before: what the model is conditioned on without them.
 
     Returns:
@@ -109,136 +121,186 @@ def apply_lora(
 
     Raises:
         ModelError: the weights are no LoRA weights, or belong to another model.
-        ImportError: LoRA weights of others need peft.
+        ImportError: a layout that only diffusers reads needs peft.
     """
     folder = Path(lora)
-    if not (folder / CARD).is_file():
-        _apply_foreign(pipeline, name, lora)
-        return before
-    card = read_card(folder)
-    denoiser = pipeline.unet
-    check_base(card["base"], denoiser, name, str(folder))
-    add_lora_weights(denoiser, _read(folder / LORA))
-    classes = card["classes"]
-    if (folder / CLASS_ROWS).exists():
-        put_class_rows(denoiser, _read(folder / CLASS_ROWS)["rows"])
-        before = Conditions(classes.get("names"), classes.get("null_class"))
-    return before
-
-
-@torch.no_grad()
-def add_lora_weights(denoiser: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Add B·A to the weight of every layer that has LoRA weights.
-
-    Args:
-        denoiser: the model; it is changed.
-        tensors: ``unet.LAYER.lora_A.weight`` (r, in, ...) and ``unet.LAYER.lora_B.weight``
-            (out, r, ...), the scale in them already.
-
-    Raises:
-        ModelError: a layer is not there, or has another shape.
-
-    Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; convolutions as in peft.
-    """
-    layers = dict(denoiser.named_modules())
-    for name, down in tensors.items():
-        if not name.endswith(".lora_A.weight"):
-            continue
-        layer_name = name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        up = tensors.get(name.replace(".lora_A.", ".lora_B."))
-        weight = getattr(layers.get(layer_name), "weight", None)
-        if up is None or weight is None:
-            raise ModelError(f"LoRA weights for {layer_name!r} do not fit this model.")
-        added = up.float().flatten(1) @ down.float().flatten(1)
-        if added.numel() != weight.numel() or len(up) != len(weight):
-            raise ModelError(
-                f"LoRA weights for {layer_name!r} have the shape {tuple(added.shape)}, and the "
-                f"layer {tuple(weight.shape)}."
-            )
-        added = added.reshape(weight.shape).to(weight.device)
-        weight.copy_(weight.float() + added)
-
-
-def lora_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LoRA tensors, named as in the denoiser, under the names that diffusers gives them."""
-    return {_PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def put_class_rows(denoiser: Any, rows: Tensor) -> None:
-    """Give a class-conditional denoiser another class embedding, (classes, D)."""
-    old = denoiser.class_embedding.weight
-    denoiser.class_embedding = nn.Embedding.from_pretrained(rows.to(old.device, old.dtype))
-    denoiser.register_to_config(num_class_embeds=len(rows))
-
-
-def _apply_foreign(pipeline: Any, name: str, lora: str | Path) -> None:
-    """LoRA weights that somebody else made, through diffusers."""
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise ModelError(
-            f"lora must be a folder that dreamda adapt wrote, with {CARD}, for {name} "
-            f"({type(pipeline).__name__}), which loads no others; got {str(lora)!r}."
-        )
     try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "LoRA weights need an extra package: pip install 'dreamda_aug[adapt]'."
-        ) from error
-    path = Path(lora)
-    place: dict[str, Any] = {"pretrained_model_name_or_path_or_dict": str(lora)}
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ModelError(f"{path}: only .safetensors files are opened: nothing is unpickled")
-        place = {"pretrained_model_name_or_path_or_dict": str(path.parent),
-                 "weight_name": path.name}
-    try:
-        pipeline.load_lora_weights(**place, use_safetensors=True)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
-    # foreign weights fail in many ways inside diffusers and peft, and each is about them
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError,
-            safetensors.SafetensorError) as error:
+        if not (folder / CARD).exists():
+            _apply_foreign(pipeline, lora)
+            return before
+        card, unet = read_card(folder), getattr(pipeline, "unet", None)
+        if unet is None:
+            raise ModelError("it was adapted from a U-Net, and this model has a transformer")
+        check_base(card["base"], unet, name, str(folder))
+        add_lora_weights({"unet": unet}, load_file(regular_file(folder / LORA)))
+        if not (folder / CLASS_ROWS).exists():
+            return before
+        _put_class_rows(unet, load_file(regular_file(folder / CLASS_ROWS))["rows"])
+        return Conditions(card["classes"].get("names"), card["classes"].get("null_class"))
+    except UNLOADABLE as error:
         raise ModelError(
             f"could not load {str(lora)!r} as LoRA weights for {name}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: expected safetensors ({error}).") from error
+@torch.no_grad()
+def add_lora_weights(
+    parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Add scale · B·A to the weight of every layer that has LoRA weights.
+
+    Args:
+        parts: the denoiser, then text encoders, by their names in the pipeline; they are changed.
+        tensors: ``LAYER.lora_A.weight`` (r, in, ...) and ``LAYER.lora_B.weight`` (out, r, ...),
+            perhaps ``LAYER.alpha``, behind a prefix that all keys of a part share.
+        config: peft's configuration, or None for a scale of 1.
+
+    Raises:
+        ModelError: a key names no layer or has no partner, a shape differs, or a value is not
+            finite.
+
+    Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; convolutions and scales as in peft.
+    """
+    by_layer = _by_layer(parts, tensors)
+    if not by_layer:
+        raise ModelError(_expected(parts, list(tensors)))
+    for (part, layer), matrices in by_layer.items():
+        if not {"A", "B"} <= matrices.keys():
+            raise ModelError(f"layer {layer!r} needs both lora_A and lora_B, found only "
+                             f"{', '.join(sorted(matrices))}")
+        if not all(matrix.isfinite().all() for matrix in matrices.values()):
+            raise ModelError(f"the weights of layer {layer!r} are not finite")
+        weight: Any = parts[part].get_submodule(layer).weight
+        down, up = (matrices[side].float().flatten(1) for side in "AB")
+        if (len(up), len(down), down.shape[1]) != (
+                len(weight), up.shape[1], weight.numel() // len(weight)):
+            raise ModelError(f"the matrices of layer {layer!r} have the shapes {tuple(down.shape)} "
+                             f"and {tuple(up.shape)}, and its weight {tuple(weight.shape)}")
+        scale = _scale(config or {}, part, layer, matrices)
+        added = (scale * (up @ down)).reshape(weight.shape).to(weight.device)
+        weight.copy_(weight.float() + added)
 
 
-def _dtype_of(tensors: Mapping[str, Tensor]) -> str:
-    kinds = {str(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point()}
-    return ", ".join(sorted(kinds))
+def lora_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LoRA tensors, named as in the U-Net, under the names that diffusers gives them."""
+    return {f"unet.{name}": tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _sample(tensors: Mapping[str, Tensor]) -> list[float]:
-    """A few entries of tensors spread over the model, with 6 digits."""
-    chosen = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())
-    stride = max(1, len(chosen) // _SAMPLED_TENSORS)
-    found = []
-    for name in chosen[::stride][:_SAMPLED_TENSORS]:
-        flat = tensors[name].detach().reshape(-1)
-        step = max(1, len(flat) // _SAMPLED_ENTRIES)
-        found += flat[::step][:_SAMPLED_ENTRIES].double().tolist()
-    return [float(f"{value:.6g}") for value in found]
+def _put_class_rows(denoiser: Any, rows: Tensor) -> None:
+    """Replace the class embedding of a class-conditional denoiser by (classes, D)."""
+    old = denoiser.class_embedding.weight
+    if rows.ndim != 2 or rows.shape[1] != old.shape[1] or not rows.isfinite().all():
+        raise ModelError(f"{CLASS_ROWS} must hold finite rows of {old.shape[1]} numbers, found "
+                         f"shape {tuple(rows.shape)}")
+    denoiser.class_embedding = nn.Embedding.from_pretrained(rows.to(old.device, old.dtype))
+    denoiser.register_to_config(num_class_embeds=len(rows))
 
 
-def _alike(expected: Any, found: list[float]) -> bool:
-    """Whether two samples differ by rounding alone."""
-    if not isinstance(expected, list) or len(expected) != len(found):
-        return False
-    try:
-        first = torch.tensor(expected, dtype=torch.float64)
-    except (TypeError, ValueError):
-        return False
-    second = torch.tensor(found, dtype=torch.float64)
-    return bool(torch.allclose(first, second, rtol=_ROUNDING, atol=1e-6))
+def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
+    """Add LoRA weights in a layout of diffusers' or peft's, or in another that diffusers reads."""
+    path, config = _lora_file(lora), {}
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        if text := (file.metadata() or {}).get("lora_adapter_metadata"):  # diffusers' name
+            config = parse_json(text, str(path))
+    if path.name == _PEFT:
+        config = read_json(path.with_name(_PEFT_CONFIG))
+    parts = {part: module for part in _PARTS
+             if isinstance(module := getattr(pipeline, part, None), nn.Module)}
+    if _by_layer(parts, tensors) or not tensors:
+        add_lora_weights(parts, tensors, config)
+    else:
+        _through_diffusers(pipeline, parts, path, tensors)
 
 
-def card_text(card: Mapping[str, Any]) -> bytes:
-    """A card as it lies on disk."""
-    return (json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **card}, indent=2)
-            + "\n").encode()
+def _lora_file(lora: str | Path) -> Path:
+    """The file itself, or the one with LoRA weights in a folder or on the hub."""
+    path = Path(lora)
+    if not path.exists():
+        from huggingface_hub import snapshot_download
+
+        path = Path(snapshot_download(str(lora), allow_patterns=["*.safetensors", _PEFT_CONFIG]))
+    if path.is_dir():
+        found = {each.name: each for each in path.glob("*.safetensors")}
+        path = found.get(LORA) or found.get(_PEFT) or next(iter(found.values()), path / LORA)
+        if path.name not in (LORA, _PEFT) and len(found) != 1:
+            raise ModelError(f"expected {LORA}, {_PEFT} or one other .safetensors file, found "
+                             f"{', '.join(sorted(found)[:5])}; pass the path of the file")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: only .safetensors files are opened: nothing is unpickled")
+    return regular_file(path)
+
+
+def _through_diffusers(
+    pipeline: Any, parts: Mapping[str, nn.Module], path: Path, tensors: Mapping[str, Tensor]
+) -> None:
+    """Let diffusers convert and load the layout of another trainer, and see that it did."""
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ModelError("the weights are not finite")
+    if is_loader:
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            raise ImportError("LoRA weights in this layout need an extra package: pip install "
+                              "'dreamda_aug[adapt]'.") from error
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+        loaded = sum(".lora_" in key or ".lokr_" in key
+                     for part in parts.values() for key, _ in part.named_parameters())
+    if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
+        raise ModelError(_expected(parts, list(tensors)))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def _by_layer(
+    parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """Tensors A, B and alpha of each part and layer; none if no key names a layer."""
+    layers = {part: {name for name, layer in module.named_modules()
+                     if getattr(getattr(layer, "weight", None), "ndim", 0) > 1}
+              for part, module in parts.items()}
+    placed: dict[str, tuple[str, str, str, str]] = {}
+    for key in tensors:
+        found = _KEY.fullmatch(key)
+        words = found[1].split(".") if found else []
+        part = next((word for word in words if word in parts), next(iter(parts)))
+        ends = [".".join(words[start:]) for start in range(len(words))]
+        if found and (layer := next((end for end in ends if end in layers[part]), "")):
+            placed[key] = part, found[1].removesuffix(layer), layer, found[2] or found[3]
+    # one prefix for each part: a layer that is found behind another one is found by chance
+    prefixes = Counter(where[:2] for where in placed.values()).most_common()
+    usual = dict(prefix for prefix, _ in reversed(prefixes))
+    by_layer: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, (part, prefix, layer, side) in placed.items():
+        if prefix == usual[part]:
+            by_layer.setdefault((part, layer), {})[side] = tensors[key]
+    unknown = tensors.keys() - {key for key, where in placed.items() if usual[where[0]] == where[1]}
+    if by_layer and unknown:
+        raise ModelError(_expected(parts, sorted(unknown)))
+    return by_layer
+
+
+def _expected(parts: Mapping[str, nn.Module], keys: Sequence[str]) -> str:
+    part, module = next(iter(parts.items()))
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    layer = next((name for name in layers if name.endswith("to_q")), layers[0])
+    found = ", ".join(map(repr, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+    return (f"expected keys such as '{part}.{layer}.lora_A.weight' and '{part}.{layer}.lora_B."
+            f"weight', found {found or 'none'}, which fit no layer")
+
+
+def _scale(
+    config: Mapping[str, Any], part: str, layer: str, matrices: Mapping[str, Tensor]
+) -> float:
+    """alpha / r as peft has it; diffusers puts the part in front of every entry of the
+    configuration, and 1 is meant where nothing is said."""
+    config = {key.removeprefix(part + "."): value for key, value in config.items()
+              if "." not in key or key.startswith(part + ".")}
+    alpha, rank = config.get("lora_alpha"), len(matrices["A"])
+    for pattern, value in reversed((config.get("alpha_pattern") or {}).items()):
+        alpha = value if re.match(rf"(.*\.)?({pattern})$", layer) else alpha
+    alpha = matrices["alpha"].item() if "alpha" in matrices else alpha
+    return 1.0 if alpha is None else alpha / (rank**0.5 if config.get("use_rslora") else rank)

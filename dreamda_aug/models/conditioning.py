@@ -1,6 +1,9 @@
 """What a denoiser is conditioned on: nothing, a class, or a text."""
 
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -8,49 +11,46 @@ from torch import Tensor
 
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models.base import Condition
-from dreamda_aug.models.fingerprints import quick_look
-
-# The guidance scale that diffusers' own LCM pipeline takes by default.
-LCM_GUIDANCE_SCALE = 8.5
-# The aesthetic scores that diffusers' own SDXL pipeline gives the refiner by default: with a
-# prompt, and on the unconditional branch.
-AESTHETIC_SCORES = (6.0, 2.5)
-
+from dreamda_aug.models.fingerprints import digest_of, quick_look
 
 # How many embedded prompts are kept beside the text encoders: 118 KB each for SD 1.5 in half
 # precision, 320 KB for SDXL, which is less than the encoders themselves.
 MAX_PROMPTS = 1024
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+# Options of ``encode_prompt`` for which a pipeline's call has defaults of its own.
+_OPTIONS = ("max_sequence_length", "clean_caption", "complex_human_instruction", "system_prompt",
+            "text_encoder_out_layers", "clip_skip")
 
 
-class NoConditioning:
-    """An unconditional model."""
+class Conditioning:
+    """No condition at all, and what the other kinds override; see `DiffusionModel`."""
 
-    kind: Literal["none"] = "none"
-    class_names = None
-    guidable = False
+    kind: Literal["text", "class", "none"] = "none"
+    class_names: list[str] | None = None
+    guidable: bool = False
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-        """No U-Net inputs at all."""
+        """The denoiser's inputs, one row for each condition."""
         return {}
 
     def embed_only(self, conditions: Sequence[Condition]) -> None:
-        """Nothing to free."""
+        """Embed these, and free the text encoders."""
 
 
-class ClassConditioning:
+class ClassConditioning(Conditioning):
     """A class embedding.
 
     Args:
         denoiser: has the class embedding.
         count: number of its classes, the null class among them.
         name: of the model, for messages.
-        class_names: names of its classes, in the order of its class embedding, or None.
-        null_class: index of the class that stands for "no class", which makes guidance possible;
-            None where it was trained without one.
+        class_names: see `UNetModel`, as is ``null_class``.
+
+    Raises:
+        ModelError: there are more names than classes, or no such null class.
     """
 
-    kind: Literal["class"] = "class"
+    kind = "class"
 
     def __init__(
         self, denoiser: Any, count: int, name: str, class_names: Sequence[str] | None,
@@ -60,50 +60,47 @@ class ClassConditioning:
         self.class_names = list(class_names) if class_names else None
         self.null_class = null_class
         self.guidable = null_class is not None
+        if len(self.class_names or []) > count or not 0 <= (null_class or 0) < count:
+            raise ModelError(
+                f"{name} has {count} classes, the null class among them; got "
+                f"{len(self.class_names or [])} class_names and null_class={null_class}.")
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-        """``class_labels``, (B,) int64."""
         indices = [self._index(condition) for condition in conditions]
         return {"class_labels": torch.tensor(indices, device=self.denoiser.device)}
-
-    def embed_only(self, conditions: Sequence[Condition]) -> None:
-        """Nothing to free: the class embedding is a part of the denoiser."""
 
     def _index(self, condition: Condition) -> int:
         if condition is None:
             if self.null_class is None:
                 raise ModelError(
                     f"{self.name} is class-conditional without a null class, so every image needs "
-                    "its label; give load_model(null_class=...) if it has one."
-                )
+                    "its label; give load_model(null_class=...) if it has one.")
             return self.null_class
         if isinstance(condition, str):
             if self.class_names is None or condition not in self.class_names:
-                raise ModelError(
-                    f"{self.name} knows the classes {self.class_names}, got {condition!r}; "
-                    "pass class_names that match, or integer labels."
-                )
+                raise ModelError(f"{self.name} has the classes {self.class_names}, got "
+                                 f"{condition!r}; pass class_names that match, or integer labels.")
             return self.class_names.index(condition)
         if not 0 <= condition < self.count:
             raise ModelError(
-                f"{self.name} has class labels 0 to {self.count - 1}, got {condition}."
-            )
+                f"{self.name} has class labels 0 to {self.count - 1}, got {condition}.")
         return int(condition)
 
 
-class TextConditioning:
-    """Prompts; each is embedded once, and again where a text encoder has changed since.
+class TextConditioning(Conditioning):
+    """Prompts; each is embedded once, and again after a text encoder has changed.
+
+    Two prompts with one embedding are warned about once: a tokenizer cuts long prompts.
 
     Args:
         pipeline: has the text encoders.
         name: of the model, for messages.
-        embed_prompt: from a prompt to the denoiser's inputs, each with one row; the empty prompt is
+        embed_prompt: maps a prompt to the denoiser's inputs, each with one row; the empty prompt is
             the unconditional branch.
         guidable: whether the model is guided away from that branch.
     """
 
-    kind: Literal["text"] = "text"
-    class_names = None
+    kind = "text"
 
     def __init__(
         self, pipeline: Any, name: str, embed_prompt: Callable[[str], dict[str, Tensor]],
@@ -113,9 +110,10 @@ class TextConditioning:
         self._embed_prompt = embed_prompt
         self._embedded: dict[str, dict[str, Tensor]] = {}
         self._seen = ""
+        self._by_digest: dict[str, str] = {}
+        self._has_warned = False
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-        """The denoiser's inputs, one row for each condition."""
         prompts = self._embed_new(conditions)
         rows = [self._embedded[prompt] for prompt in prompts]
         if self._encoders():
@@ -124,17 +122,13 @@ class TextConditioning:
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def embed_only(self, conditions: Sequence[Condition]) -> None:
-        """Embed these and drop the text encoders, unless the embeddings would weigh more."""
+        # unless the embeddings would weigh more
         prompts = {condition or "" for condition in conditions} | self._embedded.keys()
         if len(prompts) <= MAX_PROMPTS:
             self._embed_new(conditions)
-            self.drop_encoders()
-
-    def drop_encoders(self) -> None:
-        """Free the text encoders; prompts that were embedded already stay available."""
-        for part in _ENCODERS:
-            if getattr(self.pipeline, part, None) is not None:
-                setattr(self.pipeline, part, None)
+            for part in _ENCODERS:
+                if getattr(self.pipeline, part, None) is not None:
+                    setattr(self.pipeline, part, None)
 
     def _encoders(self) -> list[Any]:
         found = [getattr(self.pipeline, part, None) for part in _ENCODERS]
@@ -145,71 +139,107 @@ class TextConditioning:
         prompts = []
         for condition in conditions:
             if condition is not None and not isinstance(condition, str):
-                raise ModelError(
-                    f"{self.name} takes text prompts, got {condition!r}; pass class_names so that "
-                    "labels can be put into words."
-                )
+                raise ModelError(f"{self.name} takes text prompts, got {condition!r}; pass "
+                                 "class_names so that labels can be put into words.")
             prompts.append(condition or "")
         if encoders := self._encoders():
             now = quick_look(*encoders)
             if now != self._seen:
-                self._seen, self._embedded = now, {}
+                self._seen, self._embedded, self._by_digest = now, {}, {}
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embedded:
                 if not encoders:
                     raise ModelError(
                         f"the text encoder of {self.name} was dropped from memory, and the prompt "
                         f"{prompt!r} was not embedded before; embed all prompts first, load the "
-                        "model anew, or pass keep_text_encoder=True to DreamDAugment."
-                    )
+                        "model anew, or pass keep_text_encoder=True to DreamDAugment.")
                 with torch.no_grad():
                     self._embedded[prompt] = self._embed_prompt(prompt)
+                self._compare(prompt)
         return prompts
 
+    def _compare(self, prompt: str) -> None:
+        """Warn if the model cannot tell a prompt from an earlier one."""
+        if self._has_warned or len(self._by_digest) >= MAX_PROMPTS:
+            return
+        other = self._by_digest.setdefault(digest_of(self._embedded[prompt]), prompt)
+        if other != prompt:
+            self._has_warned = True
+            warnings.warn(
+                f"{self.name} cannot tell the prompts {other!r} and {prompt!r} apart: they are the "
+                "same to its tokenizer, which cuts long prompts. Shorten them, or put what differs "
+                "first, such as the class name.", stacklevel=2)
 
-class UNetPrompts:
-    """Prompts of a U-Net pipeline, through its own ``encode_prompt``.
 
-    Knows SD 1.x and 2.x (one embedding), SDXL (two text encoders, pooled embedding and sizes; an
-    aesthetic score in its refiner), and latent consistency models, which take the guidance scale as
-    an input and are not guided again.
+@dataclass
+class PipelinePrompts:
+    """Embeds prompts through a pipeline's own ``encode_prompt``, with the defaults of its call.
 
-    Args:
-        pipeline: has ``encode_prompt`` and ``unet``.
-        image_size: height and width in pixels, which SDXL is conditioned on.
+    Attributes:
+        pipeline: has ``encode_prompt``.
+        denoiser: its U-Net or transformer.
+        embed: maps a prompt to the denoiser's inputs; see `Family` and `unet_inputs`.
+        image_size: height and width in pixels, which some models are conditioned on.
+        guidance: the guidance scale that a guidance-distilled transformer takes as an input, or
+            None if it takes none.
     """
 
-    def __init__(self, pipeline: Any, image_size: tuple[int, int]):
-        self.pipeline, self.image_size = pipeline, image_size
-        self.guidable = pipeline.unet.config.get("time_cond_proj_dim") is None
+    pipeline: Any
+    denoiser: Any
+    embed: Callable[["PipelinePrompts", str], dict[str, Tensor]]
+    image_size: tuple[int, int]
+    guidance: float | None = None
 
     def __call__(self, prompt: str) -> dict[str, Tensor]:
-        """``encoder_hidden_states``, and what else the U-Net takes, each with one row."""
-        unet = self.pipeline.unet
-        parts = self.pipeline.encode_prompt(
-            prompt, device=unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        condition = {"encoder_hidden_states": parts[0].to(unet.dtype)}
-        if unet.config.get("addition_embed_type") == "text_time":
-            condition["text_embeds"] = parts[2].to(unet.dtype)
-            condition["time_ids"] = torch.tensor(
-                [self._sizes(prompt)], dtype=unet.dtype, device=unet.device)
-            if not prompt and self.pipeline.config.get("force_zeros_for_empty_prompt"):
-                for name in ("encoder_hidden_states", "text_embeds"):
-                    condition[name] = torch.zeros_like(condition[name])
-        if not self.guidable:
-            scale = torch.tensor([LCM_GUIDANCE_SCALE - 1])
-            embedding = self.pipeline.get_guidance_scale_embedding(
-                scale, embedding_dim=unet.config.time_cond_proj_dim
-            )
-            condition["timestep_cond"] = embedding.to(unet.device, unet.dtype)
-        return condition
+        """The inputs, each with one row; the empty prompt is the unconditional branch."""
+        condition = self.embed(self, prompt)
+        if self.guidance is not None:
+            condition["guidance"] = torch.tensor([self.guidance])
+        return {name: value.to(self.denoiser.device) for name, value in condition.items()}
 
-    def _sizes(self, prompt: str) -> list[float]:
-        """Original size and crop corner, as SDXL was trained: nothing cropped; then target size."""
-        if self.pipeline.config.get("requires_aesthetics_score"):
-            return [*self.image_size, 0, 0, AESTHETIC_SCORES[0 if prompt else 1]]
-        return [*self.image_size, 0, 0, *self.image_size]
+    def encode(self, prompt: str, **options: Any) -> tuple[Any, ...]:
+        """What ``encode_prompt`` returns for one prompt; it is given those options that it has."""
+        known = inspect.signature(self.pipeline.encode_prompt).parameters
+        given = {"prompt": prompt, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,
+                 "device": self.denoiser.device, **self._defaults(), **options}
+        # a second and third prompt, for further text encoders, are the first one where not given
+        given |= {name: None for name, parameter in known.items()
+                  if parameter.default is inspect.Parameter.empty and name not in given}
+        return tuple(self.pipeline.encode_prompt(
+            **{name: value for name, value in given.items() if name in known}))
+
+    @property
+    def longest(self) -> int:
+        """How many text tokens the pipeline's call keeps."""
+        return int(self._defaults()["max_sequence_length"])
+
+    def _defaults(self) -> dict[str, Any]:
+        known = (inspect.signature(self.pipeline.__call__).parameters
+                 if callable(self.pipeline) else {})
+        return {name: known[name].default for name in _OPTIONS if name in known}
 
 
-Conditioning = NoConditioning | ClassConditioning | TextConditioning
+def unet_inputs(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+    """A prompt as the inputs of a U-Net: ``encoder_hidden_states``, and what else it takes.
+
+    SD 1.x and 2.x take one embedding; SDXL a pooled one and sizes too, its refiner an aesthetic
+    score; latent consistency models the guidance scale.
+    """
+    pipeline, unet = prompts.pipeline, prompts.denoiser
+    parts = prompts.encode(prompt)
+    condition = {"encoder_hidden_states": parts[0]}
+    if unet.config.get("addition_embed_type") == "text_time":
+        # original size and crop corner, as SDXL was trained: nothing cropped; then target size, or
+        # the scores that diffusers' own pipeline gives the refiner
+        score = [6.0 if prompt else 2.5]
+        last = score if pipeline.config.get("requires_aesthetics_score") else prompts.image_size
+        condition |= {"text_embeds": parts[2],
+                      "time_ids": torch.tensor([[*prompts.image_size, 0.0, 0.0, *last]])}
+        if not prompt and pipeline.config.get("force_zeros_for_empty_prompt"):
+            for name in ("encoder_hidden_states", "text_embeds"):
+                condition[name] = torch.zeros_like(condition[name])
+    if width := unet.config.get("time_cond_proj_dim"):
+        # of the guidance scale 8.5, the default of diffusers' own LCM pipeline
+        condition["timestep_cond"] = pipeline.get_guidance_scale_embedding(
+            torch.tensor([8.5 - 1]), embedding_dim=width)
+    return condition

@@ -1,13 +1,14 @@
-"""What the adapters of all diffusers pipelines share, whatever the denoiser is."""
+"""What the adapters of all diffusers pipelines share, U-Net or transformer."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from dreamda_aug.errors import ModelError
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.models.base import Condition
 from dreamda_aug.models.conditioning import Conditioning
@@ -15,37 +16,32 @@ from dreamda_aug.models.fingerprints import Fingerprint, digest_of
 from dreamda_aug.models.hook import BottleneckHook
 from dreamda_aug.models.schedules import Spacing, build_schedule
 
+# Where a pipeline's shift depends on the number of steps (FLUX.2), uniform spacing takes that of
+# this many, the pipelines' default: a strength must mean one noise level at any number of steps.
+_SHIFT_STEPS = 50
+
 
 class DenoiserModel:
-    """A pipeline's denoiser, its scheduler and its conditions.
-
-    Args:
-        pipeline: has ``scheduler``.
-        name: where it came from.
-        denoiser: its U-Net or transformer.
-        hook: the hooks on it.
-        conditioning: what it is conditioned on.
-
-    Attributes are those of `DiffusionModel`.
-    """
+    """A pipeline's denoiser, its scheduler and its conditions; see `DiffusionModel`."""
 
     is_pixel_model = False
-    image_size: tuple[int, int]
-    channels: int
     low_memory: bool = False
     lora: str | None = None
     block_index: int | None = None
     embedded_guidance: float | None = None
+    image_size: tuple[int, int]
+    channels: int
 
     def __init__(
         self, pipeline: Any, name: str, denoiser: Any, hook: BottleneckHook,
         conditioning: Conditioning,
     ):
-        self.pipeline, self.name = pipeline, name
-        self.denoiser = denoiser.eval()
+        self.pipeline, self.name, self.denoiser = pipeline, name, denoiser.eval()
         self.hook, self.conditioning = hook, conditioning
+        self.condition_kind, self.guidable = conditioning.kind, conditioning.guidable
+        self.class_names = conditioning.class_names
         self._fingerprint = Fingerprint(*self._identifying())
-        self._call: Callable[..., Any] = self.denoiser
+        self._compiled: Any = None
         # a weight that tells the dtype: diffusers' own property goes through all modules, and it
         # is asked for at every step
         self._weight = next(
@@ -62,24 +58,11 @@ class DenoiserModel:
 
     @property
     def in_tiles(self) -> bool:
-        """Whether images are encoded in tiles, which gives other latents."""
         return False
 
     @property
     def fingerprint(self) -> str:
         return self._fingerprint.value
-
-    @property
-    def condition_kind(self) -> Literal["text", "class", "none"]:
-        return self.conditioning.kind
-
-    @property
-    def guidable(self) -> bool:
-        return self.conditioning.guidable
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self.conditioning.class_names
 
     @property
     def device(self) -> torch.device:
@@ -99,20 +82,20 @@ class DenoiserModel:
         # a scheduler may be put in another's place, or its configuration changed, at any time
         key = (type(scheduler), repr(scheduler.config), steps, strength, spacing, self.device)
         if key not in self._schedules:
+            options = self._flow_options(steps if spacing == "scheduler" else _SHIFT_STEPS)
             self._schedules = {key: build_schedule(
-                scheduler, steps, strength, spacing, is_pixel_model=self.is_pixel_model,
-                **self._flow_options(steps),
+                scheduler, steps, strength, spacing, is_pixel_model=self.is_pixel_model, **options,
             ).to(self.device)}
         return self._schedules[key]
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         return self.conditioning.embed(conditions)
 
-    def condition_digest(self, condition: Condition) -> str:
-        return digest_of(self.conditioning.embed([condition]))
-
     def embed_only(self, conditions: Sequence[Condition]) -> None:
         self.conditioning.embed_only(conditions)
+
+    def condition_digest(self, condition: Condition) -> str:
+        return digest_of(self.embed([condition]))
 
     def _inputs(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """A condition in the denoiser's dtype; indices and masks keep their own."""
@@ -128,35 +111,29 @@ class DenoiserModel:
         return output
 
     def compiled(self, **options: Any) -> Self:
-        """The same model, run through ``torch.compile``; this one stays as it is.
-
-        Both share weights and hook; the hook is in place already and survives compilation.
-
-        Args:
-            options: for ``torch.compile``; static shapes unless ``dynamic`` is given.
-        """
         other = copy.copy(self)
-        other._call = torch.compile(self.denoiser, **{"dynamic": False, **options})
+        other._compiled = self._compile({"dynamic": False, **options})
         return other
+
+    def _compile(self, options: dict[str, Any]) -> Any:
+        return torch.compile(self.denoiser, **options)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Run in float32 for a while; half-precision weights come back unchanged."""
         parts = self._identifying()
-        dtypes, call = [part.dtype for part in parts], self._call
-        self._call = self.denoiser  # not compiled: this is rare
+        dtypes, compiled = [part.dtype for part in parts], self._compiled
+        self._compiled = None  # this is rare
         # nn.Module's own method: diffusers' one warns at every change of dtype
         for part in parts:
             nn.Module.to(part, torch.float32)
         try:
             yield
         finally:
-            self._call = call
+            self._compiled = compiled
             for part, dtype in zip(parts, dtypes, strict=True):
                 nn.Module.to(part, dtype)
 
     def unsafe(self, images: Tensor) -> Tensor:
-        """Which images (B, C, H, W) the pipeline's safety checker rejects, (B,) bool."""
         flags = None
         if getattr(self.pipeline, "safety_checker", None) is not None:
             arrays = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -164,8 +141,19 @@ class DenoiserModel:
         return torch.tensor([False] * len(images) if flags is None else flags)
 
 
+def check_denoiser(denoiser: Any, has_ip_adapter: bool) -> None:
+    """Raise `ModelError` if a denoiser is conditioned on an image, or has no weights loaded."""
+    kind = type(denoiser).__name__
+    if has_ip_adapter:
+        raise ModelError(f"{kind} has an IP-Adapter loaded, which conditions on an image too; "
+                         "unload it with pipeline.unload_ip_adapter().")
+    if any(parameter.is_meta for parameter in denoiser.parameters()):
+        raise ModelError(f"{kind} has weights on the meta device (offloaded or not loaded yet); "
+                         "load the pipeline without offloading, and give low_memory=True on small "
+                         "GPUs.")
+
+
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
     return height, width

@@ -1,6 +1,12 @@
-"""The hooks that reach into a diffusion model: perturb its bottleneck, and branch there."""
+"""Forward hooks that perturb a denoiser's bottleneck, or a transformer's tokens, and branch there.
 
-from typing import Any
+Everything before the hook is the same for all rows that differ only in their perturbation, so it
+sees each such input once, and the hook hands several rows to what follows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +21,14 @@ class Reached(Exception):
 
 
 class BottleneckHook:
-    """What the hooks on a denoiser do, and what `set` said last; after `clear` it is the plain one.
+    """State of the hooks on a denoiser: `set` configures the next calls, `clear` disables them.
 
-    The hooks are installed once: one that is added after ``torch.compile`` has run is silently
-    ignored. Where they sit is said by `UNetHook` and `BlockHook`.
-
-    Branching: everything before the hook is the same for all rows that differ only in their
-    perturbation, so it sees each such input once, and the hook hands several rows to what follows.
+    The hooks of `UNetHook` and `BlockHook` are installed once: one that is added after
+    ``torch.compile`` has run is silently ignored.
 
     Attributes:
-        encoder_rows: batch rows that went through what lies before the hook; the model counts.
-        decoder_rows: the same for what lies behind it.
+        encoder_rows: batch rows that ran before the hook; the model counts them.
+        decoder_rows: batch rows that ran behind it.
         fired: whether the hook was reached since `set`.
     """
 
@@ -39,45 +42,40 @@ class BottleneckHook:
         self._handles: list[RemovableHandle] = []
 
     def set(
-        self,
-        perturbation: Perturbation | None,
-        rows: Tensor | None,
-        clean_rows: int,
-        input_rows: int,
-        **arguments: Tensor,
+        self, perturbation: Perturbation | None, rows: Tensor | None, clean_rows: int,
+        input_rows: int, **arguments: Tensor,
     ) -> None:
-        """Say what the next calls of the denoiser do.
+        """Configure the next calls of the denoiser.
 
         Args:
-            perturbation: what changes h; None: nothing.
+            perturbation: changes h, or None for no change.
             rows: for each row behind the hook, the row before it whose features it takes, (R,)
-                int64; None: row i takes row i.
+                int64, or None to let row i take row i.
             clean_rows: number of rows behind the hook, the first ones, that stay unperturbed.
-            input_rows: how many rows the denoiser is called with.
-            arguments: what the perturbation is called with beside the other rows' h.
+            input_rows: number of rows that the denoiser is called with.
+            arguments: passed to the perturbation beside h.
         """
         self.perturbation, self.rows, self.arguments = perturbation, rows, arguments
         self.clean_rows, self.input_rows = clean_rows, input_rows
         self.fired = False
 
     def clear(self) -> None:
-        """Make the denoiser plain again."""
+        """Let the denoiser run unperturbed."""
         self.set(None, None, 0, 0)
 
     def remove(self) -> None:
-        """Take the hooks out of the denoiser."""
+        """Remove the hooks from the denoiser."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def check_fired(self) -> None:
-        """Raise if the denoiser ran without its hooks."""
+        """Raise `GenerationError` if the denoiser ran without its hooks."""
         if not self.fired:
             raise GenerationError(
                 "the bottleneck hook never fired: the denoiser ran without its hooks, so nothing "
                 "was perturbed. Load the model before torch.compile, or reset the compiled "
-                "denoiser with torch.compiler.reset()."
-            )
+                "denoiser with torch.compiler.reset().")
 
     def _perturbed(self, h: Tensor) -> Tensor:
         """h, (R, ...), all but its first rows perturbed."""
@@ -87,7 +85,7 @@ class BottleneckHook:
         return torch.cat([clean, self.perturbation(h[self.clean_rows :], **self.arguments)])
 
     def _branch(self, value: Any) -> Any:
-        """The rows behind the hook of whatever has a row for each input; the rest as it is."""
+        """Rows behind the hook of tensors that have a row for each input; other values as is."""
         if isinstance(value, tuple):
             return tuple(self._branch(v) for v in value)
         if (self.rows is not None and torch.is_tensor(value) and value.ndim > 0
@@ -97,12 +95,10 @@ class BottleneckHook:
 
 
 class UNetHook(BottleneckHook):
-    """Hooks on a diffusers U-Net that perturb the bottleneck and branch there.
-
-    Tried against the plain U-Net, branching gives the same output bit for bit.
+    """Hooks on a diffusers U-Net; branching gives the output of the plain U-Net bit for bit.
 
     The bottleneck is the mid block's output; in U-Nets without one (SSD-1B, BK-SDM Small and Tiny),
-    that of the deepest down block. Skip connections stay as they are.
+    that of the deepest down block. Skip connections stay unperturbed.
 
     Args:
         unet: a diffusers ``UNet2DModel`` or ``UNet2DConditionModel``.
@@ -112,10 +108,8 @@ class UNetHook(BottleneckHook):
         super().__init__()
         deepest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
         self._handles = [deepest.register_forward_hook(self._on_bottleneck)]
-        for block in unet.up_blocks:
-            self._handles.append(
-                block.register_forward_pre_hook(self._on_decoder, with_kwargs=True)
-            )
+        self._handles += [block.register_forward_pre_hook(self._on_decoder, with_kwargs=True)
+                          for block in unet.up_blocks]
 
     def _on_bottleneck(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         self.fired = True
@@ -132,3 +126,149 @@ class UNetHook(BottleneckHook):
         # hidden states have branched already; diffusers gives them first, or by name
         kwargs = {k: v if k == "hidden_states" else self._branch(v) for k, v in kwargs.items()}
         return (*args[:1], *(self._branch(value) for value in args[1:])), kwargs
+
+
+class BlockHook(BottleneckHook):
+    """Hooks on a diffusers transformer that perturb the image tokens behind one block.
+
+    Branching takes two calls of the transformer, since its own code between the blocks assumes one
+    batch size: one with the input rows, which ends at the hook (within `recording`), and one with
+    the rows behind it (within `recalling`), in which the blocks up to the hook are recalled instead
+    of computed. So patch, time and text embeddings run twice, and every block once.
+
+    Args:
+        stages: lists of blocks in the order in which they run. A block hands its output to the
+            next one.
+        stage: index of the list that holds the hooked block.
+        index: index of the block in that list.
+        has_long_skips: whether blocks behind the hook also read outputs of earlier blocks; such
+            outputs stay unperturbed.
+
+    Attributes:
+        image_count: number of image tokens.
+        image_start: position of the first one in a sequence that holds text tokens too, an integer
+            or one for each row, (B,) int64.
+    """
+
+    def __init__(
+        self, stages: Sequence[Sequence[nn.Module]], stage: int, index: int,
+        has_long_skips: bool = False,
+    ):
+        super().__init__()
+        self.image_count = 0
+        self.image_start: int | Tensor = 0
+        self._mode: Literal["plain", "record", "recall"] = "plain"
+        self._recorded: dict[nn.Module, Any] = {}
+        before = [*stages[:stage], stages[stage][: index + 1]]
+        self._hooked = before[-1][-1]
+        # whose output each block recalls: without long skips only the next block reads it, so that
+        # the last output of its list will do; not a module list, as the hook owns no weights
+        self._recalls = {block: block if has_long_skips else each[-1]
+                         for each in before for block in each}
+        behind = [*stages[stage][index + 1 :],
+                  *(block for each in stages[stage + 1 :] for block in each)]
+        self._next = behind[0] if behind else self._hooked
+        self._handles = [block.register_forward_hook(self._on_kept)
+                         for block in dict.fromkeys(self._recalls.values())
+                         if block is not self._hooked]
+        self._handles.append(self._hooked.register_forward_hook(self._on_hooked))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within it, a call of the transformer ends at the hook, and is recorded."""
+        self._mode, self._recorded = "record", {}
+        try:
+            with suppress(Reached):
+                yield
+        finally:
+            self._mode = "plain"
+
+    @contextmanager
+    def recalling(self) -> Iterator[None]:
+        """Within it, blocks up to the hook give what was recorded, in the rows behind the hook."""
+        self._mode, recalled = "recall", 0
+
+        def recall(block: nn.Module) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                nonlocal recalled
+                recalled += 1
+                return self._recorded[self._recalls[block]]
+            return forward
+
+        try:
+            if self._hooked not in self._recorded:
+                self.check_fired()
+            with forwards({block: recall(block) for block in self._recalls}):
+                yield
+            if recalled != len(self._recalls):
+                raise GenerationError(
+                    f"the transformer recalled {recalled} of {len(self._recalls)} blocks before "
+                    "the hook, and computed the others again: it runs compiled or cached. Load the "
+                    "model from a plain pipeline, and compile through the library: compile=True.")
+        finally:
+            self._mode, self._recorded = "plain", {}
+
+    @contextmanager
+    def stopping_behind(self, found: list[Tensor]) -> Iterator[None]:
+        """Within it, a call ends behind the block that follows the hook, and appends its image
+        tokens to ``found``."""
+        def stop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            tokens = output[-1] if isinstance(output, tuple) else output
+            positions = self._positions(tokens)
+            found.append(tokens if positions is None else tokens.gather(1, positions))
+            raise Reached
+
+        hook = self._next.register_forward_hook(stop)
+        try:
+            with suppress(Reached):
+                yield
+        finally:
+            hook.remove()
+
+    def _on_kept(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if self._mode == "record":
+            self._recorded[module] = output
+        return self._branch(output) if self._mode == "recall" else output
+
+    def _on_hooked(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        self.fired = True
+        if self._mode == "record":
+            self._recorded[module] = output
+            raise Reached
+        if self._mode == "recall":
+            output = self._branch(output)
+        if self.perturbation is None:
+            return output
+        # a block's image stream comes last
+        *others, tokens = output if isinstance(output, tuple) else (output,)
+        positions = self._positions(tokens)
+        if positions is None:
+            tokens = self._perturbed(tokens)
+        else:
+            tokens = tokens.scatter(1, positions, self._perturbed(tokens.gather(1, positions)))
+        return (*others, tokens) if isinstance(output, tuple) else tokens
+
+    def _positions(self, tokens: Tensor) -> Tensor | None:
+        """Positions of the image's tokens in (R, N, C), as `gather` takes them, or None for all."""
+        if tokens.shape[1] == self.image_count:
+            return None
+        start = self.image_start
+        positions = torch.arange(self.image_count, device=tokens.device)
+        positions = positions + (start if isinstance(start, int) else start[:, None])
+        return positions[..., None].expand(len(tokens), -1, tokens.shape[2])
+
+
+@contextmanager
+def forwards(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within it, modules compute something else in place of their ``forward``; hooks stay."""
+    own = {module: vars(module).get("forward") for module in replacements}
+    try:
+        for module, forward in replacements.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, before in own.items():
+            if before is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = before

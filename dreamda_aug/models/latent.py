@@ -1,73 +1,117 @@
 """Adapters of diffusers pipelines whose denoiser works on the latents of a VAE."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from dreamda_aug.models.base import check_unet
-from dreamda_aug.models.codec import ImageCodec
 from dreamda_aug.models.denoiser import DenoiserModel, pair
-from dreamda_aug.models.unet import UNetModel
+from dreamda_aug.models.unet import UNetModel, check_unet
 
 
 class OnLatents(DenoiserModel):
-    """The part of a model that goes through a VAE."""
+    """The VAE of a model, with the range, frame axis and patches that its denoiser expects.
 
-    codec: ImageCodec
+    Attributes:
+        vae: a diffusers VAE, or a copy where it had to be changed: ``AutoencoderKL``, ``VQModel``,
+            ``AutoencoderDC``, ``AutoencoderKLQwenImage`` (one frame of a video) or
+            ``AutoencoderKLFlux2`` (latents in 2×2 patches, normalised by running statistics).
+        factor: how many pixels of a side become one latent (one patch, where they come in patches).
+        patch: how many latents of a side are one patch.
+        latent_channels: channels of the latents.
+        decode_batch: images that are decoded at once; a VAE needs far more memory per image than a
+            denoiser.
+    """
 
-    def _take_codec(
-        self, codec: ImageCodec, native: tuple[int, ...], image_size: tuple[int, int] | None,
-        multiple: int,
-    ) -> None:
-        """Use a codec for images of this size; None: the model's own."""
-        self.codec, self.channels, self.low_memory = codec, codec.channels, codec.low_memory
-        height, width = image_size or native
-        self.image_size = height, width
+    def _take_vae(self, vae: Any, low_memory: bool) -> None:
+        """Use a VAE; see `ModelSpec` for low memory."""
+        config = vae.config
+        overflows = config.get("force_upcast") and vae.dtype == torch.float16  # it says so
+        # a copy: changed, it would be of no use to whoever handed the pipeline over
+        self.vae = (copy.deepcopy(vae) if low_memory or overflows else vae).eval()
+        self.low_memory, self.decode_batch = low_memory, 1 if low_memory else 8
+        self._has_frames = config.get("z_dim") is not None  # a VAE of videos
+        self.patch = 1 if getattr(vae, "bn", None) is None else int(config.patch_size[0])
+        widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+        down = len(config.temperal_downsample) if widths is None else len(widths) - 1
+        self.factor = 2**down * self.patch
+        self.channels = int(config.get("in_channels") or config.get("input_channels") or 3)
+        latents = config.get("latent_channels") or config.get("z_dim") or 0
+        self.latent_channels = int(latents) * self.patch**2
+        if overflows:
+            self.vae.to(torch.float32)
+        if low_memory:
+            for switch in ("slicing", "tiling"):
+                if hasattr(self.vae, f"use_{switch}"):  # a VQModel has neither, and would raise
+                    getattr(self.vae, f"enable_{switch}")()
+            self.vae.to("cpu")
+
+    def _take_size(self, size: Sequence[int], multiple: int) -> None:
+        height, width = self.image_size = pair(size)
         if height % multiple or width % multiple:
             raise ValueError(
-                f"image_size must be a multiple of {multiple} for this VAE, got {self.image_size}."
-            )
-
-    @property
-    def vae(self) -> Any:
-        return self.codec.vae
-
-    @property
-    def decode_batch(self) -> int:
-        """How many images are decoded at once."""
-        return self.codec.decode_batch
-
-    @decode_batch.setter
-    def decode_batch(self, count: int) -> None:
-        self.codec.decode_batch = count
-
-    def _identifying(self) -> tuple[Any, ...]:
-        return self.denoiser, self.codec.vae
+                f"image_size must be a multiple of {multiple} for this VAE, got {self.image_size}.")
 
     @property
     def in_tiles(self) -> bool:
-        return self.codec.in_tiles(self.image_size)
+        tile = getattr(self.vae, "tile_sample_min_size", None)
+        tile = tile or getattr(self.vae, "tile_sample_min_height", None)
+        if tile is None or not getattr(self.vae, "use_tiling", False):
+            return False
+        return max(self.image_size) > int(tile)
 
+    def _identifying(self) -> tuple[Any, ...]:
+        return self.denoiser, self.vae
+
+    @contextmanager
+    def _vae_at_hand(self) -> Iterator[None]:
+        """Within it, the VAE lies where the denoiser does."""
+        if self.low_memory:
+            self.vae.to(self.device)
+        try:
+            yield
+        finally:
+            if self.low_memory:
+                self.vae.to("cpu")
+
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return self.codec.encode(images, self.device)
+        pixels = images.to(self.device, self.vae.dtype) * 2 - 1
+        with self._vae_at_hand():
+            encoded = self.vae.encode(pixels[:, :, None] if self._has_frames else pixels)
+        # the mode, not a draw: the same image must give the same latents
+        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
+        latents = (latents[:, :, 0] if self._has_frames else latents).float()
+        latents = F.pixel_unshuffle(latents, self.patch)
+        shift, scale = latent_range(self.vae)
+        return ((latents - shift.to(latents)) * scale.to(latents)).contiguous()
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return self.codec.decode(latents, self.device)
+        latents = latents.float()
+        shift, scale = latent_range(self.vae)
+        latents = latents / scale.to(latents) + shift.to(latents)
+        latents = F.pixel_shuffle(latents, self.patch).to(self.vae.dtype)
+        if self._has_frames:
+            latents = latents[:, :, None]
+        with self._vae_at_hand():
+            pixels = [self.vae.decode(part).sample.float()
+                      for part in latents.split(self.decode_batch)]
+        images = torch.cat([part[:, :, 0] for part in pixels] if self._has_frames else pixels)
+        return (images / 2 + 0.5).clamp(0, 1)
 
 
 class LatentModel(OnLatents, UNetModel):
     """A U-Net on the latents of a VAE: Stable Diffusion 1.x, 2.x and XL, Turbo, LCM, LDM.
 
     Args:
-        pipeline: an object with ``unet``, ``vae`` (or ``vqvae``) and ``scheduler``; prompts are
-            used if it has ``encode_prompt``, class labels if the U-Net has a class embedding.
-        name: where it came from.
-        image_size: height and width in pixels; None: what the U-Net was trained for.
-        class_names: as in `PixelModel`.
-        null_class: as in `PixelModel`.
-        decode_batch: as in `ImageCodec`.
-        low_memory: as in `ImageCodec`.
+        pipeline: as in `UNetModel`, with ``vae`` or ``vqvae``.
+        name: as in `UNetModel`, as are ``class_names`` and ``null_class``.
+        image_size: as in `ModelSpec`, as is ``low_memory``.
 
     Attributes are those of `DiffusionModel`.
     """
@@ -79,12 +123,36 @@ class LatentModel(OnLatents, UNetModel):
         image_size: tuple[int, int] | None = None,
         class_names: Sequence[str] | None = None,
         null_class: int | None = None,
-        decode_batch: int = 8,
         low_memory: bool = False,
     ):
         check_unet(pipeline.unet)
-        vae = getattr(pipeline, "vae", None) or pipeline.vqvae
-        codec = ImageCodec(vae, decode_batch, low_memory)
-        native = tuple(side * codec.factor for side in pair(pipeline.unet.config.sample_size))
-        self._take_codec(codec, native, image_size, codec.factor)
+        self._take_vae(getattr(pipeline, "vae", None) or pipeline.vqvae, low_memory)
+        native = [side * self.factor for side in pair(pipeline.unet.config.sample_size)]
+        self._take_size(image_size or native, self.factor)
         super().__init__(pipeline, name, class_names, null_class)
+
+
+def latent_range(vae: Any) -> tuple[Tensor, Tensor]:
+    """Shift and scale with which a VAE's latents become the denoiser's: (z - shift) · scale.
+
+    Args:
+        vae: with ``scaling_factor``, and perhaps ``shift_factor`` or a ``latents_mean`` and
+            ``latents_std`` for each channel, in its configuration; or with the running statistics
+            ``bn`` of FLUX.2's.
+
+    Returns:
+        Two tensors that broadcast with (B, C, H, W).
+    """
+    config, statistics = vae.config, getattr(vae, "bn", None)
+    if isinstance(statistics, nn.BatchNorm2d):
+        mean, variance = statistics.running_mean, statistics.running_var
+        assert mean is not None and variance is not None
+        deviation = (variance.float() + config.batch_norm_eps).sqrt()
+        return mean.float().view(1, -1, 1, 1), 1 / deviation.view(1, -1, 1, 1)
+    scale = torch.tensor(float(config.get("scaling_factor") or 1.0))
+    shift = torch.tensor(float(config.get("shift_factor") or 0.0))
+    means, stds = config.get("latents_mean"), config.get("latents_std")
+    if means is not None and stds is not None:
+        shift = torch.tensor(means, dtype=torch.float32).view(1, -1, 1, 1)
+        scale = scale / torch.tensor(stds, dtype=torch.float32).view(1, -1, 1, 1)
+    return shift, scale

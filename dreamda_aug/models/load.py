@@ -4,14 +4,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from torch import nn
 
-from dreamda_aug.arguments import check_fields
+from dreamda_aug.arguments import check_fields, shown, whole
 from dreamda_aug.errors import ModelError
+from dreamda_aug.files import read_json, regular_file
+from dreamda_aug.models.adapted import UNLOADABLE, Conditions, apply_lora
 from dreamda_aug.models.base import DiffusionModel, is_model
-from dreamda_aug.models.opening import BUNDLED, open_pipeline, read_class_names
 
+# The name of the model that comes with the package.
+BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "weights" / "fashion_mnist"
+# A thousand are usual; more would fill the memory before anything is checked.
+_MAX_TIMESTEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -23,32 +30,32 @@ class ModelSpec:
             folder, a single ``.safetensors`` file of a Stable Diffusion model, a
             ``DiffusionPipeline`` object that is already loaded (with its LoRA weights, if any), or
             ``"bundled"``, the small Fashion-MNIST model of this package (28×28 grey).
-        device: where it runs; None: CUDA if there is one, else the CPU. A pipeline object stays
-            where it is.
-        dtype: weights' dtype; None: on CUDA float16 for latent U-Nets and bfloat16 for
-            transformers, many of which overflow in float16; else float32. A pipeline object keeps
-            its own.
+        device: where it runs, or None for CUDA if there is one, else the CPU. A pipeline object
+            stays where it is.
+        dtype: of the weights, or None for float32 on the CPU and for pixel models, and on CUDA
+            float16 for latent U-Nets and bfloat16 for transformers, many of which overflow in
+            float16. A pipeline object keeps its own.
         variant: weights variant on the hub, such as ``"fp16"``.
-        config: for a single file: hub id or folder of the pipeline whose configuration it has;
-            None: diffusers guesses it, which needs the hub.
-        image_size: height and width for latent models; None: the model's own.
+        config: for a single file: hub id or folder of the pipeline whose configuration it has, or
+            None to let diffusers guess it, which needs the hub.
+        image_size: height and width for latent models, or None for the model's own.
         null_class: for class-conditional models, the class that means "none"; found by itself
             where `dreamda_aug.train` made the model.
-        block_index: for transformers, the number of the block behind which the perturbation enters,
-            in the order in which blocks run; None: the middle one.
-        embedded_guidance: for guidance-distilled transformers, which take the guidance scale as an
-            input (FLUX.1 dev): that scale; None: the default of the pipeline's own call.
         low_memory: for latent models on GPUs with 8 GB: the VAE (of a pipeline object, a copy of
-            it) decodes one image at a time and waits on the CPU while the U-Net runs. It makes no
+            it) decodes one image at a time, in slices and, beyond its own size, in tiles (which
+            overlap and are blended), and waits on the CPU while the denoiser runs. It makes no
             sense without small batches: give `Synthesizer` or `DreamDAugment` ``batch_size=1``.
-            Attention is not sliced: torch's fused attention, which diffusers uses, does not hold
-            its matrix in memory.
-        lora: LoRA weights to add to the model's own: a folder that `dreamda_aug.adapt` wrote, or,
-            for pipelines that can load them, weights as diffusers knows them: a ``.safetensors``
-            file, a folder or a hub id. They become part of the weights, and of the fingerprint.
+        block_index: for transformers, index of the block behind which the perturbation enters, in
+            the order in which blocks run, or None for the middle one.
+        embedded_guidance: for guidance-distilled transformers, which take the guidance scale as an
+            input (FLUX.1 dev): that scale, or None for the default of the pipeline's own call.
+        lora: LoRA weights to add to the model's own: a folder that `dreamda_aug.adapt` wrote, or a
+            ``.safetensors`` file, a folder or a hub id in a layout of diffusers' or peft's, or in
+            another that the pipeline's own loader reads. They count in the fingerprint.
 
     Raises:
-        ValueError: device, dtype or lora for a pipeline object: it belongs to whoever loaded it.
+        ValueError: a value is of another type; or device, dtype or lora are given for a pipeline
+            object, which belongs to whoever loaded it.
     """
 
     source: Any = BUNDLED
@@ -67,11 +74,11 @@ class ModelSpec:
         check_fields(self)
         object.__setattr__(self, "device", _device(self.device))
         object.__setattr__(self, "dtype", _dtype(self.dtype))
-        if isinstance(self.source, str) and not self.source.strip():
-            raise ValueError(
-                f"model must be a hub id, a folder, a file or {BUNDLED!r}, got {self.source!r}.")
-        if self.lora is not None and not str(self.lora).strip():
-            raise ValueError(f"lora must be a folder, a file or a hub id, got {self.lora!r}.")
+        for side in self.image_size or ():
+            whole("image_size", side, 1)
+        for name, value in (("model", self.source), ("lora", self.lora)):
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"{name} must be a hub id, a folder or a file, got {value!r}.")
         if self.is_named:
             return
         kind = type(self.source).__name__
@@ -79,22 +86,19 @@ class ModelSpec:
             raise ValueError(
                 f"lora must be None for the loaded {kind}, which would be changed, got "
                 f"{self.lora!r}; give the pipeline's name or folder instead, or load the weights "
-                "yourself: pipeline.load_lora_weights(...)."
-            )
-        for name, value, own in (
-            ("device", self.device, getattr(self.source, "device", None)),
-            ("dtype", self.dtype, getattr(self.source, "dtype", None)),
-        ):
-            if value is not None and own is not None and not _same(value, own):
-                argument = str(value) if name == "dtype" else repr(str(value))
-                raise ValueError(
-                    f"{name} must be that of the loaded {kind}, {own}, got {value}; convert it "
-                    f"yourself: pipeline.to({argument})."
-                )
+                "yourself: pipeline.load_lora_weights(...).")
+        for name in ("device", "dtype"):
+            value, own = getattr(self, name), getattr(self.source, name, None)
+            # "cuda" is whichever CUDA device it lies on
+            if value is None or own in (None, value) or str(value) == getattr(own, "type", ""):
+                continue
+            argument = str(value) if name == "dtype" else repr(str(value))
+            raise ValueError(f"{name} must be that of the loaded {kind}, {own}, got {value}; "
+                             f"convert it yourself: pipeline.to({argument}).")
 
     @property
     def is_named(self) -> bool:
-        """Whether it says where the model lies; else it holds a pipeline object."""
+        """Whether ``source`` is a name or path; else it is a pipeline object."""
         return isinstance(self.source, str | Path)
 
     @property
@@ -107,79 +111,112 @@ class ModelSpec:
 
         Raises:
             ModelError: it cannot be found or reached, or has no place to perturb.
+            ValueError: an option does not suit this model.
         """
-        from dreamda_aug.models.latent import OnLatents
+        from dreamda_aug.models.latent import LatentModel, OnLatents
+        from dreamda_aug.models.transformer import TransformerModel
+        from dreamda_aug.models.unet import PixelModel
 
-        class_names, pipeline = None, self.source
+        pipeline, found = self.source, Conditions(None, self.null_class)
         if self.is_named:
-            place = _BUNDLED_FOLDER if self.source == BUNDLED else Path(self.source)
-            facts = place / "training.json"
-            if facts.exists():
-                class_names = read_class_names(facts)
-            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            where = place if place.exists() else self.name
-            pipeline = open_pipeline(
-                where, _dtype(self.dtype), self.variant, self.config, device)
-            pipeline = pipeline.to(device)
-        model = (self._with_transformer(pipeline) if getattr(pipeline, "unet", None) is None
-                    else self._with_unet(pipeline, class_names))
+            pipeline, names = self._open()
+            null_class = len(names) if names and self.null_class is None else self.null_class
+            found = Conditions(names, null_class)
+        has_unet, has_transformer, has_vae = (
+            any(getattr(pipeline, part, None) is not None for part in parts)
+            for parts in (("unet",), ("transformer",), ("vae", "vqvae")))
+        if not has_unet and not (has_vae and has_transformer):
+            raise ModelError(
+                f"{self.name} ({type(pipeline).__name__}) has no U-Net, and not both a transformer "
+                "and a VAE, so there is nothing to perturb. Use a U-Net such as Stable Diffusion "
+                "1.x, 2.x or XL, or a transformer such as Stable Diffusion 3.5, FLUX.1, Sana or "
+                "PixArt-Sigma.")
+        for option in ("block_index", "embedded_guidance"):
+            if has_unet and getattr(self, option) is not None:
+                raise ValueError(
+                    f"{option} is for transformers, and {self.name} ({type(pipeline).__name__}) "
+                    f"has a U-Net, got {getattr(self, option)!r}; leave it out.")
+        if self.lora is not None:
+            found = apply_lora(pipeline, self.name, self.lora, found)
+        model: PixelModel | LatentModel | TransformerModel
+        if not has_unet:
+            model = TransformerModel(
+                pipeline, self.name, self.image_size, null_class=self.null_class,
+                low_memory=self.low_memory, block_index=self.block_index,
+                embedded_guidance=self.embedded_guidance)
+        elif has_vae:
+            model = LatentModel(pipeline, self.name, self.image_size, found.class_names,
+                                found.null_class, self.low_memory)
+        else:
+            model = PixelModel(pipeline, self.name, found.class_names, found.null_class)
+            if self.image_size not in (None, model.image_size):
+                raise ValueError(
+                    f"image_size is for latent models, and {self.name} makes images of "
+                    f"{model.image_size} pixels, got {self.image_size}; leave it out.")
         model.lora = None if self.lora is None else str(self.lora)
         if self.is_named and isinstance(model, OnLatents):
             # nobody else uses this pipeline: its VAE need not stay on the device beside a copy
             setattr(pipeline, "vae" if getattr(pipeline, "vae", None) else "vqvae", model.vae)
         return model
 
-    def _with_unet(self, pipeline: Any, class_names: list[str] | None) -> DiffusionModel:
-        from dreamda_aug.models.adapted import Conditions, apply_lora
-        from dreamda_aug.models.latent import LatentModel
-        from dreamda_aug.models.unet import PixelModel
+    def _open(self) -> tuple[Any, list[str] | None]:
+        """The pipeline in a folder, in a file or on the hub, and the names of its classes."""
+        import diffusers
+        from diffusers.utils import logging
 
-        for option in ("block_index", "embedded_guidance"):
-            if getattr(self, option) is not None:
-                raise ValueError(
-                    f"{option} is for transformers, and {self.name} ({type(pipeline).__name__}) "
-                    f"has a U-Net, got {getattr(self, option)!r}; leave it out."
-                )
-        null_class = self.null_class
-        if class_names and null_class is None:
-            null_class = len(class_names)
-        conditions = Conditions(class_names, null_class)
-        if self.lora is not None:
-            conditions = apply_lora(pipeline, self.name, self.lora, conditions)
-        if not any(getattr(pipeline, part, None) for part in ("vae", "vqvae")):
-            pixels = PixelModel(
-                pipeline, self.name, conditions.class_names, conditions.null_class)
-            if self.image_size not in (None, pixels.image_size):
-                raise ValueError(
-                    f"image_size is for latent models, and {self.name} makes images of "
-                    f"{pixels.image_size} pixels, got {self.image_size}; leave it out.")
-            return pixels
-        return LatentModel(pipeline, self.name, self.image_size, conditions.class_names,
-                           conditions.null_class, low_memory=self.low_memory)
-
-    def _with_transformer(self, pipeline: Any) -> DiffusionModel:
-        from dreamda_aug.models.adapted import CARD, Conditions, apply_lora
-        from dreamda_aug.models.transformer import TransformerModel
-
-        missing = [part for part in ("transformer", "vae") if getattr(pipeline, part, None) is None]
-        if missing:
+        path = _BUNDLED_FOLDER if self.source == BUNDLED else Path(self.source)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # opening a folder is too quick for a progress bar; a download is not
+        quiet = path.exists() and logging.is_progress_bar_enabled()
+        if quiet:
+            logging.disable_progress_bar()
+        try:
+            index, names = _read_folder(path) if path.is_dir() else ({}, None)
+            if path.exists() and not path.is_dir():
+                pipeline = self._open_file(path, device)
+            else:
+                index = index or dict(diffusers.DiffusionPipeline.load_config(self.name))
+                # SD3 may be saved without T5, which diffusers opens if None is passed
+                absent = {part: None for part, entry in index.items() if entry == [None, None]}
+                pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                    path if path.exists() else self.name, dtype=self._dtype_for(index, device),
+                    variant=self.variant, use_safetensors=True, **absent)
+            lost = [f"{part}.{name}" for part, module in pipeline.components.items()
+                    if isinstance(module, nn.Module)
+                    for name, weight in module.named_parameters() if weight.is_meta]
+            if lost:
+                raise ModelError(f"the files lack the weights {', '.join(lost[:3])}")
+        except UNLOADABLE as error:
             raise ModelError(
-                f"{self.name} ({type(pipeline).__name__}) has no U-Net, so there is no bottleneck "
-                f"to perturb, and of a transformer's pipeline it has no {' and no '.join(missing)}."
-                " Use a U-Net such as Stable Diffusion 1.x, 2.x or XL, or a transformer such as "
-                "Stable Diffusion 3.5, FLUX.1, Sana or PixArt-Sigma."
-            )
-        if self.lora is not None:
-            if (Path(self.lora) / CARD).is_file():
-                raise ModelError(
-                    f"{self.lora} was adapted from a U-Net, and {self.name} has a transformer; "
-                    "load it with the model that it was adapted from."
-                )
-            apply_lora(pipeline, self.name, self.lora, Conditions())
-        return TransformerModel(
-            pipeline, self.name, self.image_size, null_class=self.null_class,
-            low_memory=self.low_memory, block_index=self.block_index,
-            embedded_guidance=self.embedded_guidance)
+                f"could not load {self.name!r} as a diffusers pipeline: {error}\n"
+                "Without a connection to the hub, download it on another machine "
+                "(hf download NAME --local-dir FOLDER) and pass the folder, or use "
+                f"model={BUNDLED!r}, which needs no download.") from error
+        finally:
+            if quiet:
+                logging.enable_progress_bar()
+        return pipeline.to(device), names
+
+    def _open_file(self, path: Path, device: Any) -> Any:
+        import diffusers
+
+        if path.suffix != ".safetensors":
+            raise ModelError("only .safetensors files are opened: nothing is unpickled")
+        kind: Any = diffusers.StableDiffusionPipeline
+        with safetensors.safe_open(regular_file(path), "pt") as file:
+            if any(name.startswith("conditioner.embedders.1") for name in file.keys()):
+                kind = diffusers.StableDiffusionXLPipeline
+        return kind.from_single_file(
+            str(path), dtype=self._dtype_for({"vae": None}, device),
+            config=None if self.config is None else str(self.config))
+
+    def _dtype_for(self, index: dict[str, Any], device: Any) -> Any:
+        """The dtype of a pipeline with these parts."""
+        if self.dtype is not None:
+            return self.dtype
+        if not str(device).startswith("cuda") or not {"vae", "vqvae"} & index.keys():
+            return torch.float32
+        return torch.bfloat16 if "transformer" in index else torch.float16
 
 
 def load_model(source: Any = BUNDLED, **options: Any) -> DiffusionModel:
@@ -211,31 +248,38 @@ def as_model(value: Any) -> DiffusionModel:
 
 
 def _device(device: torch.device | str | None) -> torch.device | None:
-    if device is None:
-        return None
     try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device must be one that torch knows, such as 'cpu' or 'cuda:1', got {device!r}."
-        ) from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+        found = None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise ValueError("device must be one that torch knows, such as 'cpu' or 'cuda:1', got "
+                         f"{device!r}.") from error
+    if found is not None and found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be there: torch finds no CUDA device, got {device!r}.")
     return found
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None:
-        return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(
             f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype!r}.")
     return found
 
 
-def _same(wanted: Any, own: Any) -> bool:
-    if isinstance(own, torch.device):
-        wanted = torch.device(wanted)
-        return wanted.type == own.type and wanted.index in (None, own.index)
-    return bool(wanted == own)
+def _read_folder(folder: Path) -> tuple[dict[str, Any], list[str] | None]:
+    """A pipeline's index, and the names of its classes as `dreamda_aug.train` keeps them."""
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise ModelError("model_index.json is missing; pipeline.save_pretrained(folder) saves one")
+    for path in folder.rglob("*"):
+        if path.exists() and not path.is_dir():
+            regular_file(path)  # diffusers would wait at a FIFO
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    count = read_json(scheduler).get("num_train_timesteps", 1000) if scheduler.exists() else 1000
+    whole(f"{scheduler}: num_train_timesteps", count, 1, _MAX_TIMESTEPS)
+    metadata = folder / "training.json"
+    names = read_json(metadata).get("class_names") if metadata.exists() else None
+    if names is not None and not (
+            isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelError(f"{metadata}: class_names must be a list of text, found {shown(names)}.")
+    return read_json(index), names

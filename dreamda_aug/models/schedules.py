@@ -1,5 +1,6 @@
-"""From a diffusers scheduler's configuration to the noise schedule of a run."""
+"""From a diffusers scheduler to the noise schedule of a run."""
 
+import copy
 import inspect
 from typing import Any, Literal
 
@@ -8,71 +9,53 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.errors import ModelError
-from dreamda_aug.method.schedule import NoiseSchedule, PredictionType
+from dreamda_aug.method.schedule import NoiseSchedule
 
 Spacing = Literal["uniform", "scheduler"]
+Kind = Literal["ddpm", "flow", "edm"]
 
-# Schedulers over a table of DDPM noise levels. They differ in how they step, which is ours.
-_DDPM = {
-    "DDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMScheduler",
-    "DDPMParallelScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
-    "UniPCMultistepScheduler",
-}
-_FLOW = {
-    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
-}
+# Schedulers over a table of DDPM noise levels: those that step through its entries, and those that
+# step through sigmas, which may lie between entries. How they step is ours.
+_INDEXED = {"DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler",
+            "LCMScheduler", "PNDMScheduler", "TCDScheduler"}
+_SIGMAS = {
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler", "SASolverScheduler", "UniPCMultistepScheduler"}
+_FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
+         "FlowMatchLCMScheduler"}
 _EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
-# Were distilled on steps that end at the noisiest one, whatever their configuration says.
-_TRAILING = {"LCMScheduler", "TCDScheduler"}
-_OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
-def path_kind(scheduler: Any) -> Literal["ddpm", "flow", "edm"]:
-    """Which path a scheduler lays between image and noise; refuses what is not understood.
-
-    Args:
-        scheduler: any diffusers scheduler.
+def path_kind(scheduler: Any) -> Kind:
+    """Kind of path that a diffusers scheduler lays between image and noise.
 
     Raises:
-        ModelError: its class, its prediction type or its thresholding is not supported.
+        ModelError: its class, prediction type, thresholding or betas are not supported.
     """
     kind, config = type(scheduler).__name__, scheduler.config
     predicts = config.get("prediction_type", "epsilon")
     if config.get("thresholding"):
         raise ModelError(
             f"{kind} has thresholding=True, which changes predictions pixel by pixel and is not "
-            "supported; make the scheduler anew with thresholding=False."
-        )
+            "supported; make the scheduler anew with thresholding=False.")
     if kind in _FLOW or config.get("use_flow_sigmas"):
         return "flow"
+    if kind not in _INDEXED | _SIGMAS | _EDM:
+        raise ModelError(f"{kind} is not a supported scheduler; supported are "
+                         f"{', '.join(sorted(_INDEXED | _SIGMAS | _FLOW | _EDM))}.")
+    supported = ("epsilon", "v_prediction", *(() if kind in _EDM else ("sample",)))
+    if predicts not in supported:
+        raise ModelError(
+            f"{kind} has prediction_type {predicts!r}; supported are {', '.join(supported)} (a "
+            "rectified flow needs use_flow_sigmas=True or a FlowMatch scheduler).")
     if kind in _EDM:
-        if predicts not in ("epsilon", "v_prediction"):
-            raise ModelError(
-                f"{kind} has prediction_type {predicts!r}; supported are 'epsilon' and "
-                "'v_prediction'."
-            )
         return "edm"
-    if kind not in _DDPM:
-        raise ModelError(
-            f"{kind} is not a scheduler whose noise levels are understood; supported are "
-            f"{', '.join(sorted(_DDPM | _FLOW | _EDM))}."
-        )
-    if predicts not in ("epsilon", "v_prediction", "sample"):
-        raise ModelError(
-            f"{kind} has prediction_type {predicts!r}; with DDPM noise levels supported are "
-            "'epsilon', 'v_prediction' and 'sample' (a rectified flow needs use_flow_sigmas=True "
-            "or a FlowMatch scheduler)."
-        )
     levels = torch.as_tensor(scheduler.alphas_cumprod)
-    if not (levels.isfinite().all() and levels.min() >= 0 and levels.max() <= 1):
-        raise ModelError(
-            f"{kind} has betas that leave shares of signal power outside [0, 1]; check beta_start, "
-            "beta_end and trained_betas."
-        )
+    if not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
+        raise ModelError(f"{kind} has no noise levels, or signal power outside [0, 1]; check "
+                         "num_train_timesteps, beta_start, beta_end and trained_betas.")
     return "ddpm"
 
 
@@ -80,133 +63,107 @@ def build_schedule(
     scheduler: Any, steps: int, strength: float, spacing: Spacing, *, is_pixel_model: bool,
     shift_mu: float | None = None, even_sigmas: bool = False,
 ) -> NoiseSchedule:
-    """The steps of a run.
+    """Noise schedule of a run.
 
     Args:
-        scheduler: a diffusers scheduler that `path_kind` understands.
+        scheduler: a diffusers scheduler that `path_kind` supports; it stays as it is.
         steps: number of steps from pure noise to the image.
         strength: share of the way to pure noise at which the run begins, in (0, 1].
         spacing: see `Settings.timestep_spacing`.
-        is_pixel_model: predicted images are clipped only in pixel space, and only where the
-            scheduler's own configuration says so.
-        shift_mu: for flows with dynamic shifting, what their pipeline gives as ``mu``.
-        even_sigmas: for flows whose pipeline gives the scheduler the noise levels 1 to 1 / steps
-            in place of the scheduler's own.
+        is_pixel_model: whether predicted images are clipped where the scheduler's configuration
+            says so; latents never are.
+        shift_mu: for flows with dynamic shifting, what their pipeline passes as ``mu``.
+        even_sigmas: for flows, whether their pipeline passes the noise levels 1 to 1 / steps.
 
     Raises:
-        ValueError: no step is left to run; or a model that predicts noise begins where no signal
-            is left.
+        ModelError: the flow shifts dynamically, and ``shift_mu`` is None.
+        ValueError: no step is left to run, the scheduler cannot take so many steps, or a model
+            that predicts noise begins where no signal is left.
     """
     config, kind = scheduler.config, path_kind(scheduler)
-    count = max(1, round(steps * strength))
-    if spacing == "scheduler":
-        count = min(int(steps * strength), steps)
-        if count == 0:
-            raise ValueError(
-                f"strength {strength} of {steps} steps leaves no step to run; "
-                f"use steps >= {-(-1 // strength):.0f} or a larger strength."
-            )
-    if kind == "ddpm":
-        clip = is_pixel_model and config.get("clip_sample", False)
-        clip_range = float(config.get("clip_sample_range", 1.0)) if clip else None
-        if spacing == "uniform":
-            # a pipeline that was built on a GPU has its scheduler's levels there
-            levels = torch.as_tensor(scheduler.alphas_cumprod).float().cpu()
-            top = len(levels) * strength
-            if count > top:
-                raise ValueError(
-                    f"steps must be at most {len(levels)}, as the model has that many noise "
-                    f"levels, got {steps}."
-                )
-            timesteps = (top * torch.arange(count, 0, -1) / count).round().long() - 1
-            alpha_bars = torch.cat([levels[timesteps.clamp(min=0)], torch.ones(1)])
-            timesteps = timesteps.clamp(min=0)
-        else:
-            timesteps, alpha_bars = _ddpm_steps(scheduler, steps, count)
-        predicts: PredictionType = config.get("prediction_type", "epsilon")
-        if alpha_bars[0] == 0 and predicts == "epsilon":
-            raise ValueError(
-                "strength must be below 1: this schedule leaves no signal at its noisiest level, "
-                f"and from predicted noise no image follows there, got {strength}."
-            )
-        return NoiseSchedule.from_alpha_bars(timesteps, alpha_bars, predicts, clip_range)
-    if kind == "flow":
-        sigmas, timesteps = _flow_steps(
-            scheduler, steps, count, strength, spacing, shift_mu, even_sigmas)
-        return NoiseSchedule(timesteps, 1 - sigmas, sigmas, "flow")
-    sigmas = _edm_sigmas(config, steps, count, strength, spacing)
-    data = float(config.sigma_data)
-    return NoiseSchedule(
-        0.25 * sigmas[:-1].log(), torch.ones_like(sigmas), sigmas, "edm",
-        sigma_data=-data if config.get("prediction_type") == "v_prediction" else data,
-    )
-
-
-def _ddpm_steps(scheduler: Any, steps: int, count: int) -> tuple[Tensor, Tensor]:
-    """Timesteps and shares of signal power that the scheduler itself would take."""
-    from diffusers import DDIMScheduler
-
-    config = scheduler.config
-    if any(config.get(name) for name in _OWN_SIGMAS):
-        own = type(scheduler).from_config(config)
-        own.set_timesteps(steps)
-        sigmas = torch.unique(own.sigmas.float(), sorted=True).flip(0)
-        levels = 1 / (1 + sigmas**2)
-        timesteps = torch.as_tensor(own.timesteps).float()
-        timesteps = torch.unique(timesteps, sorted=True).flip(0)
-        count = min(count, len(timesteps))
-        return timesteps[-count:], torch.cat([levels[: len(timesteps)][-count:], torch.ones(1)])
-    spacing = {"timestep_spacing": "trailing"} if type(scheduler).__name__ in _TRAILING else {}
-    ddim = DDIMScheduler.from_config(config, **spacing)
-    ddim.set_timesteps(steps)
-    timesteps = ddim.timesteps[steps - count :]
-    levels = ddim.alphas_cumprod[timesteps]
-    return timesteps, torch.cat([levels, ddim.final_alpha_cumprod.reshape(1)])
-
-
-def _flow_steps(
-    scheduler: Any, steps: int, count: int, strength: float, spacing: Spacing, mu: float | None,
-    even_sigmas: bool,
-) -> tuple[Tensor, Tensor]:
-    """Sigmas (count + 1,) and timesteps (count,) of a rectified flow."""
-    config = scheduler.config
-    own = type(scheduler).from_config(config)
     options: dict[str, Any] = {}
-    if config.get("use_dynamic_shifting"):
-        if mu is None:
+    if kind == "flow" and config.get("use_dynamic_shifting"):
+        if shift_mu is None:
             raise ModelError(
                 f"{type(scheduler).__name__} has use_dynamic_shifting=True, and its pipeline does "
                 "not say by how much; make the scheduler anew with use_dynamic_shifting=False and "
-                "a shift."
-            )
-        options["mu"] = mu
-    total = int(config.get("num_train_timesteps", 1000))
-    if spacing == "uniform":
-        shares = torch.linspace(strength, 0, count + 1)[:-1]
-        if config.get("use_dynamic_shifting"):
-            sigmas = torch.as_tensor(own.time_shift(mu, 1.0, shares)).float()
-        else:
-            shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
-            sigmas = shift * shares / (1 + (shift - 1) * shares)
-        return torch.cat([sigmas, torch.zeros(1)]), sigmas * total
-    if even_sigmas and "sigmas" in inspect.signature(own.set_timesteps).parameters:
-        options["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
-    own.set_timesteps(steps, **options)
-    sigmas = torch.unique(own.sigmas.float(), sorted=True).flip(0)
-    timesteps = torch.unique(own.timesteps.float(), sorted=True).flip(0)
-    count = min(count, len(timesteps))
-    start = len(timesteps) - count
-    return torch.cat([sigmas[start : start + count], torch.zeros(1)]), timesteps[start:]
-
-
-def _edm_sigmas(
-    config: Any, steps: int, count: int, strength: float, spacing: Spacing
-) -> Tensor:
-    """Karras' noise levels, (count + 1,), the last one 0; arXiv:2206.00364, eq. 5."""
-    low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
+                "a shift.")
+        options["mu"] = shift_mu
     if spacing == "scheduler":
-        places = torch.linspace(0, 1, steps)[steps - count :]
+        if int(steps * strength) == 0:
+            raise ValueError(f"strength {strength} of {steps} steps leaves no step to run; use "
+                             f"steps >= {-(-1 // strength):.0f} or a larger strength.")
+        if even_sigmas and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            options["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
+        timesteps, levels = _own_steps(scheduler, steps, options)
+        first = steps - int(steps * strength)
+        timesteps, levels = timesteps[first:], levels[first:]
     else:
-        places = torch.linspace(1 - strength, 1, count)
-    sigmas = (high + places * (low - high)) ** config.rho
-    return torch.cat([sigmas, torch.zeros(1)])
+        count = max(1, round(steps * strength))
+        timesteps, levels = _even_steps(scheduler, kind, strength, count, shift_mu)
+    predicts = config.get("prediction_type", "epsilon")
+    if kind == "flow":
+        return NoiseSchedule(timesteps, 1 - levels, levels, "flow")
+    if kind == "edm":
+        data = float(config.sigma_data)
+        return NoiseSchedule(timesteps, torch.ones_like(levels), levels, "edm",
+                             sigma_data=-data if predicts == "v_prediction" else data)
+    if levels[0] == 0 and predicts == "epsilon":
+        raise ValueError(
+            "strength must be below 1: this schedule leaves no signal at its noisiest level, and "
+            f"from predicted noise no image follows there, got {strength}.")
+    clip = is_pixel_model and config.get("clip_sample", False)
+    clip_range = float(config.get("clip_sample_range", 1.0)) if clip else None
+    return NoiseSchedule.from_alpha_bars(timesteps, levels, predicts, clip_range)
+
+
+def _own_steps(scheduler: Any, steps: int, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The scheduler's own timesteps (S,), and noise levels (S + 1,): sigmas of flows and EDM,
+    shares of signal power of DDPM."""
+    own, kind = copy.deepcopy(scheduler), type(scheduler).__name__
+    if kind in _INDEXED | _SIGMAS:  # built on a GPU it has them there, and numpy reads them
+        own.alphas_cumprod = torch.as_tensor(own.alphas_cumprod).cpu()
+    if kind == "PNDMScheduler":  # its Runge-Kutta start takes half steps
+        own.register_to_config(skip_prk_steps=True)
+    try:
+        own.set_timesteps(steps, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"steps={steps} with timestep_spacing='scheduler' does not suit {kind}: {error} Take "
+            "fewer steps, or timestep_spacing='uniform'.") from error
+    if kind in _INDEXED:
+        # PNDM repeats a timestep, which tells its multistep formula where it begins
+        timesteps = torch.unique(own.timesteps.cpu()).flip(0)
+        last = torch.as_tensor(getattr(own, "final_alpha_cumprod", 1.0)).cpu()
+        return timesteps, torch.cat([own.alphas_cumprod[timesteps], last.reshape(1)])
+    # second-order schedulers list two calls a step
+    timesteps = own.timesteps.cpu()[:: own.order].float()
+    sigmas = torch.cat([own.sigmas[:: own.order][: len(timesteps)], own.sigmas[-1:]]).float().cpu()
+    is_ddpm = kind in _SIGMAS and not own.config.get("use_flow_sigmas")
+    return timesteps, 1 / (1 + sigmas**2) if is_ddpm else sigmas
+
+
+def _even_steps(
+    scheduler: Any, kind: Kind, strength: float, count: int, mu: float | None
+) -> tuple[Tensor, Tensor]:
+    """The same, evenly spaced from the noise level of the strength on."""
+    config, last = scheduler.config, torch.zeros(1)
+    if kind == "ddpm":
+        table = torch.as_tensor(scheduler.alphas_cumprod).float().cpu()
+        top = len(table) * strength
+        if count > top:
+            raise ValueError(f"steps must be at most {len(table)}, as the model has that many "
+                             f"noise levels, got {count} steps at strength {strength}.")
+        timesteps = ((top * torch.arange(count, 0, -1) / count).round().long() - 1).clamp(min=0)
+        return timesteps, torch.cat([table[timesteps], last + 1])
+    if kind == "edm":  # Karras' sigmas; arXiv:2206.00364, eq. 5
+        low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
+        sigmas = (high + torch.linspace(1 - strength, 1, count) * (low - high)) ** config.rho
+        return 0.25 * sigmas.log(), torch.cat([sigmas, last])
+    shares = torch.linspace(strength, 0, count + 1)[:-1]
+    if config.get("use_dynamic_shifting"):
+        sigmas = torch.as_tensor(scheduler.time_shift(mu, 1.0, shares)).float()
+    else:
+        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+        sigmas = shift * shares / (1 + (shift - 1) * shares)
+    return sigmas * int(config.get("num_train_timesteps", 1000)), torch.cat([sigmas, last])

@@ -2,31 +2,25 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreamda_aug.models.block_hook import BlockHook, ImageTokens, forwards
-from dreamda_aug.models.codec import ImageCodec
+from dreamda_aug.arguments import real
+from dreamda_aug.errors import ModelError
 from dreamda_aug.models.conditioning import (
     ClassConditioning,
     Conditioning,
+    PipelinePrompts,
     TextConditioning,
 )
-from dreamda_aug.models.denoiser import pair
-from dreamda_aug.models.families import Family
+from dreamda_aug.models.denoiser import check_denoiser, pair
+from dreamda_aug.models.families import FAMILIES, Family
+from dreamda_aug.models.hook import BlockHook, forwards
 from dreamda_aug.models.latent import OnLatents
-from dreamda_aug.models.places import (
-    block_lists,
-    check_transformer,
-    check_uncached,
-    family_of,
-    hooked_block,
-)
-from dreamda_aug.models.prompts import PipelinePrompts, guidance_input
 from dreamda_aug.models.schedules import path_kind
 
 
@@ -39,66 +33,69 @@ class TransformerModel(OnLatents):
     Args:
         pipeline: an object with ``transformer``, ``vae`` and ``scheduler``.
         name: where it came from.
-        image_size: height and width in pixels; None: what the transformer was trained for.
-        class_names: for class-conditional models, names in the order of their classes; None: the
-            pipeline's own.
-        null_class: for class-conditional models, the class that stands for "no class"; None: the
-            one behind the last.
-        decode_batch: as in `ImageCodec`.
-        low_memory: as in `ImageCodec`.
-        block_index: number of the hooked block, in the order in which blocks run; None: the middle.
-        embedded_guidance: the guidance scale that a guidance-distilled model takes as an input;
-            None: the default of its pipeline's own call.
-        family: how the transformer is called; None: as the table of known families says.
-
-    Attributes are those of `DiffusionModel`.
+        image_size: as in `ModelSpec`, as are ``low_memory``, ``block_index`` and
+            ``embedded_guidance``.
+        class_names: for class-conditional models, names in the order of their classes, or None for
+            the pipeline's own.
+        null_class: for class-conditional models, the class that stands for "no class", or None for
+            the one behind the last.
+        family: how the transformer is called, or None to look it up in `FAMILIES`.
 
     Raises:
-        ModelError: the transformer is not understood, or is not one from text or class to image.
+        ModelError: the transformer is not supported, or not one from text or class to image.
         ValueError: ``image_size``, ``block_index`` or ``embedded_guidance`` is not possible here.
     """
 
     def __init__(
-        self,
-        pipeline: Any,
-        name: str = "transformer pipeline",
-        image_size: tuple[int, int] | None = None,
-        class_names: Sequence[str] | None = None,
-        null_class: int | None = None,
-        decode_batch: int = 8,
-        low_memory: bool = False,
-        block_index: int | None = None,
-        embedded_guidance: float | None = None,
-        family: Family | None = None,
+        self, pipeline: Any, name: str = "transformer pipeline",
+        image_size: tuple[int, int] | None = None, class_names: Sequence[str] | None = None,
+        null_class: int | None = None, low_memory: bool = False, block_index: int | None = None,
+        embedded_guidance: float | None = None, family: Family | None = None,
     ):
-        transformer = pipeline.transformer
-        self.family = family or family_of(pipeline)
+        transformer, kind = pipeline.transformer, type(pipeline.transformer).__name__
+        if family is None and kind not in FAMILIES:
+            raise ModelError(
+                f"{kind} of {type(pipeline).__name__} is not a known transformer. Use one of "
+                f"{', '.join(sorted(FAMILIES))}, a U-Net such as Stable Diffusion 1.x, 2.x or XL, "
+                "or describe it: dreamda_aug.models.transformer.TransformerModel(pipeline, "
+                "family=Family(...)).")
+        self.family = family or FAMILIES[kind]
         path_kind(pipeline.scheduler)
         self._patch = self.family.patch or int(transformer.config.patch_size)
-        codec = ImageCodec(pipeline.vae, decode_batch, low_memory)
-        check_transformer(pipeline, codec, self._patch if self.family.packed else 1)
+        self._take_vae(pipeline.vae, low_memory)
+        _check(pipeline, self.latent_channels * (self._patch**2 if self.family.packed else 1))
         side = getattr(pipeline, "default_sample_size", None)
         side = pair(side or transformer.config.get("sample_size") or 128)
-        native = tuple(each * codec.factor // codec.patch for each in side)
-        self._take_codec(codec, native, image_size, codec.factor * self._patch)
+        native = [each * self.factor // self.patch for each in side]
+        self._take_size(image_size or native, self.factor * self._patch)
         if self.family.square and len(set(self.image_size)) > 1:
-            raise ValueError(
-                f"image_size must be square for {type(transformer).__name__}, got "
-                f"{self.image_size}."
-            )
-        self._blocks = [block for stages in block_lists(transformer, self.family)
-                        for stage in stages for block in stage]
-        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
-        self.embedded_guidance = guidance_input(pipeline, embedded_guidance)
+            raise ValueError(f"image_size must be square for {kind}, got {self.image_size}.")
+        self._before, self._lists = ([list(getattr(transformer, part, ())) for part in parts]
+                                     for parts in (self.family.before, self.family.blocks))
+        self.embedded_guidance = _guidance_input(pipeline, embedded_guidance)
         conditioning = self._condition(pipeline, name, class_names, null_class)
-        self._block_hook = self._hook_behind(transformer, block_index)
+        self._hook_behind(transformer, block_index)
         super().__init__(pipeline, name, transformer, self._block_hook, conditioning)
 
-    def _hook_behind(self, transformer: Any, block_index: int | None) -> BlockHook:
-        before, lists = block_lists(transformer, self.family)
-        self.block_index, stage, index = hooked_block(transformer, self.family, block_index)
-        return BlockHook(
-            [*before, *lists], len(before) + stage, index, self.family.has_long_skips)
+    def _hook_behind(self, transformer: Any, block_index: int | None) -> None:
+        """Hook the block of this number among all that can be hooked, or the middle one."""
+        lists, count = self._lists, sum(map(len, self._lists))
+        # the blocks in the first half, but for the last one, also feed a skip to the second half
+        first = max(count // 2 - 1, 0) if self.family.has_long_skips else 0
+        index = count // 2 if block_index is None else block_index
+        if not first <= index < count:
+            lengths = ", then ".join(
+                f"{len(each)} {name}" for name, each in zip(self.family.blocks, lists))
+            skips = ", and those before it also feed skips" if first else ""
+            raise ValueError(
+                f"block_index must be an integer from {first} to {count - 1} for "
+                f"{type(transformer).__name__}, which has {count} blocks ({lengths}){skips}; got "
+                f"{block_index!r}.")
+        self.block_index, stage = index, 0
+        while index >= len(lists[stage]):
+            index, stage = index - len(lists[stage]), stage + 1
+        self.hook = self._block_hook = BlockHook(
+            [*self._before, *lists], len(self._before) + stage, index, self.family.has_long_skips)
 
     def with_block(self, block_index: int) -> Self:
         """The same model, perturbed behind another block; this one stays as it is.
@@ -107,13 +104,13 @@ class TransformerModel(OnLatents):
         nothing while the other is used, until its ``hook.remove()``.
 
         Args:
-            block_index: number of the hooked block, in the order in which blocks run.
+            block_index: as in `ModelSpec`.
 
         Raises:
             ValueError: there is no such block.
         """
         other = copy.copy(self)
-        other.hook = other._block_hook = other._hook_behind(self.denoiser, block_index)
+        other._hook_behind(self.denoiser, block_index)
         return other
 
     def _condition(
@@ -125,32 +122,29 @@ class TransformerModel(OnLatents):
             names = class_names or _class_names(getattr(pipeline, "labels", {}), count)
             return ClassConditioning(pipeline.transformer, count + 1, name, names,
                                      count if null_class is None else null_class)
-        prompts = PipelinePrompts(
-            pipeline, self.family.embed, self.image_size, self.embedded_guidance)
+        prompts = PipelinePrompts(pipeline, pipeline.transformer, self.family.embed,
+                                  self.image_size, self.embedded_guidance)
         distilled = config.get("guidance_embeds") or pipeline.config.get("is_distilled")
         return TextConditioning(pipeline, name, prompts, self.family.guidable and not distilled)
 
     @property
     def fingerprint(self) -> str:
         # a calibration belongs to the hook and to the guidance, too
-        facts = f"{super().fingerprint}{self.block_index}{self.embedded_guidance}"
-        return hashlib.sha256(facts.encode()).hexdigest()
+        text = f"{super().fingerprint}{self.block_index}{self.embedded_guidance}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _flow_options(self, steps: int) -> dict[str, Any]:
-        height, width = (side // self.codec.factor for side in self.image_size)
-        mu = None
-        if self.family.shift is not None:
-            shape = (self.codec.latent_channels, height, width)
-            tokens = height * width // self._patch**2
-            mu = self.family.shift(self.pipeline, shape, tokens, steps)
+        height, width = (side // self.factor for side in self.image_size)
+        tokens, shift = height * width // self._patch**2, self.family.shift
+        mu = None if shift is None else shift(self.pipeline, self.latent_channels, tokens, steps)
         return {"shift_mu": mu, "even_sigmas": self.family.even_sigmas}
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        check_uncached(self.denoiser)
+        _check_uncached(self.denoiser)
         inputs, hook = self._inputs(condition), self._block_hook
         x_t = x_t.to(self.dtype).contiguous()
-        with forwards(self._compiled):
+        with forwards(self._compiled or {}):
             if hook.rows is None:
                 output = self._denoise(x_t, t, inputs)
             else:
@@ -162,8 +156,8 @@ class TransformerModel(OnLatents):
         return self._finished(output, x_t)
 
     def _denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        count = x_t.shape[2] * x_t.shape[3] // self._patch**2
-        self._block_hook.image_tokens = ImageTokens(count, self.family.text_tokens(inputs))
+        self._block_hook.image_count = x_t.shape[2] * x_t.shape[3] // self._patch**2
+        self._block_hook.image_start = self.family.text_tokens(inputs)
         return self.family.denoise(self.denoiser, x_t, t.expand(len(x_t)), dict(inputs))
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
@@ -174,28 +168,38 @@ class TransformerModel(OnLatents):
         grid = (x_t.shape[2] // self._patch, x_t.shape[3] // self._patch)
         return found[0].float().transpose(1, 2).unflatten(2, grid)
 
-    def compiled(self, **options: Any) -> Self:
-        """The same model, each of its blocks run through ``torch.compile``; this one stays.
+    def _compile(self, options: dict[str, Any]) -> Any:
+        # one by one, as diffusers recommends: blocks share one graph, and the hook stays outside it
+        return {block: torch.compile(block.forward, **options)
+                for stage in (*self._before, *self._lists) for block in stage}
 
-        Blocks are compiled one by one, as diffusers recommends for transformers: they share one
-        graph, and the hook stays outside it.
 
-        Args:
-            options: for ``torch.compile``; static shapes unless ``dynamic`` is given.
-        """
-        other = copy.copy(self)
-        other._compiled = {block: torch.compile(block.forward, **{"dynamic": False, **options})
-                           for block in self._blocks}
-        return other
+def _check(pipeline: Any, channels: int) -> None:
+    """Refuse a transformer that needs more than noisy latents of so many channels and a prompt or
+    class."""
+    transformer, kind = pipeline.transformer, type(pipeline.transformer).__name__
+    if transformer.config.in_channels != channels:
+        raise ModelError(
+            f"{kind} takes {transformer.config.in_channels} channels, and the VAE's latents have "
+            f"{channels}: a model for inpainting, control or editing, which needs an image beside "
+            "the noise. Use the text-to-image model.")
+    encode = getattr(pipeline, "encode_prompt", None)
+    if encode is not None and any(
+        "image" in name and parameter.default is inspect.Parameter.empty
+        for name, parameter in inspect.signature(encode).parameters.items()
+    ):
+        raise ModelError(f"{type(pipeline).__name__} needs an image beside the prompt: an editing "
+                         "model. Use the text-to-image model of its family.")
+    check_denoiser(transformer, any(getattr(transformer, name, None) is not None
+                                    for name in ("image_proj", "encoder_hid_proj")))
+    _check_uncached(transformer)
 
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        compiled, self._compiled = self._compiled, {}
-        try:
-            with super().in_float32():
-                yield
-        finally:
-            self._compiled = compiled
+
+def _check_uncached(transformer: Any) -> None:
+    if getattr(transformer, "is_cache_enabled", False):
+        raise ModelError(
+            f"{type(transformer).__name__} has a cache enabled, which skips blocks and would skip "
+            "the perturbed one; switch it off with transformer.disable_cache().")
 
 
 def _class_names(labels: dict[str, int], count: int) -> list[str] | None:
@@ -206,3 +210,21 @@ def _class_names(labels: dict[str, int], count: int) -> list[str] | None:
     if not all(number in by_class for number in range(count)):
         return None
     return [min(by_class[number], key=lambda label: (len(label), label)) for number in range(count)]
+
+
+def _guidance_input(pipeline: Any, requested: float | None) -> float | None:
+    """The guidance scale that the transformer takes as an input, or None if it takes none."""
+    kind = type(pipeline.transformer).__name__
+    if not pipeline.transformer.config.get("guidance_embeds"):
+        if requested is not None:
+            raise ValueError(
+                f"embedded_guidance must be None for this {kind}, which takes no guidance scale as "
+                f"an input, got {requested!r}; leave it out.")
+        return None
+    if requested is not None:
+        return real("embedded_guidance", requested, "be a number >= 0", 0)
+    default = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+    if default is None:
+        raise ModelError(f"{kind} takes a guidance scale as an input, and "
+                         f"{type(pipeline).__name__} has no default; give embedded_guidance.")
+    return float(default)

@@ -14,7 +14,7 @@ from dreamda_aug import ModelSpec, Synthesizer, adapt, load_model
 from dreamda_aug.adaptation import AdaptationSettings, loop
 from dreamda_aug.adaptation.objective import HeldOut, noise_levels
 from dreamda_aug.adaptation.training_images import read_images
-from dreamda_aug.errors import AdaptationError, ModelError, StorageError
+from dreamda_aug.errors import AdaptationError, ModelError
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
@@ -199,11 +199,11 @@ def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, t
         adapt(image_folder, class_folder, tmp_path / "a", labels=None, class_map={"left": "up"})
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / CARD).write_text('{"format": "a poem"}')
-    with pytest.raises(StorageError, match="expected dreamda-adaptation 1, found"):
+    with pytest.raises(ModelError, match="expected dreamda-adaptation 1, found"):
         load_model(class_folder, lora=tmp_path / "card")
-    with pytest.raises(ModelError, match="must be a folder that dreamda adapt wrote"):
+    with pytest.raises(ModelError, match="could not load 'somebody/some-lora' as LoRA weights"):
         load_model(class_folder, lora="somebody/some-lora")
-    with pytest.raises(ValueError, match="lora must be a folder, a file or a hub id, got ' '"):
+    with pytest.raises(ValueError, match="lora must be a hub id, a folder or a file, got ' '"):
         load_model(class_folder, lora=" ")
 
 

@@ -41,7 +41,7 @@ def test_added_weights_are_those_that_peft_merges():
     tensors = lora_file(model.lora_tensors())
     kinds = {name.split(".")[-3] for name in tensors}
     assert {"to_q", "conv1", "conv_in", "0"} <= kinds  # to_out.0
-    add_lora_weights(added.unet, tensors)
+    add_lora_weights({"unet": added.unet}, tensors)
     torch.testing.assert_close(added.denoise(X, T, {}), model.predict(X, T, NONE),
                                atol=1e-5, rtol=1e-4)
     for layer in model._layers:
@@ -65,17 +65,17 @@ def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone()
 
 @pytest.mark.parametrize("change, message", [
     (lambda t: {k.replace("conv_in", "conv_out_of_this_world"): v for k, v in t.items()},
-     "do not fit this model"),
+     "'unet.conv_out_of_this_world.lora_A.weight', .* which fit no layer"),
     (lambda t: {k: v for k, v in t.items() if not k.endswith("conv_in.lora_B.weight")},
-     "do not fit this model"),
+     "'conv_in' needs both lora_A and lora_B"),
     (lambda t: {k: v[:-1] if k.endswith("conv_in.lora_B.weight") else v for k, v in t.items()},
-     "have the shape"),
+     "of layer 'conv_in' have the shapes"),
 ])
 def test_weights_of_another_model_are_refused(change, message):
     model = own_model(PixelModel(pixel_pipeline()))
     tensors = change(lora_file(shaken(model).lora_tensors()))
     with pytest.raises(ModelError, match=message):
-        add_lora_weights(own_model(PixelModel(pixel_pipeline())).unet, tensors)
+        add_lora_weights({"unet": own_model(PixelModel(pixel_pipeline())).unet}, tensors)
 
 
 def test_the_base_is_known_again_in_half_precision_and_no_other_is():

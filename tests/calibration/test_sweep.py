@@ -189,7 +189,7 @@ def test_taps_that_are_not_there_are_refused_before_anything_is_measured(
 ):
     hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
     before = transformer.hook.encoder_rows
-    with pytest.raises(ValueError, match="block_index must be a whole number from 0 to 3.*got 4"):
+    with pytest.raises(ValueError, match="block_index must be an integer from 0 to 3.*got 4"):
         measure(transformer, None, block_indices=[0, 4])
     with pytest.raises(ValueError, match="block_indices must name one block or more, got none"):
         measure(transformer, None, block_indices=[])

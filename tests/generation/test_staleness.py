@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMParallelScheduler, DDIMScheduler, EulerDiscreteScheduler
 
 from dreamda_aug import LatentCache, load_model
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
@@ -105,8 +105,8 @@ def test_another_model_does_not_use_the_inversions_of_the_first(pipeline, tmp_pa
 
 def test_what_plays_no_role_changes_no_key(pipeline, tmp_path):
     make(load_model(copy.deepcopy(pipeline)), tmp_path).synthesize(X, ASKED)
-    # Euler steps differ, its noise levels do not
-    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    # another class with the same noise levels
+    pipeline.scheduler = DDIMParallelScheduler.from_config(pipeline.scheduler.config)
     core = make(load_model(pipeline), tmp_path)
     core.synthesize(X, ASKED)
     assert core.inversions == 0

@@ -49,3 +49,11 @@ def test_noise_is_fresh_at_every_step():
     assert not torch.allclose(first, second)
 
 
+
+
+def test_noise_on_tokens_counts_in_each_channels_own_size():
+    h = torch.randn(2, 4096, 3) * torch.tensor([1.0, 100.0, 0.01])
+    made = BottleneckNoise()(h, **{**arguments(2), "scale": torch.tensor([0.5, 0.0])})
+    size = (made - h).square().mean(1).sqrt() / h.square().mean(1).sqrt()
+    torch.testing.assert_close(size[0], torch.full((3,), 0.5), atol=0.05, rtol=0)
+    assert torch.equal(made[1], h[1])

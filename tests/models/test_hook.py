@@ -1,64 +1,239 @@
-"""The hooks on the bottleneck, against diffusers' own way in and against rows run one by one."""
+"""Hooks on U-Nets and transformers: where they sit, what they leave alone, what they refuse."""
 
 import pytest
 import torch
 from pipelines import pixel_pipeline, tiny_text_unet, tiny_unet
 
-from dreamda_aug.errors import GenerationError
-from dreamda_aug.generation.tensors import TensorSynthesizer
+pytest.importorskip("transformers")
+
+from diffusers import FirstBlockCacheConfig
+
+from benchmarks.families import checks, pipelines
+from dreamda_aug import load_model
+from dreamda_aug.errors import GenerationError, ModelError
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.models.hook import UNetHook
-from dreamda_aug.models.unet import PixelModel
+
+SIZE = (pipelines.SIDE, pipelines.SIDE)
+# one family for each kind of stream: image and text apart; both joined behind the first list of
+# blocks; image first; text first with lengths of their own; long skips
+STREAMS = ["sd3", "flux2", "z_image", "lumina2", "hunyuan_dit"]
 
 
-class Add:
+class Shift:
     """A perturbation that adds a tensor."""
 
     def __call__(self, h, noise):
         return h + noise
 
 
-def text_inputs(rows):
-    torch.manual_seed(1)
-    return torch.randn(rows, 4, 8, 8), torch.tensor(500), torch.randn(rows, 6, 16)
-
-
-def test_the_hook_equals_diffusers_own_residual_input_bit_for_bit():
-    unet = tiny_text_unet()
-    x, t, text = text_inputs(3)
-    noise = torch.randn(3, 16, 4, 4)
-    skips = [torch.zeros(3, 8, 8, 8), torch.zeros(3, 8, 8, 8), torch.zeros(3, 8, 4, 4),
-             torch.zeros(3, 16, 4, 4)]
+def test_a_unets_bottleneck_is_diffusers_own_residual_input_bit_for_bit():
+    unet, noise = tiny_text_unet(), torch.randn(3, 16, 4, 4)
+    x, t, text = torch.randn(3, 4, 8, 8), torch.tensor(500), torch.randn(3, 6, 16)
+    skips = [torch.zeros(3, *shape) for shape in ((8, 8, 8), (8, 8, 8), (8, 4, 4), (16, 4, 4))]
     with torch.no_grad():
         expected = unet(x, t, text, mid_block_additional_residual=noise,
                         down_block_additional_residuals=skips).sample
         hook = UNetHook(unet)
-        hook.set(Add(), None, 0, 3, noise=noise)
+        hook.set(Shift(), None, 0, 3, noise=noise)
         assert torch.equal(unet(x, t, text).sample, expected)
         hook.clear()
         assert not torch.equal(unet(x, t, text).sample, expected)
 
 
 @pytest.mark.parametrize("kind", ["text", "pixel"])
-def test_branching_at_the_bottleneck_equals_running_every_row(kind):
+def test_branching_at_a_unets_bottleneck_equals_running_every_row(kind):
     unet = tiny_text_unet() if kind == "text" else tiny_unet()
-    x, t, text = text_inputs(2)
-    inputs = (x, t, text) if kind == "text" else (torch.randn(2, 1, 16, 16), t)
-    rows = torch.tensor([0, 1, 0, 0, 1])
-    noise = torch.randn(3, 16, 4, 4) if kind == "text" else torch.randn(3, 16, 8, 8)
+    inputs = ((torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 6, 16))
+              if kind == "text" else (torch.randn(2, 1, 16, 16), torch.tensor(500)))
+    rows, noise = torch.tensor([0, 1, 0, 0, 1]), torch.randn(3, 16, 1, 1)
     hook = UNetHook(unet)
     with torch.no_grad():
-        hook.set(Add(), rows, 2, 2, noise=noise)
+        hook.set(Shift(), rows, 2, 2, noise=noise)
         branched = unet(*inputs).sample
-        assert len(branched) == 5
-        repeated = [i[rows] if i.ndim else i for i in inputs]
-        hook.set(Add(), None, 2, 5, noise=noise)
-        # kernels differ with the batch size, in the last bits
-        torch.testing.assert_close(branched, unet(*repeated).sample, atol=1e-5, rtol=1e-5)
+        hook.set(Shift(), None, 2, 5, noise=noise)
+        plain = unet(*(i[rows] if i.ndim else i for i in inputs)).sample
+    # kernels differ with the batch size, in the last bits
+    torch.testing.assert_close(branched, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_generation_raises_if_the_hook_never_fires():
-    model = PixelModel(pixel_pipeline())
+@pytest.fixture(scope="module")
+def load():
+    made = {}
+
+    def load(name, **options):
+        if name not in made:
+            made[name] = pipelines.PIPELINES[name]()
+        return load_model(made[name], image_size=SIZE, **options)
+
+    return load
+
+
+class Add:
+    """A perturbation that adds 1 to 3 to every entry, and notes what it was given."""
+
+    def __call__(self, h, **_):
+        self.shape = tuple(h.shape)
+        return h + torch.linspace(1, 3, h.shape[2])  # no constant: a layer norm would take it out
+
+
+def inputs(model, prompts=("a cat", "two dogs sat", "")):
+    x = model.encode(checks.images(len(prompts)))
+    return x, torch.tensor(500.0), model.embed(list(prompts))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_branching_behind_a_block_equals_running_every_row(load, name):
+    model = load(name)
+    x, t, condition = inputs(model)
+    rows = torch.tensor([0, 1, 2, 1, 0, 2, 2])
+    seeds = dict(seeds=torch.arange(4), step=torch.tensor(1), scale=torch.ones(4),
+                 unconditional=torch.zeros(4, dtype=torch.bool))
+    model.hook.set(BottleneckNoise(), rows, 3, 3, **seeds)
+    branched = model.predict(x, t, condition)
+    model.hook.set(BottleneckNoise(), None, 3, 7, **seeds)
+    plain = model.predict(x[rows], t, {name: value[rows] for name, value in condition.items()})
+    model.hook.clear()
+    assert len(branched) == 7
+    torch.testing.assert_close(branched, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(branched[:3], model.predict(x, t, condition), atol=1e-5, rtol=0)
+    assert (branched[3:] - branched[rows[3:]]).abs().amax((1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_only_the_images_tokens_are_perturbed(load, name):
+    model = load(name)
+    x, t, condition = inputs(model)
+    seen, add = [], Add()
+    hook = model.hook._hooked.register_forward_hook(
+        lambda module, args, output: seen.append(output[-1] if isinstance(output, tuple)
+                                                 else output))
+    model.predict(x, t, condition)
+    model.hook.set(add, None, 0, 3)
+    model.predict(x, t, condition)
+    model.hook.clear()
+    hook.remove()
+    assert add.shape == (3, 16, 16)
+    changed = (seen[1] - seen[0]).abs().amax(2) > 0.5
+    assert changed.sum(1).tolist() == [16, 16, 16]
+    texts = {"lumina2": condition.get("encoder_attention_mask", x).sum(1).tolist(),
+             "flux2": [512] * 3}.get(name, [0, 0, 0])
+    for row, text in zip(changed, texts):
+        assert row[int(text) : int(text) + 16].all()
+
+
+@pytest.mark.parametrize("name, index", [("flux", 0), ("flux", 1), ("flux", 3), ("flux2", 1),
+                                         ("sd3", 0), ("sd3", 3), ("hunyuan_dit", 2),
+                                         ("hunyuan_dit", 5), ("z_image", 0)])
+def test_any_block_can_be_hooked(load, name, index):
+    model = load(name, block_index=index)
+    assert model.block_index == index
+    x, t, condition = inputs(model)
+    model.hook.set(Add(), torch.tensor([0, 1, 2, 2]), 3, 3)
+    branched = model.predict(x, t, condition)
+    model.hook.clear()
+    plain = model.predict(x, t, condition)
+    torch.testing.assert_close(branched[:3], plain, atol=1e-5, rtol=0)
+    assert (branched[3] - plain[2]).abs().max() > 1e-3
+    features = model.features(x, t, condition)
+    assert features.shape[0] == 3 and features.shape[2:] in {(4, 4), (8, 8)}
+
+
+@pytest.mark.parametrize("name, index, message", [
+    ("flux", 4, r"from 0 to 3 for FluxTransformer2DModel, which has 4 blocks \(2 "
+                r"transformer_blocks, then 2 single_transformer_blocks\); got 4"),
+    ("sd3", -1, r"which has 4 blocks \(4 transformer_blocks\); got -1"),
+    ("sd3", True, "or None, got True"), ("sd3", 1.5, "or None, got 1.5"),
+    ("hunyuan_dit", 1, "from 2 to 5 .* those before it also feed skips; got 1"),
+])
+def test_an_index_without_a_block_is_refused(load, name, index, message):
+    with pytest.raises(ValueError, match=f"block_index must be an integer .*{message}"):
+        load(name, block_index=index)
+
+
+def test_long_skips_stay_as_they_are(load):
+    """What HunyuanDiT's last blocks get of its first ones is not perturbed."""
+    model = load("hunyuan_dit")
+    blocks, skips = model.pipeline.transformer.blocks, []
+    assert blocks[4].skip_linear is not None and blocks[3].skip_linear is None
+    hooks = [block.register_forward_pre_hook(
+        lambda module, args, kwargs: skips.append(kwargs["skip"].clone()), with_kwargs=True)
+        for block in blocks[4:]]
+    x, t, condition = inputs(model)
+    model.predict(x, t, condition)
+    plain, skips[:] = list(skips), []
+    model.hook.set(Add(), torch.tensor([0, 1, 2, 0]), 3, 3)
+    model.predict(x, t, condition)
+    model.hook.clear()
+    for hook in hooks:
+        hook.remove()
+    assert len(plain) == len(skips) == 2
+    for before, now in zip(plain, skips):
+        assert torch.equal(now, before[[0, 1, 2, 0]])
+
+
+@pytest.mark.parametrize("make", [pixel_pipeline, pipelines.dit])
+def test_generation_raises_if_the_hook_is_gone(make):
+    model = load_model(make())
     model.hook.remove()
     generator = TensorSynthesizer(model, "paper", steps=4)
     with pytest.raises(GenerationError, match="hook never fired"):
-        generator.generate(generator.invert(torch.rand(1, 1, 16, 16)))
+        generator.generate(generator.invert(torch.rand(1, model.channels, 16, 16)))
+
+
+def test_a_block_that_is_not_recalled_is_noticed(load):
+    """As where somebody has compiled the blocks in place."""
+    model = load("sd3")
+    x, t, condition = inputs(model)
+    first = model.pipeline.transformer.transformer_blocks[0]
+    first._compiled_call_impl = type(first).forward.__get__(first)
+    model.hook.set(Add(), torch.tensor([0, 1, 2, 0]), 3, 3)
+    try:
+        with pytest.raises(GenerationError, match="recalled 2 of 3 blocks before the hook"):
+            model.predict(x, t, condition)
+    finally:
+        first._compiled_call_impl = None
+        model.hook.clear()
+
+
+def test_a_cache_that_skips_blocks_is_refused():
+    pipeline = pipelines.flux()
+    model = load_model(pipeline, image_size=SIZE)
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    for act in (lambda: load_model(pipeline, image_size=SIZE),
+                lambda: model.predict(*inputs(model))):
+        with pytest.raises(ModelError, match=r"cache enabled.*transformer\.disable_cache\(\)"):
+            act()
+    pipeline.transformer.disable_cache()
+    assert model.predict(*inputs(model)).isfinite().all()
+
+
+def test_compiled_blocks_agree_and_the_plain_model_stays(load):
+    model = load("sd3")
+    torch._dynamo.reset()
+    found = []
+    for each in (model, model.compiled(backend="eager")):
+        each.hook.set(Add(), torch.tensor([0, 1, 2, 0]), 3, 3)
+        found.append(each.predict(*inputs(model)))
+        each.hook.clear()
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    assert "forward" not in vars(model.pipeline.transformer.transformer_blocks[0])
+
+
+def test_another_hook_on_the_same_weights_is_that_of_another_load(load):
+    def noisy(model):
+        return TensorSynthesizer(model, "paper", steps=2, noise_scale=8.0).synthesize(
+            checks.images(2), [Request(0, "a cat"), Request(1, "a cat")]).images
+
+    model = load("sd3")
+    plain, other = noisy(model), model.with_block(1)
+    loaded = load_model(pipelines.sd3(), image_size=SIZE, block_index=1)
+    assert other.fingerprint == loaded.fingerprint != model.fingerprint
+    changed = noisy(other)
+    assert torch.equal(changed, noisy(loaded)) and not torch.equal(changed, plain)
+    assert torch.equal(noisy(model), plain)  # with both hooks in place
+    other.hook.remove()
+    assert torch.equal(noisy(model), plain)
+    with pytest.raises(ValueError, match="block_index must be an integer from 0 to 3 .*got 4"):
+        model.with_block(4)

@@ -2,40 +2,20 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    EulerAncestralDiscreteScheduler,
-    LatentConsistencyModelPipeline,
-    LCMScheduler,
-    LDMPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
-)
-from pipelines import pixel_pipeline, spy_on, text_encoder_and_tokenizer, tiny_text_unet
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
+from pipelines import pixel_pipeline, spy_on, tiny_text_unet, tiny_unet
+
+pytest.importorskip("transformers")
 
 from benchmarks.common.plain import plain_rows
-from dreamda_aug import LatentCache, load_model
+from benchmarks.families import checks, parts
+from dreamda_aug import DDIMInversion, LatentCache, load_model
 from dreamda_aug.errors import ModelError
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
-
-transformers = pytest.importorskip("transformers")
-LEGACY = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-
-
-def vae() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 8), in_channels=3, out_channels=3, latent_channels=4,
-        norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, force_upcast=True,
-    ).eval()
+from dreamda_aug.models.latent import latent_range
 
 
 def text_unet(**changes) -> UNet2DConditionModel:
@@ -44,66 +24,54 @@ def text_unet(**changes) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**config, **changes}).eval()
 
 
-def scheduler(**changes) -> DDIMScheduler:
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                         clip_sample=False, set_alpha_to_one=False, steps_offset=1, **changes)
+def sd(pipeline, kind="StableDiffusionPipeline", scheduler="DDIMScheduler", unet=None, **changes):
+    """Stable Diffusion with another U-Net or scheduler."""
+    scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **changes)
+    return getattr(diffusers, kind)(**{
+        **pipeline.components, "unet": text_unet(**(unet or {})), "scheduler": scheduler},
+        requires_safety_checker=False)
 
 
-def sd_1(folder, **changes):
-    encoder, tokenizer = text_encoder_and_tokenizer(folder)
-    return StableDiffusionPipeline(
-        vae=vae(), text_encoder=encoder, tokenizer=tokenizer, unet=text_unet(),
-        scheduler=scheduler(**changes), **LEGACY)
+def sd_2(pipeline):
+    return sd(pipeline, prediction_type="v_prediction", rescale_betas_zero_snr=True)
 
 
-def sd_2(folder):
-    return sd_1(folder, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+def sd_turbo(pipeline):
+    return sd(pipeline, scheduler="EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
 
 
-def sd_turbo(folder):
-    pipeline = sd_2(folder)
-    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(
-        scheduler().config, timestep_spacing="trailing")
-    return pipeline
-
-
-def without_mid_block(folder):
+def without_mid_block(pipeline):
     """As BK-SDM Small and Tiny, and SSD-1B."""
-    pipeline = sd_1(folder)
-    pipeline.register_modules(unet=text_unet(mid_block_type=None))
-    return pipeline
+    return sd(pipeline, unet={"mid_block_type": None})
 
 
-def sdxl(folder):
-    encoder, tokenizer = text_encoder_and_tokenizer(folder)
-    torch.manual_seed(1)
-    config = transformers.CLIPTextConfig(**{**encoder.config.to_dict(), "projection_dim": 16})
-    second = transformers.CLIPTextModelWithProjection(config).eval()
-    unet = text_unet(cross_attention_dim=32, addition_embed_type="text_time",
-                     addition_time_embed_dim=4, projection_class_embeddings_input_dim=16 + 6 * 4)
-    return StableDiffusionXLPipeline(
-        vae=vae(), text_encoder=encoder, text_encoder_2=second, tokenizer=tokenizer,
-        tokenizer_2=tokenizer, unet=unet, scheduler=scheduler())
+def lcm(pipeline):
+    return sd(pipeline, "LatentConsistencyModelPipeline", "LCMScheduler", {"time_cond_proj_dim": 8})
 
 
-def lcm(folder):
-    encoder, tokenizer = text_encoder_and_tokenizer(folder)
-    return LatentConsistencyModelPipeline(
-        vae=vae(), text_encoder=encoder, tokenizer=tokenizer,
-        unet=text_unet(time_cond_proj_dim=8),
-        scheduler=LCMScheduler.from_config(scheduler().config), **LEGACY)
+def xl_unet(sizes: int, text: int) -> UNet2DConditionModel:
+    return text_unet(cross_attention_dim=text, addition_embed_type="text_time",
+                     addition_time_embed_dim=4, projection_class_embeddings_input_dim=8 + sizes * 4)
 
 
-def latent_unconditional(folder):
+def vae(**changes):
+    return parts.vae(shift_factor=None, force_upcast=True, **changes)
+
+
+def sdxl(pipeline=None, scheduler=None, **changes):
+    made = diffusers.StableDiffusionXLPipeline(
+        vae(**changes), parts.clip(), parts.clip(), parts.tokenizer(), parts.tokenizer(),
+        xl_unet(6, 16), scheduler or DDIMScheduler(clip_sample=False), add_watermarker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def latent_unconditional(pipeline):
     torch.manual_seed(0)
     vqvae = VQModel(block_out_channels=(8, 8), latent_channels=3, norm_num_groups=4,
                     down_block_types=("DownEncoderBlock2D",) * 2,
                     up_block_types=("UpDecoderBlock2D",) * 2).eval()
-    unet = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=4,
-        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8).eval()
-    return LDMPipeline(vqvae, unet, scheduler())
+    return diffusers.LDMPipeline(vqvae, tiny_unet(3, sample_size=8), pipeline.scheduler)
 
 
 class LatentClassPipeline(DiffusionPipeline):
@@ -114,48 +82,31 @@ class LatentClassPipeline(DiffusionPipeline):
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
 
 
-def latent_class_conditional(folder):
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=4,
-        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
-        num_class_embeds=5).eval()
-    return LatentClassPipeline(vae(), unet, scheduler())
+def latent_class_conditional(pipeline):
+    unet = tiny_unet(4, num_classes=5, sample_size=8)
+    return LatentClassPipeline(vae(), unet, pipeline.scheduler)
 
 
-def pixels(folder):
+def pixels(pipeline):
     return pixel_pipeline(channels=3)
 
 
-def pixels_class_conditional(folder):
+def pixels_class_conditional(pipeline):
     return pixel_pipeline(num_classes=5, channels=3)
 
 
-SAVED = [sd_1, sd_2, sd_turbo, without_mid_block, sdxl, lcm, latent_unconditional, pixels]
+SAVED = [sd, sd_2, sd_turbo, without_mid_block, sdxl, lcm, latent_unconditional, pixels]
 KINDS = [*SAVED, latent_class_conditional, pixels_class_conditional]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda make: make.__name__)
-def model(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parts")
-    pipeline = request.param(folder)
+def model(request, sd_pipeline, tmp_path_factory):
+    pipeline = request.param(copy.deepcopy(sd_pipeline))
     if request.param in SAVED:
-        pipeline.save_pretrained(folder / "model")
-        return load_model(folder / "model", device="cpu")
+        folder = tmp_path_factory.mktemp("model")
+        pipeline.save_pretrained(folder)
+        return load_model(folder, device="cpu")
     return load_model(pipeline, null_class=4)
-
-
-def told(model):
-    return {"text": "a cat", "class": 2, "none": None}[model.condition_kind]
-
-
-def test_zero_noise_and_equal_conditions_reproduce_the_latents(model, monkeypatch):
-    monkeypatch.setattr(model, "decode", lambda latents: latents)
-    x = torch.rand(2, 3, 16, 16)
-    generator = TensorSynthesizer(model, "paper", steps=5, noise_scale=0.0, guidance_scale=3.0)
-    made = generator.synthesize(x, [Request(0), Request(1)]).images
-    assert (made - model.encode(x)).abs().max() <= 1e-4
 
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -163,11 +114,12 @@ X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def make(model, rule="asymmetric", batch_size=3, static_shapes=False, cache=None):
     """Five images: replicas of two seed images with two conditions, and one without noise mates."""
+    told = {"text": "a cat", "class": 2, "none": None}[model.condition_kind]
     generator = TensorSynthesizer(model, "paper", steps=4, noise_scale=2.0, guidance_scale=3.0,
                                   update_rule=rule, batch_size=batch_size, cache=cache)
     generator.static_shapes = static_shapes
-    requests = [Request(0, told(model), 0), Request(0, told(model), 1), Request(0, None, 2),
-                Request(1, told(model), 0), Request(1, told(model), 1)]
+    requests = [Request(0, told, 0), Request(0, told, 1), Request(0, None, 2),
+                Request(1, told, 0), Request(1, told, 1)]
     made = generator.synthesize(X, requests).images
     assert not generator.watch.events
     return made
@@ -179,24 +131,11 @@ def plain(request, model):
     return request.param, make(plain_rows(model), request.param, batch_size=1)
 
 
-def test_noise_moves_the_images(plain):
-    made = plain[1]
-    assert (made[0] - made[1]).abs().max() > 1e-3 and (made[3] - X[1]).abs().max() > 1e-3
-
-
 def agree(model, made, plain):
     """Rounding only: float32 sums in another order, four steps long."""
     # a VQ decoder may round to another code, which is a jump, if a small one
     quantised = isinstance(getattr(model, "vae", None), VQModel)
     torch.testing.assert_close(made, plain, atol=1e-2 if quantised else 2e-4, rtol=0)
-
-
-@pytest.mark.parametrize("kind", [k for k in KINDS if not k.__name__.startswith("pixels")])
-def test_every_latent_kind_runs_in_low_memory(kind, tmp_path):
-    pipeline = kind(tmp_path)
-    plain = make(load_model(copy.deepcopy(pipeline), null_class=4))
-    model = load_model(pipeline, null_class=4, low_memory=True)
-    agree(model, make(model), plain)
 
 
 @pytest.mark.parametrize("path", [
@@ -205,6 +144,8 @@ def test_every_latent_kind_runs_in_low_memory(kind, tmp_path):
 def test_branched_and_batched_paths_agree_with_the_plain_one(model, plain, path):
     rule, expected = plain
     agree(model, make(model, rule, **path), expected)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3  # noise moves images
+    assert (expected[3] - X[1]).abs().max() > 1e-3
 
 
 def test_channels_last_agrees_with_the_plain_path(model, plain):
@@ -216,128 +157,157 @@ def test_channels_last_agrees_with_the_plain_path(model, plain):
         model.unet.to(memory_format=torch.contiguous_format)
 
 
-def test_the_compiled_unet_agrees_with_the_plain_path(model, tmp_path):
+def test_compiled_and_cached_generation_agree_with_the_plain_one(model, tmp_path):
     cache = LatentCache(tmp_path)
     expected = make(plain_rows(model), batch_size=1, cache=cache)
+    before = model.hook.encoder_rows
+    agree(model, make(model, cache=cache), expected)
+    cached_rows = model.hook.encoder_rows - before
+    agree(model, make(model), expected)
+    assert cached_rows < model.hook.encoder_rows - before - cached_rows  # it was read
     torch._dynamo.reset()
     # inductor takes minutes; what is captured is the same
-    twin = model.compiled(backend="eager")
-    # inversions are read from the cache: one graph less to capture
-    agree(model, make(twin, static_shapes=True, cache=cache), expected)
+    agree(model, make(model.compiled(backend="eager"), static_shapes=True, cache=cache), expected)
 
 
-def test_cached_and_uncached_generation_are_equal(model, plain, tmp_path):
-    rule, cache = plain[0], LatentCache(tmp_path)
-    uncached = make(model, rule)
-    assert torch.equal(make(model, rule, cache=cache), uncached)
-    before = model.hook.encoder_rows
-    assert torch.equal(make(model, rule, cache=cache), uncached)
-    cached_rows = model.hook.encoder_rows - before
-    make(model, rule)
-    assert cached_rows < model.hook.encoder_rows - before - cached_rows  # it was read
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.__name__.startswith("pixels")])
+def test_every_latent_kind_runs_in_low_memory(kind, sd_pipeline):
+    pipeline = kind(copy.deepcopy(sd_pipeline))
+    plain = make(load_model(copy.deepcopy(pipeline), null_class=4))
+    model = load_model(pipeline, null_class=4, low_memory=True)
+    agree(model, make(model), plain)
 
 
-def test_sdxl_is_told_what_its_own_pipeline_tells_it(tmp_path):
-    pipeline = sdxl(tmp_path)
-    model = load_model(pipeline)
-    seen = spy_on(pipeline.unet)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dials", [{"eta": 1.0}, {"eta": 0.0, "inversion": DDIMInversion()}])
+@pytest.mark.parametrize("batch", [1, 7])
+def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, dials, batch):
+    model = load_model(copy.deepcopy(sd_pipeline).to(dtype))
+    core = TensorSynthesizer(model, "paper", steps=6, noise_scale=0.0, guidance_scale=1.0,
+                             batch_size=7, **dials)
+    x = torch.rand(batch, 3, 16, 16)
+    model.decode = lambda z: z
+    made = core.synthesize(x, [Request(i) for i in range(batch)]).images
+    expected = model.encode(x)
+    # residuals are stored in float16
+    assert (made - expected).abs().max() / expected.abs().max() < 2e-3
+
+
+def test_without_noise_every_kind_gives_its_latents_back(model, monkeypatch):
+    monkeypatch.setattr(model, "decode", lambda latents: latents)
+    generator = TensorSynthesizer(model, "paper", steps=5, noise_scale=0.0, guidance_scale=3.0)
+    made = generator.synthesize(X, [Request(0), Request(1)]).images
+    assert (made - model.encode(X)).abs().max() <= 1e-4
+
+
+def test_the_denoiser_sees_one_layout_whatever_it_is_given(sd_pipeline):
+    model = load_model(copy.deepcopy(sd_pipeline))
+    x, t, condition = torch.randn(2, 4, 8, 8), torch.tensor(10), model.embed(["a", "b"])
+    plain = model.predict(x, t, condition)
+    strange = model.predict(x.contiguous(memory_format=torch.channels_last), t, condition)
+    assert torch.equal(plain, strange)
+    assert plain.is_contiguous() and model.encode(torch.rand(2, 3, 16, 16)).is_contiguous()
+
+
+@pytest.mark.parametrize("config", [
+    dict(scaling_factor=0.5, shift_factor=0.3),
+    dict(scaling_factor=0.5, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]),
+])
+def test_latents_are_shifted_and_scaled_as_the_vae_says(config):
+    shift, scale = latent_range(parts.vae(**{"shift_factor": None, **config}))
+    z = torch.randn(2, 4, 3, 3)
+    mean = torch.tensor(config.get("latents_mean", [config.get("shift_factor", 0.0)] * 4))
+    std = torch.tensor(config.get("latents_std", [1.0] * 4))
+    expected = (z - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1) * 0.5
+    torch.testing.assert_close((z - shift) * scale, expected)
+
+
+def test_sdxl_is_told_what_its_own_pipeline_tells_it():
+    pipeline = sdxl()
+    model, seen = load_model(pipeline), spy_on(pipeline.unet)
     pipeline("a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent")
     ours = model.embed(["a cat"])
     assert torch.equal(ours["encoder_hidden_states"], seen["encoder_hidden_states"])
     for name in ("text_embeds", "time_ids"):
         assert torch.equal(ours[name], seen["added_cond_kwargs"][name])
     assert not model.embed([None])["text_embeds"].any()  # SDXL's unconditional branch is zeros
+    model.embed_only(["a cat"])
+    assert pipeline.text_encoder is pipeline.text_encoder_2 is None
+    assert torch.equal(model.embed(["a cat"])["text_embeds"], ours["text_embeds"])
+    with pytest.raises(ModelError, match="'a dog' was not embedded before"):
+        model.embed(["a dog"])
 
 
-def test_lcm_takes_its_guidance_as_an_input_and_is_not_guided_again(tmp_path):
-    model = load_model(lcm(tmp_path))
+def test_the_refiner_is_told_the_aesthetic_scores_of_its_own_pipeline():
+    pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae(), None, parts.clip(), None, parts.tokenizer(), xl_unet(5, 8),
+        DDIMScheduler(clip_sample=False), requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False)
+    seen = spy_on(pipeline.unet)
+    pipeline("a cat", image=checks.images(1), strength=0.5, num_inference_steps=2,
+             guidance_scale=4.0, output_type="latent")
+    model = load_model(pipeline)
+    ours = model.embed([None, "a cat"])
+    assert torch.equal(ours["time_ids"], seen["added_cond_kwargs"]["time_ids"])
+    assert ours["time_ids"][:, 4].tolist() == [2.5, 6.0]
+    torch.testing.assert_close(ours["encoder_hidden_states"], seen["encoder_hidden_states"])
+    assert checks.replay_error(model, 4) <= 1e-4
+
+
+def test_playground_scales_its_latents_and_steps_as_its_own_pipeline():
+    pipeline = sdxl(scheduler=diffusers.EDMEulerScheduler(sigma_data=0.5),
+                    latents_mean=[-1.6, 1.1, 0.3, -0.2], latents_std=[8.4, 6.0, 5.6, 5.3])
+    model = load_model(pipeline)
+    dials = checks.settings(replay=0.0, noise_scale=0.0, eta=0.0, guidance_scale=3.0)
+    made = model.decode(checks.latents(model, dials, ["a cat"], [5]))
+    schedule = model.schedule(checks.STEPS, 1.0, "scheduler")
+    noise = checks.seeded_normal(torch.tensor([5]), 0, checks.SOURCE, (4, 8, 8))
+    start = schedule.add_noise(model.encode(checks.images(7)[:1]), noise, 0)
+    own = pipeline("a cat", latents=start / pipeline.scheduler.init_noise_sigma, height=16,
+                   width=16, num_inference_steps=checks.STEPS, guidance_scale=3.0,
+                   output_type="pt").images
+    assert ((own > 0) & (own < 1)).float().mean() > 0.5
+    torch.testing.assert_close(made, own, atol=1e-4, rtol=0)
+
+
+def test_lcm_takes_its_guidance_as_an_input_and_is_not_guided_again(sd_pipeline):
+    model = load_model(lcm(copy.deepcopy(sd_pipeline)))
     assert not model.guidable
     assert model.embed(["a cat"])["timestep_cond"].shape == (1, 8)
-    assert model.schedule(4, 1.0).timesteps.tolist() == [999, 749, 499, 249]
     generator = TensorSynthesizer(model, "paper", steps=4, update_rule="symmetric")
     generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
     assert model.hook.encoder_rows == 3 + 3  # inversion and one row per step
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.12), (torch.float16, 0.03)])
-def test_half_precision_stays_close_to_float32(tmp_path, dtype, tolerance):
-    sd_2(tmp_path).save_pretrained(tmp_path / "model")
-    x, request = torch.rand(2, 3, 16, 16), [Request(0, "a cat"), Request(1, "a cat")]
-    made = [
-        TensorSynthesizer(load_model(tmp_path / "model", device="cpu", dtype=d), "paper",
-                          steps=4, guidance_scale=1.0, noise_scale=0.5
-                          ).synthesize(x, request).images
-        for d in (torch.float32, dtype)
-    ]
-    assert made[1].dtype == torch.float32
-    assert (made[0] - made[1]).abs().mean() < tolerance
-
-
 def test_a_vae_that_overflows_in_half_precision_runs_in_float32(tmp_path):
-    sdxl(tmp_path).save_pretrained(tmp_path / "model")
-    model = load_model(tmp_path / "model", device="cpu", dtype=torch.float16)
+    sdxl().save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype=torch.float16)
     assert (model.unet.dtype, model.vae.dtype) == (torch.float16, torch.float32)
     assert model.pipeline.vae is model.vae
-    lent = sdxl(tmp_path).to(torch.float16)
+    lent = copy.deepcopy(sdxl()).to(torch.float16)  # parts are shared
     assert load_model(lent).vae.dtype == torch.float32 and lent.vae.dtype == torch.float16
 
 
-def test_lora_weights_and_their_strength_change_images_and_fingerprint(sd_pipeline, tmp_path):
-    peft = pytest.importorskip("peft")
-    pipeline = StableDiffusionPipeline(**{**sd_pipeline.components, "unet": text_unet()},
-                                       requires_safety_checker=False)
-    plain = load_model(pipeline).fingerprint
-    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    pipeline.unet.add_adapter(config)
-    state = peft.get_peft_model_state_dict(pipeline.unet)
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state)
-    fresh = StableDiffusionPipeline(**{**sd_pipeline.components, "unet": text_unet()},
-                                    requires_safety_checker=False)
-    fresh.load_lora_weights(tmp_path, adapter_name="style")
-    full = load_model(fresh).fingerprint
-    fresh.set_adapters(["style"], [0.3])
-    weak = load_model(fresh)
-    assert len({plain, full, weak.fingerprint}) == 3
-    made = TensorSynthesizer(weak, "paper", steps=4).synthesize(
-        torch.rand(1, 3, 16, 16), [Request(0, "a")]).images
-    assert made.isfinite().all()
-
-
-def test_the_variant_is_passed_on(tmp_path):
-    sd_2(tmp_path).to(torch.float16).save_pretrained(tmp_path / "model", variant="fp16")
-    model = load_model(tmp_path / "model", device="cpu", variant="fp16")
-    assert model.image_size == (16, 16)
-    with pytest.raises(ModelError):
-        load_model(tmp_path / "model", device="cpu")
+def test_a_model_with_learned_variance_is_used_without_it():
+    pipeline = pixel_pipeline()
+    pipeline.unet = tiny_unet(1, out_channels=2)
+    core = TensorSynthesizer(load_model(pipeline), "paper", steps=4, noise_scale=0.0)
+    made = core.synthesize(X[:, :1], [Request(0), Request(1)]).images
+    torch.testing.assert_close(made, X[:, :1], atol=1e-3, rtol=0)
 
 
 def test_a_single_file_goes_through_diffusers_loader(tmp_path, sd_pipeline, monkeypatch):
     from safetensors.torch import save_file
 
     seen = []
-
-    def loader(kind):
-        return lambda path, **options: seen.append((kind, path, options)) or sd_pipeline
-
     for kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        monkeypatch.setattr(f"diffusers.{kind}.from_single_file", loader(kind))
+        monkeypatch.setattr(f"diffusers.{kind}.from_single_file", lambda path, kind=kind, **options:
+                            seen.append((kind, options["config"])) or sd_pipeline)
     save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "sd.safetensors")
     save_file({"conditioner.embedders.1.x": torch.zeros(1)}, tmp_path / "xl.safetensors")
     load_model(tmp_path / "sd.safetensors", device="cpu", config=tmp_path)
     load_model(tmp_path / "xl.safetensors", device="cpu")
-    assert [kind for kind, _, _ in seen] == ["StableDiffusionPipeline",
-                                             "StableDiffusionXLPipeline"]
-    assert seen[0][2]["config"] == str(tmp_path)
+    assert seen == [("StableDiffusionPipeline", str(tmp_path)), ("StableDiffusionXLPipeline", None)]
     (tmp_path / "model.ckpt").write_bytes(b"a pickle")
     with pytest.raises(ModelError, match=r"only \.safetensors files are opened"):
         load_model(tmp_path / "model.ckpt", device="cpu")
-
-
-def test_dropped_text_encoders_leave_embedded_prompts_behind(tmp_path):
-    model = load_model(sdxl(tmp_path))
-    before = model.embed(["a cat"])
-    model.conditioning.drop_encoders()
-    assert model.pipeline.text_encoder is model.pipeline.text_encoder_2 is None
-    assert torch.equal(model.embed(["a cat"])["text_embeds"], before["text_embeds"])
-    with pytest.raises(ModelError, match="'a dog' was not embedded before"):
-        model.embed(["a dog"])

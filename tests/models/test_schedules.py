@@ -1,35 +1,32 @@
-"""From schedulers' configurations to noise schedules."""
+"""From schedulers to noise schedules, against the schedulers themselves."""
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
     DDIMScheduler,
     DDPMScheduler,
-    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     LCMScheduler,
-    LMSDiscreteScheduler,
     PNDMScheduler,
     TCDScheduler,
     UniPCMultistepScheduler,
 )
 
 from dreamda_aug.errors import ModelError
+from dreamda_aug.models import schedules
 from dreamda_aug.models.schedules import build_schedule, path_kind
 
 CONFIG = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-BY_HAND = [
-    DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler, TCDScheduler,
-    UniPCMultistepScheduler,
-]
+# as Stable Diffusion 1.5 is saved
+SD_1_5 = PNDMScheduler(**CONFIG, steps_offset=1, skip_prk_steps=True, set_alpha_to_one=False).config
+OF_DDPM = sorted((schedules._INDEXED | schedules._SIGMAS) - {"DPMSolverSDEScheduler"})  # torchsde
+KARRAS = dict(use_karras_sigmas=True, timestep_spacing="linspace", final_sigmas_type="zero")
 
 
 def make(cls=DDIMScheduler, **changes):
@@ -40,29 +37,92 @@ def build(scheduler, steps, strength, spacing="scheduler", is_pixel_model=False)
     return build_schedule(scheduler, steps, strength, spacing, is_pixel_model=is_pixel_model)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_timesteps_are_those_of_diffusers(spacing):
-    scheduler = make(timestep_spacing=spacing, set_alpha_to_one=False, steps_offset=1)
-    scheduler.set_timesteps(20)
-    schedule = build(scheduler, 20, 0.8)
-    levels = scheduler.alphas_cumprod[scheduler.timesteps[4:]]
-    assert torch.equal(schedule.timesteps, scheduler.timesteps[4:])
-    torch.testing.assert_close(schedule.signal[:-1], levels.sqrt())
-    torch.testing.assert_close(schedule.signal[-1], scheduler.final_alpha_cumprod.sqrt())
-    torch.testing.assert_close(schedule.signal**2 + schedule.noise**2, torch.ones(17))
+def own_defaults(name, **options):
+    """With betas that the scheduler takes from its own defaults, and that differ for each."""
+    return getattr(diffusers, name)(**options)
 
 
-@pytest.mark.parametrize("cls", BY_HAND)
-def test_a_latent_model_is_never_clipped_whatever_scheduler_was_made_by_hand(cls):
-    assert build(make(cls), 8, 0.8).clip_range is None
-    assert build(make(cls), 8, 0.8, "uniform").clip_range is None
+def from_sd_1_5(name):
+    return getattr(diffusers, name).from_config(SD_1_5)
+
+
+@pytest.mark.parametrize("made", [own_defaults, from_sd_1_5])
+@pytest.mark.parametrize("name", OF_DDPM)
+def test_every_scheduler_takes_its_own_steps_and_its_own_noise_levels(name, made):
+    """The noise that it would add to an image at each of its own timesteps."""
+    scheduler, again, steps = made(name), made(name), 10
+    schedule = build(scheduler, steps, 0.8)
+    if name == "PNDMScheduler":
+        again.register_to_config(skip_prk_steps=True)  # its start takes half steps
+    again.set_timesteps(steps)
+    expected = torch.unique(again.timesteps[::again.order]).flip(0)[-len(schedule):]
+    assert len(schedule) == int(0.8 * steps)
+    torch.testing.assert_close(schedule.timesteps.double(), expected.double())
+    image, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0)
+    for step, t in enumerate(expected):
+        # those with sigmas scale the image down just before the denoiser sees it, or at once
+        theirs = again.add_noise(image, noise, t[None])
+        if again.init_noise_sigma > 2:
+            theirs = again.scale_model_input(theirs, t)
+            again._step_index = None
+        torch.testing.assert_close(schedule.add_noise(image, noise, step), theirs,
+                                   atol=1e-4, rtol=1e-4)
+    assert scheduler.num_inference_steps != steps  # it stays as it is
+
+
+@pytest.mark.parametrize("name, options", [
+    ("DDIMScheduler", dict(clip_sample=False)),
+    ("DPMSolverMultistepScheduler", dict(solver_order=1)),
+    ("DPMSolverMultistepScheduler", dict(solver_order=1, final_sigmas_type="sigma_min")),
+    ("DPMSolverMultistepScheduler", dict(solver_order=1, **KARRAS)),
+    ("DPMSolverSinglestepScheduler", dict(solver_order=1)),
+    ("DEISMultistepScheduler", dict(solver_order=1)),
+    ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", dict(use_karras_sigmas=True)),
+    ("EulerDiscreteScheduler", dict(use_exponential_sigmas=True)),
+    ("EulerDiscreteScheduler", dict(final_sigmas_type="sigma_min", timestep_spacing="trailing")),
+], ids=str)
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_deterministic_steps_end_where_the_schedulers_own_do(name, options, predicts):
+    """First-order steps are DDIM's with eta 0, whatever a scheduler calls them."""
+    scheduler = getattr(diffusers, name)(prediction_type=predicts, **CONFIG, **options)
+    schedule = build(scheduler, 6, 1.0)
+
+    def denoiser(x, t):
+        return 0.3 * x + torch.cos(t.float() / 100)
+
+    x = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    ours, theirs = x, x / schedule.signal[0] if scheduler.init_noise_sigma > 2 else x
+    for step in range(len(schedule)):
+        x_0, eps = schedule.predictions(denoiser(ours, schedule.timesteps[step]), ours, step)
+        ours, _ = schedule.posterior(x_0, eps, step, 0.0)
+    scheduler.set_timesteps(6)
+    for t in scheduler.timesteps:
+        output = denoiser(scheduler.scale_model_input(theirs, t), t)
+        theirs = scheduler.step(output, t, theirs).prev_sample
+    last = schedule.signal[-1] if scheduler.init_noise_sigma > 2 else 1.0
+    torch.testing.assert_close(ours, theirs * last, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls, strength, first", [
+    (PNDMScheduler, 0.8, 701), (DDIMScheduler, 0.8, 701), (EulerDiscreteScheduler, 0.8, 777),
+    (DPMSolverMultistepScheduler, 0.8, 799)])
+def test_the_configuration_of_sd_1_5_begins_where_its_scheduler_would(cls, strength, first):
+    assert build(cls.from_config(SD_1_5), 10, strength).timesteps[0] == first
+
+
+def test_distilled_models_take_the_steps_of_their_distillation():
+    assert build(LCMScheduler(), 4, 1.0).timesteps.tolist() == [999, 759, 499, 259]
+    assert build(LCMScheduler(original_inference_steps=4), 4, 0.5).timesteps.tolist() == [499, 249]
+    assert build(TCDScheduler(), 4, 1.0).timesteps.tolist() == [999, 759, 499, 259]
 
 
 def test_a_pixel_model_is_clipped_where_its_own_scheduler_says_so():
-    def clip_range(scheduler):
-        return build(scheduler, 8, 0.8, is_pixel_model=True).clip_range
+    def clip_range(scheduler, is_pixel_model=True):
+        return build(scheduler, 8, 0.8, is_pixel_model=is_pixel_model).clip_range
 
-    assert clip_range(make(DDPMScheduler, clip_sample=True, clip_sample_range=2.0)) == 2.0
+    clipped = make(DDPMScheduler, clip_sample=True, clip_sample_range=2.0)
+    assert clip_range(clipped) == 2.0 and clip_range(clipped, False) is None
     assert clip_range(make(DDPMScheduler, clip_sample=False)) is None
     assert clip_range(make(EulerDiscreteScheduler)) is None
 
@@ -77,63 +137,69 @@ def test_uniform_spacing_begins_at_the_same_noise_level_for_any_number_of_steps(
     assert schedule.signal[-1] == 1 and schedule.noise[-1] == 0
 
 
-@pytest.mark.parametrize("option", ["use_karras_sigmas", "use_exponential_sigmas"])
-def test_the_schedulers_own_sigmas_are_taken(option):
-    scheduler = make(DPMSolverMultistepScheduler, **{option: True})
-    scheduler.set_timesteps(10)
-    schedule = build(scheduler, 10, 1.0)
-    sigmas = schedule.noise / schedule.signal
-    torch.testing.assert_close(sigmas[:-1], scheduler.sigmas[:-1], atol=1e-4, rtol=1e-3)
-    assert sigmas[-1] == 0
+ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
-def test_zero_terminal_snr_serves_with_v_prediction_and_is_refused_with_epsilon():
-    options = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    schedule = build(make(prediction_type="v_prediction", **options), 10, 1.0)
+def test_zero_terminal_snr_serves_with_v_prediction():
+    schedule = build(make(prediction_type="v_prediction", **ZERO_SNR), 10, 1.0)
     assert schedule.signal[0] == 0 and schedule.noise[0] == 1
-    with pytest.raises(ValueError, match=r"strength must be below 1.* got 1\.0"):
-        build(make(**options), 10, 1.0)
-    assert build(make(**options), 10, 0.9).signal[0] > 0
+    assert build(make(**ZERO_SNR), 10, 0.9).signal[0] > 0
 
 
-def test_flows_are_flows_and_shifted():
-    schedule = build(FlowMatchEulerDiscreteScheduler(shift=3.0), 8, 0.5, "uniform")
-    assert schedule.prediction_type == "flow"
-    torch.testing.assert_close(schedule.signal + schedule.noise, torch.ones(5))
-    torch.testing.assert_close(schedule.noise[0], torch.tensor(3 * 0.5 / (1 + 2 * 0.5)))
-    unipc = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction",
-                                    flow_shift=3.0)
-    assert path_kind(unipc) == "flow"
+@pytest.mark.parametrize("scheduler, steps, strength, spacing, message", [
+    (make(**ZERO_SNR), 10, 1.0, "scheduler", r"strength must be below 1.* got 1\.0"),
+    (make(), 10, 0.05, "scheduler", r"strength 0\.05 of 10 steps .* steps >= 20"),
+    (make(), 1500, 1.0, "uniform", "steps must be at most 1000.*got 1500"),
+    (LCMScheduler(), 100, 1.0, "scheduler", "steps=100 .*LCMSch.*timestep_spacing='uniform'"),
+])
+def test_numbers_that_cannot_be_run_are_refused(scheduler, steps, strength, spacing, message):
+    with pytest.raises(ValueError, match=message):
+        build(scheduler, steps, strength, spacing)
+
+
+@pytest.mark.parametrize("scheduler", [
+    FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchHeunDiscreteScheduler(shift=3.0),
+    UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+], ids=lambda scheduler: type(scheduler).__name__)
+def test_flows_are_flows_and_shifted(scheduler):
+    assert path_kind(scheduler) == "flow"
+    even = build(scheduler, 8, 0.5, "uniform")
+    assert even.prediction_type == "flow"
+    torch.testing.assert_close(even.signal + even.noise, torch.ones(5))
+    torch.testing.assert_close(even.noise[0], torch.tensor(3 * 0.5 / (1 + 2 * 0.5)))
+    own = build(scheduler, 8, 0.5)
+    scheduler.set_timesteps(8)
+    torch.testing.assert_close(own.noise[:-1], scheduler.sigmas[:-1:scheduler.order][4:8])
+    torch.testing.assert_close(own.timesteps, scheduler.timesteps[::scheduler.order][4:].float())
+
+
+def test_edm_levels_are_its_own():
+    scheduler = EDMEulerScheduler(sigma_data=0.5)
+    own = build(scheduler, 8, 0.5)
+    scheduler.set_timesteps(8)
+    torch.testing.assert_close(own.noise, scheduler.sigmas[4:])
+    torch.testing.assert_close(own.timesteps, scheduler.timesteps[4:])
+    even = build(scheduler, 8, 1.0, "uniform")
+    torch.testing.assert_close(even.noise, scheduler.sigmas)
 
 
 @pytest.mark.parametrize("scheduler, reason", [
-    (CMStochasticIterativeScheduler(), "CMStochasticIterativeScheduler is not a scheduler"),
+    (CMStochasticIterativeScheduler(), "CMStochasticIterativeScheduler is not a supported sched"),
     (DDPMScheduler(thresholding=True), "thresholding=True"),
     (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "'flow_prediction'"),
     (DDIMScheduler(trained_betas=[2.0, 3.0]), "outside"),
+    (DDIMScheduler(num_train_timesteps=0, trained_betas=[]), "no noise levels"),
 ])
-def test_schedulers_that_are_not_understood_are_refused_by_name(scheduler, reason):
+def test_unsupported_schedulers_are_refused_by_name(scheduler, reason):
     with pytest.raises(ModelError, match=reason):
         path_kind(scheduler)
 
 
-def test_strength_that_leaves_no_step_is_refused():
-    with pytest.raises(ValueError, match=r"strength 0\.05 of 10 steps .* steps >= 20"):
-        build(make(), 10, 0.05)
-
-
-def test_more_steps_than_noise_levels_are_refused():
-    with pytest.raises(ValueError, match="steps must be at most 1000.*got 1500"):
-        build(make(), 1500, 1.0, "uniform")
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("spacing", ["scheduler", "uniform"])
-def test_a_scheduler_that_was_built_on_a_gpu_gives_the_same_steps(spacing):
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler])
+def test_a_scheduler_that_was_built_on_a_gpu_gives_the_same_steps(cls, spacing):
     with torch.device("cuda"):
-        there = DDIMScheduler()
-    here = DDIMScheduler()
+        there = cls()
     assert there.alphas_cumprod.is_cuda
-    one, other = (build_schedule(each, 10, 0.8, spacing, is_pixel_model=True)
-                  for each in (there, here))
-    assert torch.equal(one.signal, other.signal)
+    assert torch.equal(build(there, 10, 0.8, spacing).signal, build(cls(), 10, 0.8, spacing).signal)

@@ -1,0 +1,305 @@
+"""From names, folders and pipelines to models; what is refused, and what is left alone."""
+
+import copy
+import json
+import os
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pipelines import pixel_pipeline, tiny_text_unet
+from safetensors.torch import load_file, save_file
+
+from dreamda_aug import DreamDAugment, load_model
+from dreamda_aug.bundled import CLASSES
+from dreamda_aug.errors import ModelError
+from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.method.perturbation import BottleneckNoise
+from dreamda_aug.models import conditioning
+from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.unet import PixelModel
+
+QUICK = dict(preset="paper", steps=2, strength=0.5, noise_scale=1.0, p=1.0, cache=None)
+
+
+@pytest.fixture
+def pipeline(sd_pipeline):
+    """A copy, whose parts may be changed."""
+    return copy.deepcopy(sd_pipeline)
+
+
+def test_a_saved_pixel_pipeline_opens_from_its_folder(tmp_path):
+    pipeline = pixel_pipeline("v_prediction")
+    pipeline.save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    assert isinstance(model, PixelModel)
+    assert (model.image_size, model.channels) == ((16, 16), 1)
+    assert (model.condition_kind, model.guidable) == ("none", False)
+    assert model.schedule(10, 0.5).prediction_type == "v_prediction"
+    assert model.fingerprint == PixelModel(pipeline).fingerprint
+    pipeline.unet.conv_out.bias.data += 1e-3
+    assert model.fingerprint != PixelModel(pipeline).fingerprint
+
+
+def test_a_saved_stable_diffusion_pipeline_opens_from_its_folder(sd_pipeline, tmp_path):
+    copy.deepcopy(sd_pipeline).to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(ModelError):
+        load_model(tmp_path, device="cpu")
+    sd_pipeline.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), device="cpu")
+    assert load_model(tmp_path, device="cpu", variant="fp16").fingerprint != model.fingerprint
+    assert isinstance(model, LatentModel)
+    assert (model.image_size, model.condition_kind, model.guidable) == ((16, 16), "text", True)
+    assert model.fingerprint == load_model(sd_pipeline).fingerprint
+
+
+def test_the_bundled_model_needs_no_network_and_is_small(bundled):
+    assert (bundled.image_size, bundled.channels, bundled.condition_kind) == ((28, 28), 1, "class")
+    assert bundled.class_names == CLASSES and bundled.guidable
+    assert sum(p.numel() for p in bundled.unet.parameters()) < 4e6
+
+
+def test_latents_and_prompts_are_those_of_diffusers(sd_pipeline):
+    model = load_model(sd_pipeline)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = sd_pipeline.vae.encode(images * 2 - 1).latent_dist.mode()
+        expected = expected * sd_pipeline.vae.config.scaling_factor
+        torch.testing.assert_close(model.encode(images), expected)
+        embedding, _ = sd_pipeline.encode_prompt("a cat", "cpu", 1, False)
+    condition = model.embed(["a cat", None])["encoder_hidden_states"]
+    assert torch.equal(condition[0], embedding[0])
+    assert not torch.equal(condition[0], condition[1])
+    with pytest.raises(ModelError, match="takes text prompts, got 3"):
+        model.embed([3])
+
+
+def test_class_conditional_pipelines_take_indices_names_and_the_null_class(class_folder):
+    model = load_model(class_folder, device="cpu")
+    assert model.embed([1, "down", None])["class_labels"].tolist() == [1, 2, 3]
+    assert model.guidable
+    with pytest.raises(ModelError, match="has the classes .* got 'fox'"):
+        model.embed(["fox"])
+    with pytest.raises(ModelError, match="class labels 0 to 3, got 4"):
+        model.embed([4])
+
+
+def test_without_a_null_class_the_label_guides_the_inversion_too():
+    model = PixelModel(pixel_pipeline(num_classes=3))
+    generator = TensorSynthesizer(model, "paper", steps=4, noise_scale=0.0)
+    x = torch.rand(1, 1, 16, 16)
+    assert (generator.synthesize(x, [Request(0, 2)]).images - x).abs().max() < 1e-4
+    with pytest.raises(ModelError, match="without a null class"):
+        generator.synthesize(x, [Request(0)])
+
+
+def test_nothing_is_computed_in_float64_which_apples_gpus_lack(sd_pipeline):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Doubles(TorchDispatchMode):
+        found = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if torch.is_tensor(made) and made.dtype == torch.float64:
+                self.found.append(str(function))
+            return made
+
+    model, x = load_model(copy.deepcopy(sd_pipeline)), torch.rand(1, 4, 8, 8)
+    noise = dict(seeds=torch.tensor([1]), step=torch.tensor(0), scale=torch.ones(1),
+                 unconditional=torch.zeros(1, dtype=torch.bool))
+    with Doubles():
+        schedules = [model.schedule(3, 0.8, spacing) for spacing in ("uniform", "scheduler")]
+        condition = model.embed(["a cat"])
+        model.hook.set(BottleneckNoise(), None, 0, 1, **noise)
+        x_0, eps = schedules[0].predictions(model.predict(x, torch.tensor(9), condition), x, 0)
+        schedules[0].posterior(x_0, eps, 0, 1.0)
+        assert model.fingerprint and model.condition_digest("a dog")
+    assert not Doubles.found
+    assert all(part.dtype != torch.float64 for each in schedules
+               for part in (each.timesteps, each.signal, each.noise))
+
+
+def damaged(folder, name, **changes):
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def without_a_tensor(folder):
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["conv_in.weight"]
+    save_file(tensors, path, {"format": "pt"})
+
+
+def as_fifo(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize("damage, message", [
+    (without_a_tensor, "lack the weights unet.conv_in.weight"),
+    (lambda f: damaged(f, "unet/config.json", norm_num_groups=0), "modulo by zero"),
+    (lambda f: damaged(f, "unet/config.json", block_out_channels=[]), "index out of range"),
+    (lambda f: damaged(f, "unet/config.json", sample_size=None), "sample_size .* found None"),
+    (lambda f: damaged(f, SCHEDULER, num_train_timesteps=0), "num_train_timesteps .* got 0"),
+    (lambda f: damaged(f, SCHEDULER, num_train_timesteps=10**400), "num_train_timesteps .* >= 1"),
+    (lambda f: damaged(f, SCHEDULER, num_train_timesteps="x"), "num_train_timesteps .* got 'x'"),
+    (lambda f: damaged(f, "training.json", class_names=[1]), "class_names must be a list of text"),
+    (lambda f: damaged(f, "training.json", class_names=list("abcde")), "has 4 classes.* got 5"),
+    (lambda f: as_fifo(f, "training.json"), "training.json: expected a regular file, found a FIFO"),
+    (lambda f: as_fifo(f, "model_index.json"), "model_index.json: expected a regular file"),
+    (lambda f: as_fifo(f, SCHEDULER), "expected a regular file, found a FIFO"),
+    (lambda f: as_fifo(f, "unet/diffusion_pytorch_model.safetensors"), "expected a regular file"),
+    (lambda f: (f / "model_index.json").write_text("[1]"), "expected a JSON object"),
+    (lambda f: (f / "model_index.json").unlink(), r"model_index\.json is missing"),
+], ids=str)
+def test_damaged_folders_are_refused_with_the_reason(class_folder, damage, message):
+    damage(class_folder)
+    with pytest.raises(ModelError, match=message):
+        load_model(class_folder, device="cpu")
+
+
+def no_bottleneck():
+    pipeline = pixel_pipeline()
+    del pipeline.unet.mid_block
+    return pipeline
+
+
+def with_unet(pipeline, unet):
+    pipeline = copy.copy(pipeline)
+    pipeline.unet = unet
+    return pipeline
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda sd: SimpleNamespace(transformer=torch.nn.Identity()), "has no U-Net, and not both a "),
+    (lambda sd: SimpleNamespace(scheduler=None), "so there is nothing to perturb"),
+    (lambda sd: no_bottleneck(), "has no U-Net bottleneck"),
+    (lambda sd: with_unet(sd, tiny_text_unet(in_channels=9)), "takes 9 channels and gives 4: an"),
+    (lambda sd: with_unet(sd, tiny_text_unet().to("meta")), "weights on the meta device"),
+])
+def test_models_without_a_bottleneck_are_refused_with_a_reason(sd_pipeline, make, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(make(sd_pipeline))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_what_to_do_about():
+    with pytest.raises(ModelError, match="(?s)'somebody/some-model'.*pass the folder.*'bundled'"):
+        load_model("somebody/some-model", device="cpu")
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(image_size=(17, 16)), "multiple of 2"), (dict(image_size=(0, 16)), "image_size .* got 0"),
+    (dict(image_size="16"), "image_size must be"), (dict(null_class="x"), "null_class must be"),
+    (dict(low_memory="yes"), "low_memory must be"), (dict(variant=3), "variant must be"),
+    (dict(lora=" "), "lora must be a hub id, a folder or a file"), (dict(lora=1), "lora must be"),
+    (dict(lora="x"), "lora must be None for the loaded StableDiffusionPipeline"),
+    (dict(device="moon"), "device must be one that torch knows.* got 'moon'"),
+    (dict(dtype="int8"), "dtype must be torch.float32.* got 'int8'"),
+    (dict(block_index=1), "block_index is for transformers.* got 1"),
+    (dict(embedded_guidance=1), "embedded_guidance is for transformers.* got 1"),
+    (dict(dtype=torch.bfloat16), r"dtype must be that of the loaded StableDiffusionPipeline, "
+     r"torch\.float32, got torch\.bfloat16; .*: pipeline\.to\(torch\.bfloat16\)"),
+    (dict(device="meta"), r"device must be .* cpu, got meta; .*: pipeline\.to\('meta'\)"),
+])
+def test_options_that_do_not_suit_are_refused(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(pipeline, **options)
+    assert (pipeline.unet.dtype, pipeline.unet.device.type) == (torch.float32, "cpu")
+
+
+def test_options_that_say_what_is_so_anyway_are_taken(pipeline):
+    same = load_model(pipeline, dtype=torch.float32, device="cpu")
+    assert same.unet is pipeline.unet and same.vae is pipeline.vae
+    assert load_model("bundled", device="cpu", image_size=(28, 28)).image_size == (28, 28)
+    with pytest.raises(ValueError, match="image_size is for latent models, and bundled makes"):
+        load_model("bundled", device="cpu", image_size=(32, 32))
+    with pytest.raises(TypeError, match="load_model has no option 'precision'; it has source, "):
+        load_model(precision="half")
+
+
+def test_text_encoders_leave_memory_once_all_prompts_are_embedded(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    x = torch.rand(3, 16, 16)
+    kept, dropped = (DreamDAugment(tmp_path, class_names=["cat", "dog"], **QUICK, **options)
+                     for options in ({"keep_text_encoder": True}, {}))
+    for label in (1, 0):
+        expected = kept.synthesizer.synthesize([x], [label], [0])[0]
+        for clone in (dropped, copy.deepcopy(dropped), pickle.loads(pickle.dumps(dropped))):
+            assert torch.equal(clone.synthesizer.synthesize([x], [label], [0])[0], expected)
+    assert dropped.synthesizer.model.pipeline.text_encoder is None
+    with pytest.raises(ModelError, match="(?s)dropped from memory.*keep_text_encoder=True"):
+        dropped.synthesizer.model.embed(["something else"])
+
+
+def test_text_encoders_stay_where_prompts_are_not_known_ahead_or_the_pipeline_is_lent(pipeline):
+    for model, told in ((pipeline, {"prompt": "a cat"}), (load_model(pipeline), {}),
+                        (pipeline, {"keep_text_encoder": False, "captions": lambda name: "a"})):
+        augment = DreamDAugment(model, **told, **QUICK)
+        assert augment.synthesizer.model.pipeline.text_encoder is not None
+    DreamDAugment(pipeline, prompt="a cat", keep_text_encoder=False, **QUICK)(torch.rand(3, 16, 16))
+    assert pipeline.text_encoder is None
+
+
+def test_many_prompts_are_neither_all_kept_nor_worth_dropping_the_encoders(pipeline, monkeypatch):
+    monkeypatch.setattr(conditioning, "MAX_PROMPTS", 3)
+    model = load_model(pipeline)
+    first = model.embed(["0"])["encoder_hidden_states"]
+    for number in range(1, 6):
+        model.embed([str(number)])
+    assert list(model.conditioning._embedded) == ["3", "4", "5"]
+    assert torch.equal(model.embed(["0"])["encoder_hidden_states"], first)
+    model.embed_only(["a", "b", "c", "d"])
+    assert pipeline.text_encoder is not None
+
+
+def test_low_memory_gives_the_same_images_with_the_vae_at_rest(pipeline, tmp_path, monkeypatch):
+    """On the CPU nothing really moves, so the moves are written down."""
+    x, requests = torch.rand(3, 3, 16, 16), [Request(i, "a cat") for i in range(3)]
+
+    def run(model):
+        generator = TensorSynthesizer(model, "paper", steps=3, noise_scale=1.0)
+        return generator.synthesize(x, requests).images
+
+    expected = run(load_model(copy.deepcopy(pipeline)))
+    model = load_model(pipeline, low_memory=True)
+    vae, log, to, predict = model.vae, [], model.vae.to, model.predict
+    assert model.decode_batch == 1 and vae.use_slicing and vae.use_tiling
+    assert vae is not pipeline.vae and not pipeline.vae.use_slicing and not pipeline.vae.use_tiling
+    pipeline.save_pretrained(tmp_path)
+    own = load_model(tmp_path, device="cpu", low_memory=True)
+    assert own.pipeline.vae is own.vae  # no other VAE stays on the device
+    monkeypatch.setattr(vae, "to", lambda place: log.append(str(place)) or to(place))
+    monkeypatch.setattr(model, "predict", lambda *args: log.append("unet") or predict(*args))
+    # the second "cpu" tells the U-Net's device and the resting place apart
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cpu", 0)))
+    torch.testing.assert_close(run(model), expected, atol=1e-4, rtol=0)
+    assert log == ["cpu:0", "cpu", *["unet"] * 4, "cpu:0", "cpu"]
+
+
+def test_large_images_are_decoded_in_parts(pipeline):
+    plain = load_model(copy.deepcopy(pipeline), image_size=(64, 64))
+    tiled = load_model(pipeline, image_size=(64, 64), low_memory=True)
+    latents = torch.randn(3, 4, 32, 32)
+    whole, parts = plain.decode(latents), tiled.decode(latents)
+    assert whole.shape == parts.shape and not torch.equal(whole, parts)
+    assert (whole - parts).abs().mean() < 0.05  # tiles see their own borders
+    plain.decode_batch = 2
+    torch.testing.assert_close(plain.decode(latents), whole, atol=1e-5, rtol=0)
+
+
+def test_the_compiled_copy_leaves_the_lent_model_alone():
+    model, graphs = load_model(pixel_pipeline()), []
+    torch._dynamo.reset()
+    inputs = torch.rand(2, 1, 16, 16), torch.tensor(5), model.embed([None] * 2)
+    compiled = model.compiled(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    assert compiled is not model and compiled.fingerprint == model.fingerprint
+    expected = model.predict(*inputs)
+    assert not graphs
+    torch.testing.assert_close(compiled.predict(*inputs), expected)
+    assert graphs
