@@ -11,7 +11,7 @@ from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.models.transformer import TransformerModel
 
 
-class TapCost(NamedTuple):
+class HookCost(NamedTuple):
     """Processor time of one step of one row, on one thread; the least of several.
 
     Attributes:
@@ -40,7 +40,7 @@ class _Timed:
 
 
 @torch.no_grad()
-def hook_cost(model: TransformerModel, repetitions: int = 20) -> TapCost:
+def hook_cost(model: TransformerModel, repetitions: int = 20) -> HookCost:
     """Run a few steps with noise; the noise is timed within them."""
     x = model.encode(torch.rand(1, 3, *model.image_size))
     t, condition = torch.tensor(500.0), model.embed([checks.told(model)])
@@ -52,4 +52,4 @@ def hook_cost(model: TransformerModel, repetitions: int = 20) -> TapCost:
         model.predict(x, t, condition)
         steps.append(time.process_time() - start - noise.seconds[-1])
     model.hook.clear()
-    return TapCost(1000 * min(steps), 1000 * min(noise.seconds))
+    return HookCost(1000 * min(steps), 1000 * min(noise.seconds))
