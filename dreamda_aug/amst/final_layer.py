@@ -116,11 +116,15 @@ def find_head(
 
     Raises:
         ValueError: there is no such layer; the message lists the candidates.
-        TypeError: ``head`` is a layer of another kind.
     """
     candidates = _candidates(model)
     if head is not None:
-        return _named_head(model, head)
+        for pair in candidates:
+            if head in pair:
+                return pair
+        shown = f'"{head}"' if isinstance(head, str) else f"a {type(head).__name__}"
+        raise ValueError("head must be a Linear or 1×1 Conv2d layer of the model, or its name, got "
+                         f"{shown}. " + _describe_candidates(model))
     get_classifier: Any = getattr(model, "get_classifier", None)
     made = get_classifier() if callable(get_classifier) else None
     places = [made[0] if isinstance(made, (tuple, list)) else made]
@@ -182,15 +186,3 @@ def _describe_candidates(model: nn.Module) -> str:
     return f"Candidates, last {min(len(lines), 10)} of {len(lines)}: " + ", ".join(lines[-10:])
 
 
-def _named_head(model: nn.Module, head: str | nn.Module) -> tuple[str, FinalLayer]:
-    for pair in _candidates(model):
-        if head in pair:
-            return pair
-    for name, layer in model.named_modules():
-        if head == name or head is layer:
-            raise TypeError(
-                f'head must be a Linear or 1×1 Conv2d layer, "{name}" is a {type(layer).__name__}. '
-                + _describe_candidates(model))
-    shown = f'"{head}"' if isinstance(head, str) else type(head).__name__
-    raise ValueError(f"head must be a layer of the model or its name, got {shown}. "
-                     + _describe_candidates(model))

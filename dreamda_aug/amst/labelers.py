@@ -16,12 +16,7 @@ class Labeler(Protocol):
     """Anything that labels a batch of images; ``AMSTWrapper`` is one too."""
 
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
-        """Labels for images (N, C, H, W).
-
-        Args:
-            images: (N, C, H, W).
-            seed_labels: labels of the seed images, (N,) integers, −1 where unknown, or None.
-        """
+        """Labels for images (N, C, H, W) made of images with these labels, (N,), −1 if unknown."""
         ...
 
 

@@ -64,7 +64,6 @@ class AMSTWrapper(nn.Module):
         ValueError: the final layer is not found (the message lists the candidates), has another
             number of classes than ``num_classes``, or only one; ``model`` is compiled or wrapped
             already; or an argument breaks its rule.
-        TypeError: ``head`` is a layer of another kind.
 
     Source: DreamDA, arXiv:2403.12803, section on AMST, whose code was not released; ``rules``
     marks what the paper leaves open.

@@ -57,13 +57,6 @@ def test_the_compiled_main_path_is_one_graph_and_answers_the_same():
     torch.testing.assert_close(compiled(images), wrapper.model(images))
 
 
-def test_the_default_compiler_works_too():
-    # one layer, since the C++ compiler is what takes the time.
-    wrapper = AMSTWrapper(nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))).eval()
-    images, _ = batch()
-    torch.testing.assert_close(torch.compile(wrapper)(images), wrapper.model(images))
-
-
 @pytest.mark.parametrize("in_place", [True, False])
 def test_training_through_compiled_modules_gives_the_same_gradients(in_place):
     plain, wrapper = wrapped(), wrapped()

@@ -92,11 +92,6 @@ def test_orthogonality_is_the_mean_absolute_product_within_a_view():
     assert four.item() == (1.5 + 1.25) / 2
 
 
-def test_orthogonal_weights_cost_nothing():
-    first, second = torch.eye(4)[:2], torch.eye(4)[2:]
-    assert orthogonality_loss([first, second], ["strong", "strong"]).item() == 0
-
-
 def test_alignment_brings_the_average_to_the_target():
     probabilities = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
     # p·target/average = [.8·.5/.7, .2·.5/.3], [.6·.5/.7, .4·.5/.3], then normalised

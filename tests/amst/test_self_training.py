@@ -269,20 +269,6 @@ def test_the_average_follows_torchs_once_the_first_steps_are_over():
     assert values == pytest.approx([1.0, 2.0, 3.0])
 
 
-def test_what_was_asked_for_decides_where_the_heads_doubt():
-    """The heads see nothing in these images; the class asked for is right nine times in ten."""
-    prior = LabelPrior(torch.full((3, 3), 0.05) + 0.85 * torch.eye(3))
-    training = make(label_prior=prior)
-    training.label_pool()
-    labels, mask = training.pseudo_labels.labels, training.pseudo_labels.mask
-    plain = make()
-    plain.label_pool()
-    assert mask.sum() > plain.pseudo_labels.mask.sum()
-    seeds = torch.tensor([int(seed) for _, seed in training.data.pool])
-    known = seeds >= 0
-    assert (labels == seeds)[known].float().mean() > 0.9
-
-
 def test_workers_change_nothing():
     alone, helped = make(), make(num_workers=2)
     for training in (alone, helped):
@@ -298,16 +284,6 @@ def test_training_leaves_the_global_generator_alone():
     torch.manual_seed(7)
     training.train_epoch()
     assert torch.equal(torch.rand(1), expected)
-
-
-def test_a_checkpoint_follows_no_link_that_lies_beside_it(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("untouched")
-    (tmp_path / "run.pt.partial").symlink_to(victim)
-    (tmp_path / "run.pt").symlink_to(victim)
-    make().save(tmp_path / "run.pt")
-    assert victim.read_text() == "untouched"
-    make().load(tmp_path / "run.pt")
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
