@@ -1,4 +1,4 @@
-"""Seed images, one of them broken, and what makes images of them."""
+"""Seed images, and what makes images of them."""
 
 import pytest
 from expansion.folders import write_images
@@ -15,7 +15,13 @@ def synthesizer():
 
 
 @pytest.fixture(scope="module")
+def whole_train(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
+
+
+@pytest.fixture(scope="module")
 def train(tmp_path_factory):
+    """The same, and a file that is no image."""
     root = write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
     (root / "dog" / "2.png").write_bytes(b"no image")
     return root

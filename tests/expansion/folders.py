@@ -1,5 +1,6 @@
-"""Folders of seed images, and what an expansion wrote."""
+"""Folders of seed images, what an expansion wrote, and processes that work on it."""
 
+import multiprocessing
 from pathlib import Path
 
 import PIL.Image
@@ -33,3 +34,10 @@ def once_per_batch(make):
         return made[batch]
 
     return call
+
+
+def in_child(function):
+    """A forked process that runs a function."""
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    return process

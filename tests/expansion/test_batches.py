@@ -100,3 +100,28 @@ def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(synthesizer, tmp_path
     else:
         expand(train, out, synthesizer, 1)
         assert (out / name).read_bytes() == whole
+
+
+@pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
+def test_the_source_may_hold_images_of_many_modes(synthesizer, tmp_path):
+    grey = PIL.Image.fromarray(torch.randint(256, (20, 24), dtype=torch.uint8).numpy())
+    root = tmp_path / "train" / "a"
+    root.mkdir(parents=True)
+    deep = torch.randint(60000, (20, 24)).to(torch.uint16)
+    grey.convert("1").save(root / "1.png")
+    grey.convert("RGB").convert("P").save(root / "p.png")
+    grey.convert("RGB").convert("CMYK").save(root / "cmyk.jpg")
+    grey.convert("RGBA").save(root / "rgba.png")
+    PIL.Image.fromarray(deep.numpy()).save(root / "deep.png")
+    PIL.Image.fromarray(deep.numpy().astype("float32")).save(root / "float.tif")
+    summary = expand(tmp_path / "train", tmp_path / "out", synthesizer, 1)
+    assert summary.stats.made == 6 and summary.stats.losses.total() == 1
+    modes = {}
+    for line in read_manifest(tmp_path / "out"):
+        with PIL.Image.open(tmp_path / "out" / line.file) as image:
+            assert image.size == (24, 20)
+            modes[line.seed_path] = image.mode
+        assert regenerate(tmp_path / "out", line.id, synthesizer=synthesizer).equal
+    assert modes == {"a/1.png": "L", "a/cmyk.jpg": "RGB", "a/deep.png": "I;16",
+                     "a/float.tif": "I;16",
+                     "a/p.png": "RGB", "a/rgba.png": "RGBA"}

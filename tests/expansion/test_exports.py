@@ -1,6 +1,7 @@
 """Expanded datasets in the programs that people read datasets with."""
 
 import json
+import string
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from dreamda_aug import Synthesizer
 from dreamda_aug.expansion import expand, read_manifest
-from dreamda_aug.expansion.layouts import in_label_order
+from dreamda_aug.expansion.layouts import folder_names, in_label_order
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
@@ -126,3 +127,9 @@ def test_files_for_others_are_made_again_where_they_are_missing(
     line = json.loads(whole["metadata.jsonl"].splitlines()[0])
     assert set(line) == {"file_name", "label", "class_name", "synthetic", "seed_path", "replica",
                          "distance"}
+
+
+def test_class_folders_have_names_that_every_file_system_bears():
+    names = folder_names(["T-shirt/top", "t-shirt_TOP", "..", "", "a\\b:c", "Größe", string.digits])
+    assert list(names.values()) == [
+        "T-shirt_top", "t-shirt_TOP_2", "class", "class_2", "a_b_c", "Größe", string.digits]

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from pipelines import pixel_pipeline
@@ -100,6 +102,8 @@ def test_classifiers_open_from_torchscript_and_onnx_files(tmp_path):
         write_onnx(net, tmp_path / "net.onnx")
         opened.append(open_filter(f"label={tmp_path / 'net.onnx'}"))
     for each in opened:
+        again = pickle.loads(pickle.dumps(each))  # as for the processes of an engine
+        assert again.measure(batch_of(x, x, [0, 1, 0])) == each.measure(batch_of(x, x, [0, 1, 0]))
         scores, _ = each.measure(batch_of(x, x, [0, 1, 0]))
         expected = net(x).softmax(1)[range(3), [0, 1, 0]]
         assert scores == pytest.approx(expected.tolist(), abs=1e-5)
@@ -118,18 +122,6 @@ def write_onnx(net, path):
         [helper.make_tensor_value_info("y", kind, ["B", 2])], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
-
-
-def test_torchvision_classifiers_open_from_safetensors(tmp_path):
-    from safetensors.torch import save_file
-    from torchvision.models import squeezenet1_1
-
-    path = tmp_path / "weights.safetensors"
-    save_file(squeezenet1_1(num_classes=3).state_dict(), path)
-    check = open_filter(f"label=squeezenet1_1:{path}")
-    grey = torch.rand(2, 1, 16, 16)
-    scores, _ = check.measure(batch_of(grey, grey, [0, 2]))
-    assert all(0 < score < 1 for score in scores)
 
 
 @pytest.mark.parametrize("text, error, message", [

@@ -1,7 +1,6 @@
 """Runs that are killed, once their first batch is there: the result is that of a quiet run."""
 
 import builtins
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,17 +8,9 @@ import signal
 import time
 
 import pytest
-from expansion.folders import content, once_per_batch
+from expansion.folders import content, in_child, once_per_batch
 
 from dreamda_aug.expansion.expansion import Expansion
-
-FORK = multiprocessing.get_context("fork")
-
-
-def in_child(function):
-    process = FORK.Process(target=function)
-    process.start()
-    return process
 
 
 class Killer:

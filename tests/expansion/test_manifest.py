@@ -2,8 +2,6 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dreamda_aug import DDIMInversion, Settings
 from dreamda_aug.errors import ExpansionError
@@ -22,14 +20,6 @@ LINE = ManifestLine(
     model="cd" * 32, versions={"torch": "2"}, pixels="ef" * 32, distance=0.25,
     scores={"copy": 1.5}, flags=["copy"], events=[],
 )
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
-                                                                max_size=3),
-    max_leaves=5,
-)
-
-
 def test_a_line_comes_back_as_it_was():
     assert ManifestLine.from_json(LINE.to_json()) == LINE
     assert "\n" not in LINE.to_json() and LINE.to_json().isascii()
@@ -76,44 +66,20 @@ def test_a_damaged_line_is_named_with_what_is_wrong(tmp_path, change, message):
         list(read_manifest(tmp_path))
 
 
+@pytest.mark.parametrize("data", [
+    b"\xff\xfe", b"[1]", b"{", b"{}", b"null", b'{"id": NaN}', b"[" * 100_000,
+])
+def test_what_never_was_a_line_is_refused_with_file_and_line(tmp_path, data):
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(LINE.to_json().encode() + b"\n" + data)
+    with pytest.raises(ExpansionError, match=f"^{path}, line 2: ") as refused:
+        list(read_manifest(path))
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_folder_without_manifest_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="when the same command is run again"):
         list(read_manifest(tmp_path))
-
-
-@st.composite
-def damaged_manifests(draw) -> bytes:
-    """A good line and a damaged one, or bytes that never were a manifest."""
-    kind = draw(st.sampled_from(["bytes", "json", "field", "missing", "cut"]))
-    if kind == "bytes":
-        return draw(st.binary(min_size=1, max_size=60))
-    if kind == "json":
-        return json.dumps(draw(JSON)).encode()
-    data = json.loads(LINE.to_json())
-    name = draw(st.sampled_from(sorted(data)))
-    if kind == "field":
-        data[name] = draw(JSON)
-    elif kind == "missing":
-        del data[name]
-    text = json.dumps(data)
-    if kind == "cut":
-        text = text[: draw(st.integers(1, len(text) - 1))]
-    return f"{LINE.to_json()}\n{text}".encode()
-
-
-@settings(max_examples=200, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=damaged_manifests())
-def test_whatever_the_file_holds_it_is_read_or_refused_with_file_and_line(tmp_path, data):
-    path = tmp_path / "manifest.jsonl"
-    path.write_bytes(data)
-    try:
-        lines = list(read_manifest(path))
-    except ExpansionError as error:
-        assert str(error).startswith(f"{path}, line ") and len(str(error)) < 1000
-    else:
-        # a changed field may still be a good one; whatever was read can be written again
-        assert all(ManifestLine.from_json(line.to_json()) is not None for line in lines)
 
 
 def test_a_line_has_the_digest_of_its_file_and_the_image_carries_the_rest():

@@ -6,9 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-import PIL.Image
 import pytest
-import torch
+from expansion.folders import content, write_images
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Synthesizer
@@ -33,11 +32,6 @@ def cluster():
     ray.shutdown()
 
 
-def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes()
-            for path in root.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -47,14 +41,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "train"
-    generator = torch.Generator().manual_seed(0)
-    for i in range(8):
-        folder = root / ("cat", "dog")[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (16, 16), generator=generator, dtype=torch.uint8)
-        PIL.Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    return root
+    return write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 4, "dog": 4})
 
 
 def test_two_processes_one_of_them_killed_write_the_files_of_one(
@@ -120,23 +107,6 @@ def local_classes():
                 os._exit(1)
 
     return Quick, Deadly
-
-
-def test_ten_thousand_units_are_given_out_without_the_driver_growing(cluster):
-    quick = ray.remote(num_cpus=1)(local_classes()[0])
-    done, sizes = set(), []
-
-    def finished(batch):
-        done.add(batch)
-        if len(done) in (500, 10_000):
-            sizes.append(resident())
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-    make_batches(range(10_000), quick.remote, 2, finished)
-    assert done == set(range(10_000))
-    assert sizes[1] - sizes[0] < 100e6
 
 
 def test_a_unit_that_kills_every_process_is_named(cluster):

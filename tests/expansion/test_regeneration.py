@@ -1,9 +1,14 @@
 """`regenerate` with models whose loading has settings of its own: the record holds them."""
 
 import json
+import shutil
 
+import PIL.Image
 import pytest
+import torch
 from expansion.folders import content, write_images
+from pipelines import pixel_pipeline
+from torch.utils.data import TensorDataset
 
 pytest.importorskip("transformers")
 
@@ -15,6 +20,7 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
 from dreamda_aug.expansion.manifest import read_manifest
 from dreamda_aug.expansion.regeneration import regenerate
+from dreamda_aug.models.unet import PixelModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a class")
 
@@ -71,3 +77,83 @@ def test_another_image_size_is_refused_and_the_recorded_one_used_again(tmp_path)
     assert regenerate(out, next(read_manifest(out)).id, device="cpu").equal
     with pytest.raises(ExpansionError, match="begun with other settings.*image_size: "):
         run(None)
+
+
+def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    source = TensorDataset(images, torch.tensor([0, 1, 0]))
+    shapes = set()
+
+    def compiler(graph, inputs):
+        shapes.update(len(each) for each in inputs if each.ndim == 4 and each.shape[-1] == 16)
+        return graph
+
+    torch._dynamo.reset()
+    synthesizer = Synthesizer(
+        pixel_pipeline(), "paper", steps=3, noise_scale=1.0, replay=0.5, batch_size=4,
+        cache=None, compile={"backend": compiler})
+    expand(source, tmp_path / "data", synthesizer, 2)
+    # six samples are a batch of four and one of two, padded; inversions run one by one
+    assert shapes <= {1, 4} and 4 in shapes
+    assert json.loads((tmp_path / "data" / "plan.json").read_text())["compile"] is True
+    lines = [json.loads(line) for line in
+             (tmp_path / "data" / "manifest.jsonl").read_text().splitlines()]
+    for line in (lines[0], lines[-1]):
+        assert regenerate(tmp_path / "data", line["id"], synthesizer=synthesizer,
+                          source=source).equal
+
+
+@pytest.mark.parametrize("name", ["00000001_0002", "dog/00000003_0000.png"])
+def test_an_image_is_made_again_from_its_record_bit_for_bit(
+    whole_train, synthesizer, tmp_path, name
+):
+    expand(whole_train, tmp_path / "out", synthesizer, 3)
+    again = regenerate(tmp_path / "out", name, synthesizer=synthesizer)
+    assert again.equal and name in (again.line.id, again.line.file)
+    stored = PIL.Image.open(tmp_path / "out" / again.line.file)
+    assert again.image.tobytes() == stored.tobytes() and again.image.mode == stored.mode
+
+
+def test_an_image_of_the_bundled_model_is_made_again_from_the_record_alone(tmp_path):
+    synthesizer = Synthesizer("bundled", "paper", steps=4, cache=None, batch_size=8,
+                              device="cpu")
+    expand("bundled", tmp_path / "out", synthesizer, 3, limit=7)
+    lines = list(read_manifest(tmp_path / "out"))
+    for line in (lines[0], lines[7], lines[20]):
+        assert regenerate(tmp_path / "out", line.id, device="cpu").equal
+
+
+def test_regenerate_refuses_another_model_seed_image_or_id(whole_train, synthesizer, tmp_path):
+    mine = shutil.copytree(whole_train, tmp_path / "train")
+    out = tmp_path / "out"
+    expand(mine, out, synthesizer, 1)
+    with pytest.raises(ExpansionError, match="has no image 'nothing'"):
+        regenerate(out, "nothing", synthesizer=synthesizer)
+    other = Synthesizer(PixelModel(pixel_pipeline(channels=3)), "paper", cache=None)
+    with pytest.raises(ExpansionError, match="expected the model"):
+        regenerate(out, "00000000_0000", synthesizer=other)
+    shutil.copy(mine / "dog" / "0.png", mine / "cat" / "0.png")
+    with pytest.raises(ExpansionError, match="the image was changed"):
+        regenerate(out, "00000000_0000", synthesizer=synthesizer)
+    (mine / "cat" / "0.png").unlink()
+    with pytest.raises(ExpansionError, match="not in the source any more"):
+        regenerate(out, "00000000_0000", synthesizer=synthesizer)
+    with pytest.raises(FileNotFoundError, match="expected an expanded dataset, found none"):
+        regenerate(tmp_path, "00000000_0000")
+
+
+def test_a_dataset_object_can_be_expanded_and_equal_images_get_other_replicas(
+    synthesizer, tmp_path
+):
+    images = torch.rand(3, 1, 16, 16)
+    images[2] = images[0]
+    data = TensorDataset(images, torch.tensor([0, 1, 0]))
+    summary = expand(data, tmp_path / "out", synthesizer, 2)
+    assert summary.stats.images == {"0": 4, "1": 2} and summary.stats.same_pixels == {}
+    lines = list(read_manifest(tmp_path / "out"))
+    assert [line.replica for line in lines] == [0, 1, 0, 1, 2, 3]
+    assert len({line.pixels for line in lines}) == 6
+    assert expand(data, tmp_path / "out", synthesizer, 2).made == 0
+    assert regenerate(tmp_path / "out", lines[5].id, synthesizer=synthesizer, source=data).equal
+    with pytest.raises(ExpansionError, match="made from a dataset object; pass source"):
+        regenerate(tmp_path / "out", "00000000_0000", synthesizer=synthesizer)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 
 import numpy as np
 import PIL.Image
@@ -13,7 +12,6 @@ from expansion.folders import content, once_per_batch
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.expansion.manifest import read_manifest
 
 
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
@@ -81,15 +79,6 @@ def test_a_damaged_image_is_made_again(expansion, reference, out, damage):
     assert content(out) == reference
 
 
-def test_two_images_that_changed_places_are_made_again(expansion, reference, out):
-    one, other = images(out)[:2]
-    before = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(before)
-    assert expansion.run(out).made > 0
-    assert content(out) == reference
-
-
 def doubled(data):
     first = data.splitlines(keepends=True)[0]
     return first + data
@@ -154,15 +143,6 @@ def test_a_damaged_record_of_a_batch_is_made_again(expansion, reference, tmp_pat
     assert content(out) == reference
 
 
-def test_a_damaged_image_of_an_unfinished_run_is_made_again(expansion, reference, tmp_path):
-    out = tmp_path / "out"
-    interrupt(expansion, out, after=3)
-    path = images(out)[0]
-    path.write_bytes(path.read_bytes()[:50])
-    assert expansion.run(out).made == 18 - 2 * 4
-    assert content(out) == reference
-
-
 def interrupt(expansion, out, after):
     def stop(progress):
         if progress.made >= 4 * after:
@@ -198,17 +178,6 @@ def test_each_process_checks_its_share(expansion, reference, out):
     assert first.made + second.made >= 4  # a shard of both is mended by whoever comes first
     expansion.run(out)
     assert content(out) == reference
-
-
-def test_the_digests_are_what_sha256sum_checks(expansion, reference, out):
-    if not shutil.which("sha256sum"):
-        pytest.skip("there is no sha256sum")
-    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True)
-    assert done.returncode == 0 and done.stdout.count(b"OK") == 3
-    line = next(iter(read_manifest(out)))
-    if line.file.endswith(".png") and ".tar" not in line.file:
-        found = subprocess.run(["sha256sum", line.file], cwd=out, capture_output=True, text=True)
-        assert found.stdout.split()[0] == line.file_digest
 
 
 # seed images that change
@@ -255,13 +224,6 @@ def test_a_seed_image_of_equal_size_that_changed_is_refused_by_name(
     assert content(tmp_path / "out.old1") == before
 
 
-def test_a_seed_image_of_another_size_is_refused_by_name(mine, synthesizer, tmp_path):
-    again(mine, synthesizer).run(tmp_path / "out")
-    PIL.Image.new("L", (9, 9)).save(mine / "dog" / "1.png")
-    with pytest.raises(ExpansionError, match=r"seed image dog/1.png was changed since"):
-        again(mine, synthesizer).run(tmp_path / "out")
-
-
 def test_an_unreadable_seed_image_that_was_mended_is_refused_by_name(mine, synthesizer, tmp_path):
     again(mine, synthesizer).run(tmp_path / "out")
     (mine / "dog" / "2.png").write_bytes(b"NO IMAGE")
@@ -269,21 +231,6 @@ def test_an_unreadable_seed_image_that_was_mended_is_refused_by_name(mine, synth
     shutil.copy(mine / "dog" / "1.png", mine / "dog" / "2.png")
     with pytest.raises(ExpansionError, match=r"seed image dog/2.png was changed since"):
         again(mine, synthesizer).run(tmp_path / "out")
-
-
-def test_a_seed_image_that_was_stored_anew_is_the_same(mine, synthesizer, tmp_path):
-    """Other bytes, the same pixels: only where the size is part of the list it counts."""
-    listing = mine / "list.csv"
-    listing.write_text("path,label\ncat/0.bmp,cat\ncat/1.png,cat\n")
-    with PIL.Image.open(mine / "cat" / "0.png") as image:
-        image.save(mine / "cat" / "0.bmp")
-    again(listing, synthesizer).run(tmp_path / "out")
-    before = content(tmp_path / "out")
-    data = bytearray((mine / "cat" / "0.bmp").read_bytes())
-    data[6] ^= 1  # a field that no reader looks at
-    (mine / "cat" / "0.bmp").write_bytes(data)
-    assert again(listing, synthesizer).run(tmp_path / "out").made == 0
-    assert content(tmp_path / "out") == before
 
 
 def test_seed_images_of_a_dataset_object_are_compared_too(synthesizer, tmp_path):
