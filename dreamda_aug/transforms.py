@@ -6,24 +6,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dreamda_aug.arguments import checked, real
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.generation.tensors import Request
-from dreamda_aug.inputs.images import read_pixels
 from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
-from dreamda_aug.inputs.rows import is_image
+from dreamda_aug.inputs.pixels import read_pixels
+from dreamda_aug.inputs.rows import is_image, is_single, refuse_annotations
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.models import BUNDLED
 
-_UNSUPPORTED = {
-    tv_tensors.BoundingBoxes: "bounding boxes",
-    tv_tensors.Mask: "masks",
-    tv_tensors.KeyPoints: "key points",
-    tv_tensors.Video: "videos",
-}
 # Replica numbers of the transform are drawn; these are what torch.randint can draw.
 _MAX_REPLICA = 2**62
 
@@ -41,11 +34,9 @@ class DreamDAugment(v2.Transform):
     batch (B, C, H, W) of either, or any nesting of them with labels. What comes back has the same
     type, mode, dtype, size and device; images are resized to the model's size and back.
 
-    Where a sample holds none of these, its one numpy array that can only be an image is taken:
-    (H, W) of integers of 8 or 16 bits, or (H, W, C) of integers or floats in [0, 1], with C = 1
-    or 3, for uint8 also 4. Numbers, arrays of one dimension, and arrays (H, W) of floats or wide
-    integers, such as one-hot labels, pass through. Several such arrays, or one with 3 or more
-    dimensions of another shape (channels first, a batch), are refused.
+    Where a sample holds none of these, its one numpy array of two or more dimensions is taken:
+    (H, W) or (H, W, C) of integers or floats in [0, 1], with C = 1 or 3, for uint8 also 4. Of
+    several, the one that can only be an image is: (H, W) of integers of 8 or 16 bits, or (H, W, C).
 
     A transform sees one image at a time, so it measures nothing itself: dials that are None are
     what `calibrate`, or ``dreamda calibrate FOLDER``, found; before that, mild defaults, with a
@@ -77,7 +68,7 @@ class DreamDAugment(v2.Transform):
     Raises:
         ValueError: an argument, an image or a label breaks its rule.
         TypeError: the sample holds no image, or arrays of which any could be it; or boxes, masks,
-            key points or videos: a synthetic image keeps its class, but not where objects are.
+            key points or videos, see `refuse_annotations`.
         GenerationError: CUDA in a forked worker.
 
     Source: Fu et al. 2024, arXiv:2403.12803; as a transform: ours.
@@ -112,8 +103,8 @@ class DreamDAugment(v2.Transform):
     def forward(self, *inputs: Any) -> Any:
         """Replace the images of a sample or batch; everything else passes through."""
         sample = inputs if len(inputs) > 1 else inputs[0]
+        refuse_annotations(sample)
         flat, spec = tree_flatten(sample)
-        self.check_inputs(flat)
         places = self._places_of_images(flat)
         params = self.make_params([flat[i] for i in places])
         if any(chosen.any() for chosen in params["chosen"]):
@@ -134,16 +125,6 @@ class DreamDAugment(v2.Transform):
         return (self.labels_getter is None and model.condition_kind == "class"
                 and model.guidable)
 
-    def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuse samples with annotations that a synthetic image would make wrong."""
-        for value in flat_inputs:
-            for kind, name in _UNSUPPORTED.items():
-                if isinstance(value, kind):
-                    raise TypeError(
-                        f"{type(self).__name__} cannot keep {name}: a synthetic image keeps its "
-                        "class, not the place of things. Use it on classification samples only."
-                    )
-
     def _places_of_images(self, flat: list[Any]) -> list[int]:
         """Which of a sample's values are images: by torchvision's rule, then by that for arrays."""
         found = [i for i, needed in enumerate(self._needs_transform_list(flat)) if needed]
@@ -151,18 +132,15 @@ class DreamDAugment(v2.Transform):
         if any(not isinstance(flat[i], torch.Tensor) or flat[i].ndim > 2 for i in found):
             return found
         arrays = [i for i, value in enumerate(flat) if isinstance(value, np.ndarray)
-                  and (value.ndim > 2 or is_image(value, surely=True))]
-        if len(arrays) == 1 and is_image(flat[arrays[0]], surely=True):
-            return arrays
-        shapes = [f"{value.shape} of {value.dtype}" for value in flat
-                  if isinstance(value, np.ndarray) and value.ndim > 1]
-        if shapes:
+                  and value.ndim > 1 and not is_single(value)]
+        surely = [i for i in arrays if is_image(flat[i], surely=True)]
+        if len(surely or arrays) == 1:
+            return surely or arrays
+        if arrays:
+            shapes = ", ".join(f"{flat[i].shape} of {flat[i].dtype}" for i in arrays)
             raise TypeError(
                 f"{type(self).__name__} cannot tell which array of the sample is its image, among "
-                f"{', '.join(shapes)}: just one must be (H, W) of integers of 8 or 16 bits, or "
-                "(H, W, C) with C = 1 or 3, for uint8 also 4. Put channels last, as in "
-                "array.transpose(1, 2, 0); give grey floats as (H, W, 1); take a batch image by "
-                "image; or give the image as a PIL image or a tensor (C, H, W)."
+                f"{shapes}; give the image as a PIL image or a tensor (C, H, W)."
             )
         if not found:
             raise TypeError(

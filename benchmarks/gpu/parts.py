@@ -168,7 +168,7 @@ def spawn_workers(device: str, tiny: bool) -> dict[str, Any]:
         return torch.cat([batch[0] for batch in loader])
 
     plain = batches(made(), 0)
-    ahead = made(ahead=1)
+    ahead = made(prefetch_epochs=1)
     ahead.wait(300)
     from_pool = batches(ahead, 0)
     told = str(ahead.freshness)

@@ -46,7 +46,7 @@ def measure_ahead(
         stored = AugmentedDataset.from_folder(data, Path(folder) / "files", transform=transform)
         before = [_epoch(stored, limit) for _ in range(epochs + 1)][1:]  # the first one warms up
         fresh = AugmentedDataset(data, Synthesizer(**options), ratio, transform=transform,
-                                 ahead=2)
+                                 prefetch_epochs=2)
         fresh.wait()
         beside = []
         for epoch in range(epochs + 1):

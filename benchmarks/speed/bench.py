@@ -9,7 +9,7 @@ from benchmarks.common.plain import plain_loop
 from dreamda_aug import Settings
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
-from dreamda_aug.inputs.images import image_digest
+from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import DiffusionModel
 

@@ -79,7 +79,7 @@ def on_gpu(part: str, found: Any) -> Iterator[str]:
                f"{found['max_difference']:.2g}.")
     elif part == "spawn_workers":
         yield (f"- Images of spawned workers differ by {found['workers_max_difference']:.2g} from "
-               f"those of the main process, those of `ahead` by {found['ahead_max_difference']:.2g}"
+               f"those of the main process, those made ahead by {found['ahead_max_difference']:.2g}"
                " (8 bits: a step is 0.004).")
     elif part == "tests":
         passed = found["tests"] - found["failures"] - found["errors"] - found["skipped"]

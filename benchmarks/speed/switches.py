@@ -15,7 +15,7 @@ from benchmarks.common.architectures import sample_images
 from benchmarks.common.measurement import measure
 from benchmarks.common.plain import plain_rows
 from benchmarks.speed.bench import Bench
-from dreamda_aug.inputs.images import image_digest
+from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models.latent import LatentModel
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.samples import LabeledImages, Sample, draw_sample
+from dreamda_aug.calibration.samples import Sample, draw_sample
 from dreamda_aug.calibration.search import Dials, Measurement, Target, coarse
 from dreamda_aug.calibration.sweep import choices_for, choose, save
 from dreamda_aug.files import locked
@@ -20,6 +20,7 @@ from dreamda_aug.generation.dials import (
     with_calibration,
 )
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.models import BUNDLED, Condition, DiffusionModel
@@ -44,7 +45,7 @@ _USUAL_LOOKS = (8, 2)
 
 
 def calibrated(
-    synthesizer: Synthesizer, images: LabeledImages, indices: Iterable[int],
+    synthesizer: Synthesizer, images: SeedImages, indices: Iterable[int],
     condition_of: Callable[[int], Condition],
 ) -> tuple[Synthesizer, Calibration | None]:
     """A synthesizer whose dials are numbers: measured on a dataset, once, where they were not.

@@ -4,11 +4,10 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import dreamda_aug
 from dreamda_aug.arguments import real
@@ -26,10 +25,8 @@ from dreamda_aug.cli.options import (
 )
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from dreamda_aug.generation.synthesizer import Synthesizer
-    from dreamda_aug.inputs.images import Pixels
+    from dreamda_aug.inputs.seed_images import SeedImages
     from dreamda_aug.models import Condition
 
 
@@ -90,56 +87,8 @@ def add_commands(commands: Subparsers) -> None:
     command.set_defaults(run=_info)
 
 
-class _Images(NamedTuple):
-    """The user's images, or some of them.
-
-    Attributes:
-        names: where they lie, as text.
-        labels: their classes; empty where there are none.
-        class_names: of all classes.
-        open: decodes one of them, by its place among these.
-    """
-
-    names: list[str]
-    labels: list[int]
-    class_names: list[str]
-    open: Callable[[int], "PIL.Image.Image"]
-
-    def spread(self, count: int) -> "_Images":
-        """So many of them, in name order and evenly, which touches every class in its share."""
-        count = min(count, len(self.names))
-        rows = [round(i * (len(self.names) - 1) / max(count - 1, 1)) for i in range(count)]
-        return _Images([self.names[row] for row in rows],
-                       [self.labels[row] for row in rows] if self.labels else [],
-                       self.class_names, lambda place: self.open(rows[place]))
-
-    def read(self) -> "list[Pixels]":
-        """The pixels of all of them; a ValueError that names the one that is broken."""
-        from dreamda_aug.inputs.images import read_pixels
-
-        found = []
-        for place, name in enumerate(self.names):
-            image = self.open(place)
-            try:
-                found.append(read_pixels(image))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        return found
-
-    def condition(self, synthesizer: "Synthesizer", place: int) -> "Condition":
-        """What generation is conditioned on for one of them."""
-        return synthesizer.conditioner.condition(
-            self.labels[place] if self.labels else None, synthesizer.model, self.names[place])
-
-    def conditions(self, synthesizer: "Synthesizer") -> "list[Condition]":
-        """The same for all of them."""
-        return [self.condition(synthesizer, place) for place in range(len(self.names))]
-
-
-def _open_images(args: argparse.Namespace) -> "tuple[_Images, Synthesizer]":
+def _open_images(args: argparse.Namespace) -> "tuple[SeedImages, Synthesizer]":
     """All of the user's images, and what augments them."""
-    import PIL.Image
-
     from dreamda_aug.generation.synthesizer import Synthesizer
     from dreamda_aug.inputs.seed_images import open_seed_images
     from dreamda_aug.method.settings import resolve_settings
@@ -147,15 +96,15 @@ def _open_images(args: argparse.Namespace) -> "tuple[_Images, Synthesizer]":
     _check_picture(args.out)
     options = model_options(args) | read_settings(args.set)
     resolve_settings(args.preset)
-    data = open_seed_images(args.source)
-    class_names = list(data.classes)
+    images = open_seed_images(args.source)
+    return images, Synthesizer(**options, class_names=images.names)
 
-    def opened(place: int) -> PIL.Image.Image:
-        return data.open(place).image
 
-    names = [str((data.root or Path()) / path) for path in data.paths]
-    images = _Images(names, list(data.labels or ()), class_names, opened)
-    return images, Synthesizer(**options, class_names=class_names or None)
+def _condition(synthesizer: "Synthesizer", images: "SeedImages", index: int) -> "Condition":
+    """What generation is conditioned on for an image."""
+    return synthesizer.conditioner.condition(
+        images.labels[index] if images.labels else None, synthesizer.model,
+        images.file_names[index] if images.file_names else index)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -174,26 +123,25 @@ def _preview(args: argparse.Namespace) -> None:
 
     from dreamda_aug.calibration.automatic import calibrated
     from dreamda_aug.generation.tensors import Request
-    from dreamda_aug.inputs.images import fit_to
+    from dreamda_aug.inputs.pixels import fit_to
     from dreamda_aug.report.pictures import labeled_grid
 
     images, synthesizer = _open_images(args)
-    sample = images.spread(args.images)
-    count = len(sample.names)
+    sample = images.subset(sorted(images.spread(args.images)))
+    count = len(sample)
     cells_asked = count * (1 + args.replicas * len(args.noise_scales or [1]))
     if cells_asked > _MAX_CELLS:
         raise ValueError(
             f"--images, --replicas and --noise-scales may ask for {_MAX_CELLS:,} "
             f"pictures at most, got {cells_asked:,}; `dreamda expand` writes many."
         )
-    pixels = sample.read()
+    pixels = [sample.read(i) for i in range(count)]
     if args.calibrate:  # as `expand` does, which then finds it
-        labeled = images._replace(labels=images.labels or [0] * len(images.names))
-        synthesizer, _ = calibrated(synthesizer, labeled, range(len(images.names)),
-                                    partial(images.condition, synthesizer))
+        synthesizer, _ = calibrated(synthesizer, images, range(len(images)),
+                                    partial(_condition, synthesizer, images))
     core = synthesizer.core
     values = torch.cat([fit_to(p.values, core.model) for p in pixels])
-    conditions = sample.conditions(synthesizer)
+    conditions = [_condition(synthesizer, sample, i) for i in range(count)]
     scales = args.noise_scales or [core.settings.noise_scale]
     cells = [[image] for image in values]
     requests = [Request(i, conditions[i], r) for i in range(count)
@@ -205,8 +153,8 @@ def _preview(args: argparse.Namespace) -> None:
         for request, image in zip(requests, made):
             cells[request.image].append(image)
     names = ["seed", *(f"noise {s:g}" for s in scales for _ in range(args.replicas))]
-    row_names = ([sample.class_names[label] for label in sample.labels] if sample.labels
-                 else [Path(name).name for name in sample.names])
+    row_names = ([sample.classes[label] for label in sample.labels]
+                 or [Path(path).name for path in sample.paths])
     labeled_grid(cells, row_names, names).save(args.out)
     say(f"wrote {args.out}")
 
@@ -225,24 +173,25 @@ def _calibrate(args: argparse.Namespace) -> None:
     import torch
 
     from dreamda_aug.calibration.sweep import calibrate
-    from dreamda_aug.inputs.images import fit_to
+    from dreamda_aug.inputs.pixels import fit_to
     from dreamda_aug.report.pictures import plot_calibration
 
     real("--min-agreement", args.min_agreement, "lie in [0, 1]", 0, 1)
     if args.max_distance is not None:
         real("--max-distance", args.max_distance, "lie in [0, 1]", 0, 1)
     images, synthesizer = _open_images(args)
-    sample = images.spread(args.images)
+    sample = images.subset(sorted(images.spread(args.images)))
     if not sample.labels and args.max_distance is None:
         raise ValueError(
             f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
     model = synthesizer.model
-    values = torch.cat([fit_to(pixels.values, model) for pixels in sample.read()])
+    values = torch.cat([fit_to(sample.read(i).values, model) for i in range(len(sample))])
     labels = torch.tensor(sample.labels) if sample.labels else None
     result = calibrate(
-        values, labels, synthesizer=synthesizer, conditions=sample.conditions(synthesizer),
+        values, labels, synthesizer=synthesizer, conditions=[
+            _condition(synthesizer, sample, i) for i in range(len(sample))],
         min_agreement=args.min_agreement, max_distance=args.max_distance, replicas=args.replicas,
         block_indices=args.block_indices, max_rows=None if args.full else args.max_rows,
         progress=lambda p: say(

@@ -1,8 +1,8 @@
 """Datasets of real and synthetic samples: made while training, or read back from a folder."""
 
-from dreamda_aug.datasets.ahead import Freshness
 from dreamda_aug.datasets.augmented import AugmentedDataset
-from dreamda_aug.datasets.origins import Origin
+from dreamda_aug.datasets.parts import Origin
+from dreamda_aug.datasets.prefetch import Freshness
 from dreamda_aug.datasets.stored import StoredDataset
 
 __all__ = ["AugmentedDataset", "Freshness", "Origin", "StoredDataset"]

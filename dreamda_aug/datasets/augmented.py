@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from torch.utils.data import Dataset
 
 from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import calibrated
-from dreamda_aug.datasets.ahead import Ahead, Freshness
-from dreamda_aug.datasets.origins import Origin, RealAndSynthetic, completed
+from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
+from dreamda_aug.datasets.prefetch import Freshness, Prefetcher
 from dreamda_aug.datasets.stored import StoredDataset
 from dreamda_aug.generation.dials import Calibration, is_calibrated
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.inputs.dataset_fields import find_names, find_targets
-from dreamda_aug.inputs.images import has_8_bits, read_pixels
-from dreamda_aug.inputs.untransformed import Sample, Untransformed, labels_of, occurrences_of
+from dreamda_aug.inputs.dataset_reader import find_targets, occurrences
+from dreamda_aug.inputs.seed_images import SeedImage
 
 logger = logging.getLogger(__name__)
 
@@ -56,22 +55,24 @@ class AugmentedDataset(RealAndSynthetic):
         calibrate: where dials are None, measure them on a sample of the dataset now, in this
             process: once, since the result lies beside the cache. False: take what `calibrate`
             found, or mild defaults.
-        ahead: 0: synthetic images are made when they are asked for. N >= 1: a process beside this
-            one makes them, up to N epochs ahead, and keeps them in the folder for temporary files
-            (``$TMPDIR``; up to N + 2 epochs of images). An image of this epoch that is not ready
-            is served as it was in the newest epoch that is; only an image of which nothing is
-            ready is made on demand. See `wait`, `freshness` and `close`.
+        prefetch_epochs: 0 to make synthetic images when they are asked for. With N >= 1, a process
+            beside this one makes them up to N epochs ahead, and keeps them in the folder for
+            temporary files (``$TMPDIR``; up to N + 2 epochs of images). An image of this epoch that
+            is not ready is served as it was in the newest epoch that is; only an image of which
+            nothing is ready is made on demand. See `wait`, `freshness` and `close`.
 
     Attributes:
         real: the N real samples, a ``Subset``.
         synthetic: the N·K synthetic ones, a ``Subset``.
         epoch: the current epoch; see `set_epoch`.
-        calibration: where numbers for dials that were None are from; None: there were none.
+        calibration: where numbers for dials that were None are from, or None if there were none.
 
     Raises:
-        ValueError: an argument breaks its rule, samples are not ``(image, label)``, or there
+        ValueError: an argument breaks its rule, samples are not ``(image, label)``, an image is
+            none that `read_pixels` takes, a label is no class where the model needs one, or there
             is no caption for an image.
-        TypeError: the dataset is not map-style; or, with ``ahead``, cannot be sent to a process.
+        TypeError: the dataset is not map-style, or holds boxes, masks or the like; or, with
+            ``prefetch_epochs``, cannot be sent to a process.
     """
 
     @checked
@@ -84,45 +85,56 @@ class AugmentedDataset(RealAndSynthetic):
         transform: Callable[[Any], Any] | None = None,
         with_origin: bool = False,
         calibrate: bool = True,
-        ahead: int = 0,
+        prefetch_epochs: int = 0,
     ):
-        expansion_ratio = whole("expansion_ratio", expansion_ratio, 1)
-        ahead = whole("ahead", ahead, 0)
-        self._raw = Untransformed(dataset)
-        self._occurrences = occurrences_of(dataset)
-        self.synthesizer = as_synthesizer(synthesizer).with_class_names(
-            self._raw.names_of_labels())
+        self.expansion_ratio = whole("expansion_ratio", expansion_ratio, 1)
+        prefetch_epochs = whole("prefetch_epochs", prefetch_epochs, 0)
+        synthesizer = as_synthesizer(synthesizer)
+        super().__init__(dataset, synthesizer.conditioner.class_names, transform, with_origin)
+        self._occurrences = occurrences(dataset)
+        self.synthesizer = synthesizer.with_class_names(self._images.names)
         captions = self.synthesizer.conditioner.captions
-        self._images = (None if captions is None
-                        else captions.images(find_names(dataset), len(self._raw)))
+        self._captions = None if captions is None else captions.images(
+            self._images.file_names, len(self._images))
         self.calibration: Calibration | None = None
         if calibrate and not is_calibrated(self.synthesizer.requested_settings):
             # now, and not in the workers, which would each do it again
-            images = _Opened(self._raw)
-            loaded = self.synthesizer
-            self.synthesizer, self.calibration = calibrated(
-                loaded, images, images.indices, lambda index: loaded.conditioner.condition(
-                    images.label_of[index], loaded.model,
-                    None if self._images is None else self._images[index]))
-        self.expansion_ratio = expansion_ratio
-        self.transform = transform
-        self.with_origin = with_origin
+            self._calibrate()
         # in shared memory: persistent workers see a new epoch too, and count together
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._served = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._ahead: Ahead | None = None
-        if ahead:
+        self._prefetcher: Prefetcher | None = None
+        if prefetch_epochs:
             maker = copy.copy(self)
             maker.transform = None  # the producer stops before it, and it may not be picklable
-            self._ahead = Ahead(
-                maker, len(self._raw), expansion_ratio, self._epoch, ahead,
+            self._prefetcher = Prefetcher(
+                maker, len(self._images), expansion_ratio, self._epoch, prefetch_epochs,
                 images_per_shard=max(1, self.synthesizer.batch_size // expansion_ratio))
+
+    def _calibrate(self) -> None:
+        loaded = self.synthesizer
+        conditioner, model = loaded.conditioner, loaded.model
+        indices: Sequence[int] = range(len(self._images))
+        if find_targets(self._dataset) is None:
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randperm(len(indices), generator=generator)[:_READ_FOR_LABELS]
+            indices = sorted(drawn.tolist())
+        part = self._images.subset(indices)
+        if not conditioner.needs_label(model):
+            try:
+                part.check()
+            except ValueError:  # labels of another kind, which only training needs
+                part = part.relabeled(None)
+        self.synthesizer, self.calibration = calibrated(
+            loaded, part, range(len(part)), lambda index: conditioner.condition(
+                part.given_labels[index], model,
+                None if self._captions is None else self._captions[indices[index]]))
 
     @classmethod
     def from_folder(
         cls,
         real: Dataset[Any],
-        folder: str | Path,
+        out: str | Path,
         *,
         transform: Callable[[Any], Any] | None = None,
         with_origin: bool = False,
@@ -132,17 +144,17 @@ class AugmentedDataset(RealAndSynthetic):
         Args:
             real: the dataset that was expanded, or a ``Subset`` of it: synthetic images of seed
                 images outside it are left out, so that no validation image leaks into training.
-            folder: what `expand` wrote.
+            out: what `expand` wrote.
             transform: as above.
             with_origin: as above.
 
         Returns:
             A dataset with the same samples, attributes and order as an `AugmentedDataset`.
         """
-        return StoredDataset(real, folder, transform=transform, with_origin=with_origin)
+        return StoredDataset(real, out, transform=transform, with_origin=with_origin)
 
     def __len__(self) -> int:
-        return len(self._raw) * (self.expansion_ratio + 1)
+        return len(self._images) * (self.expansion_ratio + 1)
 
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
@@ -150,24 +162,20 @@ class AugmentedDataset(RealAndSynthetic):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Samples of a batch; the synthetic ones are generated together."""
         origins = [self.origin(index) for index in indices]
-        raw = {index: self._raw.sample(index)
-               for index in dict.fromkeys(o.index for o in origins)}
-        wanted = [o for o in origins if o.synthetic]
+        seeds = self._open(origin.index for origin in origins)
+        wanted = [origin for origin in origins if origin.synthetic]
         self._count(len(wanted))
-        made = iter(self._synthetic(wanted, raw))
+        made = iter(self._synthetic(wanted, seeds))
         samples = []
         for origin in origins:
-            seed = raw[origin.index]
+            seed = seeds[origin.index]
             image = seed.image
             if origin.synthetic:
                 origin, image = next(made)
-            samples.append(completed(
-                seed.finish(image), origin, self.transform, self.with_origin))
+            samples.append(self._completed(seed.put_back(image), origin))
         return samples
 
-    def make_values(
-        self, images: Sequence[int], epoch: int
-    ) -> dict[tuple[int, int], Tensor]:
+    def make_values(self, images: Sequence[int], epoch: int) -> dict[tuple[int, int], Tensor]:
         """All replicas of some seed images, made now.
 
         Args:
@@ -178,38 +186,46 @@ class AugmentedDataset(RealAndSynthetic):
             By number of the seed image and of the replica: pixels (1, C, H, W) on the CPU, uint8
             in [0, 255] where the seed image has 8 bits, else float32 in [0, 1].
         """
-        raw = {index: self._raw.sample(index) for index in images}
+        seeds = self._open(images)
         wanted = [Origin(True, index, replica, epoch)
                   for index in images for replica in range(self.expansion_ratio)]
-        images_and_labels = self._arguments(wanted, raw)
-        made = self.synthesizer.synthesize_values(*images_and_labels)
-        return {(origin.index, origin.replica): _stored(raw[origin.index].image, values)
-                for origin, (_, values) in zip(wanted, made, strict=True)}
+        made = self.synthesizer.synthesize_values(*self._arguments(wanted, seeds))
+        return {(origin.index, origin.replica): _stored(seed.has_8_bits, values.cpu())
+                for origin, (seed, values) in zip(wanted, made, strict=True)}
+
+    def _open(self, indices: Iterable[int]) -> dict[int, SeedImage]:
+        return {index: self._images.open(index) for index in dict.fromkeys(indices)}
 
     def _synthetic(
-        self, wanted: Sequence[Origin], raw: Mapping[int, Sample]
+        self, wanted: Sequence[Origin], seeds: Mapping[int, SeedImage]
     ) -> list[tuple[Origin, Any]]:
         """The synthetic images, each with its origin, which may be older than was asked for."""
         ready: dict[int, tuple[Origin, Any]] = {}
-        for place, origin in enumerate(wanted if self._ahead is not None else ()):
-            assert self._ahead is not None
-            found = self._ahead.take(origin.index, origin.replica, origin.epoch)
-            if found is not None:
-                seed = read_pixels(raw[origin.index].image)
-                ready[place] = origin._replace(epoch=found[0]), seed.restore(found[1])
+        if self._prefetcher is not None:
+            for place, origin in enumerate(wanted):
+                found = self._prefetcher.take(origin.index, origin.replica, origin.epoch)
+                if found is not None:
+                    image = seeds[origin.index].pixels.restore(found[1])
+                    ready[place] = origin._replace(epoch=found[0]), image
         lacking = [origin for place, origin in enumerate(wanted) if place not in ready]
-        made = iter(self.synthesizer.synthesize(*self._arguments(lacking, raw)) if lacking else [])
+        made = iter(self.synthesizer.synthesize(*self._arguments(lacking, seeds))
+                    if lacking else [])
         return [ready[place] if place in ready else (origin, next(made))
                 for place, origin in enumerate(wanted)]
 
-    def _arguments(self, wanted: Sequence[Origin], raw: Mapping[int, Sample]) -> tuple[Any, ...]:
+    def _arguments(
+        self, wanted: Sequence[Origin], seeds: Mapping[int, SeedImage]
+    ) -> tuple[Any, ...]:
         """What the synthesizer is called with; all of one epoch."""
+        conditioner = self.synthesizer.conditioner
+        if conditioner.class_names is None and conditioner.needs_label(self.synthesizer.model):
+            self._images.check_names()
         return (
-            [raw[o.index].image for o in wanted],
-            [raw[o.index].label for o in wanted],
+            [seeds[o.index].image for o in wanted],
+            [seeds[o.index].given_label for o in wanted],
             [o.replica + self.expansion_ratio * self._occurrences[o.index] for o in wanted],
             wanted[0].epoch,
-            None if self._images is None else [self._images[o.index] for o in wanted],
+            None if self._captions is None else [self._captions[o.index] for o in wanted],
         )
 
     def _seed_and_replica(self, number: int) -> tuple[int, int]:
@@ -227,48 +243,48 @@ class AugmentedDataset(RealAndSynthetic):
         epoch = whole("epoch", epoch, 0, 2**63 - 1)
         if epoch != self.epoch:
             self._served.zero_()
-            if self._ahead is not None:
+            if self._prefetcher is not None:
                 logger.info("%s", self.freshness)
-                self._ahead.forget()
+                self._prefetcher.forget()
         self._epoch.fill_(epoch)
 
     @property
     def freshness(self) -> Freshness | None:
-        """How new the synthetic images were that this epoch has served; None without ``ahead``.
+        """How new the served synthetic images of this epoch were; None without prefetching.
 
         At `set_epoch` it is logged, and counting begins anew.
         """
-        return None if self._ahead is None else self._ahead.freshness(self.epoch)
+        return None if self._prefetcher is None else self._prefetcher.freshness(self.epoch)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until an image is ready for every synthetic sample; at once without ``ahead``.
+        """Wait until an image is ready for every synthetic sample; at once without prefetching.
 
         Before the first epoch it saves training from making images itself.
 
         Args:
-            timeout: in seconds; None: as long as it takes.
+            timeout: in seconds, or None to wait as long as it takes.
 
         Raises:
             TimeoutError: it has taken longer.
             GenerationError: the producer died again and again.
         """
-        if self._ahead is not None:
-            self._ahead.wait(timeout)
+        if self._prefetcher is not None:
+            self._prefetcher.wait(timeout)
 
     def close(self) -> None:
         """Stop the producer and delete its images; from now on they are made on demand.
 
         It happens by itself when the dataset is deleted or the program ends.
         """
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
 
     def _count(self, served: int) -> None:
         """Warn, once an epoch, when its images are being served a second time."""
         before = int(self._served)
         self._served += served
-        limit = 1.5 * len(self._raw) * self.expansion_ratio
+        limit = 1.5 * len(self._images) * self.expansion_ratio
         if served and before <= limit < before + served:
             warnings.warn(
                 f"the synthetic images of epoch {self.epoch} are being served a second time; call "
@@ -278,44 +294,17 @@ class AugmentedDataset(RealAndSynthetic):
 
     @property
     def targets(self) -> list[Any]:
-        """Labels of all samples, real ones first; synthetic ones carry their seed's label."""
-        find_targets(self._raw.dataset)  # AttributeError, rather than reading every sample
-        real = labels_of(self._raw)
+        """Labels of all samples, real ones first; synthetic ones carry their seed's label.
+
+        Raises:
+            AttributeError: the dataset keeps no list of them, and would have to be read.
+        """
+        if find_targets(self._dataset) is None:
+            raise AttributeError(f"{type(self._dataset).__name__} has no targets.")
+        real = self._images.given_labels
         return real + [label for label in real for _ in range(self.expansion_ratio)]
 
 
-def _stored(seed: Any, values: Tensor) -> Tensor:
+def _stored(has_8_bits: bool, values: Tensor) -> Tensor:
     """Pixels as the pool keeps them: exactly what the seed image's type can tell apart."""
-    values = values.cpu()
-    return (values * 255).round().to(torch.uint8) if has_8_bits(seed) else values
-
-
-class _Opened:
-    """A dataset's images as `calibrated` takes them.
-
-    Where the dataset keeps no list of its labels, some samples are read for theirs.
-
-    Attributes:
-        indices: the samples whose labels are known.
-        labels: one per sample; None where it was not read.
-        label_of: the label of each image that was opened, as training sees it.
-    """
-
-    def __init__(self, raw: Untransformed):
-        self._raw = raw
-        self.label_of: dict[int, Any] = {}
-        self.indices: Sequence[int] = range(len(raw))
-        try:
-            self.labels = find_targets(raw.dataset)
-        except AttributeError:
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randperm(len(raw), generator=generator)[:_READ_FOR_LABELS]
-            self.indices = sorted(drawn.tolist())
-            self.labels = [None] * len(raw)
-            for index in self.indices:
-                self.labels[index] = raw[index][1]
-
-    def open(self, index: int) -> Any:
-        """The image before the dataset's own transform."""
-        image, self.label_of[index] = self._raw[index]
-        return image
+    return (values * 255).round().to(torch.uint8) if has_8_bits else values

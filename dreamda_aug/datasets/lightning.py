@@ -1,33 +1,41 @@
 """A Lightning callback; the only module that imports Lightning."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from dreamda_aug.datasets.origins import Part, RealAndSynthetic
+from dreamda_aug.datasets.parts import Part, RealAndSynthetic
 
 
 class SetEpoch(Callback):
     """Gives every training epoch fresh synthetic images: calls ``set_epoch`` at its start.
 
-    Finds `AugmentedDataset`, or a part of it, in the trainer's training loader or loaders, also
-    inside a ``Subset`` or ``ConcatDataset``.
+    Finds `AugmentedDataset`, or a part of it, in the trainer's training loader, in a list, a dict
+    or a ``CombinedLoader`` of several, also inside a ``Subset`` or ``ConcatDataset``.
     """
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Tell every augmented dataset the trainer's current epoch."""
-        loaders = trainer.train_dataloader
-        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-            for dataset in _augmented(getattr(loader, "dataset", None)):
-                dataset.set_epoch(trainer.current_epoch)
+        """Give every augmented dataset the trainer's current epoch."""
+        for dataset in _augmented(trainer.train_dataloader):
+            dataset.set_epoch(trainer.current_epoch)
 
 
-def _augmented(dataset: Any) -> Iterator[RealAndSynthetic | Part]:
-    if isinstance(dataset, RealAndSynthetic | Part):
-        yield dataset
-    elif hasattr(dataset, "datasets"):
-        for part in dataset.datasets:
-            yield from _augmented(part)
-    elif hasattr(dataset, "dataset"):
-        yield from _augmented(dataset.dataset)
+def _augmented(found: Any) -> Iterator[RealAndSynthetic | Part]:
+    """The augmented datasets in a loader or a dataset, or in a collection of them."""
+    if isinstance(found, RealAndSynthetic | Part):
+        yield found
+        return
+    inner: Iterable[Any] = ()
+    if isinstance(found, Mapping):
+        inner = found.values()
+    elif isinstance(found, list | tuple):
+        inner = found
+    elif hasattr(found, "iterables"):  # a CombinedLoader
+        inner = [found.iterables]
+    elif hasattr(found, "datasets"):
+        inner = found.datasets
+    elif hasattr(found, "dataset"):
+        inner = [found.dataset]
+    for each in inner:
+        yield from _augmented(each)

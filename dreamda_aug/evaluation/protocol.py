@@ -120,7 +120,7 @@ def evaluate(
     images = open_seed_images(source).labeled()
     labels, classes = torch.tensor(images.labels), images.classes
     shots = count_shots(labels, classes, shots)
-    maker = as_synthesizer(synthesizer).with_class_names(classes)
+    maker = as_synthesizer(synthesizer).with_class_names(images.names)
     conditioned = _knows_classes(maker, len(classes))
     settings = _presets(presets, maker, conditioned)
     side = image_size or min(_IMAGE_SIZE, *maker.model.image_size)
@@ -222,27 +222,15 @@ def _knows_classes(maker: Synthesizer, classes: int) -> bool:
         conditioner.condition(label, model) is not None for label in range(classes))
 
 
-class _Opened:
-    """What `calibrated` reads."""
-
-    def __init__(self, images: SeedImages):
-        self._images, self.labels = images, images.labels or []
-
-    def open(self, index: int) -> Any:
-        return self._images.open(index).image
-
-
 def make_makers(
     maker: Synthesizer, settings: Mapping[str, Settings], images: SeedImages, calibrate: bool
 ) -> dict[str, Synthesizer]:
     """A synthesizer for each of the settings; open dials are measured on these images alone."""
-    opened = _Opened(images)
-
     def condition(index: int) -> Condition:
-        return maker.conditioner.condition(opened.labels[index], maker.model, images.paths[index])
+        return maker.conditioner.condition(images.labels[index], maker.model, images.paths[index])
 
     makers = {name: maker.with_settings(each) for name, each in settings.items()}
-    return {name: calibrated(each, opened, range(len(images)), condition)[0] if calibrate else each
+    return {name: calibrated(each, images, range(len(images)), condition)[0] if calibrate else each
             for name, each in makers.items()}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.inputs.images import fit_to
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.models import BUNDLED, DiffusionModel
 

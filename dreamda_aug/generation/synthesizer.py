@@ -16,7 +16,7 @@ from dreamda_aug.generation.cache import LatentCache, open_cache
 from dreamda_aug.generation.familiarity import FirstImages
 from dreamda_aug.generation.tensors import Request, TensorSynthesizer
 from dreamda_aug.inputs.captions import Captions
-from dreamda_aug.inputs.images import Pixels, fit_back, fit_to, read_pixels
+from dreamda_aug.inputs.pixels import Pixels, fit_back, fit_to, read_pixels
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Conditioner
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.settings import Settings, resolve_settings

@@ -22,7 +22,7 @@ from dreamda_aug.generation.recording import (
 )
 from dreamda_aug.generation.sampling import sample
 from dreamda_aug.generation.watch import Watch
-from dreamda_aug.inputs.images import image_digest
+from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed

@@ -61,7 +61,6 @@ class DatasetReader(Reader):
     """
 
     has_labels = True
-    is_renumbered = False
 
     def __init__(self, dataset: Any, only_images: bool = False):
         self.dataset, self.only_images = as_sized(dataset), only_images
@@ -114,27 +113,15 @@ class DatasetReader(Reader):
         kept = find_targets(self.dataset)
         return self.labels(range(len(self))) if kept is None else kept
 
-    def name_classes(self, must: bool) -> None:
+    def name_classes(self) -> None:
         """Take over the dataset's names of its classes, if its samples have their numbers.
 
         Raises:
-            ValueError: parts of a ``ConcatDataset`` name their classes differently; or labels
-                are others than the names are for, and there ``must`` be names.
+            ValueError: parts of a ``ConcatDataset`` name their classes differently.
         """
         names = find_classes(self.dataset)
         self.is_renumbered = names is not None and self._changes_labels(len(names))
-        if not self.is_renumbered:
-            self.names = names
-        elif must:
-            self.check_names()
-
-    def check_names(self) -> None:
-        """Refuse classes whose names are known, but for other numbers."""
-        if self.is_renumbered:
-            raise ValueError(
-                "class_names must be given for a dataset whose target_transform changes labels: "
-                "its classes name those before."
-            )
+        self.names = None if self.is_renumbered else names
 
     def _changes_labels(self, classes: int) -> bool:
         """Whether a ``target_transform`` makes another label of any of the classes."""
@@ -276,7 +263,7 @@ def as_sized(dataset: Any) -> SizedDataset:
     Raises:
         TypeError: it has no length, or no samples by index.
     """
-    if not isinstance(dataset, SizedDataset):
+    if not isinstance(dataset, SizedDataset) or isinstance(dataset, str):
         raise TypeError("dataset must be map-style, with __getitem__ and __len__, got "
                         f"{type(dataset).__name__}.")
     return dataset

@@ -33,6 +33,7 @@ class Reader:
         problems: what was left out while listing, as text.
         skipped: how many entries of a list were left out.
         may_vary: whether an image may differ each time it is read.
+        is_renumbered: whether labels are others than the dataset's names of classes are for.
     """
 
     file_names: list[str] | None = None
@@ -42,6 +43,7 @@ class Reader:
     problems: Sequence[str] = ()
     skipped = 0
     may_vary = False
+    is_renumbered = False
 
     def __init__(self, count: int):
         self.paths = [f"#{index}" for index in range(count)]

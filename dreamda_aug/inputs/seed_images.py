@@ -88,7 +88,8 @@ class SeedImages(Sequence[SeedImage]):
     def _set_labels(self, labels: Labels, class_names: Sequence[str] | None) -> None:
         self._has_labels = labels is not None and (
             not isinstance(labels, str) or self._reader.has_labels)
-        named = self._reader.names if class_names is None or self.is_folder else class_names
+        of_folders = self.is_folder and isinstance(labels, str)
+        named = self._reader.names if class_names is None or of_folders else class_names
         self._names = None if labels is None or named is None else list(named)
         _check_text(self._names or ())
         self._given = None if labels is None or isinstance(labels, str) else list(labels)
@@ -145,15 +146,15 @@ class SeedImages(Sequence[SeedImage]):
         return self._number()[1] if self._names is None else self._names
 
     @property
-    def labels(self) -> list[int] | None:
-        """The class number of each image; None without labels.
+    def labels(self) -> list[int]:
+        """The class number of each image; [] without labels.
 
         Where a dataset keeps no list of its labels, every sample is read, once.
 
         Raises:
             ValueError: a label is no class number.
         """
-        return self._number()[0] if self._has_labels else None
+        return self._number()[0] if self._has_labels else []
 
     @property
     def given_labels(self) -> list[Any]:
@@ -167,7 +168,7 @@ class SeedImages(Sequence[SeedImage]):
     @property
     def problems(self) -> list[str]:
         """What was left out while listing, and classes without images, as text."""
-        present = set(self.labels or ())
+        present = set(self.labels)
         empty = [f"class {name!r} has no images"
                  for number, name in enumerate(self.classes) if number not in present]
         more = [f"{len(empty) - _NAMED} more classes have no images"] * (len(empty) > _NAMED)
@@ -237,7 +238,7 @@ class SeedImages(Sequence[SeedImage]):
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         labels = self.labels
         for index, path in enumerate(self.paths):
-            label = None if labels is None else labels[index]
+            label = labels[index] if labels else None
             digest.update(json.dumps([path, label, self.size(index)]).encode())
         return digest.hexdigest()
 
@@ -260,6 +261,14 @@ class SeedImages(Sequence[SeedImage]):
                 self._names = self._numbered[1]
                 _check_text(self._names)
         return self._numbered
+
+    def check_names(self) -> None:
+        """Refuse classes whose names are known, but for other numbers, with a ValueError."""
+        if self._names is None and self._reader.is_renumbered:
+            raise ValueError(
+                "class_names must be given for a dataset whose target_transform changes labels: "
+                "its classes name those before."
+            )
 
     def check(self, with_labels: bool = True) -> None:
         """Refuse samples of the wrong kind: labels are read, and the first image of a dataset.
@@ -351,11 +360,13 @@ def open_seed_images(
     elif isinstance(source, SizedDataset):
         reader = DatasetReader(source, only_images=not isinstance(labels, str))
         if isinstance(labels, str) and class_names is None:
-            reader.name_classes(must=labels == "source")
+            reader.name_classes()
     else:
         raise TypeError("source must be a path, a name, images or a map-style dataset, got "
                         f"{type(source).__name__}.")
     images = SeedImages(reader, labels, class_names, spec)
+    if labels == "source":
+        images.check_names()
     images.check(with_labels=labels != "later")
     return images
 

@@ -177,7 +177,7 @@ def compare_folders(
 
 def _shared_labels(real: SeedImages, synthetic: SeedImages) -> tuple[Tensor, Tensor] | str:
     """Labels of both folders in the real one's numbering, or the reason why there are none."""
-    if real.labels is None or synthetic.labels is None:
+    if not real.labels or not synthetic.labels:
         return "No label agreement: it needs class sub-folders on both sides."
     unknown = sorted(set(synthetic.classes) - set(real.classes))
     if unknown:

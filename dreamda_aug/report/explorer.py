@@ -13,11 +13,12 @@ from torchvision.transforms.v2 import functional as F
 from dreamda_aug import progress as bars
 from dreamda_aug.calibration.automatic import AUTOMATIC_NOISE_SCALES, MIN_AGREEMENT
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.samples import LabeledImages, draw_sample
+from dreamda_aug.calibration.samples import draw_sample
 from dreamda_aug.calibration.search import Measurement, Target, grid
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import Condition
 from dreamda_aug.report.rendering import content_hash, packaged_text, render_html
 from dreamda_aug.report.thumbnails import make_thumbnail
@@ -108,7 +109,7 @@ class Exploration:
 
 
 def explore(
-    images: LabeledImages, indices: Iterable[int], synthesizer: Synthesizer,
+    images: SeedImages, indices: Iterable[int], synthesizer: Synthesizer,
     condition_of: Callable[[int], Condition], name_of: Callable[[Any], str], *,
     shown: int = 6, replicas: int = 2, steps: int = 12,
     strengths: Sequence[float] = STRENGTHS, replays: Sequence[float] = REPLAYS,

@@ -4,11 +4,15 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from dreamda_aug.inputs.pixels import read_pixels
 
 # At this side or below an image stays pixel for pixel what it is.
 SMALL_SIDE = 64
@@ -33,18 +37,14 @@ class Thumbnail:
     features: Tensor
 
 
-def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image in mode L or RGB; what is deeper fills the range with what it holds."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = values.min(), values.max()
-        values = (values - low) * (255 / max(high - low, 1e-12))
-        return PIL.Image.fromarray(values.round().astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+def eight_bits(image: Any) -> PIL.Image.Image:
+    """An image that `read_pixels` takes in mode L or RGB."""
+    made: PIL.Image.Image = F.to_pil_image((read_pixels(image).values[0] * 255).round().byte())
+    return made
 
 
-def make_thumbnail(image: PIL.Image.Image, max_side: int) -> Thumbnail:
-    """Scale an image of any mode down, never up."""
+def make_thumbnail(image: Any, max_side: int) -> Thumbnail:
+    """Scale an image of any kind down, never up."""
     image = eight_bits(image)
     grey = image.convert("L").resize((FEATURE_SIDE, FEATURE_SIDE), PIL.Image.Resampling.BOX)
     features = _pixels(grey).flatten().float() / 255

@@ -8,25 +8,22 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.calibration.sweep import calibrate
 from dreamda_aug.generation.dials import calibration_path
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
               pytest.mark.usefixtures("few_choices")]
 
 
-class Images:
+def noise(count=12, classes=2):
     """Dark and bright noise, by class."""
-
-    def __init__(self, count=12, classes=2):
-        self.labels = [i % classes for i in range(count)]
-
-    def open(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return 0.5 * self.labels[index] + 0.5 * torch.rand(1, 16, 16, generator=generator)
+    labels = [i % classes for i in range(count)]
+    images = [0.5 * label + 0.5 * torch.rand(
+        1, 16, 16, generator=torch.Generator().manual_seed(i)) for i, label in enumerate(labels)]
+    return open_seed_images(images, labels=labels)
 
 
 @pytest.fixture
@@ -36,8 +33,8 @@ def synthesizer(tmp_path):
 
 
 def run(synthesizer, images=None, indices=None):
-    images = images or Images()
-    return calibrated(synthesizer, images, indices or range(len(images.labels)), lambda _: None)
+    images = images or noise()
+    return calibrated(synthesizer, images, indices or range(len(images)), lambda _: None)
 
 
 def test_price_and_choice_are_said_and_the_dials_are_numbers(synthesizer, caplog):
@@ -59,7 +56,7 @@ def test_the_same_dataset_is_measured_once_and_another_one_anew(synthesizer, mea
     other = Synthesizer(synthesizer.model, steps=4, strength=None, cache=synthesizer.cache)
     _, again = run(other)
     assert len(measured) == 1 and again == first and again.facts() == first.facts()
-    _, different = run(synthesizer, Images(14))
+    _, different = run(synthesizer, noise(14))
     assert len(measured) == 2 and different.facts()["digest"] != first.facts()["digest"]
 
 
@@ -92,7 +89,7 @@ def test_numbers_in_the_settings_stay_and_are_not_measured(tmp_path, measured):
 
 
 def test_one_class_goes_part_of_the_way_to_its_neighbours(synthesizer):
-    _, found = run(synthesizer, Images(classes=1))
+    _, found = run(synthesizer, noise(classes=1))
     # uniform noise of half the range: the distance of two images is 0.5 / sqrt(6)
     limit = float(found.target.removeprefix("distance <= "))
     assert limit == pytest.approx(0.5 * 0.5 / 6**0.5, rel=0.1)
@@ -100,7 +97,7 @@ def test_one_class_goes_part_of_the_way_to_its_neighbours(synthesizer):
 
 
 def test_one_image_is_nothing_to_measure_on(synthesizer, measured):
-    assert run(synthesizer, Images(1)) == (synthesizer, None) and not measured
+    assert run(synthesizer, noise(1)) == (synthesizer, None) and not measured
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(synthesizer, monkeypatch):
@@ -112,18 +109,12 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(synthesizer, monkeypatch
 
 def test_the_bundled_model_knows_its_own_kind_and_warns_of_others(tmp_path, bundled, measured):
     synthesizer = Synthesizer(bundled, "paper", cache=tmp_path)
-    clothes = FashionMNISTSample("test")
-
-    class Clothes:
-        labels = clothes.targets
-
-        def open(self, index):
-            return clothes[index][0]
+    clothes = open_seed_images("bundled", split="test")
 
     import warnings
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        calibrated(synthesizer, Clothes(), range(0, 300, 20), lambda _: None)
+        calibrated(synthesizer, clothes, range(0, 300, 20), lambda _: None)
     with pytest.warns(UserWarning, match="unlike what the bundled model was trained on.*take a"):
         run(synthesizer)
     assert not measured

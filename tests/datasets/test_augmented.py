@@ -188,7 +188,7 @@ def test_plain_datasets_take_a_transform_of_their_own(augment):
     (lambda f, a: AugmentedDataset(f, a)[999], IndexError, "index 999 is outside a dataset of 24"),
     (lambda f, a: AugmentedDataset(f, a).set_epoch(-1), ValueError,
      "epoch must be .*>= 0.* got -1"),
-    (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2), torch.rand(2)), a).classes,
+    (lambda f, a: AugmentedDataset(TensorDataset(torch.rand(2, 1, 4, 4), torch.rand(2)), a).classes,
      AttributeError, "TensorDataset has no classes"),
 ])
 def test_wrong_use_is_refused(folder, augment, make, error, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dreamda_aug.datasets.pool import ImagePool
-from dreamda_aug.datasets.producer import missing
+from dreamda_aug.datasets.prefetch import missing
 from dreamda_aug.errors import StorageError
 
 

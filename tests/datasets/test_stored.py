@@ -113,7 +113,7 @@ def test_other_real_data_is_refused(train, made, tmp_path):
     swapped.classes = ["dog", "cat"]
     with pytest.raises(ExpansionError, match="was of class 'cat', the real dataset says 'dog'"):
         AugmentedDataset.from_folder(swapped, made)
-    with pytest.raises(FileNotFoundError, match="expected a manifest"):
+    with pytest.raises(FileNotFoundError, match="plan.json: expected an expanded dataset"):
         AugmentedDataset.from_folder(ImageFolder(train), tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_labels_may_be_a_tensor(sd_pipeline):
 
 def test_inverting_and_generating_are_the_same_work_in_two_steps(colour):
     """With the sample seeds that `synthesize` derives."""
-    from dreamda_aug.inputs.images import image_digest
+    from dreamda_aug.inputs.pixels import image_digest
     from dreamda_aug.method.seeding import derive_seed
 
     synthesizer = Synthesizer(colour, **FAST)

@@ -46,7 +46,7 @@ def test_an_empty_class_keeps_its_number_and_loose_images_are_said(folder):
     assert images.problems == ["1 images beside the class folders are left out",
                                "class 'aa' has no images"]
     flat = open_seed_images(folder / "a")
-    assert (flat.paths, flat.labels, flat.classes) == (["10.jpg", "9.jpg"], None, [])
+    assert (flat.paths, flat.labels, flat.classes) == (["10.jpg", "9.jpg"], [], [])
     assert flat[0].label is None and flat[0].put_back("x") == "x" and flat.is_folder
     with pytest.raises(ValueError, match="expected one sub-folder per class, or labels, found no"):
         flat.labeled()
@@ -234,7 +234,7 @@ def test_images_in_memory_and_datasets_of_images_alone_have_the_labels_that_are_
         assert images.labels == [2, 0, 2] and images[1].class_name == "0"
         assert torch.equal(images[2].image, tensor[2:3])
         none = open_seed_images(images, labels=None)
-        assert none.labels is None and none.classes == [] and none.labels is none[0].label
+        assert none.labels == none.classes == [] and none[0].label is None
     assert open_seed_images(tensor.numpy(), labels=None)[0].image.shape == (4, 4)
     with pytest.raises(ValueError, match="labels must be given for images in memory"):
         open_seed_images(tensor)

@@ -15,6 +15,7 @@ from dreamda_aug import Synthesizer
 from dreamda_aug.cli.explore import _repeated
 from dreamda_aug.cli.main import main
 from dreamda_aug.cli.options import add_model_options
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report.explorer import explore, render_exploration, write_exploration
 
@@ -22,15 +23,12 @@ EVIL = "<b>&\"'x"
 GRIDS = dict(strengths=(0.5, 1.0), replays=(1.0, 0.5), noise_scales=(0.0, 4.0))
 
 
-class Images:
+def noise(classes=2):
     """Dark and bright noise, by class."""
-
-    def __init__(self, classes=2):
-        self.labels = [i % classes for i in range(8)]
-
-    def open(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return 0.5 * self.labels[index] + 0.5 * torch.rand(1, 16, 16, generator=generator)
+    labels = [i % classes for i in range(8)]
+    images = [0.5 * label + 0.5 * torch.rand(
+        1, 16, 16, generator=torch.Generator().manual_seed(i)) for i, label in enumerate(labels)]
+    return open_seed_images(images, labels=labels)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def synthesizer():
 
 
 def run(synthesizer, images=None, **options):
-    images = images or Images()
+    images = images or noise()
     return explore(images, range(8), synthesizer, lambda index: None,
                    lambda label: (EVIL, "dog")[label],
                    **{"shown": 3, "steps": 4, **GRIDS, **options})
@@ -100,7 +98,7 @@ def test_the_price_is_said_before_anything_is_made(synthesizer):
 
 
 def test_one_class_is_measured_without_a_judge(synthesizer):
-    found = run(synthesizer, Images(classes=1), strengths=(0.5,))
+    found = run(synthesizer, noise(classes=1), strengths=(0.5,))
     text = render_exploration(found)
     assert not found.judge and found.best == 0
     assert 'id="agreement"' not in text and "Labels were not judged" in text

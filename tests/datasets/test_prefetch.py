@@ -1,4 +1,4 @@
-"""Images that a process makes ahead: the same as without it, and there even when it dies."""
+"""Images that a process makes prefetching: the same as without it, and there even when it dies."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader, TensorDataset
 
 from dreamda_aug import AugmentedDataset, Synthesizer
-from dreamda_aug.datasets import producer
+from dreamda_aug.datasets import prefetch
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.models.unet import PixelModel
 
@@ -50,81 +50,81 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def ahead(model):
-    data = dataset(model, ahead=1)
+def prefetching(model):
+    data = dataset(model, prefetch_epochs=1)
     data.wait(120)
     yield data
     data.close()
 
 
 def ready(data, epoch):
-    pool = data._ahead.pool
+    pool = data._prefetcher.pool
     return all(epoch in pool.epochs(shard) for shard in range(pool.shards))
 
 
-def test_images_are_those_that_are_made_without_it(ahead, model):
+def test_images_are_those_that_are_made_without_it(prefetching, model):
     plain = dataset(model)
     for epoch in (1, 0):
-        for data in (plain, ahead):
+        for data in (plain, prefetching):
             data.set_epoch(epoch)
-        until(lambda epoch=epoch: ready(ahead, epoch))
-        for shard in range(ahead._ahead.pool.shards):
+        until(lambda epoch=epoch: ready(prefetching, epoch))
+        for shard in range(prefetching._prefetcher.pool.shards):
             # the batch that the producer made: last bits depend on its shape
-            mates = ahead._ahead.pool.images_of(shard)
+            mates = prefetching._prefetcher.pool.images_of(shard)
             places = [COUNT + mate * K + replica for mate in mates for replica in range(K)]
             for (one, label, origin), (other, *rest) in zip(
-                    plain.__getitems__(places), ahead.__getitems__(places)):
+                    plain.__getitems__(places), prefetching.__getitems__(places)):
                 assert torch.equal(one, other) and one.dtype == torch.uint8
                 assert rest == [label, origin] and origin.epoch == epoch
-        assert (ahead.freshness.fresh, ahead.freshness.made) == (10, 0)
+        assert (prefetching.freshness.fresh, prefetching.freshness.made) == (10, 0)
 
 
-def test_workers_read_what_is_ready_and_count_together(ahead):
-    ahead.set_epoch(0)
-    ahead.set_epoch(1)
-    until(lambda: ready(ahead, 1))
-    inversions = ahead.synthesizer.core.inversions
-    loader = DataLoader(ahead.synthetic, batch_size=3, num_workers=2)
+def test_workers_read_what_is_ready_and_count_together(prefetching):
+    prefetching.set_epoch(0)
+    prefetching.set_epoch(1)
+    until(lambda: ready(prefetching, 1))
+    inversions = prefetching.synthesizer.core.inversions
+    loader = DataLoader(prefetching.synthetic, batch_size=3, num_workers=2)
     seen = [origin.epoch.tolist() for _, _, origin in loader]
     assert sum(seen, []) == [1] * COUNT * K
-    assert ahead.freshness.fresh == COUNT * K and ahead.freshness.mean_age == 0
-    assert ahead.synthesizer.core.inversions == inversions
+    assert prefetching.freshness.fresh == COUNT * K and prefetching.freshness.mean_age == 0
+    assert prefetching.synthesizer.core.inversions == inversions
 
 
-def test_a_producer_that_is_killed_is_started_again_and_nothing_is_lost(ahead, caplog):
-    ahead.set_epoch(1)
-    until(lambda: ready(ahead, 1))
-    killed, before = ahead._ahead.producer, ahead.freshness.restarts
+def test_a_producer_that_is_killed_is_started_again_and_nothing_is_lost(prefetching, caplog):
+    prefetching.set_epoch(1)
+    until(lambda: ready(prefetching, 1))
+    killed, before = prefetching._prefetcher.producer, prefetching.freshness.restarts
     os.kill(killed, signal.SIGSTOP)  # from now on nothing new is made
-    until(lambda: all(ahead._ahead.pool.epochs(shard) for shard in range(3)))
+    until(lambda: all(prefetching._prefetcher.pool.epochs(shard) for shard in range(3)))
     far = 50
-    ahead.set_epoch(far)
+    prefetching.set_epoch(far)
     os.kill(killed, signal.SIGKILL)
-    served = [ahead[COUNT + number][2].epoch for number in range(COUNT * K)]
+    served = [prefetching[COUNT + number][2].epoch for number in range(COUNT * K)]
     assert all(1 <= epoch <= 2 for epoch in served)  # what was there is served, and says so
-    told = ahead.freshness
+    told = prefetching.freshness
     assert (told.older, told.made) == (COUNT * K, 0) and 48 <= told.mean_age <= 49
     assert f"epoch {far}: 10 synthetic images served, 0 fresh, 10 of earlier epochs" in str(told)
-    until(lambda: ahead.freshness.restarts > before)
-    assert ahead._ahead.producer != killed
+    until(lambda: prefetching.freshness.restarts > before)
+    assert prefetching._prefetcher.producer != killed
     assert "died and is started again; training goes on with the 3 parts" in caplog.text
-    until(lambda: ready(ahead, far))
-    assert ahead[COUNT][2].epoch == far
-    pool = ahead._ahead.pool
-    until(lambda: ready(ahead, far + 1))
+    until(lambda: ready(prefetching, far))
+    assert prefetching[COUNT][2].epoch == far
+    pool = prefetching._prefetcher.pool
+    until(lambda: ready(prefetching, far + 1))
     assert all(pool.epochs(shard) == [far, far + 1] for shard in range(3))  # no more is kept
 
 
 def test_what_is_not_there_yet_is_made_on_demand_and_the_end_leaves_nothing(model):
-    data, plain = dataset(model, ahead=2), dataset(model)
-    folder, process = data._ahead.pool.folder, data._ahead.producer
+    data, plain = dataset(model, prefetch_epochs=2), dataset(model)
+    folder, process = data._prefetcher.pool.folder, data._prefetcher.producer
     assert torch.equal(data[COUNT][0], plain[COUNT][0])  # the producer is still starting
     assert data.freshness.made == 1
     del data
     until(lambda: not alive(process))
     assert not folder.exists()
-    data = dataset(model, ahead=2)
-    folder = data._ahead.pool.folder
+    data = dataset(model, prefetch_epochs=2)
+    folder = data._prefetcher.pool.folder
     data.close()
     assert not folder.exists() and data.freshness is None
     assert torch.equal(data[COUNT][0], plain[COUNT][0])
@@ -132,7 +132,7 @@ def test_what_is_not_there_yet_is_made_on_demand_and_the_end_leaves_nothing(mode
 
 SCRIPT = """
 import os, signal, sys, time, torch
-from dreamda_aug.datasets.ahead import Ahead
+from dreamda_aug.datasets.prefetch import Prefetcher
 
 class Maker:
     def make_values(self, images, epoch):
@@ -140,9 +140,9 @@ class Maker:
 
 if __name__ == "__main__":
     epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-    ahead = Ahead(Maker(), 2, 1, epoch, 1, 1)
-    print(ahead.producer, ahead.pool.folder, flush=True)
-    ahead.wait(200)
+    prefetcher = Prefetcher(Maker(), 2, 1, epoch, 1, 1)
+    print(prefetcher.producer, prefetcher.pool.folder, flush=True)
+    prefetcher.wait(200)
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -166,8 +166,8 @@ def test_a_dataset_that_cannot_be_sent_to_a_process_is_refused(model):
 
     data = Local(torch.rand(2, 1, 16, 16), torch.zeros(2))
     synthesizer = Synthesizer(model, "paper", steps=2, cache=None)
-    with pytest.raises(TypeError, match="with ahead the dataset is sent to another process"):
-        AugmentedDataset(data, synthesizer, 1, ahead=1)
+    with pytest.raises(TypeError, match="with prefetch_epochs the dataset is sent to ano"):
+        AugmentedDataset(data, synthesizer, 1, prefetch_epochs=1)
 
 
 def die(*arguments):
@@ -178,9 +178,9 @@ def test_a_producer_that_only_dies_is_given_up_and_images_are_made_on_demand(mod
     # forked, and quickly
     monkeypatch.setattr(torch.multiprocessing, "get_context",
                         lambda method: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(producer, "produce", die)
-    monkeypatch.setattr(producer, "PAUSE", 0.01)
-    data = dataset(model, ahead=1)
+    monkeypatch.setattr(prefetch, "produce", die)
+    monkeypatch.setattr(prefetch, "PAUSE", 0.01)
+    data = dataset(model, prefetch_epochs=1)
     with pytest.raises(GenerationError, match="died 3 times without having made any"):
         data.wait(60)
     assert data[COUNT][2].epoch == 0 and data.freshness.made == 1
@@ -189,9 +189,9 @@ def test_a_producer_that_only_dies_is_given_up_and_images_are_made_on_demand(mod
 
 
 def test_waiting_ends(model, monkeypatch):
-    monkeypatch.setattr(producer, "produce", die)
-    monkeypatch.setattr(producer, "PAUSE", 60.0)
-    data = dataset(model, ahead=1)
+    monkeypatch.setattr(prefetch, "produce", die)
+    monkeypatch.setattr(prefetch, "PAUSE", 60.0)
+    data = dataset(model, prefetch_epochs=1)
     with pytest.raises(TimeoutError, match="0 of 3 parts of the pool are there after 0 s"):
         data.wait(0)
     data.close()
@@ -200,10 +200,10 @@ def test_waiting_ends(model, monkeypatch):
 def test_no_process_is_started_by_a_daemonic_one(model, monkeypatch):
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     with pytest.raises(GenerationError, match="make the AugmentedDataset in the main process"):
-        dataset(model, ahead=1)
+        dataset(model, prefetch_epochs=1)
 
 
-@pytest.mark.parametrize("ahead", [-1, 1.5, True, None])
-def test_a_number_of_epochs_that_is_none_is_refused(model, ahead):
-    with pytest.raises(ValueError, match="ahead must be an integer"):
-        dataset(model, ahead=ahead)
+@pytest.mark.parametrize("epochs", [-1, 1.5, True, None])
+def test_a_number_of_epochs_that_is_none_is_refused(model, epochs):
+    with pytest.raises(ValueError, match="prefetch_epochs must be an integer"):
+        dataset(model, prefetch_epochs=epochs)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, Subset
 
-from dreamda_aug.inputs.dataset_fields import find_attribute, find_classes
+from dreamda_aug.inputs.dataset_reader import as_sized, find_attribute, find_classes
 from dreamda_aug.inputs.rows import read_row
-from dreamda_aug.inputs.untransformed import Untransformed
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 
 
 class Origin(NamedTuple):
@@ -27,26 +27,26 @@ class Origin(NamedTuple):
     epoch: int
 
 
-def completed(
-    sample: Any, origin: Origin, transform: Callable[[Any], Any] | None, with_origin: bool
-) -> Any:
-    """A base dataset's sample after the last transform, with its origin if that is wanted."""
-    if transform is not None:
-        row = read_row(sample, origin.index)
-        sample = row.put(transform(row.image), row.label)
-    if not with_origin:
-        return sample
-    return {**sample, "origin": origin} if isinstance(sample, Mapping) else (*sample, origin)
-
-
 class RealAndSynthetic(Dataset[Any]):
     """Real samples first, then synthetic ones: the base of `AugmentedDataset` and `StoredDataset`.
 
-    A subclass sets ``_raw``, the real dataset as `Untransformed`, and overrides what raises
-    NotImplementedError here.
+    A subclass overrides what raises NotImplementedError here.
+
+    Args:
+        dataset: the real samples.
+        class_names: what to call their classes; None for the dataset's own names.
+        transform: image transform to run last.
+        with_origin: samples become ``(image, label, Origin)``; dicts get the key ``origin``.
     """
 
-    _raw: Untransformed
+    def __init__(
+        self, dataset: Dataset[Any], class_names: list[str] | None,
+        transform: Callable[[Any], Any] | None, with_origin: bool,
+    ):
+        self._dataset = dataset
+        self._images: SeedImages = open_seed_images(
+            as_sized(dataset), labels="later", class_names=class_names)
+        self.transform, self.with_origin = transform, with_origin
 
     def __len__(self) -> int:
         """Number of samples, real and synthetic."""
@@ -55,6 +55,10 @@ class RealAndSynthetic(Dataset[Any]):
     @property
     def epoch(self) -> int:
         """The epoch whose perturbation synthetic samples carry."""
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose perturbation synthetic samples carry."""
         raise NotImplementedError
 
     def _seed_and_replica(self, number: int) -> tuple[int, int]:
@@ -72,37 +76,42 @@ class RealAndSynthetic(Dataset[Any]):
             ) from None
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
-        index, count = index % len(self), len(self._raw)
+        index, count = index % len(self), len(self._images)
         if index < count:
             return Origin(False, index, -1, -1)
         image, replica = self._seed_and_replica(index - count)
         return Origin(True, image, replica, self.epoch)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch's perturbation synthetic samples carry."""
-        raise NotImplementedError
-
     @property
     def real(self) -> "Part":
         """The real samples."""
-        return Part(self, range(len(self._raw)))
+        return Part(self, range(len(self._images)))
 
     @property
     def synthetic(self) -> "Part":
         """The synthetic samples."""
-        return Part(self, range(len(self._raw), len(self)))
+        return Part(self, range(len(self._images), len(self)))
 
     @property
     def classes(self) -> list[str]:
-        classes = find_classes(self._raw.dataset)
+        classes = find_classes(self._dataset)
         if classes is None:
-            raise AttributeError(f"{type(self._raw.dataset).__name__} has no classes.")
+            raise AttributeError(f"{type(self._dataset).__name__} has no classes.")
         return classes
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        class_to_idx: dict[str, int] = find_attribute(self._raw.dataset, "class_to_idx")
+        class_to_idx: dict[str, int] = find_attribute(self._dataset, "class_to_idx")
         return class_to_idx
+
+    def _completed(self, sample: Any, origin: Origin) -> Any:
+        """The base dataset's sample after the last transform, with its origin if wanted."""
+        if self.transform is not None:
+            row = read_row(sample, origin.index)
+            sample = row.put(self.transform(row.image), row.label)
+        if not self.with_origin:
+            return sample
+        return {**sample, "origin": origin} if isinstance(sample, Mapping) else (*sample, origin)
 
 
 class Part(Subset[Any]):
