@@ -88,7 +88,8 @@ class Expansion:
             bundled model. Its cache plays no role.
         expansion_ratio: synthetic images per seed image, >= 0; or numbers by class name, with 5
             for the classes that it does not name.
-        balance: see `count_replicas`.
+        balance: raise every class to the size that the largest one reaches with its ratio, real
+            and synthetic images together; smaller classes get more replicas per image.
         only_classes: names of the classes to expand, or None for all.
         limit: the largest number of seed images to use, taken in turn from each class, or None for
             all.

@@ -94,12 +94,9 @@ def check_out(images: SeedImages, folder: OutputFolder) -> None:
 
 
 def paths_from(folder: OutputFolder, images: SeedImages, model: DiffusionModel) -> dict[str, Any]:
-    """Where seed images and model lie, as seen from the dataset's folder; see `find_path`.
+    """Where seed images (None for an object) and model lie, as `find_path` reads it.
 
     Nothing absolute is recorded: a dataset is published, and may move together with them.
-
-    Returns:
-        ``source`` (arguments of `open_seed_images`, or None for an object), ``model``, ``lora``.
     """
     def seen(path: str | None) -> str | None:
         if path is None or path == BUNDLED or not os.path.lexists(path):
@@ -118,13 +115,7 @@ def paths_from(folder: OutputFolder, images: SeedImages, model: DiffusionModel) 
 def find_path(out: str | Path, path: Any, name: str) -> str | None:
     """A recorded path, as seen from here: ``../train`` is relative to the dataset's folder.
 
-    Args:
-        out: the dataset's folder.
-        path: as recorded, ``"?/train"`` if it shares no folder with the dataset; or None.
-        name: the argument that gives it, for the message.
-
-    Raises:
-        ExpansionError: the path is not recorded.
+    ExpansionError asks for the argument ``name`` if the path is ``"?/train"``, so not recorded.
     """
     if not isinstance(path, str):
         return None
@@ -139,11 +130,7 @@ def find_path(out: str | Path, path: Any, name: str) -> str | None:
 
 
 def recorded_images(out: str | Path, metadata: Mapping[str, Any]) -> SeedImages | None:
-    """Open the seed images of a dataset, or return None if it was made from an object.
-
-    Raises:
-        ExpansionError: their path is not recorded; others as `open_seed_images` does.
-    """
+    """Open the seed images of a dataset, or return None if it was made from an object."""
     source = metadata[PATHS]["source"]
     if source is None:
         return None

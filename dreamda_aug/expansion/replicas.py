@@ -14,19 +14,14 @@ MAX_REPLICAS = 1_000_000
 
 
 class PlannedSample(NamedTuple):
-    """One synthetic image to make.
-
-    Attributes:
-        seed_index: number of the seed image in the source.
-        replica: number of the replica, >= 0.
-    """
+    """One synthetic image to make, by the number of its seed image and of the replica."""
 
     seed_index: int
     replica: int
 
     @property
     def id(self) -> str:
-        """Its name in the dataset; does not depend on what else is made."""
+        """Its name in the dataset."""
         return f"{self.seed_index:08d}_{self.replica:04d}"
 
 
@@ -37,7 +32,7 @@ class Plan:
 
     Args:
         replicas: number of replicas of each chosen seed image, by its number in the source.
-        batch_size: samples per batch, >= 1; the last batch may be smaller.
+        batch_size: samples per batch; the last batch may be smaller.
         first: number of the first replica of a seed image, by its number; else 0.
     """
 
@@ -81,11 +76,7 @@ class Plan:
         return max(0, min(self.batch_size, len(self) - number * self.batch_size))
 
     def inversions(self, paths: int) -> int:
-        """How many inversions there are in all: each batch makes its own.
-
-        Args:
-            paths: source paths of an image, >= 1; replica k starts from number k % paths.
-        """
+        """How many inversions all batches make, if replica k starts from path k % ``paths``."""
         total = begin = 0
         for end in self._ends:
             first = min(end - begin, self.batch_size - begin % self.batch_size)
@@ -110,20 +101,9 @@ def count_replicas(
     only_classes: Collection[str] | None = None,
     limit: int | None = None,
 ) -> dict[int, int]:
-    """How many replicas each seed image gets.
+    """How many replicas each seed image gets; arguments are those of `Expansion`.
 
-    Args:
-        images: the seed images.
-        expansion_ratio: replicas per seed image, >= 0; or numbers by class name, with
-            `DEFAULT_RATIO` for the classes that it does not name.
-        balance: raise every class to the size that the largest one reaches with its ratio, real
-            and synthetic images together; smaller classes get more replicas per image.
-        only_classes: names of the classes to expand, or None for all.
-        limit: the largest number of seed images to use, taken in turn from each class, or None for
-            all. Their replicas are the same as without a limit.
-
-    Raises:
-        ValueError: an argument breaks its rule.
+    Seed images have the same replicas with a limit as without one.
     """
     if isinstance(expansion_ratio, Mapping):
         ratios = dict.fromkeys(images.classes, DEFAULT_RATIO) | dict(expansion_ratio)

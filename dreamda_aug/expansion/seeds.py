@@ -28,13 +28,10 @@ class Unreadable(Exception):
 
 
 class Seed(NamedTuple):
-    """A seed image, ready for the model.
+    """A seed image, ready for the model; digests and loss as in `ManifestLine`.
 
     Attributes:
         values: its pixels at the model's size and channels, (1, C, H, W) in [0, 1].
-        digest: SHA-256 of its original pixels.
-        file_digest: SHA-256 of its file; empty if the source has none.
-        loss: what a PNG file does not keep of such an image; empty if it keeps all.
         store: from an image like ``values`` to one of the seed image's size, for a PNG file.
     """
 

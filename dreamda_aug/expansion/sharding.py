@@ -39,11 +39,11 @@ class Job:
     """Batches of an expansion that are to be made.
 
     Attributes:
-        open: to be called once in each process that helps; loads the model, and returns a function
-            that makes a batch and writes it. Goes through pickle.
+        open: called once in each process; loads the model, and returns a function that makes a
+            batch and writes it. Goes through pickle.
         batches: their numbers.
-        done: to be called in this process with the number of each batch that is on disk.
-        threads: CPU threads that a process computes with, or None if it runs on an accelerator.
+        done: called in this process with the number of each batch that is on disk.
+        threads: CPU threads that a process computes with, or None for an accelerator.
     """
 
     open: Callable[[], Callable[[int], None]]
@@ -56,11 +56,7 @@ class Engine(Protocol):
     """Runs jobs in other processes, such as `RayEngine`."""
 
     def run(self, job: Job) -> None:
-        """Make every batch, in any order; returns when all are done.
-
-        Raises:
-            ExpansionError: the engine could not do it.
-        """
+        """Make every batch, in any order; ExpansionError if that failed."""
         ...
 
 
