@@ -168,8 +168,6 @@ def add_lora_weights(
         if not {"A", "B"} <= matrices.keys():
             raise ModelError(f"layer {layer!r} needs both lora_A and lora_B, found only "
                              f"{', '.join(sorted(matrices))}")
-        if not all(matrix.isfinite().all() for matrix in matrices.values()):
-            raise ModelError(f"the weights of layer {layer!r} are not finite")
         weight: Any = parts[part].get_submodule(layer).weight
         down, up = (matrices[side].float().flatten(1) for side in "AB")
         if (len(up), len(down), down.shape[1]) != (
@@ -177,8 +175,10 @@ def add_lora_weights(
             raise ModelError(f"the matrices of layer {layer!r} have the shapes {tuple(down.shape)} "
                              f"and {tuple(up.shape)}, and its weight {tuple(weight.shape)}")
         scale = _scale(config or {}, part, layer, matrices)
-        added = (scale * (up @ down)).reshape(weight.shape).to(weight.device)
-        weight.copy_(weight.float() + added)
+        added = (scale * (up @ down)).reshape(weight.shape)
+        if not added.isfinite().all():
+            raise ModelError(f"what is added to layer {layer!r} is not finite")
+        weight.copy_(weight.float() + added.to(weight.device))
 
 
 def lora_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

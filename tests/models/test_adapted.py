@@ -145,6 +145,7 @@ PAIR = {f"unet.{Q}.lora_A.weight": A, f"unet.{Q}.lora_B.weight": B}
     ({**PAIR, f"unet.elsewhere.{Q}.lora_A.weight": A}, "found 'unet.elsewhere.* fit no layer"),
     ({"a.lora_A.weight": A, "a.lora_B.weight": B}, "found 'a.lora_A.weight', 'a.lora_B.weight', w"),
     ({"conv_in.weight": A}, "Invalid LoRA checkpoint"),
+    ({**PAIR, f"unet.{Q}.alpha": torch.tensor(float("inf"))}, "not finite"),
     ({**PAIR, f"unet.{Q}.lora_B.weight": torch.ones(9, 2)}, r"shapes \(2, 8\) and \(9, 2\), and"),
     ({**PAIR, f"unet.{Q}.lora_magnitude_vector": torch.ones(8)}, "lora_magnitude_vector"),
 ])
