@@ -1,4 +1,3 @@
-import logging
 import pickle
 import warnings
 import zipfile
@@ -100,15 +99,6 @@ def test_the_pool_is_labeled_every_so_many_epochs_and_rebuilt():
     assert len(training.pseudo_labels) == 30
 
 
-def test_labels_come_from_the_evaluation_view_of_the_current_weights():
-    training = make()
-    training.run()
-    training.label_pool()
-    expected = training.wrapper.label(training.data.pool.tensors[0])
-    assert torch.equal(training.pseudo_labels.mask, expected.mask)
-    torch.testing.assert_close(training.pseudo_labels.confidence, expected.confidence)
-
-
 def test_unlabeled_real_images_may_be_the_pool():
     class Images(Dataset):
         images, labels = blobs(20, seed=3)
@@ -181,22 +171,6 @@ def test_online_labels_what_is_fresh():
     assert [report.epoch for report in reports] == [0, 1]
     assert reports[-1].images == 8 * 8 and reports[-1].accuracy > 0.9
     assert training.pseudo_labels is None
-
-
-def test_alignment_lets_a_crowded_out_class_through():
-    def label(aligned):
-        training = make(distribution_alignment=aligned)
-        with torch.no_grad():
-            for head in training.wrapper.auxiliary_heads:
-                head.weight.zero_()
-                head.bias.copy_(torch.tensor([0.2, 0.3, 0.1]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CollapseWarning)
-            training.label_pool()
-        return training.pseudo_labels.labels.unique().tolist()
-
-    assert label(aligned=False) == [1]
-    assert label(aligned=True) == [0]
 
 
 # --- saving and resuming -----------------------------------------------------------------------
@@ -353,10 +327,3 @@ def test_images_that_are_no_tensors_are_refused_with_the_way_out():
     pool = [(object(), 0)] * 4
     with pytest.raises(TypeError, match=r"must be tensors \(C, H, W\), got object; .*v2.ToImage"):
         make(pool=pool).label_pool()
-
-
-def test_progress_is_logged_and_not_printed(caplog, capsys):
-    with caplog.at_level(logging.INFO, logger="dreamda_aug"):
-        make().train_epoch()
-    assert "epoch 1 (pretraining)" in caplog.text
-    assert capsys.readouterr().out == ""
