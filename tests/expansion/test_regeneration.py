@@ -44,9 +44,9 @@ def test_hook_and_embedded_guidance_are_on_record_and_used_again(
             device="cpu", **options), 2)
 
     run(out, **options)
-    facts = json.loads((out / "plan.json").read_text())
-    assert facts["block_index"] == options["block_index"]
-    assert facts["embedded_guidance"] == options.get("embedded_guidance")
+    metadata = json.loads((out / "plan.json").read_text())
+    assert metadata["block_index"] == options["block_index"]
+    assert metadata["embedded_guidance"] == options.get("embedded_guidance")
     assert f"| block_index | {options['block_index']} |" in (out / "dataset_card.md").read_text()
     lines = list(read_manifest(out))
     assert len(lines) == 6
