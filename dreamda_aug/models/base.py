@@ -61,9 +61,7 @@ class DiffusionModel(Protocol):
     def dtype(self) -> torch.dtype:
         """Dtype of its denoiser."""
 
-    def schedule(
-        self, steps: int, strength: float, spacing: Spacing = "uniform"
-    ) -> NoiseSchedule:
+    def schedule(self, steps: int, strength: float, spacing: Spacing = "uniform") -> NoiseSchedule:
         """The steps of a run as `Settings` describes them, on the model's device."""
 
     def encode(self, images: Tensor) -> Tensor:

@@ -75,9 +75,7 @@ class DenoiserModel:
             return self.denoiser.dtype
         return self._weight.dtype
 
-    def schedule(
-        self, steps: int, strength: float, spacing: Spacing = "uniform"
-    ) -> NoiseSchedule:
+    def schedule(self, steps: int, strength: float, spacing: Spacing = "uniform") -> NoiseSchedule:
         scheduler = self.pipeline.scheduler
         # a scheduler may be put in another's place, or its configuration changed, at any time
         key = (type(scheduler), repr(scheduler.config), steps, strength, spacing, self.device)

@@ -144,10 +144,6 @@ def _flux2(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
 
-def _text_length(inputs: Inputs) -> int:
-    return int(inputs["encoder_hidden_states"].shape[1])
-
-
 def _embed_qwen(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
     # a space is the empty prompt that the model was trained with; the mask is None where all
     # tokens count
@@ -226,18 +222,21 @@ def _lumina(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return -model(x, timestep=1 - t / 1000, return_dict=False, **inputs)[0]
 
 
-_FLUX_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+# of both versions, whose text tokens come first
+_FLUX: dict[str, Any] = dict(
+    blocks=("transformer_blocks", "single_transformer_blocks"), even_sigmas=True,
+    text_tokens=lambda inputs: inputs["encoder_hidden_states"].shape[1])
 _REFINERS = ("noise_refiner", "context_refiner")
 
 FAMILIES = {family.transformer: family for family in (
     Family("DiTTransformer2DModel", _dit, None, square=True),
     Family("SD3Transformer2DModel", _dit, _embed_sd3, shift=_by_tokens),
     # its guidance is an input or distilled away
-    Family("FluxTransformer2DModel", _flux, _embed_flux, _FLUX_BLOCKS, text_tokens=_text_length,
-           patch=2, packed=True, even_sigmas=True, shift=_by_tokens, guidable=False),
+    Family("FluxTransformer2DModel", _flux, _embed_flux, patch=2, packed=True, shift=_by_tokens,
+           guidable=False, **_FLUX),
     # its latents are patches already
-    Family("Flux2Transformer2DModel", _flux2, _embed_flux2, _FLUX_BLOCKS, text_tokens=_text_length,
-           patch=1, even_sigmas=True, shift=_by_tokens_and_steps),
+    Family("Flux2Transformer2DModel", _flux2, _embed_flux2, patch=1, shift=_by_tokens_and_steps,
+           **_FLUX),
     Family("QwenImageTransformer2DModel", _qwen, _embed_qwen, patch=2, packed=True,
            even_sigmas=True, shift=_by_tokens),
     Family("ZImageTransformer2DModel", _z_image, _embed_z_image, ("layers",), _REFINERS, patch=2,

@@ -98,7 +98,7 @@ class ModelSpec:
 
     @property
     def is_named(self) -> bool:
-        """Whether ``source`` is a name or path; else it is a pipeline object."""
+        """Whether ``source`` is a name or path, not a pipeline object."""
         return isinstance(self.source, str | Path)
 
     @property
