@@ -11,6 +11,7 @@ from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
 from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.method.inversion import DDIMInversion
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     """
     plan, sampler = expansion.plan, expansion.maker.sampler
     settings, steps = sampler.settings, len(sampler.schedule)
-    passes: float = steps + sampler.model.guidable * settings.guided_steps(steps)
-    if settings.update_rule == "asymmetric" and settings.noise_scale:
-        passes *= 1.5
-    inverted = steps * plan.inversions(settings.paths) if settings.replay else 0
-    rows = math.ceil((2 if settings.solver == "heun" else 1) * (inverted + passes * len(plan)))
+    rows = _denoiser_rows(sampler, plan.inversions(settings.paths), len(plan))
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.metadata["threads"]):
@@ -103,3 +100,25 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     # the manifest holds each line once more
     size = sum(len(png) + len(line.to_json()) + 1 for line, png in samples)
     return len(short.schedule), seconds, size
+
+
+def _denoiser_rows(sampler: TensorSynthesizer, inversions: int, samples: int) -> int:
+    """Rows that pass the denoiser, where encoder and decoder count half each."""
+    s, steps = sampler.settings, len(sampler.schedule)
+    # Heun calls the denoiser at both ends of every step but the last
+    levels = [level for step in range(steps)
+              for level in ((step, step + 1) if s.solver == "heun" and step < steps - 1
+                            else (step,))]
+    encoder = decoder = 0
+    if s.replay:
+        walks = steps if isinstance(s.inversion, DDIMInversion) else 0
+        walks += len(levels) if s.inversion.records_residuals else 0
+        encoder = decoder = inversions * walks
+    shared = s.replay and s.solver != "heun" and not sampler.static_shapes
+    for call, level in enumerate(levels):
+        branches = 1 + (sampler.model.guidable and s.guides_at(level, steps))
+        inputs = branches * (inversions if shared and call == 0 else samples)
+        encoder += inputs
+        decoder += branches * samples
+        decoder += inputs if s.update_rule == "asymmetric" and s.noise_scale else 0
+    return math.ceil((encoder + decoder) / 2)
