@@ -24,6 +24,7 @@ from dreamda_aug.files import read_numbered
 SUMS = "SHA256SUMS"
 _SUMMED = (PLAN, SKIPPED, MANIFEST)
 
+
 class DamagedRecord(Exception):
     """The record of a batch differs from what was written."""
 

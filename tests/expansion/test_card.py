@@ -75,7 +75,7 @@ def test_the_card_counts_and_says_what_was_done():
     for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
                  "| cat | a photo of a cat |", "| steps | 50 |",
                  "| filter copy | name=copy, threshold=0.3 |",
-                 "DiffusionModel org/model: mit. The seed images' licence applies as well."):
+                 "Model org/model: mit. The seed images' licence applies as well."):
         assert line in card.splitlines()
     assert "\n\n\n" not in card and "## Warnings" in card
     quiet = dataset_card(metadata(), Stats(Counter(cat=6)))
