@@ -1,17 +1,32 @@
 """The command `dreamda`: each subcommand is one library call."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import NoReturn
 
 import dreamda_aug
-from dreamda_aug.cli import adapt, evaluate, expand, explore, inspect, push
 from dreamda_aug.errors import DreamDAError
-from dreamda_aug.files import WRITE_HERE, local_path
+
+# Commands with their modules, of which only that of the chosen command is loaded, and their helps.
+_COMMANDS = {
+    "demo": ("looking", "the whole job on bundled images, in minutes"),
+    "preview": ("looking", "a grid of your images and their replicas"),
+    "explore": ("looking", "one HTML page with sliders that show what the dials do to your images"),
+    "calibrate": ("looking", "find how far images may go and keep their labels"),
+    "expand": ("writing", "write a synthetic dataset; the same command resumes"),
+    "report": ("writing", "one HTML page on a synthetic dataset"),
+    "regenerate": ("writing", "make one image again from its record"),
+    "push": ("writing", "upload a synthetic dataset to the Hugging Face hub"),
+    "adapt": ("fitting", "adapt a model to your images; the same command resumes"),
+    "train": ("fitting", "train a small model on your images alone; the same command resumes"),
+    "evaluate": ("fitting", "train with and without synthetic images on your folder; a verdict"),
+    "metrics": ("looking", "FID, KID, precision, ... of two image folders"),
+    "info": ("looking", "versions, cache and model"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,39 +38,36 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0; 2 for bad arguments or input; 130 for Ctrl-C; 141 where whoever read the
-        output has closed it, as ``| head`` does.
+        The exit status: 0; 1 if `regenerate` found another image; 2 for bad arguments or input;
+        130 for Ctrl-C; 141 if the reader of the output has closed it, as ``| head`` does.
     """
-    parser = _Parser(prog="dreamda", description=dreamda_aug.__doc__)
-    parser.add_argument("--version", action="version", version=dreamda_aug.__version__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-
-    inspect.add_commands(commands)
-    expand.add_commands(commands)
-    adapt.add_commands(commands)
-    evaluate.add_commands(commands)
-    explore.add_commands(commands)
-    push.add_commands(commands)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(parser, argv)
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # of --help too: a closed pipe is noticed here, and not at exit
     except BrokenPipeError:
         _drop_output()
         return 141
 
 
-def _run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
-    try:
-        args = parser.parse_args(argv)
-    finally:
-        sys.stdout.flush()  # of --help too: a closed pipe is noticed here, and not at exit
+def _run(argv: list[str]) -> int:
+    parser = _Parser(prog="dreamda", description=dreamda_aug.__doc__)
+    parser.add_argument("--version", action="version", version=dreamda_aug.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    chosen = next((each for each in argv if not each.startswith("-")), None)
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            loaded = importlib.import_module(f"dreamda_aug.cli.{module}")
+            getattr(loaded, f"add_{name}")(command)
+            command.set_defaults(run=getattr(loaded, name))
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
-        if isinstance(getattr(args, "out", None), Path):  # `expand` takes URLs, and its own is text
-            local_path(args.out, "--out", WRITE_HERE)
-        status = args.run(args) or 0
-        sys.stdout.flush()
-        return status
+        return args.run(args) or 0
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -67,7 +79,7 @@ def _run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
 
 
 def _drop_output() -> None:
-    """What is still to be written at exit goes nowhere, instead of into a closed pipe."""
+    """Send what is still to be written at exit nowhere, instead of into a closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,140 +1,146 @@
-"""Options that several commands share."""
+"""Command-line options made from the signatures and docstrings of the library.
+
+An option is written once, in the library: its name, type, choices and default are those of a
+parameter of a public function or class, and its help is the parameter's entry under ``Args:``.
+"""
 
 import argparse
+import inspect
 import json
-import math
-from dataclasses import fields
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, get_args, get_origin
 
-SOURCE_HELP = ("images, a folder for each class, a .csv or .jsonl list, torchvision:NAME, hf:NAME, "
-               "or bundled")
-
-
-class Subparsers(Protocol):
-    """What `ArgumentParser.add_subparsers` returns."""
-
-    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser: ...
+# How an image model is loaded and used, in every command that makes images.
+MODEL = ("model", "preset", "lora", "block_index", "embedded_guidance", "prompt", "captions",
+         "cache", "batch_size", "compile", "low_memory", "rng_seed", "device")
+SOURCE = ("split", "data_root", "download")
+_METAVARS: dict[Any, str] = {int: "N", float: "X"}
+_SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
 
 
-def add_model_options(command: argparse.ArgumentParser) -> None:
-    """The options that say which model makes images, and how; `model_options` reads them."""
-    command.add_argument("--model", default="bundled", help="hub id, folder, or 'bundled'")
-    command.add_argument("--lora", help="folder that dreamda adapt wrote; or a LoRA file, folder "
-                                        "or hub id")
-    command.add_argument("--block-index", type=whole, metavar="N",
-                         help="for transformers: noise enters behind block N; default: the middle")
-    command.add_argument("--embedded-guidance", type=float, metavar="X",
-                         help="for FLUX.1 dev and its like: the guidance scale that the model "
-                              "takes as an input; default: its pipeline's own")
-    command.add_argument("--preset", default="recommended")
-    command.add_argument("--prompt", help="template with {class_name}, for text-to-image models")
-    command.add_argument("--captions", type=Path, help="a prompt per image: .jsonl or .csv with "
-                                                       "file_name and text")
-    command.add_argument("--cache", type=Path, help="folder of inversions and calibrations")
-    command.add_argument("--batch-size", type=positive, default=32)
-    command.add_argument("--compile", action="store_true",
-                         help="run the model through torch.compile: minutes at first, quicker then")
-    command.add_argument("--low-memory", action="store_true",
-                         help="for GPUs with 8 GB; give --batch-size 1 too")
-    command.add_argument("--rng-seed", type=int, default=0)
-    command.add_argument("--device", help="such as cpu or cuda:1")
+def add_positional(parser: argparse.ArgumentParser, owner: Callable[..., Any], name: str) -> None:
+    """Add a positional argument for a parameter."""
+    parser.add_argument(name, help=_help(owner, name))
+
+
+def add_options(
+    parser: argparse.ArgumentParser, owner: Callable[..., Any], *names: str, **changes: Any
+) -> None:
+    """Add an option for each of these parameters; `given` reads what the user gave.
+
+    Args:
+        parser: of the command.
+        owner: the function or class.
+        names: of its parameters; one without a default becomes a required option.
+        changes: keywords of ``add_argument`` that differ, such as ``help``.
+    """
+    parameters = inspect.signature(owner).parameters
+    function = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
+    hints = typing.get_type_hints(function)
+    for name in names:
+        default = parameters[name].default
+        keywords: dict[str, Any] = {
+            "help": _help(owner, name, default), "default": argparse.SUPPRESS,
+            "required": default is inspect.Parameter.empty,
+            **_kind(hints[name], default), **changes}
+        parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that the user gave, as keyword arguments; for others the library's
+    defaults apply.
+    """
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_model_options` are to `Synthesizer`."""
-    from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
+    """What the options of `MODEL` and ``--set`` are to `Synthesizer`."""
+    from dreamda_aug.method.settings import resolve_settings
 
-    check_device(args.device)
-    names = ("model", "lora", "block_index", "embedded_guidance", "compile", "preset", "captions",
-             "batch_size", "low_memory", "rng_seed", "device")
-    return {name: getattr(args, name) for name in names} | {
-        "prompt": args.prompt or DEFAULT_PROMPT, "cache": args.cache or "default"}
+    found, settings = given(args, *MODEL), read_settings(args.set)
+    resolve_settings(found.get("preset", "recommended"), **settings)  # takes nothing but settings
+    return found | settings
 
 
-def add_calibrate_option(command: argparse.ArgumentParser) -> None:
-    """The option that leaves out what `calibration.automatic` does."""
-    command.add_argument("--no-calibrate", dest="calibrate", action="store_false",
-                         help="do not measure on your images how far they may go")
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``, which `read_settings` reads."""
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="a setting that differs from the preset, such as noise_scale=2 or "
+                             "replay=auto (calibrated); may be repeated")
 
 
-def add_settings_option(command: argparse.ArgumentParser) -> None:
-    """The option that changes single settings of the preset; `read_settings` reads it."""
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                         help="a setting that differs from the preset, such as noise_scale=2")
-
-
-def read_settings(texts: list[str]) -> dict[str, Any]:
-    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
-    from dreamda_aug.generation.dials import DIALS
-    from dreamda_aug.method.settings import Settings
-
-    known = {f.name for f in fields(Settings)} - {
-        "inversion", "perturbation", "guidance_interval", "replay_interval"}
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, text, or auto for None."""
     found: dict[str, Any] = {}
-    for text in texts:
-        name, given, value = text.partition("=")
-        if name not in known or not given:
-            raise ValueError(f"--set {text}: expected NAME=VALUE, NAME one of {sorted(known)}.")
-        if value == "auto" and name in DIALS:
-            found[name] = None  # what was calibrated
-            continue
+    for name, value in map(read_pair, texts):
         try:
-            found[name] = json.loads(value)
+            found[name] = None if value == "auto" else json.loads(value)
         except (ValueError, RecursionError):
             found[name] = value
-        number = isinstance(found[name], int | float) and not isinstance(found[name], bool)
-        number = number and math.isfinite(found[name])
-        texts_allowed = {"update_rule", "source_prompt", "replay", "noise_scale", "solver",
-                         "timestep_spacing"}
-        if not number and not (isinstance(found[name], str) and name in texts_allowed):
-            raise ValueError(f"--set {text}: {name} cannot be {value!r}.")
     return found
 
 
-def check_device(device: str | None) -> None:
-    import torch
-
-    if device is None:
-        return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"--device {device}: expected cpu, cuda, cuda:1, ...") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: torch finds no CUDA device.")
-
-
-def whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def read_pair(text: str) -> tuple[str, str]:
+    """``"a=b"`` to ``("a", "b")``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"expected NAME=VALUE, got {text!r}.")
+    return name, value
 
 
 def read_names(path: Path) -> list[str]:
     """Class names of a file with one per line."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file with a class name per line, found none.")
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text ({error}).") from error
-    if not names:
-        raise ValueError(f"{path}: expected a class name per line, found none.")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{path}: class name {repeated[0]!r} is there twice.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected a file with a class name per line: {error}.") from error
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected different class names, one per line, got {names[:9]}.")
     return names
 
 
-def say(line: str) -> None:
+def say(line: object) -> None:
     """Print a line at once, also into a pipe."""
     print(line, flush=True)
+
+
+def _help(owner: Callable[..., Any], name: str, default: Any = None) -> str:
+    """The parameter's entry in the docstring, without markup."""
+    text = _entries(owner)[name].replace("`", "").replace("%", "%%")
+    shown = isinstance(default, str | int | float) and not isinstance(default, bool)
+    return f"{text} (default: {default})" if shown and default != "" else text
+
+
+def _entries(owner: Callable[..., Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for section in _SECTION.findall(f"{inspect.getdoc(owner)}\n"):
+        for entry in re.split(r"\n(?= {4}\S)", section):
+            names, _, text = entry.partition(": ")
+            found |= dict.fromkeys(names.strip().split(", "), " ".join(text.split()))
+    return found
+
+
+def _kind(annotation: Any, default: Any) -> dict[str, Any]:
+    """How argparse reads a value of this type."""
+    kinds = [annotation]
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        kinds = [each for each in get_args(annotation) if each is not types.NoneType]
+    for kind in kinds:
+        origin = get_origin(kind) or kind
+        if origin is bool:
+            return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+        if origin is Literal:
+            return {"choices": get_args(kind)}
+        if origin in (int, float):
+            return {"type": origin, "metavar": _METAVARS[origin]}
+    if any(kind in (str, Path) for kind in kinds) or Any in kinds:
+        return {"metavar": "TEXT" if Path not in kinds else "PATH"}
+    kind = kinds[0]
+    if issubclass(get_origin(kind), Mapping):
+        return {"nargs": "+", "metavar": "NAME=VALUE"}
+    item = get_args(kind)[0]
+    return {"nargs": "+", "type": item, "metavar": _METAVARS.get(item, "TEXT")}

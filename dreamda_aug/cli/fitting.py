@@ -1,0 +1,97 @@
+"""The commands that fit a diffusion model to your images, and tell whether it helps."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from dreamda_aug.adaptation import AdaptationSettings
+from dreamda_aug.adaptation.adapt import adapt as adapt_model
+from dreamda_aug.adaptation.train import train as train_model
+from dreamda_aug.cli.options import (
+    MODEL,
+    SOURCE,
+    add_options,
+    add_positional,
+    add_settings,
+    given,
+    model_options,
+    read_names,
+    read_pair,
+    say,
+)
+from dreamda_aug.evaluation import evaluate as evaluate_model
+from dreamda_aug.generation.synthesizer import Synthesizer
+
+_ADAPTATION = tuple(field.name for field in fields(AdaptationSettings))
+_TRAINING = ("out", "image_size", "grey", "width", "minutes", "train_steps", "flip", "batch_size",
+             "device", "rng_seed", *SOURCE)
+_EVALUATION = ("shots", "draws", "expansion_ratio", "train_steps", "image_size", "flip",
+               "calibrate")
+
+
+def add_adapt(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``adapt``."""
+    add_positional(parser, adapt_model, "source")
+    add_options(parser, adapt_model, "out", "model", "prompt", "device", "dtype", *SOURCE)
+    add_options(parser, AdaptationSettings, *_ADAPTATION)
+    _add_labels(parser)
+    parser.add_argument("--class-map", nargs="+", default=[], metavar="CLASS=PRIOR",
+                        help="which of the model's own classes a class begins as")
+    parser.add_argument("--image-size", type=int, metavar="N", help="pixels, for latent models")
+
+
+def adapt(args: argparse.Namespace) -> None:
+    """Run ``adapt``."""
+    from dreamda_aug.models import ModelSpec
+
+    loading = {"model": "bundled"} | given(args, "model", "device", "dtype")
+    size = None if args.image_size is None else (args.image_size, args.image_size)
+    spec = ModelSpec(loading.pop("model"), image_size=size, **loading)
+    found = adapt_model(
+        args.source, spec, **given(args, "out", "prompt", *SOURCE), **_labels(args),
+        class_map=dict(map(read_pair, args.class_map)), progress=True,
+        settings=AdaptationSettings(**given(args, *_ADAPTATION)))
+    for name, start in found.started_from.items():
+        say(f"class {name}: began as {start}")
+    say(found)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``train``."""
+    add_positional(parser, train_model, "source")
+    add_options(parser, train_model, *_TRAINING)
+    _add_labels(parser)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run ``train``."""
+    say(train_model(args.source, **given(args, *_TRAINING), **_labels(args), progress=True))
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``evaluate``."""
+    add_positional(parser, evaluate_model, "source")
+    add_options(parser, Synthesizer, *MODEL)
+    add_settings(parser)
+    add_options(parser, evaluate_model, *_EVALUATION)
+    parser.add_argument("--out", type=Path, metavar="PATH", help="JSON file with all numbers")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Run ``evaluate``."""
+    found = evaluate_model(args.source, Synthesizer(**model_options(args)),
+                           **given(args, *_EVALUATION, "device", "rng_seed"))
+    if args.out:
+        found.save(args.out)
+    say(found)
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unlabeled", action="store_true", help="train without the labels")
+    parser.add_argument("--classes", type=Path, metavar="PATH",
+                        help="file with a class name per line, in label order")
+
+
+def _labels(args: argparse.Namespace) -> dict[str, object]:
+    return {"labels": None if args.unlabeled else "source",
+            "class_names": read_names(args.classes) if args.classes else None}

@@ -1,0 +1,192 @@
+"""The commands that write, describe, check and publish synthetic datasets."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dreamda_aug.cli.options import (
+    MODEL,
+    SOURCE,
+    add_options,
+    add_positional,
+    add_settings,
+    given,
+    model_options,
+    read_names,
+    read_pair,
+    say,
+)
+from dreamda_aug.expansion import Expansion, Progress, estimate, open_filter, open_source
+from dreamda_aug.expansion import expand as expand_source
+from dreamda_aug.expansion import regenerate as regenerate_image
+from dreamda_aug.expansion.paths import check_out
+from dreamda_aug.expansion.ray_engine import RayEngine
+from dreamda_aug.expansion.remote import open_folder
+from dreamda_aug.expansion.reopened import ReopenedFilter
+from dreamda_aug.expansion.seed_images import encode_png
+from dreamda_aug.expansion.sharding import join_processes
+from dreamda_aug.expansion.store import check_free
+from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
+from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.report import write_report
+from dreamda_aug.report.publishing import push as push_dataset
+
+_PLAN = ("balance", "only_classes", "limit", "image_format", "shard_samples", "keep_flagged",
+         "strict", "threads", "license")
+_MOVED = ("source", "model", "lora", "device")
+
+
+def add_expand(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``expand``."""
+    add_positional(parser, open_source, "source")
+    parser.add_argument("--out", required=True, metavar="PATH",
+                        help="folder to write to, also s3://..., gs://... (extra 'remote')")
+    add_options(parser, open_source, *SOURCE)
+    add_options(parser, Expansion, "expansion_ratio")
+    parser.add_argument("--class-ratio", nargs="+", default=[], metavar="CLASS=N",
+                        help="another expansion ratio for a class")
+    add_options(parser, Expansion, *_PLAN, "calibrate")
+    parser.add_argument("--classes", type=Path, metavar="PATH",
+                        help="file with a class name per line, in label order")
+    add_options(parser, Synthesizer, *MODEL)
+    add_settings(parser)
+    parser.add_argument("--filter", action="append", default=[],
+                        help="guard, copy, seed-copy or label=CLASSIFIER; may be repeated")
+    add_options(parser, expand_source, "new")
+    parser.add_argument("--shard", type=_shard, metavar="I/N",
+                        help="this is process I of N, for engines of your own")
+    parser.add_argument("--engine", choices=("ray",), help="run batches on Ray (extra 'ray')")
+    add_options(parser, RayEngine, "address", "workers")
+    parser.add_argument("--dry-run", action="store_true", help="print what it will cost")
+
+
+def expand(args: argparse.Namespace) -> None:
+    """Run ``expand``."""
+    names = read_names(args.classes) if args.classes else None
+    synthesizer = Synthesizer(**model_options(args), class_names=names, keep_text_encoder=False)
+    out = open_folder(args.out)
+    source = open_source(args.source, class_names=names, **given(args, *SOURCE))
+    if not args.dry_run:  # before the model is loaded
+        check_free(out)
+        check_out(source, out)
+    engine = _engine(args)
+    filters = [open_filter(text, len(source.classes)) if engine is None
+               else ReopenedFilter(text, len(source.classes)) for text in args.filter]
+    plan = given(args, *_PLAN, "calibrate") | ({"calibrate": False} if args.dry_run else {})
+    expansion = Expansion(source, synthesizer, **_ratio(args, source.classes), filters=filters,
+                          **plan)
+    if args.dry_run:
+        say("\n".join(estimate(expansion).lines()))
+        return
+    number, count = args.shard or join_processes()
+    with _Bar(shown=number == 0) as bar:
+        summary = expansion.run(out, **given(args, "new"), shard=args.shard, progress=bar,
+                                engine=engine)
+    if count > 1:
+        say(f"process {number} of {count}: {summary.made} images made")
+    for warning in summary.warnings if number == 0 or summary.whole else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    if summary.stats is not None:
+        left_out = sum((summary.stats.dropped + summary.stats.unreadable).values())
+        more = f", {left_out} left out" if left_out else ""
+        say(f"{out}: {summary.stats.made} synthetic images{more}")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``report``."""
+    add_positional(parser, write_report, "root")
+    add_options(parser, write_report, "out", "source", "metrics")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Run ``report``."""
+    say(write_report(args.root, **given(args, "out", "source", "metrics")))
+
+
+def add_regenerate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``regenerate``."""
+    add_positional(parser, regenerate_image, "root")
+    add_positional(parser, regenerate_image, "sample_id")
+    add_options(parser, regenerate_image, *_MOVED)
+    parser.add_argument("--out", metavar="PATH", help="PNG file to write; without it the image is "
+                                                      "only compared")
+
+
+def regenerate(args: argparse.Namespace) -> int:
+    """Run ``regenerate``."""
+    out = local_path(args.out, "--out", WRITE_HERE) if args.out else None
+    again = regenerate_image(args.root, args.sample_id, **given(args, *_MOVED))
+    if out:
+        write_atomically(out, encode_png(again.image, again.line))
+    say(f"{again.line.id}: {'equal to' if again.equal else 'differs from'} the stored image")
+    return 0 if again.equal else 1
+
+
+def add_push(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``push``."""
+    add_positional(parser, push_dataset, "root")
+    add_positional(parser, push_dataset, "repo_id")
+    add_options(parser, push_dataset, "private")
+
+
+def push(args: argparse.Namespace) -> None:
+    """Run ``push``."""
+    say(push_dataset(args.root, args.repo_id, **given(args, "private")))
+
+
+class _Bar:
+    """Images, rate and remaining time on one line of a terminal; silent elsewhere."""
+
+    def __init__(self, shown: bool = True):
+        self._bar = tqdm(unit=" images", disable=None if shown else True)
+        self._stage = "making"
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage != self._stage:
+            self._stage = progress.stage
+            self._bar.reset()  # checking is quicker than making
+            self._bar.set_description("checking" if progress.stage == "checking" else "")
+        self._bar.total = progress.total
+        # what lay there already is not counted into the rate
+        self._bar.initial = progress.done - progress.made
+        self._bar.update(progress.done - self._bar.n)
+
+
+def _engine(args: argparse.Namespace) -> RayEngine | None:
+    options = given(args, "address", "workers")
+    if args.engine is None:
+        for name in options:
+            raise ValueError(f"--{name} belongs to --engine ray.")
+        return None
+    if args.shard is not None:
+        raise ValueError("--shard and --engine share out the work in two ways; give one of them.")
+    return RayEngine(**options)
+
+
+def _ratio(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, int | dict[str, int]]:
+    ratio = given(args, "expansion_ratio")
+    if not args.class_ratio:
+        return ratio
+    ratios = dict.fromkeys(classes, ratio.get("expansion_ratio", 5))
+    for name, value in map(read_pair, args.class_ratio):
+        if name not in ratios or not value.isdecimal():
+            raise ValueError(f"--class-ratio must be CLASS=N with a class of the source, got "
+                             f"{name}={value}.")
+        ratios[name] = int(value)
+    return {"expansion_ratio": ratios}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, got {text}")
+    return int(number), int(count)
