@@ -21,6 +21,7 @@ from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import read_json, remove_temporaries, write_atomically
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
+from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.pixel_unet import Width, check_image_size
 
 logger = logging.getLogger(__name__)
@@ -130,12 +131,13 @@ def train(
         rng_seed=whole("rng_seed", rng_seed, 0, 2**63 - 1))
     image_size = whole("image_size", image_size, 8, 1024)
     check_image_size(image_size, width)
+    on = torch.device(ModelSpec(device=device).device or (
+        "cuda" if torch.cuda.is_available() else "cpu"))
     folder = Path(out)
     check_out(folder, source, _OWN_FILES)
     processes = open_processes()
     opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
                               data_root=data_root, download=download)
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = NewModel(image_size, 1 if grey else 3, len(opened.classes), width, on,
                      settings.rng_seed)
     images = read_images(opened, model.average, _HELD_OUT, settings.rng_seed,

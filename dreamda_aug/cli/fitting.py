@@ -1,37 +1,44 @@
 """The commands that fit a diffusion model to your images, and tell whether it helps."""
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from dreamda_aug.adaptation import AdaptationSettings
-from dreamda_aug.adaptation.adapt import adapt as adapt_model
-from dreamda_aug.adaptation.train import train as train_model
+from dreamda_aug.adaptation import adapt as adapt_model
+from dreamda_aug.adaptation import train as train_model
 from dreamda_aug.cli.options import (
-    MODEL,
+    LOOK,
     SOURCE,
+    add_model,
     add_options,
-    add_positional,
-    add_settings,
+    add_source,
     given,
     model_options,
     read_names,
     read_pair,
+    read_settings,
+    repeated,
     say,
 )
 from dreamda_aug.evaluation import evaluate as evaluate_model
+from dreamda_aug.evaluation.protocol import PRESETS
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.method.settings import resolve_settings
+from dreamda_aug.models import ModelSpec
 
 _ADAPTATION = tuple(field.name for field in fields(AdaptationSettings))
 _TRAINING = ("out", "image_size", "grey", "width", "minutes", "train_steps", "flip", "batch_size",
              "device", "rng_seed", *SOURCE)
-_EVALUATION = ("shots", "draws", "expansion_ratio", "train_steps", "image_size", "flip",
-               "calibrate")
+_EVALUATION = ("shots", "draws", "expansion_ratios", "presets", "train_steps", "image_size",
+               "flip", "calibrate", "apply")
 
 
 def add_adapt(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``adapt``."""
-    add_positional(parser, adapt_model, "source")
+    add_source(parser)
     add_options(parser, adapt_model, "out", "model", "prompt", "device", "dtype", *SOURCE)
     add_options(parser, AdaptationSettings, *_ADAPTATION)
     _add_labels(parser)
@@ -42,15 +49,12 @@ def add_adapt(parser: argparse.ArgumentParser) -> None:
 
 def adapt(args: argparse.Namespace) -> None:
     """Run ``adapt``."""
-    from dreamda_aug.models import ModelSpec
-
     loading = {"model": "bundled"} | given(args, "model", "device", "dtype")
     size = None if args.image_size is None else (args.image_size, args.image_size)
     spec = ModelSpec(loading.pop("model"), image_size=size, **loading)
     found = adapt_model(
         args.source, spec, **given(args, "out", "prompt", *SOURCE), **_labels(args),
-        class_map=dict(map(read_pair, args.class_map)), progress=True,
-        settings=AdaptationSettings(**given(args, *_ADAPTATION)))
+        class_map=dict(map(read_pair, args.class_map)), progress=True, **given(args, *_ADAPTATION))
     for name, start in found.started_from.items():
         say(f"class {name}: began as {start}")
     say(found)
@@ -58,7 +62,7 @@ def adapt(args: argparse.Namespace) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
-    add_positional(parser, train_model, "source")
+    add_source(parser)
     add_options(parser, train_model, *_TRAINING)
     _add_labels(parser)
 
@@ -70,20 +74,28 @@ def train(args: argparse.Namespace) -> None:
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``evaluate``."""
-    add_positional(parser, evaluate_model, "source")
-    add_options(parser, Synthesizer, *MODEL)
-    add_settings(parser)
+    add_source(parser)
+    add_model(parser)
     add_options(parser, evaluate_model, *_EVALUATION)
-    parser.add_argument("--out", type=Path, metavar="PATH", help="JSON file with all numbers")
+    parser.add_argument("--out", default="evaluation.json", metavar="PATH",
+                        help="JSON file that keeps finished trainings; the same command resumes")
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Run ``evaluate``."""
-    found = evaluate_model(args.source, Synthesizer(**model_options(args)),
-                           **given(args, *_EVALUATION, "device", "rng_seed"))
-    if args.out:
-        found.save(args.out)
-    say(found)
+    options, found = model_options(args), given(args, *_EVALUATION)
+    if args.set:
+        changes = read_settings(args.set)
+        found["presets"] = {name: resolve_settings(name, **changes)
+                            for name in found.get("presets", PRESETS)}
+    look = [name for name in LOOK if name != "preset"]
+    words = ["dreamda", "expand", args.source, "--out", str(found.get("apply", "OUT")),
+             *repeated(args, *look), *(word for text in args.set for word in ("--set", text))]
+    command = shlex.join(words).replace("{", "{{").replace("}", "}}")
+    say(evaluate_model(
+        args.source, Synthesizer(**options), **found, **given(args, "device", "rng_seed"),
+        out=args.out, progress=say,
+        command=f"{command} --preset {{preset}} --expansion-ratio {{expansion_ratio}}"))
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +104,6 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
                         help="file with a class name per line, in label order")
 
 
-def _labels(args: argparse.Namespace) -> dict[str, object]:
+def _labels(args: argparse.Namespace) -> dict[str, Any]:
     return {"labels": None if args.unlabeled else "source",
             "class_names": read_names(args.classes) if args.classes else None}

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import dreamda_aug
 from dreamda_aug.errors import DreamDAError
+from dreamda_aug.files import WRITE_HERE, local_path
 
 # Commands with their modules, of which only that of the chosen command is loaded, and their helps.
 _COMMANDS = {
@@ -23,7 +24,7 @@ _COMMANDS = {
     "push": ("writing", "upload a synthetic dataset to the Hugging Face hub"),
     "adapt": ("fitting", "adapt a model to your images; the same command resumes"),
     "train": ("fitting", "train a small model on your images alone; the same command resumes"),
-    "evaluate": ("fitting", "train with and without synthetic images on your folder; a verdict"),
+    "evaluate": ("fitting", "try augmentations on your folder, and recommend one"),
     "metrics": ("looking", "FID, KID, precision, ... of two image folders"),
     "info": ("looking", "versions, cache and model"),
 }
@@ -67,6 +68,8 @@ def _run(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
+        if args.command != "expand":  # which writes to object stores too
+            local_path(getattr(args, "out", None) or ".", "--out", WRITE_HERE)
         return args.run(args) or 0
     except BrokenPipeError:
         raise

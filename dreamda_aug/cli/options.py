@@ -14,9 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-# How an image model is loaded and used, in every command that makes images.
-MODEL = ("model", "preset", "lora", "block_index", "embedded_guidance", "prompt", "captions",
-         "cache", "batch_size", "compile", "low_memory", "rng_seed", "device")
+from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.seed_images import open_seed_images
+from dreamda_aug.method.settings import resolve_settings
+from dreamda_aug.models import ModelSpec
+
+# How a model is loaded and used, in every command that makes images.
+_LOADING = ("lora", "block_index", "embedded_guidance", "low_memory", "device")
+_USE = ("preset", "prompt", "captions", "cache", "batch_size", "compile", "rng_seed")
+MODEL = ("model", *_LOADING, *_USE)
+# Those that decide how images look, and stand in command lines that a command recommends.
+LOOK = ("model", "lora", "block_index", "embedded_guidance", "preset", "prompt", "captions",
+        "rng_seed")
 SOURCE = ("split", "data_root", "download")
 _METAVARS: dict[Any, str] = {int: "N", float: "X"}
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
@@ -25,6 +34,11 @@ _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)*)", re.MULTILI
 def add_positional(parser: argparse.ArgumentParser, owner: Callable[..., Any], name: str) -> None:
     """Add a positional argument for a parameter."""
     parser.add_argument(name, help=_help(owner, name))
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument ``source``."""
+    add_positional(parser, open_seed_images, "source")
 
 
 def add_options(
@@ -39,7 +53,7 @@ def add_options(
         changes: keywords of ``add_argument`` that differ, such as ``help``.
     """
     parameters = inspect.signature(owner).parameters
-    function = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
+    function = owner.__init__ if isinstance(owner, type) else owner
     hints = typing.get_type_hints(function)
     for name in names:
         default = parameters[name].default
@@ -57,20 +71,27 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `MODEL` and ``--set`` are to `Synthesizer`."""
-    from dreamda_aug.method.settings import resolve_settings
-
-    found, settings = given(args, *MODEL), read_settings(args.set)
-    resolve_settings(found.get("preset", "recommended"), **settings)  # takes nothing but settings
-    return found | settings
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set``, which `read_settings` reads."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `Synthesizer`, and ``--set`` for its settings."""
+    add_options(parser, Synthesizer, "model")
+    add_options(parser, ModelSpec, *_LOADING)
+    add_options(parser, Synthesizer, *_USE)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="a setting that differs from the preset, such as noise_scale=2 or "
                              "replay=auto (calibrated); may be repeated")
+
+
+def repeated(args: argparse.Namespace, *names: str) -> list[str]:
+    """The words of a command line that give these options again."""
+    return [word for name, value in given(args, *names).items()
+            for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_model` are to `Synthesizer`."""
+    found, settings = given(args, *MODEL), read_settings(args.set)
+    resolve_settings(found.get("preset", "recommended"), **settings)  # takes nothing but settings
+    return found | settings
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -90,6 +111,13 @@ def read_pair(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise ValueError(f"expected NAME=VALUE, got {text!r}.")
     return name, value
+
+
+def positive(text: str) -> int:
+    """A number that a command takes itself."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def read_names(path: Path) -> list[str]:

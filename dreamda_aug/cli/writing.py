@@ -4,15 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from dreamda_aug.cli.options import (
-    MODEL,
     SOURCE,
+    add_model,
     add_options,
     add_positional,
-    add_settings,
+    add_source,
     given,
     model_options,
     read_names,
@@ -20,7 +21,6 @@ from dreamda_aug.cli.options import (
     say,
 )
 from dreamda_aug.expansion import Expansion, Progress, estimate, open_filter, open_source
-from dreamda_aug.expansion import expand as expand_source
 from dreamda_aug.expansion import regenerate as regenerate_image
 from dreamda_aug.expansion.paths import check_out
 from dreamda_aug.expansion.ray_engine import RayEngine
@@ -29,7 +29,7 @@ from dreamda_aug.expansion.reopened import ReopenedFilter
 from dreamda_aug.expansion.seed_images import encode_png
 from dreamda_aug.expansion.sharding import join_processes
 from dreamda_aug.expansion.store import check_free
-from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
+from dreamda_aug.files import write_atomically
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.report import write_report
 from dreamda_aug.report.publishing import push as push_dataset
@@ -41,7 +41,7 @@ _MOVED = ("source", "model", "lora", "device")
 
 def add_expand(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``expand``."""
-    add_positional(parser, open_source, "source")
+    add_source(parser)
     parser.add_argument("--out", required=True, metavar="PATH",
                         help="folder to write to, also s3://..., gs://... (extra 'remote')")
     add_options(parser, open_source, *SOURCE)
@@ -51,11 +51,10 @@ def add_expand(parser: argparse.ArgumentParser) -> None:
     add_options(parser, Expansion, *_PLAN, "calibrate")
     parser.add_argument("--classes", type=Path, metavar="PATH",
                         help="file with a class name per line, in label order")
-    add_options(parser, Synthesizer, *MODEL)
-    add_settings(parser)
+    add_model(parser)
     parser.add_argument("--filter", action="append", default=[],
                         help="guard, copy, seed-copy or label=CLASSIFIER; may be repeated")
-    add_options(parser, expand_source, "new")
+    add_options(parser, Expansion.run, "new")
     parser.add_argument("--shard", type=_shard, metavar="I/N",
                         help="this is process I of N, for engines of your own")
     parser.add_argument("--engine", choices=("ray",), help="run batches on Ray (extra 'ray')")
@@ -117,10 +116,9 @@ def add_regenerate(parser: argparse.ArgumentParser) -> None:
 
 def regenerate(args: argparse.Namespace) -> int:
     """Run ``regenerate``."""
-    out = local_path(args.out, "--out", WRITE_HERE) if args.out else None
     again = regenerate_image(args.root, args.sample_id, **given(args, *_MOVED))
-    if out:
-        write_atomically(out, encode_png(again.image, again.line))
+    if args.out:
+        write_atomically(Path(args.out), encode_png(again.image, again.line))
     say(f"{again.line.id}: {'equal to' if again.equal else 'differs from'} the stored image")
     return 0 if again.equal else 1
 
@@ -172,7 +170,7 @@ def _engine(args: argparse.Namespace) -> RayEngine | None:
     return RayEngine(**options)
 
 
-def _ratio(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, int | dict[str, int]]:
+def _ratio(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, Any]:
     ratio = given(args, "expansion_ratio")
     if not args.class_ratio:
         return ratio

@@ -67,7 +67,7 @@ def push(
         if count > _MAX_FILES:
             raise ValueError(
                 f"the hub takes {_MAX_FILES:,} files in a folder, and {folder} has {count:,}; "
-                "write shards instead: dreamda expand --format webdataset."
+                "write shards instead: dreamda expand --image-format webdataset."
             )
     hub: Hub = HfApi() if api is None else api
     hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)

@@ -112,7 +112,7 @@ def test_a_run_that_is_killed_between_any_two_files_is_resumed_to_the_same_resul
 
 
 def test_the_command_takes_a_url(url, capsys):
-    assert main(["expand", "bundled", "--out", url, "--limit", "2", "--ratio", "1", "--preset",
-                 "paper", "--set", "steps=2", "--device", "cpu", "--no-calibrate"]) == 0
+    assert main(["expand", "bundled", "--out", url, "--limit", "2", "--expansion-ratio", "1",
+                 "--preset", "paper", "--set", "steps=2", "--device", "cpu", "--no-calibrate"]) == 0
     assert capsys.readouterr().out == f"{url}: 2 synthetic images\n"
     assert "manifest.jsonl" in remote_content(url)

@@ -205,10 +205,10 @@ def test_the_command_line_takes_a_file_of_captions(folder, sd_pipeline, tmp_path
     path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
     quick = ["--model", str(tmp_path / "model"), "--preset", "paper", "--set", "steps=2",
              "--cache", str(tmp_path / "cache"), "--captions", str(path)]
-    small = ["--ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    small = ["--expansion-ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(["expand", str(folder), *quick, *small]) == 0
     assert {line.condition for line in read_manifest(tmp_path / "out")} == set(TEXTS.values())
-    assert main(["preview", str(folder), *quick, "--images", "1", "--replicas", "1",
+    assert main(["preview", str(folder), *quick, "--images", "1",
                  "--out", str(tmp_path / "p.png")]) == 0
     path.write_text("")
     assert main(["expand", str(folder), *quick, *small, "--new"]) == 2

@@ -1,6 +1,5 @@
 """The page with sliders: what it measures, what it says, and that it works in a browser."""
 
-import argparse
 import re
 from dataclasses import replace
 
@@ -12,9 +11,7 @@ from report.browser import CHROMIUM, Keyboard, chromium, run_in_browser
 from report.test_report import Elements
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.cli.explore import _repeated
 from dreamda_aug.cli.main import main
-from dreamda_aug.cli.options import add_model_options
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report.explorer import explore, render_exploration, write_exploration
@@ -237,10 +234,3 @@ def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, cap
     assert ">cat<" in text and "take 10" in text
     assert main([*arguments, "--strengths", "2"]) == 2
     assert "strength must lie in" in capsys.readouterr().err
-
-
-def test_the_lines_repeat_how_a_transformer_is_loaded():
-    parser = argparse.ArgumentParser()
-    add_model_options(parser)
-    args = parser.parse_args(["--block-index", "0", "--embedded-guidance", "2.5"])
-    assert _repeated(args) == ["--block-index", "0", "--embedded-guidance", "2.5"]

@@ -90,7 +90,7 @@ def test_the_repository_is_read_with_class_names_and_one_split(dataset, hub, tmp
 
 def test_too_many_files_for_the_hub_are_refused(dataset, hub, monkeypatch):
     monkeypatch.setattr(publishing, "_MAX_FILES", 3)
-    with pytest.raises(ValueError, match="takes 3 files in a folder.*--format webdataset"):
+    with pytest.raises(ValueError, match="takes 3 files in a folder.*--image-format webdataset"):
         push(dataset, "me/clothes", api=hub)
     assert not hub.calls
 

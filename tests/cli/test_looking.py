@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 from pipelines import pixel_pipeline
 
-from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
+from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.cli.main import main
 
 
@@ -74,7 +74,7 @@ def test_preview_takes_what_expand_takes(folder, source, model, tmp_path, capsys
     files = sorted(folder.rglob("*.png"))
     rows = "".join(f"{path},{path.parent.name}\n" for path in files)
     (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
-    assert main(["preview", source, "--model", model, "--images", "2", "--replicas", "1",
+    assert main(["preview", source, "--model", model, "--images", "2", "--expansion-ratio", "1",
                  "--preset", "paper", "--set", "steps=2", "--device", "cpu"]) == 0
     assert PIL.Image.open(tmp_path / "preview.png").width > 2 * 28
 
@@ -83,7 +83,7 @@ def test_calibrate_writes_a_plot_and_the_next_run_finds_it(folder, model, tmp_pa
     pytest.importorskip("matplotlib")
     cache = str(tmp_path / "cache")
     arguments = [str(folder), "--model", model, "--cache", cache, "--images", "4"]
-    assert main(["calibrate", *arguments, "--replicas", "2",
+    assert main(["calibrate", *arguments, "--expansion-ratio", "2",
                  "--out", str(tmp_path / "plot.png")]) == 0
     assert re.search("chosen: .*noise_scale=", capsys.readouterr().out)
     assert PIL.Image.open(tmp_path / "plot.png").width > 300
@@ -99,7 +99,7 @@ def test_preview_measures_what_expand_would_and_both_say_the_same(
     measured, chosen = [record.getMessage() for record in caplog.records]
     assert "not calibrated for these images yet" in measured and "calibrated: strength=" in chosen
     caplog.clear()
-    assert main(["expand", *arguments, "--ratio", "1", "--out", str(tmp_path / "out")]) == 0
+    assert main(["expand", *arguments, "--limit", "2", "--out", str(tmp_path / "out")]) == 0
     assert [record.getMessage() for record in caplog.records] == [chosen]
 
 
@@ -118,7 +118,7 @@ def test_info_names_versions_cache_and_model(capsys):
     (["preview"], "the following arguments are required: source"),
     (["preview", "/nowhere/at/all"], "/nowhere/at/all"),
     (["preview", ".", "--images", "0"], "must be at least 1"),
-    (["preview", "tests", "--device", "abacus"], "expected cpu, cuda, cuda:1"),
+    (["preview", "tests", "--device", "abacus"], "device must be one that torch knows"),
     (["calibrate", "tests", "--preset", "best"], "best"),
     (["fly"], "invalid choice: 'fly'"),
 ])
@@ -131,20 +131,6 @@ def test_bad_arguments_exit_2_with_one_line(arguments, message, capsys):
     assert status == 2 and message in error and error.count("\n") == 1
 
 
-def test_the_judge_is_right_on_most_images_it_never_saw():
-    sample = FashionMNISTSample("test")
-    answers = fashion_mnist_judge()(sample.data[:, None].float() / 255).argmax(1)
-    assert (answers.numpy() == sample.targets).mean() > 0.85
-
-
-def test_the_sample_is_balanced_and_refuses_other_splits():
-    for split, per_class in (("train", 20), ("test", 30)):
-        sample = FashionMNISTSample(split)
-        assert [sample.targets.count(c) for c in range(10)] == [per_class] * 10
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
-        FashionMNISTSample("val")
-
-
 def test_a_transformer_is_calibrated_at_several_blocks_and_made_with_the_best(
     folder, tmp_path, capsys
 ):
@@ -155,13 +141,14 @@ def test_a_transformer_is_calibrated_at_several_blocks_and_made_with_the_best(
     pipelines.dit().save_pretrained(tmp_path / "dit")
     arguments = [str(folder), "--model", str(tmp_path / "dit"), "--cache",
                  str(tmp_path / "cache"), "--images", "4", "--device", "cpu"]
-    assert main(["calibrate", *arguments, "--replicas", "2", "--max-rows", "100", "--max-distance",
-                 "1", "--block-indices", "0", "3", "--out", str(tmp_path / "plot.png")]) == 0
+    assert main(["calibrate", *arguments, "--expansion-ratio", "2", "--max-rows", "100",
+                 "--max-distance", "1", "--block-indices", "0", "3",
+                 "--out", str(tmp_path / "plot.png")]) == 0
     said = capsys.readouterr().out
     best = re.search(r"chosen: .*block_index=(\d).* found again with --block-index (\d)", said)
     assert best and best[1] == best[2] in ("0", "3")
     assert "block 0  " in said and "block 3  " in said
-    preview = ["preview", *arguments, "--images", "1", "--replicas", "1", "--out",
+    preview = ["preview", *arguments, "--images", "1", "--expansion-ratio", "1", "--out",
                str(tmp_path / "p.png")]
     assert main([*preview, "--block-index", best[1]]) == 0
     assert "not calibrated" not in capsys.readouterr().err

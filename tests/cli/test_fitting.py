@@ -37,7 +37,7 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     assert "held-out loss" in text and text.strip().endswith(": helped")
     assert json.loads((out / "adaptation.json").read_text())["identity"]["settings"]["rank"] == 2
 
-    expand = ["expand", str(images), "--model", prior, "--lora", str(out), "--ratio", "1",
+    expand = ["expand", str(images), "--model", prior, "--lora", str(out), "--expansion-ratio", "1",
               "--set", "steps=2", "--limit", "2", "--device", "cpu", "--out"]
     assert main([*expand, str(data)]) == 0
     line = json.loads((data / "manifest.jsonl").read_text().splitlines()[0])
@@ -48,12 +48,37 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     assert "begun with other settings" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--class-map", "left"], "--class-map left: expected CLASS=PRIOR"),
-    (["--no-early-stopping"], "train_steps must be given where early_stopping is False"),
+def test_train_writes_a_model_that_other_commands_take(images, tmp_path, capsys):
+    model = tmp_path / "model"
+    command = ["train", str(images), "--out", str(model), "--image-size", "16", "--grey", "--width",
+               "small", "--train-steps", "4", "--batch-size", "4", "--device", "cpu"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "held-out loss" in said and (model / "samples.png").exists()
+    assert main(command) == 0 and capsys.readouterr().out == said  # a finished one is read
+    assert main(["info", "--model", str(model)]) == 0
+    assert "16×16, 1 channel(s), condition: class" in capsys.readouterr().out
+
+
+def test_evaluate_ends_in_a_verdict_and_keeps_its_numbers(images, prior, tmp_path, capsys):
+    assert main(["evaluate", str(images), "--model", prior, "--set", "steps=2", "--no-calibrate",
+                 "--shots", "2", "--draws", "2", "--replicas", "1", "--steps", "8",
+                 "--out", str(tmp_path / "found.json"), "--device", "cpu"]) == 0
+    assert "real only" in capsys.readouterr().out
+    assert "real only" in (tmp_path / "found.json").read_text()
+
+
+@pytest.mark.parametrize("command, message", [
+    (["adapt", "--class-map", "left"], "expected NAME=VALUE, got 'left'"),
+    (["adapt", "--no-early-stopping"], "steps must be given where early_stopping is False"),
+    (["adapt", "--rank", "0"], "rank must be an integer >= 1, got 0"),
+    (["train", "--image-size", "17"], "image_size must be a multiple of"),
+    (["train", "--minutes", "nan"], "minutes must be a finite number or None, got nan"),
+    (["train", "--device", "abacus"], "device must be one that torch knows"),
+    (["evaluate", "--shots", "1"], "shots must be an integer >= 2, got 1"),
+    (["evaluate", "--set", "pace=1"], "'pace' is no setting"),
 ])
-def test_bad_arguments_exit_2_with_one_line(arguments, message, images, prior, tmp_path, capsys):
-    status = main(["adapt", str(images), "--model", prior, "--out", str(tmp_path / "adapted"),
-                   *arguments])
+def test_bad_arguments_exit_2_with_one_line(command, message, images, tmp_path, capsys):
+    status = main([command[0], str(images), "--out", str(tmp_path / "out"), *command[1:]])
     error = capsys.readouterr().err
     assert status == 2 and message in error and error.count("\n") == 1

@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import PIL.Image
@@ -12,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dreamda_aug import Settings
 from dreamda_aug.cli.main import main
-from dreamda_aug.expansion import read_manifest
+from dreamda_aug.cli.writing import _Bar
+from dreamda_aug.expansion import Progress, read_manifest
 
 # Small enough for a test, and the same for every process.
 QUICK = ["--preset", "paper", "--set", "steps=2", "--set", "strength=0.5", "--batch-size", "4",
@@ -41,7 +40,7 @@ def train(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(train, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "out"
-    assert main(["expand", str(train), "--out", str(out), "--ratio", "3", *QUICK]) == 0
+    assert main(["expand", str(train), "--out", str(out), "--expansion-ratio", "3", *QUICK]) == 0
     return out
 
 
@@ -58,7 +57,7 @@ def test_metrics_of_what_expand_wrote_know_the_seed_images(train, made, capsys):
 
 
 def test_expand_report_and_regenerate_work_from_the_shell(train, made, tmp_path, capsys):
-    assert main(["expand", str(train), "--out", str(made), "--ratio", "3", *QUICK]) == 0
+    assert main(["expand", str(train), "--out", str(made), "--expansion-ratio", "3", *QUICK]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == f"{made}: 15 synthetic images" and "\r" not in err
     assert main(["report", str(made), "--out", str(tmp_path / "r.html")]) == 0
@@ -68,7 +67,7 @@ def test_expand_report_and_regenerate_work_from_the_shell(train, made, tmp_path,
     assert "equal to the stored image" in capsys.readouterr().out
     line = next(line for line in read_manifest(made) if line.id == "00000001_0001")
     assert (tmp_path / "i.png").read_bytes() == (made / line.file).read_bytes()
-    assert main(["expand", str(train), "--out", str(made), "--ratio", "2", *QUICK]) == 2
+    assert main(["expand", str(train), "--out", str(made), "--expansion-ratio", "2", *QUICK]) == 2
     assert "expansion.expansion_ratio: 3 -> 2" in capsys.readouterr().err
 
 
@@ -89,29 +88,14 @@ def test_class_names_come_from_a_file(train, tmp_path, capsys):
     assert "must name the source's 2 classes, got 1" in capsys.readouterr().err
 
 
-def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
-    from dreamda_aug.cli.options import read_settings
-
-    given = ["steps=25", "noise_scale=auto", "replay=0.5", "update_rule=symmetric",
-             "solver=heun", "timestep_spacing=scheduler", "source_prompt=a photo"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = Settings(**read_settings(given))
-    assert found == Settings(steps=25, noise_scale=None, replay=0.5, update_rule="symmetric",
-                             solver="heun", timestep_spacing="scheduler", source_prompt="a photo")
-    for wrong in ("steps=auto", "steps", "pace=1", "eta=true", "noise_scale=null"):
-        with pytest.raises(ValueError, match=f"--set {wrong}: "):
-            read_settings([wrong])
-
-
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12)
 BAD_OPTIONS = st.one_of(
-    st.tuples(st.just("--ratio"), WORDS.filter(lambda w: not w.strip().isdecimal())),
-    st.tuples(st.just("--ratio"), st.sampled_from(["-1", "0", "1.5", "1e3", "nan"])),
+    st.tuples(st.just("--expansion-ratio"), WORDS.filter(lambda w: not w.strip().isdecimal())),
+    st.tuples(st.just("--expansion-ratio"), st.sampled_from(["-1", "0", "1.5", "1e3", "nan"])),
     st.tuples(st.just("--limit"), st.sampled_from(["0", "-3", "x", ""])),
     st.tuples(st.just("--batch-size"), st.sampled_from(["0", "-3", "x", ""])),
     st.tuples(st.just("--class-ratio"), WORDS),
-    st.tuples(st.just("--only-class"), WORDS.filter(lambda w: w not in ("cat", "dog"))),
+    st.tuples(st.just("--only-classes"), WORDS.filter(lambda w: w not in ("cat", "dog"))),
     st.tuples(st.just("--set"), WORDS),
     st.builds(lambda name, value: ("--set", f"{name}={value}"),
               st.sampled_from(["steps", "strength", "eta", "replay", "noise_scale", "paths",
@@ -119,7 +103,7 @@ BAD_OPTIONS = st.one_of(
               st.sampled_from(["-1", "nan", "Infinity", "[]", "{}", "null", "x", "", "true"])),
     st.tuples(st.just("--filter"), WORDS),
     st.tuples(st.just("--preset"), WORDS),
-    st.tuples(st.just("--format"), WORDS),
+    st.tuples(st.just("--image-format"), WORDS),
     st.tuples(st.just("--device"), WORDS.filter(lambda w: w not in ("cpu", "meta"))),
     st.tuples(st.just("--shard"), st.sampled_from(["2/2", "1", "/", "-1/2", "a/b", "1/0"])),
     st.tuples(st.just("--prompt"), st.sampled_from(["{", "{x}", "{0}", "}", "{class_name!z}{y}"])),
@@ -203,7 +187,7 @@ def test_accelerate_launch_gives_the_files_of_a_single_process(train, made, tmp_
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes",
                str(count), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
                "no", "--main_process_port", "0", "-m", "dreamda_aug", "expand", str(train),
-               "--out", str(out), "--ratio", "3", *QUICK]
+               "--out", str(out), "--expansion-ratio", "3", *QUICK]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -216,27 +200,14 @@ def test_accelerate_launch_gives_the_files_of_a_single_process(train, made, tmp_
     assert content(out) == content(made)
 
 
-def test_progress_shows_rate_and_remaining_time_on_a_terminal(capsys, monkeypatch):
-    from dreamda_aug.cli.expand import _Bar
-    from dreamda_aug.expansion import Progress
-
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    bar = _Bar()
-    bar(Progress(done=100, total=1000, made=0, seconds=0.0))
-    bar(Progress(done=300, total=1000, made=200, seconds=20.0))
-    bar.close()
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_rate_and_remaining_time_on_a_terminal_alone(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with _Bar() as bar:
+        bar(Progress(done=100, total=1000, made=0, seconds=0.0))
+        bar(Progress(done=300, total=1000, made=200, seconds=20.0))
     last = capsys.readouterr().err.split("\r")[-1]
-    assert "300/1000" in last and "images/s" in last and "30%" in last
-
-
-def test_progress_is_silent_where_there_is_no_terminal(capsys):
-    from dreamda_aug.cli.expand import _Bar
-    from dreamda_aug.expansion import Progress
-
-    bar = _Bar()
-    bar(Progress(done=300, total=1000, made=200, seconds=20.0))
-    bar.close()
-    assert capsys.readouterr().err == ""
+    assert all(word in last for word in ("300/1000", "images/s", "30%")) if terminal else not last
 
 
 def test_a_hook_from_the_shell_is_on_record_and_regenerate_takes_it(train, tmp_path, capsys):
@@ -244,8 +215,8 @@ def test_a_hook_from_the_shell_is_on_record_and_regenerate_takes_it(train, tmp_p
     from benchmarks.families import pipelines
 
     pipelines.dit().save_pretrained(tmp_path / "dit")
-    command = ["expand", str(train), "--out", str(tmp_path / "out"), "--ratio", "1", *QUICK,
-               "--model", str(tmp_path / "dit"), "--set", "noise_scale=2"]
+    command = ["expand", str(train), "--out", str(tmp_path / "out"), "--expansion-ratio", "1",
+               *QUICK, "--model", str(tmp_path / "dit"), "--set", "noise_scale=2"]
     assert main([*command, "--block-index", "1"]) == 0
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["block_index"] == 1
     capsys.readouterr()

@@ -1,0 +1,123 @@
+"""Options made from signatures: what the parser takes, and what the library is given."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from dreamda_aug import Settings
+from dreamda_aug.cli import main as entry
+from dreamda_aug.cli.main import main
+from dreamda_aug.cli.options import add_options, given, read_names, read_settings
+
+NAMES = ("count", "share", "word", "place", "text", "quick", "careful", "several", "marks")
+
+
+def work(
+    source: str, *, count: int = 3, share: float | None = None,
+    word: Literal["a", "b"] = "a", place: str | Path | None = None,
+    text: str | Callable[[int], str] = "", quick: bool | dict[str, int] = False,
+    careful: bool = True, several: Sequence[float] = (0.5,), marks: Sequence[str] | None = None,
+) -> None:
+    """Do it.
+
+    Args:
+        source: where ``it`` is.
+        count: how many, 100%
+            of `them`.
+        share: in [0, 1].
+        word: either one.
+        place, text: for people.
+        quick: hurry.
+        careful: take care.
+        several: numbers.
+        marks: words.
+
+    Returns:
+        Nothing.
+    """
+
+
+@dataclass(frozen=True)
+class Dials:
+    """Some.
+
+    Attributes:
+        count: how many.
+    """
+
+    count: int = 7
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_options(parser, work, *NAMES)
+    return given(parser.parse_args(words), *NAMES)
+
+
+def test_options_are_values_of_the_parameters_types_and_what_was_not_given_is_left_out():
+    assert parsed() == {}
+    assert parsed("--count", "5", "--share", ".5", "--word", "b", "--place", "x/y", "--text", "t",
+                  "--quick", "--no-careful", "--several", "1", "2", "--marks", "m", "n") == {
+        "count": 5, "share": 0.5, "word": "b", "place": "x/y", "text": "t", "quick": True,
+        "careful": False, "several": [1.0, 2.0], "marks": ["m", "n"]}
+    for wrong in (["--count", "1.5"], ["--share", "x"], ["--word", "c"]):
+        with pytest.raises(argparse.ArgumentError, match=wrong[0]):
+            parsed(*wrong)
+
+
+def test_help_and_defaults_are_those_of_the_library():
+    parser = argparse.ArgumentParser()
+    add_options(parser, work, *NAMES)
+    add_options(parser.add_argument_group("more"), work, "source")
+    text = " ".join(parser.format_help().split())
+    assert "--count N how many, 100% of them. (default: 3)" in text
+    assert "--place PATH for people." in text and "--text TEXT for people." in text
+    assert "--source TEXT where it is." in text and "--no-careful" in text and "Nothing" not in text
+    with pytest.raises(SystemExit):
+        parser.parse_args([])  # a parameter without a default is a required option
+    parser = argparse.ArgumentParser()
+    add_options(parser, Dials, "count")
+    assert "how many. (default: 7)" in parser.format_help()
+
+
+def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
+    found = Settings(**read_settings([
+        "steps=25", "noise_scale=auto", "replay=0.5", "update_rule=symmetric", "solver=heun",
+        "timestep_spacing=scheduler", "source_prompt=a photo", "guidance_interval=[0, 0.5]"]))
+    assert found == Settings(
+        steps=25, noise_scale=None, replay=0.5, update_rule="symmetric", solver="heun",
+        timestep_spacing="scheduler", source_prompt="a photo", guidance_interval=(0, 0.5))
+    for wrong in ("steps", "steps=", "=3", ""):
+        with pytest.raises(ValueError, match=f"expected NAME=VALUE, got '{wrong}'"):
+            read_settings([wrong])
+
+
+def test_class_names_stand_in_a_file_one_in_a_line(tmp_path):
+    path = tmp_path / "names"
+    path.write_text("cat\n\n dog \n", "utf-8-sig")
+    assert read_names(path) == ["cat", "dog"]
+    for text in (b"", b"cat\ncat\n", b"\xff"):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match="names: expected"):
+            read_names(path)
+    with pytest.raises(ValueError, match="No such file"):
+        read_names(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("command", entry._COMMANDS)
+def test_every_command_describes_all_of_its_options(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and entry._COMMANDS[command][1] in " ".join(text.split())
+
+
+def test_the_list_of_commands_needs_no_heavy_import(monkeypatch, capsys):
+    monkeypatch.setattr(entry.importlib, "import_module", lambda name: pytest.fail(name))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "verdict" in capsys.readouterr().out
