@@ -39,7 +39,8 @@ _EVALUATION = ("shots", "draws", "expansion_ratios", "presets", "train_steps", "
 def add_adapt(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``adapt``."""
     add_source(parser)
-    add_options(parser, adapt_model, "out", "model", "prompt", "device", "dtype", *SOURCE)
+    add_options(parser, adapt_model, "out", "model", "prompt", *SOURCE)
+    add_options(parser, ModelSpec, "device", "dtype")
     add_options(parser, AdaptationSettings, *_ADAPTATION)
     _add_labels(parser)
     parser.add_argument("--class-map", nargs="+", default=[], metavar="CLASS=PRIOR",

@@ -60,12 +60,15 @@ def test_train_writes_a_model_that_other_commands_take(images, tmp_path, capsys)
     assert "16×16, 1 channel(s), condition: class" in capsys.readouterr().out
 
 
-def test_evaluate_ends_in_a_verdict_and_keeps_its_numbers(images, prior, tmp_path, capsys):
+def test_evaluate_recommends_a_command_and_keeps_its_numbers(images, prior, tmp_path, capsys):
+    out = tmp_path / "found.json"
     assert main(["evaluate", str(images), "--model", prior, "--set", "steps=2", "--no-calibrate",
-                 "--shots", "2", "--draws", "2", "--replicas", "1", "--steps", "8",
-                 "--out", str(tmp_path / "found.json"), "--device", "cpu"]) == 0
-    assert "real only" in capsys.readouterr().out
-    assert "real only" in (tmp_path / "found.json").read_text()
+                 "--presets", "fast", "--expansion-ratios", "1", "--draws", "6", "--shots", "2",
+                 "--train-steps", "8", "--out", str(out), "--device", "cpu"]) == 0
+    assert "RandAugment" in capsys.readouterr().out
+    assert json.loads(out.read_text())["command"] == (
+        f"dreamda expand {images} --out OUT --model {prior} --set steps=2 --preset {{preset}} "
+        "--expansion-ratio {expansion_ratio}")
 
 
 @pytest.mark.parametrize("command, message", [
@@ -75,7 +78,7 @@ def test_evaluate_ends_in_a_verdict_and_keeps_its_numbers(images, prior, tmp_pat
     (["train", "--image-size", "17"], "image_size must be a multiple of"),
     (["train", "--minutes", "nan"], "minutes must be a finite number or None, got nan"),
     (["train", "--device", "abacus"], "device must be one that torch knows"),
-    (["evaluate", "--shots", "1"], "shots must be an integer >= 2, got 1"),
+    (["evaluate", "--draws", "1"], "draws must be an integer >= "),
     (["evaluate", "--set", "pace=1"], "'pace' is no setting"),
 ])
 def test_bad_arguments_exit_2_with_one_line(command, message, images, tmp_path, capsys):

@@ -120,4 +120,4 @@ def test_the_list_of_commands_needs_no_heavy_import(monkeypatch, capsys):
     monkeypatch.setattr(entry.importlib, "import_module", lambda name: pytest.fail(name))
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "verdict" in capsys.readouterr().out
+    assert "recommend" in capsys.readouterr().out

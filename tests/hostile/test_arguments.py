@@ -65,7 +65,8 @@ DOORS = {
         "texts": "only_classes", "word": "image_format synthesizer", "text": "license",
         "pair": "shard", "function": "progress"},
     partial(evaluate, "nowhere", Synthesizer(cache=None)): {
-        "count": "shots draws image_size rng_seed", "number": "learning_rate flip",
+        "count": "draws image_size rng_seed train_steps train_batch_size",
+        "integer": "shots", "number": "learning_rate flip", "path": "apply",
         "flag": "calibrate", "function": "classifier", "text": "device"},
     partial(adapt, "nowhere"): {"path": "out data_root", "texts": "class_names",
                                 "text": "prompt", "flag": "download progress", "word": "settings"},
