@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 import torch
@@ -30,13 +29,12 @@ from dreamda_aug.cli.options import (
     say,
 )
 from dreamda_aug.expansion import Expansion
-from dreamda_aug.expansion.class_conditions import conditions
+from dreamda_aug.expansion.seeds import conditions_of
 from dreamda_aug.generation.cache import LatentCache, default_cache_root
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.generation.tensors import Request
 from dreamda_aug.inputs.pixels import Pixels, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
-from dreamda_aug.inputs.sources import open_source
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics import compare_folders
 from dreamda_aug.metrics.classifier_files import open_classifier_features
@@ -86,7 +84,8 @@ def preview(args: argparse.Namespace) -> None:
         )
     sample, pixels, wanted = _some(images, count, synthesizer)
     if getattr(args, "calibrate", True):  # as `expand` does, which then finds it
-        synthesizer, _ = calibrated(synthesizer, _Opened(images), range(len(images)),
+        labeled = images if images.labels else images.relabeled([0] * len(images))
+        synthesizer, _ = calibrated(synthesizer, labeled, range(len(images)),
                                     _condition_of(images, synthesizer))
     core = synthesizer.core
     values = torch.cat([fit_to(p.values, core.model) for p in pixels])
@@ -159,10 +158,10 @@ def explore(args: argparse.Namespace) -> None:
     for name, values in grids.items():
         for value in values:  # refused before a model is loaded
             Settings(**{name.removesuffix("s"): value})
-    source = open_source(args.source)
+    source = open_seed_images(args.source).labeled()
     synthesizer = Synthesizer(**options, class_names=source.classes)
-    indices = range(len(source.labels))
-    _, condition_of = conditions(source, synthesizer.conditioner, synthesizer.model, indices)
+    indices = range(len(source))
+    _, condition_of = conditions_of(source, synthesizer.conditioner, synthesizer.model, indices)
     names = {"class_names": source.classes} if synthesizer.conditioner.needs_label(
         synthesizer.model) else {}
     page = explore_images(
@@ -230,16 +229,6 @@ def _add_images(
                                 ("--expansion-ratio", expansion_ratio, "synthetic images of each")):
         parser.add_argument(name, type=positive, default=default, metavar="N",
                             help=f"{text} (default: {default})")
-
-
-class _Opened:
-    """What `calibrated` reads."""
-
-    def __init__(self, images: SeedImages):
-        self._images, self.labels = images, images.labels or [0] * len(images)
-
-    def open(self, index: int) -> Any:
-        return self._images.open(index).image
 
 
 def _open_images(args: argparse.Namespace) -> tuple[SeedImages, Synthesizer]:

@@ -31,9 +31,11 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X"}
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
 
 
-def add_positional(parser: argparse.ArgumentParser, owner: Callable[..., Any], name: str) -> None:
-    """Add a positional argument for a parameter."""
-    parser.add_argument(name, help=_help(owner, name))
+def add_positional(
+    parser: argparse.ArgumentParser, owner: Callable[..., Any], name: str, shown: str = ""
+) -> None:
+    """Add a positional argument for a parameter; ``shown`` is its name here, if it differs."""
+    parser.add_argument(shown or name, help=_help(owner, name))
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

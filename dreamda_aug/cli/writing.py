@@ -20,17 +20,15 @@ from dreamda_aug.cli.options import (
     read_pair,
     say,
 )
-from dreamda_aug.expansion import Expansion, Progress, estimate, open_filter, open_source
+from dreamda_aug.expansion import Expansion, Progress, estimate, open_filter
 from dreamda_aug.expansion import regenerate as regenerate_image
-from dreamda_aug.expansion.paths import check_out
+from dreamda_aug.expansion.batches import encode_png
 from dreamda_aug.expansion.ray_engine import RayEngine
-from dreamda_aug.expansion.remote import open_folder
-from dreamda_aug.expansion.reopened import ReopenedFilter
-from dreamda_aug.expansion.seed_images import encode_png
 from dreamda_aug.expansion.sharding import join_processes
-from dreamda_aug.expansion.store import check_free
+from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import write_atomically
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.report import write_report
 from dreamda_aug.report.publishing import push as push_dataset
 
@@ -44,7 +42,7 @@ def add_expand(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("--out", required=True, metavar="PATH",
                         help="folder to write to, also s3://..., gs://... (extra 'remote')")
-    add_options(parser, open_source, *SOURCE)
+    add_options(parser, open_seed_images, *SOURCE)
     add_options(parser, Expansion, "expansion_ratio")
     parser.add_argument("--class-ratio", nargs="+", default=[], metavar="CLASS=N",
                         help="another expansion ratio for a class")
@@ -66,21 +64,17 @@ def expand(args: argparse.Namespace) -> None:
     """Run ``expand``."""
     names = read_names(args.classes) if args.classes else None
     synthesizer = Synthesizer(**model_options(args), class_names=names, keep_text_encoder=False)
-    out = open_folder(args.out)
-    source = open_source(args.source, class_names=names, **given(args, *SOURCE))
-    if not args.dry_run:  # before the model is loaded
-        check_free(out)
-        check_out(source, out)
+    out = OutputFolder(args.out)
+    out.check()  # before the images are listed
+    source = open_seed_images(args.source, class_names=names, **given(args, *SOURCE))
     engine = _engine(args)
-    filters = [open_filter(text, len(source.classes)) if engine is None
-               else ReopenedFilter(text, len(source.classes)) for text in args.filter]
+    number, count = args.shard or join_processes()
     plan = given(args, *_PLAN, "calibrate") | ({"calibrate": False} if args.dry_run else {})
-    expansion = Expansion(source, synthesizer, **_ratio(args, source.classes), filters=filters,
-                          **plan)
+    expansion = Expansion(source, synthesizer, **_ratio(args, source.classes),
+                          filters=list(map(open_filter, args.filter)), **plan)
     if args.dry_run:
         say("\n".join(estimate(expansion).lines()))
         return
-    number, count = args.shard or join_processes()
     with _Bar(shown=number == 0) as bar:
         summary = expansion.run(out, **given(args, "new"), shard=args.shard, progress=bar,
                                 engine=engine)
@@ -89,25 +83,24 @@ def expand(args: argparse.Namespace) -> None:
     for warning in summary.warnings if number == 0 or summary.whole else ():
         print(f"warning: {warning}", file=sys.stderr)
     if summary.stats is not None:
-        left_out = sum((summary.stats.dropped + summary.stats.unreadable).values())
-        more = f", {left_out} left out" if left_out else ""
+        more = f", {summary.stats.left_out} left out" if summary.stats.left_out else ""
         say(f"{out}: {summary.stats.made} synthetic images{more}")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
-    add_positional(parser, write_report, "root")
+    add_positional(parser, write_report, "root", "folder")
     add_options(parser, write_report, "out", "source", "metrics")
 
 
 def report(args: argparse.Namespace) -> None:
     """Run ``report``."""
-    say(write_report(args.root, **given(args, "out", "source", "metrics")))
+    say(write_report(args.folder, **given(args, "out", "source", "metrics")))
 
 
 def add_regenerate(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``regenerate``."""
-    add_positional(parser, regenerate_image, "root")
+    add_positional(parser, regenerate_image, "out", "folder")
     add_positional(parser, regenerate_image, "sample_id")
     add_options(parser, regenerate_image, *_MOVED)
     parser.add_argument("--out", metavar="PATH", help="PNG file to write; without it the image is "
@@ -116,7 +109,7 @@ def add_regenerate(parser: argparse.ArgumentParser) -> None:
 
 def regenerate(args: argparse.Namespace) -> int:
     """Run ``regenerate``."""
-    again = regenerate_image(args.root, args.sample_id, **given(args, *_MOVED))
+    again = regenerate_image(args.folder, args.sample_id, **given(args, *_MOVED))
     if args.out:
         write_atomically(Path(args.out), encode_png(again.image, again.line))
     say(f"{again.line.id}: {'equal to' if again.equal else 'differs from'} the stored image")
@@ -125,14 +118,14 @@ def regenerate(args: argparse.Namespace) -> int:
 
 def add_push(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``push``."""
-    add_positional(parser, push_dataset, "root")
+    add_positional(parser, push_dataset, "root", "folder")
     add_positional(parser, push_dataset, "repo_id")
     add_options(parser, push_dataset, "private")
 
 
 def push(args: argparse.Namespace) -> None:
     """Run ``push``."""
-    say(push_dataset(args.root, args.repo_id, **given(args, "private")))
+    say(push_dataset(args.folder, args.repo_id, **given(args, "private")))
 
 
 class _Bar:

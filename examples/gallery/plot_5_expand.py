@@ -35,7 +35,7 @@ for name in ("Bag", "Sneaker", "Trouser"):
 
 # %%
 # Two synthetic images of each. On the command line this is ``dreamda expand train --out
-# train_synthetic --ratio 2``.
+# train_synthetic --expansion-ratio 2``.
 
 synthesizer = Synthesizer(
     "bundled", steps=12, strength=0.8, replay=0.5, noise_scale=1.0
