@@ -84,8 +84,7 @@ def preview(args: argparse.Namespace) -> None:
         )
     sample, pixels, wanted = _some(images, count, synthesizer)
     if getattr(args, "calibrate", True):  # as `expand` does, which then finds it
-        labeled = images if images.labels else images.relabeled([0] * len(images))
-        synthesizer, _ = calibrated(synthesizer, labeled, range(len(images)),
+        synthesizer, _ = calibrated(synthesizer, images, range(len(images)),
                                     _condition_of(images, synthesizer))
     core = synthesizer.core
     values = torch.cat([fit_to(p.values, core.model) for p in pixels])
@@ -236,7 +235,7 @@ def _open_images(args: argparse.Namespace) -> tuple[SeedImages, Synthesizer]:
     _check_picture(args.out)
     synthesizer = Synthesizer(**model_options(args))
     images = open_seed_images(args.source)
-    return images, synthesizer.with_class_names(images.classes or None)
+    return images, synthesizer.with_class_names(images.names)
 
 
 def _some(
@@ -250,9 +249,9 @@ def _some(
 
 
 def _condition_of(images: SeedImages, synthesizer: Synthesizer) -> Callable[[int], Condition]:
-    labels, names = images.labels, images.file_names or images.paths
+    labels, names = images.labels, images.file_names
     return lambda index: synthesizer.conditioner.condition(
-        None if labels is None else labels[index], synthesizer.model, names[index])
+        labels[index] if labels else None, synthesizer.model, names[index] if names else index)
 
 
 def _check_picture(text: str) -> None:

@@ -155,6 +155,6 @@ def test_a_transformer_is_calibrated_at_several_blocks_and_made_with_the_best(
     assert main([*preview, "--no-calibrate"]) == 0
     assert "was not calibrated for these settings yet" in capsys.readouterr().err
     assert main([*preview, "--block-index", "4"]) == 2
-    assert "block_index must be a whole number from 0 to 3" in capsys.readouterr().err
+    assert "block_index must be an integer from 0 to 3" in capsys.readouterr().err
     assert main([*preview, "--embedded-guidance", "2"]) == 2
     assert "embedded_guidance must be None for this DiT" in capsys.readouterr().err
