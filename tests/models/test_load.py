@@ -157,7 +157,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
     (lambda f: as_fifo(f, "unet/diffusion_pytorch_model.safetensors"), "expected a regular file"),
     (lambda f: (f / "model_index.json").write_text("[1]"), "expected a JSON object"),
     (lambda f: (f / "model_index.json").unlink(), r"model_index\.json is missing"),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_damaged_folders_are_refused_with_the_reason(class_folder, damage, message):
     damage(class_folder)
     with pytest.raises(ModelError, match=message):
