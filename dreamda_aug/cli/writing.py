@@ -22,7 +22,7 @@ from dreamda_aug.cli.options import (
 )
 from dreamda_aug.expansion import Expansion, Progress, estimate, open_filter
 from dreamda_aug.expansion import regenerate as regenerate_image
-from dreamda_aug.expansion.batches import encode_png
+from dreamda_aug.expansion.batch_maker import encode_png
 from dreamda_aug.expansion.ray_engine import RayEngine
 from dreamda_aug.expansion.sharding import join_processes
 from dreamda_aug.expansion.storage import OutputFolder

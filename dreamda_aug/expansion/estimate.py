@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from dreamda_aug.expansion.batches import BatchMaker
+from dreamda_aug.expansion.batch_maker import BatchMaker
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.layouts import FolderLayout
 from dreamda_aug.expansion.sharding import cpu_threads

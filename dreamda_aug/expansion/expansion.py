@@ -15,7 +15,7 @@ import torch
 from dreamda_aug.arguments import check_fields, checked, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.batches import BatchMaker
+from dreamda_aug.expansion.batch_maker import BatchMaker
 from dreamda_aug.expansion.card import license_of
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.layouts import WORK

@@ -7,7 +7,7 @@ from typing import Any
 import PIL.Image
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.batches import generate, pixel_digest
+from dreamda_aug.expansion.batch_maker import generate, pixel_digest
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, settings_from_json
 from dreamda_aug.expansion.metadata import PATHS, find_path, read_metadata, recorded_images
 from dreamda_aug.expansion.seeds import Unreadable, open_seed
