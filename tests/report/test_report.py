@@ -97,7 +97,7 @@ def test_every_picture_has_a_text_alternative_and_every_control_a_label(page):
     assert ("html", {"lang": "en"}) in found
     ids = [a["id"] for _, a in found if "id" in a]
     assert len(ids) == len(set(ids))
-    assert all(a["aria-labeledby"] in ids for _, a in found if "aria-labeledby" in a)
+    assert all(a["aria-labelledby"] in ids for _, a in found if "aria-labelledby" in a)
 
 
 def test_names_from_outside_are_escaped(page):
