@@ -206,7 +206,7 @@ class Evaluation:
 
     @property
     def instruction(self) -> str:
-        """What to do with the recommendation: the command that makes its images."""
+        """The command that makes the images of the recommendation, or the advice to make none."""
         arm = self.recommended
         if not arm.preset:
             return f"train with {arm.name}; make no images"
