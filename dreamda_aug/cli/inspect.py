@@ -122,7 +122,7 @@ def _preview(args: argparse.Namespace) -> None:
     import torch
 
     from dreamda_aug.calibration.automatic import calibrated
-    from dreamda_aug.generation.tensors import Request
+    from dreamda_aug.generation.sampler import Request
     from dreamda_aug.inputs.pixels import fit_to
     from dreamda_aug.report.pictures import labeled_grid
 
@@ -139,14 +139,15 @@ def _preview(args: argparse.Namespace) -> None:
     if args.calibrate:  # as `expand` does, which then finds it
         synthesizer, _ = calibrated(synthesizer, images, range(len(images)),
                                     partial(_condition, synthesizer, images))
-    core = synthesizer.core
-    values = torch.cat([fit_to(p.values, core.model) for p in pixels])
+    sampler = synthesizer.sampler
+    values = torch.cat([fit_to(p.values, sampler.model) for p in pixels])
     conditions = [_condition(synthesizer, sample, i) for i in range(count)]
-    scales = args.noise_scales or [core.settings.noise_scale]
+    scales = args.noise_scales or [sampler.settings.noise_scale]
     cells = [[image] for image in values]
     requests = [Request(i, conditions[i], r) for i in range(count)
                 for r in range(args.replicas)]
-    parts = [core.with_settings(replace(core.settings, noise_scale=scale)) for scale in scales]
+    parts = [replace(sampler, settings=replace(sampler.settings, noise_scale=scale))
+             for scale in scales]
     for scale, part in zip(scales, parts, strict=True):
         say(f"noise scale {scale:g}: {len(requests)} images ...")
         made = part.synthesize(values, requests, [p.digests[0] for p in pixels]).images.cpu()
@@ -192,7 +193,8 @@ def _calibrate(args: argparse.Namespace) -> None:
     result = calibrate(
         values, labels, synthesizer=synthesizer, conditions=[
             _condition(synthesizer, sample, i) for i in range(len(sample))],
-        min_agreement=args.min_agreement, max_distance=args.max_distance, replicas=args.replicas,
+        min_agreement=args.min_agreement, max_distance=args.max_distance,
+        expansion_ratio=args.replicas,
         block_indices=args.block_indices, max_rows=None if args.full else args.max_rows,
         progress=lambda p: say(
             f"{'' if p.block_index is None else f'block {p.block_index}  '}"

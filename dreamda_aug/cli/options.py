@@ -66,8 +66,7 @@ def add_settings_option(command: argparse.ArgumentParser) -> None:
 
 def read_settings(texts: list[str]) -> dict[str, Any]:
     """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, or text where they are not."""
-    from dreamda_aug.generation.dials import DIALS
-    from dreamda_aug.method.settings import Settings
+    from dreamda_aug.method.settings import DIALS, Settings
 
     known = {f.name for f in fields(Settings)} - {
         "inversion", "perturbation", "guidance_interval", "replay_interval"}

@@ -10,7 +10,7 @@ from dreamda_aug.expansion.layouts import FolderLayout
 from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
-from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.generation.price import denoiser_rows
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,9 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     """
     plan, sampler = expansion.plan, expansion.maker.sampler
     settings, steps = sampler.settings, len(sampler.schedule)
-    passes: float = steps + sampler.model.guidable * settings.guided_steps(steps)
-    if settings.update_rule == "asymmetric" and settings.noise_scale:
-        passes *= 1.5
-    inverted = steps * plan.inversions(settings.paths) if settings.replay else 0
-    rows = math.ceil((2 if settings.solver == "heun" else 1) * (inverted + passes * len(plan)))
+    rows = denoiser_rows(
+        settings, sampler.schedule, guidable=sampler.model.guidable, samples=len(plan),
+        inversions=plan.inversions(settings.paths), share_first_step=not sampler.static_shapes)
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.metadata["threads"]):
@@ -80,7 +78,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         samples=len(plan),
         batches=plan.batches,
         steps=steps,
-        denoiser_rows=rows,
+        denoiser_rows=rows.whole,
         disk_bytes=disk_bytes,
         seconds=seconds,
     )
@@ -90,11 +88,8 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     """Steps run, seconds and bytes of the first batch with about that number of steps."""
     maker = expansion.maker
     settings = maker.sampler.settings
-    assert settings.strength is not None
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
-    short = TensorSynthesizer(
-        maker.sampler.model, replace(settings, steps=fewer), batch_size=maker.sampler.batch_size,
-        rng_seed=maker.sampler.rng_seed)
+    short = replace(maker.sampler, settings=replace(settings, steps=fewer))
     trial = BatchMaker(expansion.images, short, maker.condition_of)
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.batch(0),
