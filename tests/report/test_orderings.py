@@ -1,9 +1,8 @@
 import random
 
 import pytest
-from report.lines import line
-
 from dreamda_aug.report.orderings import ORDERINGS, Worst, measured, scores_of
+from report.lines import line
 
 BY_NAME = {ordering.name: ordering for ordering in ORDERINGS}
 

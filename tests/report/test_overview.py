@@ -1,10 +1,10 @@
 import pytest
+from dreamda_aug.report.orderings import scores_of
 from report.lines import line, write_dataset
 
 from dreamda_aug.expansion.manifest import read_manifest, read_skipped
 from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.expansion.stats import read_stats
-from dreamda_aug.report.orderings import scores_of
 from dreamda_aug.report.overview import (
     NEAR_COPY,
     Overview,

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import PIL.Image
 import pytest
 import torch
+from dreamda_aug.report.page import Page, render
 from pipelines import pixel_pipeline
 from report.browser import CHROMIUM, chromium, run_in_browser
 from torch.utils.data import TensorDataset
@@ -16,7 +17,6 @@ from dreamda_aug import DreamDAugment
 from dreamda_aug.expansion import ExpansionError, expand
 from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report import write_report
-from dreamda_aug.report.page import Page, render
 
 EVIL = "<b>&\"'x"
 
@@ -97,7 +97,7 @@ def test_every_picture_has_a_text_alternative_and_every_control_a_label(page):
     assert ("html", {"lang": "en"}) in found
     ids = [a["id"] for _, a in found if "id" in a]
     assert len(ids) == len(set(ids))
-    assert all(a["aria-labeledby"] in ids for _, a in found if "aria-labeledby" in a)
+    assert all(a["aria-labelledby"] in ids for _, a in found if "aria-labelledby" in a)
 
 
 def test_names_from_outside_are_escaped(page):

@@ -1,7 +1,6 @@
 import pytest
-from report.lines import line
-
 from dreamda_aug.report.selection import MAX_REPLICAS, Selection, fair_shares
+from report.lines import line
 
 
 def chosen(selection, lines):
