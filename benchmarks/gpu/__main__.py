@@ -1,7 +1,7 @@
 """All that one GPU can tell in nine minutes, part by part, the most telling first.
 
     python -m benchmarks.gpu results/gpu                      # on the GPU; again: it resumes
-    python -m benchmarks.gpu /tmp/try --device cpu --tiny     # tries every part, proves no speed
+    python -m benchmarks.gpu build/try --device cpu --tiny    # tries every part, proves no speed
     benchmarks/gpu/prepare.sh build/gpu                       # all that a bare machine needs
 
 Each part runs in a process of its own, with a limit of time. What it found lies in OUT/results.json

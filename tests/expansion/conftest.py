@@ -1,5 +1,6 @@
 """Seed images, and what makes images of them."""
 
+import fsspec
 import pytest
 from expansion.folders import write_images
 from pipelines import pixel_pipeline
@@ -25,3 +26,12 @@ def train(tmp_path_factory):
     root = write_images(tmp_path_factory.mktemp("data") / "train", {"cat": 3, "dog": 2})
     (root / "dog" / "2.png").write_bytes(b"no image")
     return root
+
+
+@pytest.fixture
+def url():
+    """A folder in the memory that fsspec opens."""
+    fs = fsspec.filesystem("memory")
+    fs.makedirs("/bucket", exist_ok=True)
+    yield "memory://bucket/out"
+    fs.rm("/bucket", recursive=True)

@@ -1,10 +1,29 @@
 """Folders of seed images, what an expansion wrote, and processes that work on it."""
 
 import multiprocessing
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
 import torch
+
+
+@dataclass
+class ObjectsToSecond:
+    """A filter that objects to images whose ``labels`` or ``seed_index`` is 1."""
+
+    attribute: str
+    name = "second"
+
+    def describe(self):
+        return {"name": self.name}
+
+    def prepare(self, images, model):
+        pass
+
+    def measure(self, batch):
+        objections = [value == 1 for value in getattr(batch, self.attribute)]
+        return [float(each) for each in objections], objections
 
 
 def write_images(root: Path, counts: dict[str, int], size: int = 16) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from expansion.folders import write_images
+from expansion.folders import ObjectsToSecond, write_images
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -14,22 +14,6 @@ from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
-
-
-class SecondClass:
-    """Objects to every image of class 1."""
-
-    name = "second"
-
-    def describe(self):
-        return {"name": self.name}
-
-    def prepare(self, images, model):
-        pass
-
-    def measure(self, batch):
-        objects = [label == 1 for label in batch.labels]
-        return [float(each) for each in objects], objects
 
 
 def absent(train):
@@ -45,7 +29,7 @@ def unreadable(train):
 
 
 @pytest.mark.parametrize("without", [
-    absent, unreadable, lambda train: {"filters": [SecondClass()]},
+    absent, unreadable, lambda train: {"filters": [ObjectsToSecond("labels")]},
     lambda train: {"only_classes": ["a", "c"]}, lambda train: {"expansion_ratio": {"b": 0}},
 ], ids=["absent", "unreadable", "filtered", "not chosen", "ratio 0"])
 def test_a_class_without_images_keeps_its_number(synthesizer, tmp_path, without):

@@ -21,14 +21,6 @@ from dreamda_aug.report import write_report
 from dreamda_aug.report.publishing import push
 
 
-@pytest.fixture
-def url():
-    fs = fsspec.filesystem("memory")
-    fs.makedirs("/bucket", exist_ok=True)
-    yield "memory://bucket/out"
-    fs.rm("/bucket", recursive=True)
-
-
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
 def expansion(request):
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from expansion.folders import content, once_per_batch
+from expansion.folders import ObjectsToSecond, content, once_per_batch
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.expansion import Expansion
@@ -18,7 +18,7 @@ from dreamda_aug.expansion.expansion import Expansion
 def expansion(request, train, synthesizer):
     # what the filter objects to fills skipped.jsonl, beside the unreadable image
     found = Expansion(train, synthesizer, 3, image_format=request.param, shard_samples=8,
-                      filters=[SecondImage()])
+                      filters=[ObjectsToSecond("seed_index")])
     found.maker.make = once_per_batch(found.maker.make)  # how it is put down is what is tested
     return found
 
@@ -35,22 +35,6 @@ def reference(expansion, tmp_path_factory):
 def out(expansion, reference, tmp_path):
     expansion.run(tmp_path / "out")
     return tmp_path / "out"
-
-
-class SecondImage:
-    """Objects to what was made from seed image 1."""
-
-    name = "second"
-
-    def describe(self):
-        return {"name": self.name}
-
-    def prepare(self, images, model):
-        pass
-
-    def measure(self, batch):
-        objections = [index == 1 for index in batch.seed_index]
-        return [float(each) for each in objections], objections
 
 
 def images(out):

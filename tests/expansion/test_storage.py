@@ -12,14 +12,6 @@ from dreamda_aug.expansion.storage import OutputFolder
 
 
 @pytest.fixture
-def url():
-    fs = fsspec.filesystem("memory")
-    fs.makedirs("/bucket", exist_ok=True)
-    yield "memory://bucket/out"
-    fs.rm("/bucket", recursive=True)
-
-
-@pytest.fixture
 def local(tmp_path):
     return OutputFolder(tmp_path / "out")
 
