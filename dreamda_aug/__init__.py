@@ -1,7 +1,6 @@
 """Diffusion-based data augmentation: DreamDA for any PyTorch pipeline."""
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from dreamda_aug.version import __version__ as __version__
@@ -52,13 +51,6 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Generator":
-        warnings.warn("dreamda_aug.Generator is deprecated; use dreamda_aug.Synthesizer.",
-                      DeprecationWarning, stacklevel=2)
-        tensors = importlib.import_module("dreamda_aug.generation.tensors")
-        # kept: `from dreamda_aug import Generator` asks twice, and one warning is enough
-        globals()[name] = tensors.TensorSynthesizer
-        return tensors.TensorSynthesizer
     if name in _MODULES:
         return getattr(importlib.import_module(f"dreamda_aug.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'dreamda_aug' has no attribute {name!r}")

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision.transforms import v2
 
 from dreamda_aug.arguments import checked, real
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.generation.tensors import Request
 from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
 from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.inputs.rows import is_image, is_single, refuse_annotations

@@ -32,9 +32,8 @@ synthesizer = Synthesizer("bundled", args.preset, cache=None)
 result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
     conditions=[sample.classes[sample.targets[row]] for row in rows],
-    synthesizer=synthesizer, classifier=fashion_mnist_judge(), replicas=args.replicas,
-    strengths=automatic.AUTOMATIC_STRENGTHS, noise_scales=automatic.AUTOMATIC_NOISE_SCALES,
-    replays=automatic.AUTOMATIC_REPLAYS,
+    synthesizer=synthesizer, classifier=fashion_mnist_judge(), expansion_ratio=args.replicas,
+    **automatic.GRID._asdict(),
     progress=lambda point: print(point, flush=True),
 )
 name = calibration_key(synthesizer.requested_settings, synthesizer.model) + ".json"

@@ -21,9 +21,9 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as tvf
 from torchvision.utils import save_image
 
-from dreamda_aug import Settings, load_model
+from dreamda_aug import Synthesizer, load_model
 from dreamda_aug.bundled import fashion_mnist_judge
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.metrics import (
     classifier_features,
     frechet_distance,
@@ -46,11 +46,11 @@ labels = torch.arange(args.samples) % 10
 
 def draw(guidance_scale: float) -> Tensor:
     """Samples from pure noise, one for each label."""
-    settings = Settings(steps=args.steps, strength=1.0, eta=0.0, solver="dpmsolver++",
-                        replay=0.0, noise_scale=0.0, guidance_scale=guidance_scale)
+    sampler = Synthesizer(model, "samples", steps=args.steps, guidance_scale=guidance_scale,
+                          cache=None).sampler
     grey = torch.full((1, model.channels, *model.image_size), 0.5)
     requests = [Request(0, label, replica=row) for row, label in enumerate(labels.tolist())]
-    return TensorSynthesizer(model, settings).synthesize(grey, requests).images.cpu()
+    return sampler.synthesize(grey, requests).images.cpu()
 
 
 judge = fashion_mnist_judge()

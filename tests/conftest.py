@@ -71,9 +71,7 @@ def few_choices(monkeypatch):
     """Calibration without being asked tries few choices."""
     from dreamda_aug.calibration import automatic
 
-    monkeypatch.setattr(automatic, "AUTOMATIC_NOISE_SCALES", (0.5, 4.0))
-    monkeypatch.setattr(automatic, "AUTOMATIC_REPLAYS", (0.9, 0.0))
-    monkeypatch.setattr(automatic, "AUTOMATIC_STRENGTHS", (0.3, 0.8))
+    monkeypatch.setattr(automatic, "GRID", automatic.Grid((0.3, 0.8), (0.9, 0.0), (0.5, 4.0)))
 
 
 @pytest.fixture

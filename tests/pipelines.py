@@ -1,5 +1,6 @@
 """Tiny random pipelines in diffusers' own classes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -61,3 +62,11 @@ def spy_on(model) -> dict:
 
     model.forward = spy
     return seen
+
+
+def sampler(model, preset="paper", *, static_shapes=False, **options):
+    """What a synthesizer works on tensors with; without a cache unless one is given."""
+    from dreamda_aug import Synthesizer
+
+    made = Synthesizer(model, preset, **{"cache": None, **options}).sampler
+    return dataclasses.replace(made, static_shapes=static_shapes or made.static_shapes)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 
 import pytest
 
@@ -23,15 +22,3 @@ def test_every_public_name_can_be_imported():
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = dreamda_aug.nothing
 
-
-def test_the_old_name_of_the_generator_warns_once():
-    vars(dreamda_aug).pop("Generator", None)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        from dreamda_aug import Generator
-    assert Generator is dreamda_aug.Generator
-    from dreamda_aug.generation.tensors import TensorSynthesizer
-
-    assert Generator is TensorSynthesizer and "Generator" not in dreamda_aug.__all__
-    assert [(w.category, w.filename) for w in caught] == [(DeprecationWarning, __file__)]
-    assert "use dreamda_aug.Synthesizer" in str(caught[0].message)

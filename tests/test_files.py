@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from dreamda_aug.errors import ExpansionError, StorageError
-from dreamda_aug.files import local_path, read_file, read_json, read_lines, write_atomically
+from dreamda_aug.files import (
+    format_bytes,
+    local_path,
+    read_file,
+    read_json,
+    read_lines,
+    write_atomically,
+)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -57,3 +64,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     assert read_file(path, 4) == b"1234"
     with pytest.raises(StorageError, match="expected at most 3 B, found 4 B"):
         read_file(path, 3)
+
+
+def test_sizes_read_well():
+    assert [format_bytes(n) for n in (512, 2_600_000, 3 * 10**12)] == ["512 B", "2.6 MB", "3.0 TB"]

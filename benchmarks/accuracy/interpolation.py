@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.seeding import derive_seed
 
 
 def interpolate(
-    synthesizer: TensorSynthesizer, images: Tensor, labels: Tensor, requests: Sequence[Request]
+    synthesizer: Sampler, images: Tensor, labels: Tensor, requests: Sequence[Request]
 ) -> Tensor:
     """For each request, an image between its own and another one of the same class.
 

@@ -15,16 +15,16 @@ from benchmarks.accuracy import interpolation
 from benchmarks.accuracy.adapted import ADAPTATION_CODE, ADAPTED_TO
 from benchmarks.accuracy.interpolation import interpolate
 from benchmarks.accuracy.tasks import Images, Task, read_corpus
-from dreamda_aug import Settings, load_model, method
-from dreamda_aug.generation import recording, sampling, tensors
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug import Settings, Synthesizer, load_model, method
+from dreamda_aug.generation import recording, sampler, sampling
+from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.inputs.pixels import fit_back, fit_to
 from dreamda_aug.models import DiffusionModel
 
 # What decides the pixels of synthetic images; a changed line means that they are made anew.
 GENERATION_CODE = [
     *sorted(Path(method.__file__).parent.glob("*.py")),
-    *(Path(module.__file__) for module in (recording, sampling, tensors, interpolation)),
+    *(Path(module.__file__) for module in (recording, sampling, sampler, interpolation)),
 ]
 SLICE = 128  # images per file
 # Seed images (N, C, H, W) in [0, 1] and requests -> synthetic images.
@@ -148,8 +148,8 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
                 raise Stopped
             if make is None:
                 maker = adapted() if spec.kind in ADAPTED_TO else model
-                make = _make(spec, shots.labels,
-                             TensorSynthesizer(maker, spec.settings, rng_seed=rng_seed))
+                make = _make(spec, shots.labels, Synthesizer(
+                    maker, spec.settings, rng_seed=rng_seed, cache=None).sampler)
             began = time.process_time()
             made = fit_back(make(fit_to(images, model), requests[start : start + length]).cpu(),
                             images)
@@ -163,7 +163,7 @@ def load_pool(state: Path, task: Task, spec: PoolSpec, shots: Images, rng_seed: 
                 sum(part["seconds"].item() for part in parts))  # fmt: skip
 
 
-def _make(spec: PoolSpec, labels: Tensor, synthesizer: TensorSynthesizer) -> Make:
+def _make(spec: PoolSpec, labels: Tensor, synthesizer: Sampler) -> Make:
     """What makes the images of a pool."""
     if spec.kind == "interpolation":
         return lambda images, requests: interpolate(synthesizer, images, labels, requests)

@@ -13,10 +13,8 @@ from benchmarks.accuracy.images import fidelity, measure
 from benchmarks.accuracy.pools import PoolSpec, open_model
 from benchmarks.accuracy.runs import Run, Setup, images_of, make_pool, perform, pool_of
 from benchmarks.common.provenance import commit, machine_and_torch
-from dreamda_aug import Settings
-from dreamda_aug.calibration.search import Measurement
-from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.inputs.pixels import fit_to
+from dreamda_aug import Settings, Synthesizer
+from dreamda_aug.generation.price import denoiser_rows
 from dreamda_aug.statistics import interval
 
 SEEDS, DRAWS, PER_SEED = 1000, 3, 10  # PER_SEED: replicas that share the price of an inversion
@@ -77,14 +75,15 @@ def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int
             if name not in known and (names is None or name in names)]
     perform(make_pool, setup, runs, processes)
     for run in runs:
-        image = fit_to(images_of(setup, run).shots.pixels[:1].float() / 255, model)
         assert run.spec.settings is not None
         images, pool = images_of(setup, run), pool_of(setup, run)
         figures = measure(setup, run)
         figures["frechet"], figures["half"] = interval(
             [fidelity(setup, images, pool.pixels[draw::DRAWS])[0] for draw in range(DRAWS)])
-        core = TensorSynthesizer(model, run.spec.settings)
-        rows = Measurement(core, image, None, None, None, PER_SEED).rows(run.spec.settings)
+        sampler = Synthesizer(model, run.spec.settings, cache=None).sampler
+        rows = denoiser_rows(
+            sampler.settings, sampler.schedule, guidable=model.guidable, inversions=1,
+            samples=PER_SEED).whole
         known[run.arm.name] = {"name": run.arm.name, "rows": rows / PER_SEED, **figures,
                                "settings": run.spec.settings.summary()}
     found = [known[name] for name in CANDIDATES if name in known]

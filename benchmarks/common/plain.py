@@ -5,14 +5,14 @@ import copy
 import torch
 from torch import Tensor
 
-from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.generation.sampler import Sampler
 from dreamda_aug.method.seeding import BOTTLENECK, POSTERIOR, SOURCE, seeded_normal
 from dreamda_aug.models import Condition, DiffusionModel
 from dreamda_aug.models.hook import BottleneckHook
 
 
 def plain_loop(
-    synthesizer: TensorSynthesizer,
+    sampler: Sampler,
     image: Tensor,
     rows: int,
     condition: Condition = None,
@@ -25,7 +25,7 @@ def plain_loop(
     same image. Symmetric rule, noise relative and shared by the guidance rows.
 
     Args:
-        synthesizer: for its model, schedule and settings.
+        sampler: for its model, schedule and settings.
         image: the seed image, (1, C, H, W) in [0, 1].
         rows: U-Net rows a step: 4 with guidance (source and target, unconditional and conditional),
             2 without. The source branch is recomputed for every sample.
@@ -36,8 +36,8 @@ def plain_loop(
     Returns:
         The synthetic image, (1, C, H, W) in [0, 1].
     """
-    model, schedule = synthesizer.model, synthesizer.schedule
-    settings = synthesizer.settings
+    model, schedule = sampler.model, sampler.schedule
+    settings = sampler.settings
     path, samples = (torch.tensor([each], device=model.device)
                      for each in (path_seed, sample_seed))
     x_0 = model.encode(image)

@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor
 
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug import Synthesizer
+from dreamda_aug.generation.sampler import Request
 
 CLASSES, PER_CLASS, REPLICAS = 10, 3, 10
 GENERATION = {"steps": 50, "strength": 0.44, "timestep_spacing": "scheduler", "replay": 0.0,
@@ -84,10 +85,10 @@ def make_synthetic(real: Tensor, rng_seed: int, folder: Path) -> Tensor:
     settings = "-".join(f"{name}{value}" for name, value in sorted(GENERATION.items()))
     path = folder / f"synthetic-{rng_seed}-{settings}.safetensors"
     if not path.exists():
-        synthesizer = TensorSynthesizer(
+        sampler = Synthesizer(
             str(folder / "model"), "paper", batch_size=len(real) * REPLICAS, rng_seed=rng_seed,
-            **GENERATION,
-        )  # fmt: skip
+            cache=None, **GENERATION,
+        ).sampler  # fmt: skip
         wanted = [Request(i, replica=k) for i in range(len(real)) for k in range(REPLICAS)]
-        save_file({"images": synthesizer.synthesize(real, wanted).images.cpu()}, path)
+        save_file({"images": sampler.synthesize(real, wanted).images.cpu()}, path)
     return load_file(path)["images"]

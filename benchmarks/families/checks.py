@@ -12,17 +12,17 @@ from benchmarks.families.pipelines import SIDE
 from dreamda_aug.generation.recording import record_trajectories
 from dreamda_aug.generation.sampling import sample
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
-from dreamda_aug.method.settings import Settings, resolve_settings
+from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
 from dreamda_aug.models import Condition, DiffusionModel
 from dreamda_aug.models.transformer import TransformerModel
 
 STEPS = 4
 
 
-def settings(**dials: Any) -> Settings:
+def settings(**dials: Any) -> ResolvedSettings:
     """The paper's preset with few steps; asymmetric rule, eta 1, the scheduler's own steps."""
     common: dict[str, Any] = {"steps": STEPS, "strength": 1.0, "noise_scale": 2.0}
-    return resolve_settings("paper", **common | dials)
+    return resolve_settings("paper", **common | dials).with_dials()
 
 
 def told(model: DiffusionModel, number: int = 0) -> Condition:
@@ -35,7 +35,7 @@ def images(count: int) -> Tensor:
 
 
 def latents(
-    model: DiffusionModel, dials: Settings, conditions: Sequence[Condition],
+    model: DiffusionModel, dials: ResolvedSettings, conditions: Sequence[Condition],
     seeds: Sequence[int] | None = None, source: Condition = None,
 ) -> Tensor:
     """Clean latents of one sample for each of the first images, (count, C, H, W)."""
@@ -45,10 +45,8 @@ def latents(
     made = record_trajectories(model, dials, schedule, images(7)[:count], [source] * count,
                                list(range(count)), torch.float32)
     seeds = seeds or list(range(10, 10 + count))
-    assert dials.noise_scale is not None
     with torch.no_grad():
-        return sample(model, dials, schedule, made, conditions, seeds,
-                      [dials.noise_scale] * count)
+        return sample(model, dials, schedule, made, conditions, seeds)
 
 
 def difference_from_own_pipeline(name: str, model: TransformerModel) -> float:
@@ -95,7 +93,7 @@ def rows_per_step(model: TransformerModel, count: int = 3) -> tuple[float, float
                                list(range(count)), torch.float32)
     with _counted(blocks[0]) as first, _counted(blocks[-1]) as last, torch.no_grad():
         sample(model, dials, schedule, made, [source] * count, list(range(count)),
-               [2.0] * count, share_first_step=False)
+               share_first_step=False)
     assert len(first) == len(last) == len(schedule), (first, last)
     return (sum(first) / count / len(schedule), sum(last) / count / len(schedule))
 

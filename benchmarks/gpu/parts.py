@@ -20,7 +20,6 @@ from benchmarks.gpu.__main__ import LIMITS, ROOT
 from benchmarks.gpu.cifar10 import train_prior
 from benchmarks.speed.bench import Bench
 from dreamda_aug import PRESETS, AugmentedDataset, BottleneckNoise, Settings, Synthesizer
-from dreamda_aug.generation.tensors import TensorSynthesizer
 
 DTYPES = ("float32", "float16", "bfloat16")
 # The tests that ask a GPU something, and are quick there.
@@ -132,12 +131,12 @@ def exactness(device: str, tiny: bool) -> list[dict[str, Any]]:
         model = build("toy-sd" if tiny else "sd15", device, dtype=getattr(torch, name))
         images = sample_images(model, 4)
         # without guidance the model is asked just what it was asked for the record
-        quiet = TensorSynthesizer(model, replace(settings(tiny, guidance_scale=1.0),
-                                                    noise_scale=0.0))
+        quiet = Synthesizer(model, settings(tiny, guidance_scale=1.0), noise_scale=0.0,
+                            cache=None).sampler
         back = quiet.generate(quiet.invert(images))
         with torch.no_grad():
             round_trip = model.decode(model.encode(images))
-        noisy = TensorSynthesizer(model, settings(tiny))
+        noisy = Synthesizer(model, settings(tiny), cache=None).sampler
         trajectories = noisy.invert(images)
         together = noisy.generate(trajectories, ["a photo"] * 4)
         alone = torch.cat([noisy.generate([each], ["a photo"], [i])

@@ -28,7 +28,7 @@ from dreamda_aug.expansion.manifest import (
     settings_to_json,
 )
 from dreamda_aug.generation.cache import LatentCache, cache_key
-from dreamda_aug.generation.tensors import Request, Synthesized
+from dreamda_aug.generation.sampler import Request, Synthesized
 from dreamda_aug.method.settings import PRESETS
 
 # How many entries of a cache are read and written for a figure.
@@ -80,7 +80,7 @@ def planned_images(size: int) -> Stages:
 
 def _made_at_once(images: Tensor, requests: Sequence[Request], digests: Any = None) -> Synthesized:
     made = torch.stack([images[r.image].roll(1 + r.replica, -1) for r in requests])
-    return Synthesized(made, [""] * len(requests))
+    return Synthesized(made, [""] * len(requests), len(requests))
 
 
 def cache_entries(size: int) -> Stages:

@@ -40,7 +40,7 @@ def measure_memory(
                     peaks.append(resident_peak() // 2**20)
             peaks.append(resident_peak() // 2**20)
             results.append({"batch_size": batch_size, "peak_mb_on_the_way": peaks,
-                            "inversions": synthesizer.core.inversions,
+                            "inversions": synthesizer.sampler.inversions,
                             "seconds": round(time.perf_counter() - started)})
             print(results[-1], flush=True)
     return {"images": images, "ratio": ratio, "results": results}

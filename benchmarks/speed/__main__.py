@@ -113,7 +113,7 @@ def exactness(bench: Bench) -> dict[str, float]:
     with torch.no_grad():
         plain = plainly(synthesizer, images, requests[0], rows)
         kept = synthesizer.synthesize(images, requests).images
-        with patch("dreamda_aug.generation.tensors.STORAGE_DTYPE", torch.float32):
+        with patch("dreamda_aug.generation.sampler.STORAGE_DTYPE", torch.float32):
             unrounded = synthesizer.synthesize(images, requests).images
     return {"max_difference": (kept - plain).abs().max().item(),
             "max_difference_in_float32": (unrounded - plain).abs().max().item()}

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from benchmarks.common.architectures import sample_images
 from benchmarks.common.plain import plain_loop
-from dreamda_aug import Settings
+from dreamda_aug import Settings, Synthesizer
 from dreamda_aug.generation.cache import LatentCache
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import DiffusionModel
@@ -37,13 +37,12 @@ class Bench:
     def synthesizer(
         self, model: DiffusionModel | None = None, batch_size: int = 0,
         cache: LatentCache | None = None, **changes
-    ) -> TensorSynthesizer:
+    ) -> Sampler:
         """One without a cache on disk, unless one is given."""
-        made = TensorSynthesizer(model or self.model, replace(self.settings, **changes),
-                                 batch_size=batch_size or self.batch_size, cache=cache)
-        # as TensorSynthesizer(compile=True) sets it, which would compile once more for each
-        made.static_shapes = model is not None and model is self.compiled
-        return made
+        made = Synthesizer(model or self.model, replace(self.settings, **changes),
+                           batch_size=batch_size or self.batch_size, cache=cache)
+        # as Synthesizer(compile=True) sets it, which would compile once more for each
+        return replace(made.sampler, static_shapes=model is not None and model is self.compiled)
 
     def work(self, samples: int) -> tuple[Tensor, list[Request]]:
         """Seed images, and requests for their replicas."""
@@ -52,13 +51,13 @@ class Bench:
                     for i in range(samples)]
         return sample_images(self.model, requests[-1].image + 1), requests
 
-    def run(self, synthesizer: TensorSynthesizer, samples: int = 0) -> Tensor:
+    def run(self, synthesizer: Sampler, samples: int = 0) -> Tensor:
         """Invert and generate: synthetic images, (samples, C, H, W); 0: one batch of them."""
         return synthesizer.synthesize(*self.work(samples or self.batch_size)).images
 
 
 def plainly(
-    synthesizer: TensorSynthesizer, images: Tensor, request: Request, rows: int
+    synthesizer: Sampler, images: Tensor, request: Request, rows: int
 ) -> Tensor:
     """What the plain loop makes of one request, (1, C, H, W)."""
     image = images[request.image]
@@ -67,9 +66,9 @@ def plainly(
 
 
 def seeds_of(
-    synthesizer: TensorSynthesizer, image: Tensor, request: Request
+    synthesizer: Sampler, image: Tensor, request: Request
 ) -> tuple[int, int]:
-    """Path seed and sample seed, as `TensorSynthesizer.synthesize` derives them."""
+    """Path seed and sample seed, as `Sampler.synthesize` derives them."""
     digest = image_digest(image)
     return (derive_seed(synthesizer.rng_seed, digest, "path", 0),
             derive_seed(synthesizer.rng_seed, digest, "sample", request.replica, request.epoch))

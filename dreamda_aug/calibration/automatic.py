@@ -1,47 +1,57 @@
-"""Calibration without being asked: once for a dataset, on a small sample of its images."""
+"""Automatic calibration, run once per dataset on a small sample of its images, and cached."""
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration.judge import fold_judge
 from dreamda_aug.calibration.samples import Sample, draw_sample
-from dreamda_aug.calibration.search import Dials, Measurement, Target, coarse
-from dreamda_aug.calibration.sweep import choices_for, choose, save
+from dreamda_aug.calibration.search import Dials, Grid, Measurement, Target, choose, coarse
+from dreamda_aug.calibration.sweep import save
 from dreamda_aug.files import locked
-from dreamda_aug.generation.dials import (
-    Calibration,
-    calibration_path,
-    find_calibration,
-    is_calibrated,
-    with_calibration,
-)
+from dreamda_aug.generation.dials import Calibration, calibration_path, find_calibration
+from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
+from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.models import BUNDLED, Condition, DiffusionModel
 
 logger = logging.getLogger(__name__)
 
-# What is tried where nobody says: fewer choices than `calibrate` tries. Further up than 0.85 little
-# of the seed image is left; more noise than 1 breaks images before they lose their class.
-AUTOMATIC_STRENGTHS = (0.3, 0.5, 0.7, 0.85)
-AUTOMATIC_NOISE_SCALES = (0.5, 1.0)
-AUTOMATIC_REPLAYS = (1.0, 0.9, 0.6, 0.0)
+# Fewer choices than `calibrate` tries. Beyond strength 0.85 little of the seed image is left; more
+# noise than 1 breaks images before they lose their class.
+GRID = Grid((0.3, 0.5, 0.7, 0.85), (1.0, 0.9, 0.6, 0.0), (0.5, 1.0))
 MIN_AGREEMENT = 0.9
-REPLICAS = 2
+EXPANSION_RATIO = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
 MAX_ROWS = 7_000
-# Of a judge that is right on fewer seed images, agreement says little.
+# Of a judge that is right on fewer seed images, agreement means little.
 _ENOUGH_RIGHT = 6
 # Where classes cannot be judged, images go this share of the way to their nearest neighbour.
 _NEIGHBOUR_SHARE = 0.5
 # Choices that a search looks at, for its price: coarse ones, and full ones.
 _USUAL_LOOKS = (8, 2)
+
+# How much worse than known images the bundled model denoises others before they are called foreign.
+# Unseen images of its own kind lie at 0.9, handwritten digits at 1.5, photographs at 1.6.
+_FOREIGN_RATIO = 1.3
+# Fewer images do not tell; more are not needed.
+_FOREIGN_LEAST, _FOREIGN_MOST = 8, 32
+
+
+def looks_at_images(synthesizer: Synthesizer) -> bool:
+    """Whether `calibrated` would read images of the dataset."""
+    return get_worker_info() is None and (
+        synthesizer.name == BUNDLED or bool(synthesizer.requested_settings.open_dials))
 
 
 def calibrated(
@@ -53,7 +63,8 @@ def calibrated(
     What was measured on the same sample before is found beside the cache; so is what `calibrate`
     measured by hand, and what comes with the bundled model for images of its own kind. Processes
     that share a cache on one machine measure once: the others wait. In a worker of a DataLoader
-    nothing is measured. Price and choice are logged as warnings.
+    nothing is measured. Price and choice are logged as warnings. The bundled model warns of images
+    that are unlike those it was trained on.
 
     Args:
         synthesizer: what is to be used; stays as it is.
@@ -63,62 +74,62 @@ def calibrated(
 
     Returns:
         The synthesizer, with numbers for what was None; and the calibration that they are from.
-        The synthesizer as it is and None, where all were numbers or there is one image alone.
+        The given synthesizer and None, where all were numbers or there is one image alone.
     """
-    requested, cache = synthesizer.requested_settings, synthesizer.cache
-    is_bundled = synthesizer.model.name == BUNDLED
-    if get_worker_info() is not None or not is_bundled and is_calibrated(requested):
+    if not looks_at_images(synthesizer):
         return synthesizer, None
-    model = synthesizer.model
-    by_hand = None if is_calibrated(requested) else find_calibration(
-        requested, model, cache, shipped=False)
-    sample = draw_sample(images, indices, model, condition_of)
-    foreign = is_bundled and sample is not None and synthesizer.first_images.are_foreign(
-        model, sample.images, stacklevel=3)
-    if is_calibrated(requested) or sample is None:
+    requested, model = synthesizer.requested_settings, synthesizer.model
+    sample = draw_sample(images, indices, model, condition_of,
+                         None if requested.open_dials else _FOREIGN_MOST)
+    if sample is None:
         return synthesizer, None
-    found = by_hand
-    if found is None and not foreign:
-        found = find_calibration(requested, model, None)
-    if found is None and cache is None:
-        found = _measure(synthesizer, sample)
-    elif found is None and cache is not None:
-        path = calibration_path(cache.root, requested, model, sample.digest)
-        with contextlib.ExitStack() as alone:
-            with contextlib.suppress(OSError):  # a cache that cannot be written; saving will say so
-                alone.enter_context(locked(path.with_suffix(".lock"), wait=True))
-            if path.exists():
-                found = Calibration.load(path)
-            else:
-                found = _measure(synthesizer, sample)
-                save(found, path)
-    assert found is not None
+    foreign = model.name == BUNDLED and warn_if_foreign(model, sample.images)
+    if not requested.open_dials:
+        return synthesizer, None
+    found = find_calibration(requested, model, synthesizer.cache, shipped=not foreign)
+    if found is None:
+        found = _measure_once(synthesizer, sample)
     logger.warning("calibrated: %s", found.summary())
-    return synthesizer.with_settings(with_calibration(requested, found)), found
+    return synthesizer.with_settings(found.resolve(requested)), found
+
+
+def _measure_once(synthesizer: Synthesizer, sample: Sample) -> Calibration:
+    """What another process has measured on this sample, or measures now; else measured here."""
+    if synthesizer.cache is None:
+        return _measure(synthesizer, sample)
+    path = calibration_path(synthesizer.cache.root, synthesizer.requested_settings,
+                            synthesizer.model, sample.digest)
+    with contextlib.ExitStack() as alone:
+        with contextlib.suppress(OSError):  # a cache that cannot be written; saving warns of it
+            alone.enter_context(locked(path.with_suffix(".lock"), wait=True))
+        if path.exists():
+            return Calibration.load(path)
+        found = _measure(synthesizer, sample)
+        save(found, path)
+        return found
 
 
 def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
-    core, requested = synthesizer.core, synthesizer.requested_settings
+    model, requested = synthesizer.model, synthesizer.requested_settings
+    choices = GRID._replace(strengths=_strengths(model, requested)).choices(requested)
     count = sample.measured
-    judge = fold_judge(core.model, sample.images, sample.labels)
-    measurement = Measurement(core, sample.images[:count], sample.labels[:count],
-                              sample.conditions[:count], judge, REPLICAS)
+    judge = fold_judge(model, sample.images, sample.labels)
+    measurement = Measurement(
+        synthesizer.sampler_with(choices[0].of(requested)), sample.images[:count],
+        sample.labels[:count], sample.conditions[:count], judge, EXPANSION_RATIO)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
-    choices = choices_for(requested, _strengths(core.model, requested),
-                          AUTOMATIC_REPLAYS, AUTOMATIC_NOISE_SCALES)
     rows = min(MAX_ROWS, _usual_rows(measurement, requested, choices))
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
         "about %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
-        "defaults instead.", core.model.name, count, f"{rows:,}",
-        rows * measurement.seconds_per_row())
+        "defaults instead.", model.name, count, f"{rows:,}", rows * measurement.seconds_per_row())
     return choose(measurement, requested, choices, target, MAX_ROWS, sample=sample.digest)
 
 
 def _reach(sample: Sample) -> float:
-    """How far images may go where no judge says: a share of the way to the nearest other one."""
+    """How far images may go where no judge helps: part of the way to the nearest other one."""
     flat = sample.images.flatten(1)
     distances, _ = nearest(flat, flat, exclude=torch.arange(len(flat)))
     return round(_NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5, 3)
@@ -127,17 +138,73 @@ def _reach(sample: Sample) -> float:
 def _strengths(model: DiffusionModel, settings: Settings) -> list[float]:
     """Those that the model's schedule has: some leave no signal at the noisiest level."""
     found = []
-    for strength in AUTOMATIC_STRENGTHS:
+    for strength in GRID.strengths:
         with contextlib.suppress(ValueError):
             model.schedule(settings.steps, strength, settings.timestep_spacing)
             found.append(strength)
     return found
 
 
-def _usual_rows(
-    measurement: Measurement, settings: Settings, choices: list[Dials]
-) -> int:
+def _usual_rows(measurement: Measurement, settings: Settings, choices: list[Dials]) -> int:
     middle = choices[len(choices) // 2].of(settings)
     looks, full = _USUAL_LOOKS
     return (min(looks, len(choices)) * measurement.rows(coarse(middle), 16)
             + min(full, len(choices)) * measurement.rows(middle))
+
+
+def warn_if_foreign(model: DiffusionModel, images: Tensor) -> bool:
+    """Warn of images that look out of distribution for the bundled model.
+
+    Args:
+        model: the bundled model.
+        images: (N, C, H, W) in [0, 1], of its size; the first 32 are looked at.
+
+    Returns:
+        Whether they are foreign; False for fewer than 8 images, which do not tell.
+
+    Source: ours.
+    """
+    if len(images) < _FOREIGN_LEAST:
+        return False
+    known = FashionMNISTSample("train").data[::6, None].float() / 255
+    errors = [denoising_errors(model, each[:_FOREIGN_MOST])
+              for each in (images, fit_to(known, model))]
+    ratio = float(errors[0].median() / errors[1].median())
+    if ratio > _FOREIGN_RATIO:
+        warnings.warn(
+            f"these images are unlike what the bundled model was trained on, small grey "
+            f"pictures of clothes: it restores them {ratio:.1f} times worse. It serves to try "
+            "the library out. For photographs take a model of natural images, such as "
+            "--model stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of "
+            "its own, adapt it with `dreamda adapt`, or train one with "
+            "`dreamda train`.", stacklevel=4)
+    return ratio > _FOREIGN_RATIO
+
+
+@torch.no_grad()
+def denoising_errors(model: DiffusionModel, images: Tensor) -> Tensor:
+    """How badly a model restores images from noise that it is given, without a condition.
+
+    Args:
+        model: the diffusion model.
+        images: (N, C, H, W) in [0, 1], of its size.
+
+    Returns:
+        Root mean square error of the predicted clean latents, mean over noise levels, (N,) float32
+        on the CPU.
+
+    Source: ours; the training loss itself, at fixed levels and with fixed noise.
+    """
+    with in_turn(model):
+        x_0 = model.encode(images)
+        seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
+        noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
+        condition = model.embed([None] * len(x_0))
+        errors = torch.zeros(len(x_0), device=x_0.device)
+        for strength in (0.2, 0.4, 0.6):
+            schedule = model.schedule(100, strength)
+            x_t = schedule.add_noise(x_0, noise, 0)
+            output = model.predict(schedule.model_input(x_t, 0), schedule.timesteps[0], condition)
+            clean, _ = schedule.predictions(output, x_t, 0)
+            errors += (clean - x_0).flatten(1).square().mean(1).sqrt()
+        return errors.cpu() / 3

@@ -1,4 +1,4 @@
-"""A small sample of the user's images, the same by rule, to calibrate on."""
+"""Deterministic, class-balanced subset of the user's images, used for calibration."""
 
 import hashlib
 import json
@@ -44,21 +44,22 @@ class Sample:
 
 def draw_sample(
     images: SeedImages, indices: Iterable[int], model: DiffusionModel,
-    condition_of: Callable[[int], Condition],
+    condition_of: Callable[[int], Condition], most: int | None = None,
 ) -> Sample | None:
-    """Draw images evenly over classes; unreadable ones and second copies are passed over.
+    """Draw images evenly over classes, without unreadable ones and duplicates.
 
     Args:
         images: the dataset.
         indices: which of its images may be drawn.
         model: gives their size and channels.
         condition_of: the condition of an image, by its index.
+        most: the largest number of images, or None for as many as a judge learns from.
 
     Returns:
         The sample; None where fewer than two images differ and can be read.
     """
     channels, (height, width) = model.channels, model.image_size
-    count = max(MEASURED, min(JUDGED, _MAX_BYTES // (4 * channels * height * width)))
+    count = most or max(MEASURED, min(JUDGED, _MAX_BYTES // (4 * channels * height * width)))
     classes = images.labels or [0] * len(images)
     number: dict[int, int] = {}
     values: list[Tensor] = []

@@ -2,18 +2,22 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dreamda_aug import progress as bars
 from dreamda_aug.calibration.judge import Judge
-from dreamda_aug.generation.dials import CalibrationPoint
-from dreamda_aug.generation.tensors import TensorSynthesizer
+from dreamda_aug.generation.dials import Calibration, CalibrationPoint
+from dreamda_aug.generation.price import denoiser_rows
+from dreamda_aug.generation.sampler import Sampler, in_turn
 from dreamda_aug.method.inversion import Trajectory
-from dreamda_aug.method.settings import Settings
+from dreamda_aug.method.settings import ResolvedSettings, Settings
 from dreamda_aug.metrics.variation import measure_variation
 from dreamda_aug.models import Condition
 
@@ -34,26 +38,48 @@ class Dials:
     noise_scale: float
 
     def reaches(self, other: "Dials") -> bool:
-        """Whether no dial moves images less than the other's does; the same dials reach."""
+        """True if every dial is at least as strong as in ``other``."""
         return (self.strength >= other.strength and self.replay <= other.replay
                 and self.noise_scale >= other.noise_scale)
 
-    def of(self, settings: Settings) -> Settings:
+    def of(self, settings: Settings) -> ResolvedSettings:
         """Settings with these dials."""
-        return replace(settings, strength=self.strength, replay=self.replay,
-                       noise_scale=self.noise_scale)
+        return settings.with_dials(**vars(self))
+
+
+class Grid(NamedTuple):
+    """Values of the dials to choose from.
+
+    Attributes:
+        strengths: in (0, 1].
+        replays: in [0, 1].
+        noise_scales: >= 0.
+    """
+
+    strengths: Sequence[float]
+    replays: Sequence[float]
+    noise_scales: Sequence[float]
+
+    def choices(self, settings: Settings | None = None) -> list[Dials]:
+        """Every choice, the mildest first; dials that are numbers in the settings keep them."""
+        given = ("strength", "replay", "noise_scale")
+        own = [None if settings is None else getattr(settings, name) for name in given]
+        values = [sorted(set(map(float, several))) if number is None else [number]
+                  for several, number in zip(self, own, strict=True)]
+        return [Dials(*each) for each in product(values[0], reversed(values[1]), values[2])]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What images must keep; one of the two is a number.
+    """What images must keep.
 
     Attributes:
         min_agreement: share of replicas that keep their seed's class.
-        max_distance: root mean square pixel distance from the seed image.
+        max_distance: root mean square pixel distance from the seed image, which counts instead of
+            the agreement unless it is None.
     """
 
-    min_agreement: float | None = None
+    min_agreement: float = 0.9
     max_distance: float | None = None
 
     def __str__(self) -> str:
@@ -65,18 +91,13 @@ class Target:
         """Whether a point keeps it."""
         if self.max_distance is not None:
             return point.distance <= self.max_distance
-        assert self.min_agreement is not None
         return point.agreement >= self.min_agreement
 
     def furthest(self, points: Sequence[CalibrationPoint]) -> CalibrationPoint:
         """Of points that keep it, the one that moves images most; if none does, the closest."""
         good = [point for point in points if self.kept(point)]
-        if not good:
-            return self.closest(points)
-        return max(good, key=lambda p: (p.distance, p.noise_scale))
-
-    def closest(self, points: Sequence[CalibrationPoint]) -> CalibrationPoint:
-        """Of points that all miss it, the one that misses it least."""
+        if good:
+            return max(good, key=lambda p: (p.distance, p.noise_scale))
         if self.max_distance is not None:
             return min(points, key=lambda p: p.distance)
         return max(points, key=lambda p: p.agreement)
@@ -86,28 +107,27 @@ class Measurement:
     """Measures choices of the dials on one set of seed images.
 
     Args:
-        core: makes the images.
+        sampler: makes the images, with the settings that are measured in place of its own, and
+            without a cache.
         images: seed images, (N, C, H, W) in [0, 1], of the model's size.
-        labels: their classes, (N,) int64; None: there are none.
-        conditions: what generation is conditioned on, for each image; None: nothing.
-        judge: says which class an image shows; without it, or without labels, agreement is not
+        labels: their classes, (N,) int64, or None where there are none.
+        conditions: what generation is conditioned on, for each image, or None for nothing.
+        judge: tells the class of an image; without it, or without labels, agreement is not
             measured, and is 1.
-        replicas: per image, at least 2.
+        expansion_ratio: replicas per image, at least 2.
     """
 
     def __init__(
-        self, core: TensorSynthesizer, images: Tensor, labels: Tensor | None,
-        conditions: Sequence[Condition] | None, judge: Judge | None, replicas: int,
+        self, sampler: Sampler, images: Tensor, labels: Tensor | None,
+        conditions: Sequence[Condition] | None, judge: Judge | None, expansion_ratio: int,
     ):
-        self.images, self.conditions, self.replicas = images.cpu(), conditions, replicas
+        self.sampler = replace(sampler, cache=None)
+        self.images, self.conditions = images.cpu(), conditions
+        self.expansion_ratio = expansion_ratio
         self.judge = None if labels is None else judge
         self._labels = None if labels is None else labels.cpu()
         self._rows = torch.arange(len(images))
         self._right = self._keeps(self.images, self._rows)
-        # what is made to measure is not kept
-        self.core = TensorSynthesizer(core.model, core.requested_settings,
-                                      batch_size=core.batch_size, rng_seed=core.rng_seed)
-        self.core.static_shapes = core.static_shapes
         self._inverted: dict[str, list[Trajectory]] = {}
 
     @property
@@ -115,62 +135,50 @@ class Measurement:
         """How many seed images the judge puts into their own class."""
         return len(self.images) if self._right is None else int(self._right.sum())
 
-    def point(self, settings: Settings, images: int | None = None) -> CalibrationPoint:
-        """What settings do, on the first ``images`` of them; None: on all."""
+    def point(self, settings: ResolvedSettings, images: int | None = None) -> CalibrationPoint:
+        """What settings do, on the first ``images`` of them, or on all."""
         return self.look(settings, images)[0]
 
     def look(
-        self, settings: Settings, images: int | None = None
+        self, settings: ResolvedSettings, images: int | None = None
     ) -> tuple[CalibrationPoint, Tensor]:
         """The same, and what was made: replicas of one image after each other, (B, C, H, W)."""
-        count = len(self.images) if images is None else min(images, len(self.images))
-        core = self.core.with_settings(settings)
-        conditions = None if self.conditions is None else self.conditions[:count]
-        trajectories = self._invert(core, settings, count, conditions)
-        made = core.generate(
-            [t for t in trajectories for _ in range(self.replicas)],
-            [c for c in conditions for _ in range(self.replicas)] if conditions else None,
+        count, ratio = self._count(images), self.expansion_ratio
+        sampler = replace(self.sampler, settings=settings)
+        trajectories = self._invert(sampler, count)
+        made = sampler.generate(
+            [t for t in trajectories for _ in range(ratio)],
+            [c for c in self.conditions[:count] for _ in range(ratio)] if self.conditions else None,
         ).cpu()
-        seeds = self.images[:count]
-        variation = measure_variation(seeds, made, self.replicas, lambda batch: batch, None)
-        agreement = 1.0
-        rows = self._rows[:count].repeat_interleave(self.replicas)
+        variation = measure_variation(
+            self.images[:count], made, ratio, lambda batch: batch, None)
+        agreement, judged = 1.0, None
+        rows = self._rows[:count].repeat_interleave(ratio)
         same = self._keeps(made, rows)
         if same is not None and self._right is not None:
             right = self._right[rows]
             agreement = same[right].double().mean().item() if right.any() else 0.0
-        assert settings.noise_scale is not None and settings.replay is not None
+            judged = int(self._right[:count].sum())
         return CalibrationPoint(
-            settings.noise_scale, settings.replay, agreement, variation.distance,
-            variation.diversity, settings.strength, len(core.schedule), count,
-            core.model.block_index), made
+            settings.strength, settings.noise_scale, settings.replay, agreement,
+            variation.distance, variation.diversity, len(sampler.schedule), count,
+            sampler.model.block_index, judged), made
 
-    def _keeps(self, images: Tensor, rows: Tensor) -> Tensor | None:
-        """Which images show the class of their seed image, (B,) bool; None: nobody says."""
-        if self.judge is None or self._labels is None:
-            return None
-        return self.judge.classify(images, rows) == self._labels[rows]
-
-    def rows(self, settings: Settings, images: int | None = None) -> int:
-        """U-Net rows that `point` takes, about; a second decoder pass counts as half a row."""
-        count = len(self.images) if images is None else min(images, len(self.images))
-        core = self.core.with_settings(settings)
-        twice = settings.update_rule == "asymmetric" and settings.noise_scale
-        steps = len(core.schedule)
-        guided = core.model.guidable * settings.guided_steps(steps)
-        inversion = steps if settings.replay else 0
-        calls = 2 if settings.solver == "heun" else 1
-        replica = (steps + guided) * (1.5 if twice else 1.0)
-        return math.ceil(count * calls * (inversion + self.replicas * replica))
+    def rows(self, settings: ResolvedSettings, images: int | None = None) -> int:
+        """U-Net rows that `point` takes, its inversions included; see `denoiser_rows`."""
+        count, sampler = self._count(images), replace(self.sampler, settings=settings)
+        return denoiser_rows(
+            settings, sampler.schedule, guidable=sampler.model.guidable, inversions=count,
+            samples=count * self.expansion_ratio, share_first_step=not sampler.static_shapes).whole
 
     def seconds_per_row(self) -> float:
         """Time that a U-Net row takes here: two short calls, the first of which warms up."""
-        model = self.core.model
+        model = self.sampler.model
         condition = None if self.conditions is None else self.conditions[0]
-        x_0 = model.encode(self.images[:1]).expand(min(8, self.core.batch_size), -1, -1, -1)
+        x_0 = model.encode(self.images[:1]).expand(min(8, self.sampler.batch_size), -1, -1, -1)
         schedule = model.schedule(COARSE_STEPS, 0.5, "uniform")
         embedded = model.embed([condition] * len(x_0))
-        with torch.no_grad():
+        with in_turn(model), torch.no_grad():
             for _ in range(2):
                 started = time.perf_counter()
                 # .sum().item(): an accelerator is done only when a value is wanted
@@ -178,35 +186,34 @@ class Measurement:
                 seconds = time.perf_counter() - started
         return seconds / len(x_0)
 
-    def _invert(
-        self, core: TensorSynthesizer, settings: Settings, count: int,
-        conditions: Sequence[Condition] | None,
-    ) -> list[Trajectory]:
+    def _count(self, images: int | None) -> int:
+        return len(self.images) if images is None else min(images, len(self.images))
+
+    def _keeps(self, images: Tensor, rows: Tensor) -> Tensor | None:
+        """Which images show the class of their seed image, (B,) bool, or None if not judged."""
+        if self.judge is None or self._labels is None:
+            return None
+        return self.judge.classify(images, rows) == self._labels[rows]
+
+    def _invert(self, sampler: Sampler, count: int) -> list[Trajectory]:
         # an inversion does not depend on these dials, unless nothing is recorded at all
-        key = repr(replace(settings, noise_scale=0.0,
-                           replay=1.0 if settings.replay else 0.0))
+        key = repr(replace(sampler.settings, noise_scale=0.0,
+                           replay=1.0 if sampler.settings.replay else 0.0))
         known = self._inverted.get(key, [])
         if len(known) < count:
             rest = slice(len(known), count)
-            known = known + core.invert(
-                self.images[rest], conditions=None if conditions is None else conditions[rest])
+            known = known + sampler.invert(
+                self.images[rest], conditions=self.conditions and self.conditions[rest])
             self._inverted = {key: known}  # the last ones only: each may weigh megabytes
         return known[:count]
 
 
-def grid(
-    strengths: Sequence[float], replays: Sequence[float], noise_scales: Sequence[float]
-) -> list[Dials]:
-    """Every choice, the mildest first."""
-    return [Dials(float(s), float(a), float(n)) for s, a, n in product(
-        sorted(set(strengths)), sorted(set(replays), reverse=True), sorted(set(noise_scales)))]
-
-
-def search(
+def choose(
     measurement: Measurement, settings: Settings, choices: Sequence[Dials], target: Target,
-    max_rows: int, progress: Callable[[CalibrationPoint, int], None],
-) -> tuple[CalibrationPoint, list[CalibrationPoint]]:
-    """The choice that moves images furthest and keeps the target, in few measurements.
+    max_rows: int | None, progress: Callable[[CalibrationPoint], None] | None = None,
+    sample: str = "",
+) -> Calibration:
+    """Measure choices and take the one that moves images furthest and keeps the target.
 
     A stronger dial moves images further and keeps no more of them. So a choice that holds makes
     every milder one needless, and one that fails rules out every stronger one. The first look is
@@ -216,57 +223,63 @@ def search(
     Args:
         measurement: on which images.
         settings: all that is not chosen here.
-        choices: among them.
+        choices: among them, the mildest first.
         target: what must be kept.
-        max_rows: U-Net rows to spend, about; one choice is confirmed in any case.
-        progress: called with each point, and the rows that it took.
-
-    Returns:
-        The chosen point, and all points.
+        max_rows: U-Net rows to spend, about; one choice is confirmed in any case. None measures
+            every choice at the settings' own steps on all images.
+        progress: called with each point as it is measured.
+        sample: as in `Calibration`.
 
     Source: ours.
     """
     points: list[CalibrationPoint] = []
     spent = 0
+    total = max_rows or sum(measurement.rows(each.of(settings)) for each in choices)
+    with bars.bar("calibrating", total, "rows") as shown:
+        def measure(of: ResolvedSettings, images: int | None = None) -> CalibrationPoint:
+            nonlocal spent
+            rows = measurement.rows(of, images)
+            points.append(measurement.point(of, images))
+            shown.update(min(rows, total - min(total, spent)))
+            spent += rows
+            if progress:
+                progress(points[-1])
+            return points[-1]
 
-    def measure(of: Settings, images: int | None = None) -> CalibrationPoint:
-        nonlocal spent
-        rows = measurement.rows(of, images)
-        spent += rows
-        points.append(measurement.point(of, images))
-        progress(points[-1], rows)
-        return points[-1]
-
-    left = list(choices)
-    holding: dict[Dials, CalibrationPoint] = {}
-    while left and spent < _COARSE_SHARE * max_rows:
-        dials = _most_telling(left)
-        point = measure(coarse(dials.of(settings)), COARSE_IMAGES)
-        left.remove(dials)
-        if target.kept(point):
-            holding[dials] = point
-            left = [each for each in left if not dials.reaches(each)]
+        if max_rows is None:
+            chosen = target.furthest([measure(each.of(settings)) for each in choices])
         else:
-            left = [each for each in left if not each.reaches(dials)]
-    # by the distance that is expected; the mildest choice comes last
-    expected = {choices[0]: 0.0} | {dials: point.distance for dials, point in holding.items()}
-    confirmed: dict[Dials, CalibrationPoint] = {}
-    while expected and not (confirmed and spent >= max_rows):
-        dials = max(expected, key=lambda each: expected[each])
-        distance = expected.pop(dials)
-        if any(dials.reaches(each) for each in confirmed):
-            continue
-        confirmed[dials] = measure(dials.of(settings))
-        if target.kept(confirmed[dials]):
-            return confirmed[dials], points
-        for milder in _one_milder(dials, choices):
-            expected.setdefault(milder, _MILDER * distance)
-    return target.closest(list(confirmed.values())), points
+            left, holding = list(choices), {choices[0]: 0.0}
+            while left and spent < _COARSE_SHARE * max_rows:
+                dials = _most_telling(left)
+                point = measure(coarse(dials.of(settings)), COARSE_IMAGES)
+                kept = target.kept(point)
+                if kept:
+                    holding[dials] = point.distance
+                left = [each for each in left if each != dials and not (
+                    dials.reaches(each) if kept else each.reaches(dials))]
+            confirmed: dict[Dials, CalibrationPoint] = {}
+            while holding and not (confirmed and spent >= max_rows):
+                dials = max(holding, key=lambda each: holding[each])
+                distance = holding.pop(dials)
+                if any(dials.reaches(each) for each in confirmed):
+                    continue
+                confirmed[dials] = measure(dials.of(settings))
+                if target.kept(confirmed[dials]):
+                    break
+                for milder in _one_milder(dials, choices):
+                    holding.setdefault(milder, _MILDER * distance)
+            chosen = target.furthest(list(confirmed.values()))
+    if not target.kept(chosen):
+        warnings.warn(f"no setting kept {target}; took the closest, {chosen}.", stacklevel=4)
+    judge = measurement.judge if target.max_distance is None else None
+    return Calibration(chosen.strength, chosen.noise_scale, chosen.replay, str(target),
+                       target.kept(chosen), points, judge.name if judge else "", sample,
+                       chosen.block_index)
 
 
-def coarse(settings: Settings) -> Settings:
+def coarse(settings: ResolvedSettings) -> ResolvedSettings:
     """The same with few steps, which begin at the same noise level."""
-    assert settings.strength is not None
     steps = min(settings.steps, math.ceil(COARSE_STEPS / settings.strength))
     return settings if steps == settings.steps else replace(
         settings, steps=steps, timestep_spacing="uniform")

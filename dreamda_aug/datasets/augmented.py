@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dreamda_aug.arguments import checked, whole
-from dreamda_aug.calibration.automatic import calibrated
+from dreamda_aug.calibration.automatic import calibrated, looks_at_images
 from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
 from dreamda_aug.datasets.prefetch import Freshness, Prefetcher
 from dreamda_aug.datasets.stored import StoredDataset
-from dreamda_aug.generation.dials import Calibration, is_calibrated
+from dreamda_aug.generation.dials import Calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.dataset_reader import find_targets, occurrences
 from dreamda_aug.inputs.seed_images import SeedImage
@@ -97,7 +97,7 @@ class AugmentedDataset(RealAndSynthetic):
         self._captions = None if captions is None else captions.images(
             self._images.file_names, len(self._images))
         self.calibration: Calibration | None = None
-        if calibrate and not is_calibrated(self.synthesizer.requested_settings):
+        if calibrate and looks_at_images(self.synthesizer):
             # now, and not in the workers, which would each do it again
             self._calibrate()
         # in shared memory: persistent workers see a new epoch too, and count together

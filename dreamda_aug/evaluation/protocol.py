@@ -236,7 +236,7 @@ def make_makers(
 
 def _rows(maker: Synthesizer, ratio: int) -> float:
     """U-Net rows of the images made of one labeled image."""
-    settings, steps = maker.settings, len(maker.core.schedule)
+    settings, steps = maker.settings, len(maker.sampler.schedule)
     passes = steps + maker.model.guidable * settings.guided_steps(steps)
     return (steps if settings.replay else 0) + ratio * passes
 

@@ -20,7 +20,7 @@ from dreamda_aug.expansion.manifest import (
 from dreamda_aug.expansion.replicas import PlannedSample
 from dreamda_aug.expansion.seeds import Seed, Unreadable, open_seed
 from dreamda_aug.expansion.stats import FLAGGED
-from dreamda_aug.generation.tensors import Request, Synthesized, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request, Sampler, Synthesized
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import Condition
 
@@ -38,7 +38,7 @@ class BatchMaker:
     def __init__(
         self,
         images: SeedImages,
-        sampler: TensorSynthesizer,
+        sampler: Sampler,
         condition_of: Callable[[int], Condition],
         filters: Sequence[Filter] = (),
         *,
@@ -114,7 +114,7 @@ class BatchMaker:
                 batch=number,
                 row=row,
                 layout=shape,
-                batch_size=sampler.batch_size,
+                batch_size=made.batch_size,
                 settings=self._settings,
                 model=sampler.model.fingerprint,
                 versions=self._versions,
@@ -142,7 +142,7 @@ class BatchMaker:
 
 
 def generate(
-    sampler: TensorSynthesizer, seeds: Sequence[Seed], layout: Sequence[Sequence[int]],
+    sampler: Sampler, seeds: Sequence[Seed], layout: Sequence[Sequence[int]],
     conditions: Sequence[Condition],
 ) -> Synthesized:
     """Make the images of a batch; ``layout`` is first replica and number of replicas per seed."""

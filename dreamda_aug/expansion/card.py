@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from dreamda_aug.expansion.metadata import LICENSE, PATHS
 from dreamda_aug.expansion.stats import Stats
-from dreamda_aug.generation.dials import DIALS
+from dreamda_aug.method.settings import DIALS
 from dreamda_aug.models import BUNDLED
 
 # What means something to HTML, to CommonMark, or to the extensions that GitHub and the hub read:

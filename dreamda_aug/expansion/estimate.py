@@ -10,8 +10,7 @@ from dreamda_aug.expansion.layouts import FolderLayout
 from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
-from dreamda_aug.generation.tensors import TensorSynthesizer
-from dreamda_aug.method.inversion import DDIMInversion
+from dreamda_aug.generation.price import denoiser_rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,9 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     """
     plan, sampler = expansion.plan, expansion.maker.sampler
     settings, steps = sampler.settings, len(sampler.schedule)
-    rows = _denoiser_rows(sampler, plan.inversions(settings.paths), len(plan))
+    rows = denoiser_rows(
+        settings, sampler.schedule, guidable=sampler.model.guidable, samples=len(plan),
+        inversions=plan.inversions(settings.paths), share_first_step=not sampler.static_shapes)
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.metadata["threads"]):
@@ -77,7 +78,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         samples=len(plan),
         batches=plan.batches,
         steps=steps,
-        denoiser_rows=rows,
+        denoiser_rows=rows.whole,
         disk_bytes=disk_bytes,
         seconds=seconds,
     )
@@ -87,11 +88,8 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     """Steps run, seconds and bytes of the first batch with about that number of steps."""
     maker = expansion.maker
     settings = maker.sampler.settings
-    assert settings.strength is not None
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
-    short = TensorSynthesizer(
-        maker.sampler.model, replace(settings, steps=fewer), batch_size=maker.sampler.batch_size,
-        rng_seed=maker.sampler.rng_seed)
+    short = replace(maker.sampler, settings=replace(settings, steps=fewer))
     trial = BatchMaker(expansion.images, short, maker.condition_of)
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.batch(0),
@@ -100,25 +98,3 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     # the manifest holds each line once more
     size = sum(len(png) + len(line.to_json()) + 1 for line, png in samples)
     return len(short.schedule), seconds, size
-
-
-def _denoiser_rows(sampler: TensorSynthesizer, inversions: int, samples: int) -> int:
-    """Rows that pass the denoiser, where encoder and decoder count half each."""
-    s, steps = sampler.settings, len(sampler.schedule)
-    # Heun calls the denoiser at both ends of every step but the last
-    levels = [level for step in range(steps)
-              for level in ((step, step + 1) if s.solver == "heun" and step < steps - 1
-                            else (step,))]
-    encoder = decoder = 0
-    if s.replay:
-        walks = steps if isinstance(s.inversion, DDIMInversion) else 0
-        walks += len(levels) if s.inversion.records_residuals else 0
-        encoder = decoder = inversions * walks
-    shared = s.replay and s.solver != "heun" and not sampler.static_shapes
-    for call, level in enumerate(levels):
-        branches = 1 + (sampler.model.guidable and s.guides_at(level, steps))
-        inputs = branches * (inversions if shared and call == 0 else samples)
-        encoder += inputs
-        decoder += branches * samples
-        decoder += inputs if s.update_rule == "asymmetric" and s.noise_scale else 0
-    return math.ceil((encoder + decoder) / 2)

@@ -43,9 +43,8 @@ from dreamda_aug.expansion.sharding import (
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.expansion.store import State, Store, read_begun
-from dreamda_aug.generation.dials import Calibration, find_calibration, is_calibrated
+from dreamda_aug.generation.dials import Calibration, find_calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.machine_paths import without_paths
 
@@ -161,12 +160,10 @@ class Expansion:
             usable = range(len(images)) if synthesizer.conditioner.captions is None else chosen
             synthesizer, self._calibration = calibrated(
                 synthesizer, images, usable, condition_of)
-        elif not is_calibrated(synthesizer.requested_settings):
+        elif synthesizer.requested_settings.open_dials:
             self._calibration = find_calibration(
                 synthesizer.requested_settings, model, synthesizer.cache)
-        sampler = TensorSynthesizer(model, synthesizer.settings, rng_seed=synthesizer.rng_seed,
-                                    batch_size=synthesizer.batch_size)
-        sampler.static_shapes = synthesizer.core.static_shapes
+        sampler = replace(synthesizer.sampler, cache=None)
         if synthesizer.keep_text_encoder is False:
             prompts = {condition_of(index) for index in chosen}
             model.embed_only([None, sampler.settings.source_prompt, *prompts])
@@ -207,7 +204,7 @@ class Expansion:
             },
             "filters": [each.describe() for each in self.filters],
             "settings": settings_to_json(settings),
-            "calibration": self._calibration and self._calibration.facts(),
+            "calibration": self._calibration and self._calibration.metadata(),
             "rng_seed": sampler.rng_seed,
             "conditions": conditions,
             "model": model.fingerprint,

@@ -1,6 +1,6 @@
 """One synthetic image again, from its manifest line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from dreamda_aug.expansion.metadata import PATHS, find_path, read_metadata, reco
 from dreamda_aug.expansion.seeds import Unreadable, open_seed
 from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.generation.tensors import TensorSynthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import load_model
 from dreamda_aug.models.denoiser import pair
@@ -99,10 +98,10 @@ def regenerate(
             f"{line.seed_digest[:16]}, found {seed.digest[:16]}: the image was changed."
         )
     compiled = metadata["compile"]
-    sampler = TensorSynthesizer(
-        loaded, settings, batch_size=line.batch_size, rng_seed=line.rng_seed,
-        compile=compiled and (synthesizer is None or not synthesizer.core.static_shapes))
-    sampler.static_shapes = compiled
+    again = Synthesizer(
+        loaded, settings, batch_size=line.batch_size, rng_seed=line.rng_seed, cache=None,
+        compile=compiled and (synthesizer is None or not synthesizer.sampler.static_shapes))
+    sampler = replace(again.sampler, static_shapes=compiled)
     if metadata["schedule"] != sampler.schedule.digest():
         raise ExpansionError(
             f"{line.id}: the noise levels of {loaded.name} are others than the dataset was made "

@@ -17,18 +17,26 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.errors import CacheError, StorageError
-from dreamda_aug.files import TEMPORARY, format_bytes, write_atomically
+from dreamda_aug.files import (
+    TEMPORARY,
+    format_bytes,
+    locked,
+    read_file,
+    regular_file,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "dreamda-inversion"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 # The names that a cache gives; nothing else in its folder is ever counted or deleted.
 _KEY = re.compile(r"[0-9a-f]{64}")
 _OWN = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}|\..*{re.escape(TEMPORARY)}")
+# Beside the entries: what writers with a budget lock, and the bytes that they have counted.
+_LOCK, _COUNT = ".lock", ".bytes"
 
 
 def default_cache_root() -> Path:
@@ -82,36 +90,32 @@ class LatentCache:
 
     A file is written beside its place and moved there in one step, so that a process killed at
     any moment leaves a readable cache, and any number of processes may share one. Each file
-    carries its key and a checksum, which are compared whenever it is read. Files get the
+    carries a checksum of its key and tensors, which is compared whenever it is read. Files get the
     permissions that the umask gives. Where the folder cannot be read or written, a warning says so
     once, and inversions are computed anew.
 
     Args:
         root: folder of the cache; made if it does not exist.
-        max_bytes: size budget; the files that were not used for longest are deleted beyond it.
-            None: no limit.
+        max_bytes: size budget of all writers together, or None for no limit; the files that were
+            not used for longest are deleted to stay within it.
         on_damage: ``"error"`` raises for a file that is damaged, foreign or of another format
-            version; ``"rebuild"`` deletes it, says so in the log and reports it as absent.
+            version; ``"rebuild"`` deletes it, logs that and reports it as absent.
 
     Raises:
         ValueError: an argument breaks its rule.
     """
 
+    @checked
     def __init__(
         self, root: str | Path, *, max_bytes: int | None = None,
         on_damage: Literal["error", "rebuild"] = "error",
     ):
-        max_bytes = None if max_bytes is None else whole("max_bytes", max_bytes, 1)
-        if on_damage not in ("error", "rebuild"):
-            raise ValueError(f"on_damage must be 'error' or 'rebuild', got {on_damage!r}.")
         if not str(root):
             raise ValueError("root must name a folder, got an empty string.")
         self.root = Path(root).expanduser()
-        self.max_bytes = max_bytes
+        self.max_bytes = None if max_bytes is None else whole("max_bytes", max_bytes, 1)
         self.on_damage = on_damage
-        # estimate of the size on disk; None: not counted yet
-        self._bytes: int | None = None
-        self._has_warned = False
+        self._has_counted = self._has_warned = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -144,43 +148,42 @@ class LatentCache:
         """
         path = self.path(key)
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise CacheError(f"{path}: expected a file, found something else. Remove it.")
-            data = path.read_bytes()
+            data = regular_file(path).read_bytes()
         except FileNotFoundError:
             return None
+        except StorageError as error:
+            raise CacheError(f"{error} Remove it.") from None
         except OSError as error:
             self._go_without(error)
             return None
-        try:
-            tensors = _decode(data, key, path)
-        except CacheError as error:
+        tensors = _decode(data, key)
+        if tensors is None:
+            found = (f"{path}: expected an inversion under this key, found {len(data)} bytes that "
+                     "are damaged, foreign or of another version.")
             if self.on_damage == "error":
-                raise
-            logger.warning("deleting %s", error)
+                raise CacheError(
+                    f"{found} Delete the file, or open the cache with on_damage='rebuild'.")
+            logger.warning("deleting %s", found)
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
-        try:
-            os.utime(path)  # marks it as recently used
-        except OSError:
-            pass  # another process evicted it meanwhile, or the cache is read-only
+        # marks it as recently used, unless another process evicted it meanwhile
+        with contextlib.suppress(OSError):
+            os.utime(path)
         return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors under a key; a file that is already there is replaced as a whole."""
-        data = _encode(tensors, key)
-        path = self.path(key)
+        data, path = _encode(tensors, key), self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            with contextlib.ExitStack() as alone:
+                if self.max_bytes is not None:
+                    alone.enter_context(locked(self.root / _LOCK, wait=True))
+                    self._make_room(len(data), self.max_bytes)
+                write_atomically(path, data)
         except (OSError, StorageError) as error:
             self._go_without(error)
-            return
-        if self.max_bytes is not None:
-            self._bytes = (self.info().bytes if self._bytes is None else self._bytes + len(data))
-            if self._bytes > self.max_bytes:
-                self._evict()
 
     def info(self) -> CacheInfo:
         """Number and size of the stored inversions; reads the folder."""
@@ -201,6 +204,26 @@ class LatentCache:
                 files.append((found.st_mtime, found.st_size, path))
         return files
 
+    def _make_room(self, needed: int, budget: int) -> None:
+        """Count bytes that are about to be written, and delete old files where they do not fit."""
+        count, used = self.root / _COUNT, budget
+        with contextlib.suppress(OSError, StorageError, ValueError):
+            used = int(read_file(count))
+        # each process counts once: another may have been killed between counting and writing
+        if not self._has_counted or used + needed > budget:
+            files = sorted(self._files())
+            used = sum(size for _, size, _ in files)
+            if used + needed > budget:
+                for _, size, path in files:
+                    # to nine tenths: a full cache should not list its folder at every write
+                    if used <= min(0.9 * budget, budget - needed):
+                        break
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                    used -= size
+            self._has_counted = True
+        count.write_text(str(used + needed))
+
     def _go_without(self, error: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
@@ -210,19 +233,6 @@ class LatentCache:
                 "where they are not in it. Choose another folder with cache= or $DREAMDA_CACHE.",
                 stacklevel=3,
             )
-
-    def _evict(self) -> None:
-        assert self.max_bytes is not None
-        files = sorted(self._files())
-        total = sum(size for _, size, _ in files)
-        # to nine tenths: a full cache should not list its folder at every write
-        for _, size, path in files[:-1]:
-            if total <= 0.9 * self.max_bytes:
-                break
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            total -= size
-        self._bytes = total
 
 
 def estimate_bytes(latent_shape: tuple[int, ...], steps: int, images: int) -> int:
@@ -236,8 +246,8 @@ def estimate_bytes(latent_shape: tuple[int, ...], steps: int, images: int) -> in
     return images * (2 * (steps + 2) * torch.Size(latent_shape).numel() + 512)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, Tensor], key: str) -> str:
+    digest = hashlib.sha256(f"{FORMAT_VERSION}{key}".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
@@ -246,30 +256,16 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _encode(tensors: dict[str, Tensor], key: str) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "key": key,
-                "checksum": _checksum(tensors)}
-    return safetensors.torch.save(tensors, metadata)
+    return safetensors.torch.save(
+        tensors, {"format": "dreamda-inversion", "checksum": _checksum(tensors, key)})
 
 
-def _decode(data: bytes, key: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of a file's bytes, or a `CacheError` that names file, expected and found."""
+def _decode(data: bytes, key: str) -> dict[str, Tensor] | None:
+    """The tensors in a file's bytes, or None if they are not what `_encode` wrote for this key."""
     try:
-        header_size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError,
-            RecursionError) as error:
-        raise CacheError(
-            f"{path}: expected a safetensors file with an inversion, found {len(data)} bytes that "
-            f"cannot be read as one ({error}). Delete the file, or open the cache with "
-            "on_damage='rebuild'."
-        ) from error
-    expected = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "key": key,
-                "checksum": _checksum(tensors)}
-    for name, value in expected.items():
-        if metadata.get(name) != value:
-            raise CacheError(
-                f"{path}: expected {name} {value!r}, found {metadata.get(name)!r}. Delete the "
-                "file, or open the cache with on_damage='rebuild'."
-            )
-    return tensors
+        expected = header["__metadata__"]["checksum"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return tensors if expected == _checksum(tensors, key) else None

@@ -1,26 +1,22 @@
-"""What was measured about how far a model may take images, and where it lies."""
+"""Calibrations: what was measured about how far a model may move images, and where it lies."""
 
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreamda_aug.arguments import real, whole
+from dreamda_aug.arguments import check_fields, real
 from dreamda_aug.errors import StorageError
-from dreamda_aug.files import parse_json, write_atomically
+from dreamda_aug.files import read_json, write_atomically
 from dreamda_aug.generation.cache import LatentCache
-from dreamda_aug.method.settings import Settings
+from dreamda_aug.method.settings import DIALS, ResolvedSettings, Settings
 from dreamda_aug.models import DiffusionModel
+from dreamda_aug.statistics import wilson_interval
 
 # What is taken before anything was measured: mild for the small models we have seen.
-UNCALIBRATED_NOISE_SCALE = 1.0
-UNCALIBRATED_REPLAY = 0.9
-UNCALIBRATED_STRENGTH = 0.5
-
-# The settings that may be None, which means: as calibrated.
-DIALS = ("strength", "noise_scale", "replay")
+UNCALIBRATED = {"noise_scale": 1.0, "replay": 0.9, "strength": 0.5}
 
 _SHIPPED = Path(__file__).parent.parent / "weights" / "calibration"
 
@@ -30,27 +26,38 @@ class CalibrationPoint:
     """What one choice of the dials does to the images.
 
     Attributes:
+        strength: as in `Settings`.
         noise_scale: as in `Settings`.
         replay: as in `Settings`.
         agreement: share of replicas that the classifier gives their seed's label, among seeds that
             it labels right itself, in [0, 1].
         distance: root mean square pixel distance from the seed image, in [0, 1].
         diversity: the same between replicas of one seed image.
-        strength: as in `Settings`; None in records of before 0.2.
-        steps: reverse steps that were run; None in records of before 0.2.
-        images: seed images that it was measured on; None in records of before 0.2.
+        steps: reverse steps that were run.
+        images: seed images that it was measured on.
         block_index: behind which block of a transformer noise entered; None for U-Nets.
+        judged: how many seed images the classifier labels right itself, or None where it was not
+            recorded.
     """
 
+    strength: float
     noise_scale: float
     replay: float
     agreement: float
     distance: float
     diversity: float
-    strength: float | None = None
-    steps: int | None = None
-    images: int | None = None
+    steps: int
+    images: int
     block_index: int | None = None
+    judged: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the agreement, or None where ``judged`` was not recorded or is 0.
+
+        It counts seed images, not replicas, which are alike and may all fail together.
+        """
+        return wilson_interval(self.agreement, self.judged) if self.judged else None
 
 
 @dataclass(frozen=True)
@@ -58,25 +65,25 @@ class Calibration:
     """What `calibrate` found.
 
     Attributes:
+        strength: the chosen strength.
         noise_scale: the chosen scale.
         replay: the chosen replay.
-        target: what it had to keep, in words.
+        target: what images had to keep, as text.
         met: whether any point kept it; if not, the one that came closest was chosen.
         points: everything that was tried.
-        strength: the chosen strength; None in records of before 0.2.
-        judge: what said which images keep their class, in words; "" where none was asked.
+        judge: what decided which images keep their class, as text; "" where nothing did.
         sample: digest of the images that it was measured on, if it holds for their dataset alone;
             "" if it was asked for by hand, and holds for the model.
         block_index: behind which block of a transformer noise entered, for which alone it holds;
             None for U-Nets.
     """
 
+    strength: float
     noise_scale: float
     replay: float
     target: str
     met: bool
     points: list[CalibrationPoint] = field(default_factory=list)
-    strength: float | None = None
     judge: str = ""
     sample: str = ""
     block_index: int | None = None
@@ -84,15 +91,15 @@ class Calibration:
     @property
     def chosen(self) -> CalibrationPoint | None:
         """The point that was chosen, as it was measured last; None where points were not kept."""
+        names = (*DIALS, "block_index")
         found = [point for point in self.points
-                 if (point.noise_scale, point.replay, point.strength, point.block_index)
-                 == (self.noise_scale, self.replay, self.strength, self.block_index)]
+                 if all(getattr(point, name) == getattr(self, name) for name in names)]
         return found[-1] if found else None
 
-    def facts(self) -> dict[str, Any]:
-        """The choice and its reasons, without the points, for a dataset's record.
+    def metadata(self) -> dict[str, Any]:
+        """The choice and its reasons for a dataset's record.
 
-        The hook is left out: the record holds that of its model.
+        Points are left out, and so is ``block_index``, which the record holds with its model.
         """
         found = {name: value for name, value in asdict(self).items()
                  if name not in ("points", "block_index")}
@@ -101,7 +108,8 @@ class Calibration:
 
     def summary(self) -> str:
         """What was chosen and why, in one line."""
-        dials = [f"{name}={getattr(self, name):g}" for name in (*DIALS, "block_index")
+        dials = [f"{name}={getattr(self, name):g}" for name in ("strength", "noise_scale", "replay",
+                                                                "block_index")
                  if getattr(self, name) is not None]
         why = f"{self.target}{'' if self.met else ', which nothing kept: the closest was taken'}"
         point = self.chosen
@@ -110,8 +118,10 @@ class Calibration:
         measured = f"distance {point.distance:.3f}"
         if self.judge:
             measured += f", agreement {point.agreement:.2f}"
-        if point.images:
-            measured += f" on {point.images} images"
+            if point.interval:
+                low, high = point.interval
+                measured += f" (95 % interval {low:.2f} to {high:.2f})"
+        measured += f" on {point.images} images"
         return (f"{', '.join(dials)}: the furthest that images go with {why} ({measured}"
                 f"{f', judged by {self.judge}' if self.judge else ''})")
 
@@ -126,18 +136,18 @@ class Calibration:
         """Read what `save` wrote.
 
         Raises:
-            StorageError: the file holds something else.
+            FileNotFoundError: there is no such file.
+            StorageError: the file holds something else, or is no regular file.
         """
-        data = parse_json(Path(path).read_bytes(), str(path))
+        data = read_json(path)
         try:
-            points = [CalibrationPoint(**point) for point in data["points"]]
-            found = cls(**{**data, "points": points})
-            real("noise_scale", found.noise_scale, "be a number >= 0", 0)
-            real("replay", found.replay, "lie in [0, 1]", 0, 1)
-            if found.strength is not None:
-                real("strength", found.strength, "lie in [0, 1]", 0, 1)
-            if found.block_index is not None:
-                whole("block_index", found.block_index, 0)
+            found = cls(**{**data, "points": [CalibrationPoint(**p) for p in data["points"]]})
+            measured: list[Calibration | CalibrationPoint] = [found, *found.points]
+            for point in measured:
+                check_fields(point)
+                real("noise_scale", point.noise_scale, "be a number >= 0", 0)
+                real("replay", point.replay, "lie in [0, 1]", 0, 1)
+                real("strength", point.strength, "lie in [0, 1]", 0, 1)
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path}: expected a calibration, found other JSON ({error}). Delete the file, and "
@@ -145,10 +155,9 @@ class Calibration:
             ) from error
         return found
 
-
-def is_calibrated(settings: Settings) -> bool:
-    """Whether every dial is a number."""
-    return all(getattr(settings, name) is not None for name in DIALS)
+    def resolve(self, settings: Settings) -> ResolvedSettings:
+        """Settings with the measured numbers in place of None."""
+        return settings.with_dials(**{name: getattr(self, name) for name in settings.open_dials})
 
 
 def calibration_key(settings: Settings, model: DiffusionModel) -> str:
@@ -157,18 +166,18 @@ def calibration_key(settings: Settings, model: DiffusionModel) -> str:
 
 
 def calibration_path(
-    folder: Path, settings: Settings, model: DiffusionModel, sample: str = ""
+    cache_root: Path, settings: Settings, model: DiffusionModel, sample: str = ""
 ) -> Path:
     """Where a calibration lies.
 
     Args:
-        folder: the cache's.
+        cache_root: the folder of the cache that it lies beside.
         settings: as they were asked for, with None for what was measured.
         model: which it was measured with.
-        sample: digest of the images that it holds for; "": it holds for the model.
+        sample: digest of the images that it holds for, or "" where it holds for the model.
     """
     key = calibration_key(settings, model)
-    return folder / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
+    return cache_root / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
 
 
 def find_calibration(
@@ -179,7 +188,7 @@ def find_calibration(
     Args:
         settings: as they were asked for, with None for what was measured.
         model: which it was measured with.
-        cache: beside which it lies; None: nowhere.
+        cache: beside which it lies, or None for no cache.
         shipped: whether one that comes with the package will do.
     """
     name = calibration_key(settings, model) + ".json"
@@ -190,36 +199,22 @@ def find_calibration(
     return None
 
 
-def with_calibration(settings: Settings, found: Calibration) -> Settings:
-    """Settings with the measured numbers in place of None."""
-    numbers = {name: getattr(found, name) for name in DIALS if getattr(settings, name) is None}
-    if numbers.get("strength", 0.0) is None:
-        raise StorageError(
-            "this calibration is of before 0.2, and says nothing of strength; calibrate anew."
-        )
-    return replace(settings, **numbers)
-
-
-def resolve_calibrated(
+def resolve_dials(
     settings: Settings, model: DiffusionModel, cache: LatentCache | None
-) -> Settings:
+) -> ResolvedSettings:
     """Put measured numbers in place of None.
 
     They come from the cache's folder, or from the package for the bundled model. Where nothing
-    was measured yet, mild defaults are taken and a warning says so.
+    was measured yet, mild defaults are taken with a warning.
     """
-    if is_calibrated(settings):
-        return settings
+    if not settings.open_dials:
+        return settings.with_dials()
     found = find_calibration(settings, model, cache)
-    if found is None:
-        found = Calibration(UNCALIBRATED_NOISE_SCALE, UNCALIBRATED_REPLAY, "", False,
-                            strength=UNCALIBRATED_STRENGTH)
-        taken = ", ".join(f"{name}={getattr(found, name)}" for name in
-                          ("noise_scale", "replay", "strength")
-                          if getattr(settings, name) is None)
-        warnings.warn(
-            f"{model.name} was not calibrated for these settings yet: taking {taken}. Measure "
-            "them on your images with dreamda_aug.calibrate or `dreamda calibrate FOLDER`.",
-            stacklevel=4,
-        )
-    return with_calibration(settings, found)
+    if found is not None:
+        return found.resolve(settings)
+    mild = {name: UNCALIBRATED[name] for name in UNCALIBRATED if name in settings.open_dials}
+    warnings.warn(
+        f"{model.name} was not calibrated for these settings yet: taking "
+        f"{', '.join(f'{name}={value}' for name, value in mild.items())}. Measure them on your "
+        "images with dreamda_aug.calibrate or `dreamda calibrate FOLDER`.", stacklevel=4)
+    return settings.with_dials(**mild)

@@ -1,20 +1,26 @@
-"""What is done about images that came out broken, black or unsafe."""
+"""Guards of generation: broken, black and unsafe images are mended, counted and reported."""
 
 import logging
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from dreamda_aug.errors import GenerationError
 from dreamda_aug.models import DiffusionModel
 
 logger = logging.getLogger(__name__)
+
+# How many images, or calls, it takes before their share says something.
+_ENOUGH = 8
 
 
 def guard(
     made: Tensor, seeds: Tensor, model: DiffusionModel, redo: Callable[[list[int]], Tensor]
 ) -> list[str]:
-    """Mend broken and unsafe images in place; say what was done to each.
+    """Mend broken and unsafe images in place.
 
     Args:
         made: synthetic images, (B, C, H, W).
@@ -56,3 +62,59 @@ def _bad_rows(made: Tensor, seeds: Tensor) -> list[int]:
     """Which images are broken, or black while their seed image is not."""
     black = (made.flatten(1).amax(1) <= 0) & (seeds.flatten(1).amax(1) > 0).to(made.device)
     return (broken(made) | black).nonzero().flatten().tolist()
+
+
+class Watch:
+    """Counts failures during generation, and padding rows, and warns once of each.
+
+    Attributes:
+        made: how many images were made so far.
+        events: how often guards had to act so far, by what they did; see `guard`.
+    """
+
+    def __init__(self) -> None:
+        self.made = self._calls = self._asked = self._run = 0
+        self.events: Counter[str] = Counter()
+        self._has_warned = False
+
+    def made_images(self, events: Sequence[str], name: str) -> None:
+        """Count images; warn of more than one broken image in twenty.
+
+        Args:
+            events: what the guards did to each; ``""``: nothing.
+            name: of the model.
+
+        Raises:
+            GenerationError: more than half of the images came out broken.
+        """
+        before = self.events["replaced"]
+        self.made += len(events)
+        self.events.update(event for event in events if event)
+        broken = self.events["replaced"]
+        if broken == before or self.made < _ENOUGH:
+            return
+        message = (
+            f"{broken} of {self.made} images of {name} came out broken or black and were "
+            "replaced by their seed image; check its weights and dtype (use torch.float32 or "
+            "torch.bfloat16), and noise_scale.")
+        if broken > self.made / 2:
+            raise GenerationError(message)
+        if broken > self.made / 20 and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(message, stacklevel=3)
+
+    def padded(self, count: int, batch_size: int) -> None:
+        """Warn where most rows of batches of one shape are padding.
+
+        Args:
+            count: images that a call asked for.
+            batch_size: rows of every batch that is run for them.
+        """
+        self._calls, self._asked = self._calls + 1, self._asked + count
+        self._run += -(-count // batch_size) * batch_size
+        if self._calls == _ENOUGH and self._run > 2 * self._asked:
+            mean = -(-self._asked // self._calls)
+            warnings.warn(
+                f"a compiled model runs whole batches, here of batch_size={batch_size}, but an "
+                f"average call asks for {mean} image(s), and the rest is thrown away; set "
+                f"batch_size={mean}.", stacklevel=3)

@@ -9,13 +9,13 @@ from torch import Tensor
 from dreamda_aug.generation.cache import cache_key
 from dreamda_aug.method.inversion import Trajectory, record
 from dreamda_aug.method.schedule import NoiseSchedule
-from dreamda_aug.method.settings import Settings
+from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.models import Condition, DiffusionModel
 
 
 def record_trajectories(
     model: DiffusionModel,
-    settings: Settings,
+    settings: ResolvedSettings,
     schedule: NoiseSchedule,
     images: Tensor,
     conditions: Sequence[Condition],
@@ -26,7 +26,7 @@ def record_trajectories(
 
     Args:
         model: the diffusion model.
-        settings: with numbers for what was calibrated.
+        settings: how to invert.
         schedule: the model's, for these settings.
         images: (B, C, H, W) in [0, 1].
         conditions: what the inversion of each image is conditioned on.
@@ -55,7 +55,9 @@ def record_trajectories(
     return [Trajectory(*pair) for pair in zip(x_T.cpu(), residuals.cpu(), strict=True)]
 
 
-def source_condition(model: DiffusionModel, settings: Settings, condition: Condition) -> Condition:
+def source_condition(
+    model: DiffusionModel, settings: ResolvedSettings, condition: Condition
+) -> Condition:
     """What an inversion is conditioned on: nothing, where the model has such a branch."""
     if model.condition_kind == "class" and not model.guidable:
         return condition
@@ -64,7 +66,7 @@ def source_condition(model: DiffusionModel, settings: Settings, condition: Condi
 
 def inversion_keys(
     model: DiffusionModel,
-    settings: Settings,
+    settings: ResolvedSettings,
     schedule: NoiseSchedule,
     rng_seed: int,
     digests: Sequence[str],
@@ -76,7 +78,7 @@ def inversion_keys(
 
     Args:
         model: the diffusion model.
-        settings: with numbers for what was calibrated.
+        settings: how inversions are made.
         schedule: the model's, for these settings.
         rng_seed: as in `Synthesizer`.
         digests: of the seed images' pixels.

@@ -10,31 +10,29 @@ from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal, seeded_normals
-from dreamda_aug.method.settings import Settings
+from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
 from dreamda_aug.models import Condition, DiffusionModel
 
 
 def sample(
     model: DiffusionModel,
-    settings: Settings,
+    settings: ResolvedSettings,
     schedule: NoiseSchedule,
     trajectories: Sequence[Trajectory],
     conditions: Sequence[Condition],
     sample_seeds: Sequence[int],
-    noise_scales: Sequence[float],
     share_first_step: bool = True,
 ) -> Tensor:
     """Run one batch from its noisy starts to clean latents.
 
     Args:
         model: the diffusion model.
-        settings: with numbers for what was calibrated.
+        settings: how to sample.
         schedule: the model's, for these settings.
         trajectories: one per sample; replicas of an image repeat the same object.
         conditions: what each sample is conditioned on.
         sample_seeds: one per sample, >= 0.
-        noise_scales: one per sample.
         share_first_step: replicas start at the same x_T, so the first step needs the encoder once
             for all of them; False keeps the number of rows the same at every step.
 
@@ -47,8 +45,7 @@ def sample(
     # a start that several samples have in common is seen once, at its first sample's place
     first: dict[Any, int] = {}
     starts: list[Any] = list(zip(map(id, trajectories), conditions, strict=True))
-    # Heun's second call starts from each sample's own first step
-    if s.replay == 0 or s.solver == "heun" or not share_first_step:
+    if not (share_first_step and can_share_first_step(s)):
         starts = list(range(count))
     for i, start in enumerate(starts):
         first.setdefault(start, i)
@@ -59,9 +56,8 @@ def sample(
 
     seeds = torch.tensor(sample_seeds, device=device)
     shared = (rows, index) if len(rows) < count else None
-    denoiser = _Denoiser(model, s, schedule, conditions, seeds, noise_scales, shared)
+    denoiser = _Denoiser(model, s, schedule, conditions, seeds, shared)
     residuals = None
-    assert s.replay is not None
     if s.replay == 0:
         x_0 = _to_device([t.x_0 for t in unique if t.x_0 is not None], device).float()
         x_t = schedule.add_noise(x_0, seeded_normal(seeds, 0, SOURCE, tuple(x_0.shape[1:])), 0)
@@ -86,9 +82,17 @@ def sample(
     return x_t
 
 
-def _replay_at(settings: Settings, step: int, steps: int) -> float:
+def can_share_first_step(settings: ResolvedSettings) -> bool:
+    """Whether replicas of an image have the first denoiser call in common.
+
+    Heun's second call starts from each sample's own first step, and without replay each sample has
+    a start of its own.
+    """
+    return settings.replay > 0 and settings.solver != "heun"
+
+
+def _replay_at(settings: ResolvedSettings, step: int, steps: int) -> float:
     """The share of this step's residual that is replayed."""
-    assert settings.replay is not None
     start, stop = settings.replay_interval
     return settings.replay if start <= step / steps < stop else 0.0
 
@@ -102,7 +106,7 @@ def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 class _Rows(NamedTuple):
-    """The rows of one denoiser call; the same at all steps that are guided alike.
+    """Rows of one denoiser call; the same at all steps that are guided alike.
 
     Attributes:
         condition: conditions of the U-Net, a row for each input.
@@ -120,8 +124,8 @@ class _Rows(NamedTuple):
 class _Denoiser:
     """One batch's conditions, seeds and scales, laid out for the hook.
 
-    Everything that the steps need is made before the first of them, so that no step has to wait
-    for the GPU, or to copy from the CPU.
+    Everything that the steps need is made before the first one, so that no step waits for the GPU
+    or copies from the CPU.
 
     Args:
         shared: for each first-step input, a sample with its condition, and for each of the N
@@ -129,18 +133,18 @@ class _Denoiser:
     """
 
     def __init__(
-        self, model: DiffusionModel, settings: Settings, schedule: NoiseSchedule,
-        conditions: Sequence[Condition], seeds: Tensor, noise_scales: Sequence[float],
-        shared: tuple[Tensor, Tensor] | None,
+        self, model: DiffusionModel, settings: ResolvedSettings, schedule: NoiseSchedule,
+        conditions: Sequence[Condition], seeds: Tensor, shared: tuple[Tensor, Tensor] | None,
     ):
         self.model, self.settings, self.schedule = model, settings, schedule
         self.guided = model.guidable and settings.guidance_scale > 1
         self.calls = torch.arange(2 * len(schedule), device=seeds.device)
-        self.noisy = any(scale > 0 for scale in noise_scales)
+        self.noisy = settings.noise_scale > 0
         self.index = None if shared is None else shared[1]
         condition = model.embed(conditions)
         null = model.embed([None]) if self.guided else None
-        scales = torch.tensor(noise_scales, device=seeds.device, dtype=torch.float32)
+        scales = torch.full(
+            seeds.shape, settings.noise_scale, device=seeds.device, dtype=torch.float32)
         first = self._guided_at(0)
         rest = {self._guided_at(step) for step in range(len(schedule))}
         self._first = self._rows(first, condition, null, seeds, scales, shared)

@@ -1,13 +1,14 @@
 """What is added to the bottleneck of a diffusion model."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from dreamda_aug.method.seeding import BOTTLENECK, seeded_normal
 
 
+@runtime_checkable
 class Perturbation(Protocol):
     """Anything that changes bottleneck features; see `BottleneckNoise` for ours."""
 

@@ -9,8 +9,15 @@ from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise, Perturbation
 from dreamda_aug.method.solvers import SolverName
 
+# The settings that may be None, which means: as calibrated.
+DIALS = ("strength", "noise_scale", "replay")
 # More steps than any model has noise levels are a slip of the hand.
 _MAX_STEPS = 10_000
+_RANGES = {
+    "strength": ("lie in (0, 1]", math.ulp(0.0), 1.0), "eta": ("lie in [0, 1]", 0.0, 1.0),
+    "replay": ("lie in [0, 1]", 0.0, 1.0), "noise_scale": ("be a number >= 0", 0.0, math.inf),
+    "guidance_scale": ("be >= 0", 0.0, math.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Settings:
         eta: 0 is deterministic DDIM, 1 is DDPM.
         inversion: how the source path is made.
         replay: share of the recorded residual that is replayed, in [0, 1]:
-            step = mean + replay·residual + sqrt(1 - adherence²)·std·fresh noise. 1 is DreamDA.
+            step = mean + replay·residual + sqrt(1 - replay²)·std·fresh noise. 1 is DreamDA.
             0 replays nothing, x_T is drawn afresh too, no inversion is made: that is img2img
             (SDEdit, arXiv:2108.01073) [ours]. None: what `calibrate` found.
         replay_interval: from where to where in the run residuals are replayed, as shares of its
@@ -71,24 +78,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        def unit(name: str, rule: str = "lie in [0, 1]", low: float = 0.0) -> None:
-            object.__setattr__(self, name, real(name, getattr(self, name), rule, low, 1.0))
-
         for name in ("steps", "paths"):
-            object.__setattr__(self, name, whole(name, getattr(self, name), 1, _MAX_STEPS))
-        if self.strength is not None:
-            unit("strength", "lie in (0, 1] or be None (calibrated)", math.ulp(0.0))
-        unit("eta")
-        if self.replay is not None:
-            unit("replay", "lie in [0, 1] or be None (calibrated)")
-        if self.noise_scale is not None:
-            object.__setattr__(self, "noise_scale", real(
-                "noise_scale", self.noise_scale, "be a number >= 0 or None (calibrated)", 0.0))
-        object.__setattr__(self, "guidance_scale", real(
-            "guidance_scale", self.guidance_scale, "be >= 0", 0.0))
-        if not callable(self.perturbation):
-            raise ValueError("perturbation must be a function, such as BottleneckNoise(), got "
-                             f"{self.perturbation!r}.")
+            whole(name, getattr(self, name), 1, _MAX_STEPS)
+        for name, (rule, low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None:
+                rule += " or be None (calibrated)" if name in DIALS else ""
+                real(name, value, rule, low, high)
         for name in ("guidance_interval", "replay_interval"):
             start, stop = getattr(self, name)
             if not 0 <= start <= stop <= 1:
@@ -98,6 +94,20 @@ class Settings:
                 f"DDIMInversion(exact=False) keeps x_T alone, which leads back to the image only "
                 f"with eta=0, got eta={self.eta}. Set eta=0, or exact=True."
             )
+
+    @property
+    def open_dials(self) -> tuple[str, ...]:
+        """The dials that are None, and take what `calibrate` found."""
+        return tuple(name for name in DIALS if getattr(self, name) is None)
+
+    def with_dials(self, **dials: float) -> "ResolvedSettings":
+        """The same settings with numbers for all dials.
+
+        Args:
+            dials: by name; the others must be numbers already.
+        """
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return ResolvedSettings(**own | dials)
 
     @property
     def forgets_seed(self) -> bool:
@@ -119,6 +129,15 @@ class Settings:
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)
                    if getattr(self, f.name) != getattr(default, f.name)]
         return ", ".join(changed) or "paper"
+
+
+@dataclass(frozen=True)
+class ResolvedSettings(Settings):
+    """`Settings` in which every dial is a number, as a run needs them."""
+
+    strength: float = 0.8
+    replay: float = 1.0
+    noise_scale: float = 1.0
 
 
 # Sources: [fig] DreamDA's method figure, [code] the authors' released generator, [ours].

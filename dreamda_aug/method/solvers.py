@@ -6,7 +6,7 @@ the solver's deterministic part missed, replays exactly with any of them.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch import Tensor
 from dreamda_aug.method.schedule import NoiseSchedule
 
 SolverName = Literal["ddim", "dpmsolver++", "heun"]
-SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++", "heun")
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+# A level with a smaller factor of signal counts as pure noise: Heun's clean latents, which are
+# divided by it, would be 0 / 0, or mostly rounding where a scheduler leaves 2**-12 in place of 0.
+_PURE_NOISE = 1e-3
 
 
 class Prediction(NamedTuple):
@@ -59,7 +62,7 @@ class Solver:
     Args:
         name: ``"ddim"``: first order, any eta. ``"dpmsolver++"``: second-order multistep (2M), as
             many denoiser calls as ``"ddim"``; with eta 1 it is the SDE variant. ``"heun"``: second
-            order, two calls a step.
+            order, two calls in `second_order_steps`.
         schedule: the steps of the run.
         eta: 0 is deterministic, 1 adds as much fresh noise as DDPM.
 
@@ -71,6 +74,7 @@ class Solver:
     def __init__(self, name: SolverName, schedule: NoiseSchedule, eta: float):
         self.name, self.schedule, self.eta = name, schedule, eta
         self._last: Predictions | None = None
+        self._twice = second_order_steps(name, schedule)
         # log-SNR of every level; infinite at the last one, where the step is of first order
         self._log_snr = schedule.signal.log() - schedule.noise.log()
 
@@ -92,7 +96,7 @@ class Solver:
         used = now
         if self.name == "dpmsolver++" and self._last is not None and not is_last:
             used = _each(self._extrapolate, now, self._last, x_t, step)
-        elif self.name == "heun" and not is_last:
+        elif step in self._twice:
             end, _ = self.schedule.posterior(now.perturbed.x_0, now.clean.eps, step, 0.0)
             later = evaluate(end, step + 1, self.calls_per_step * step + 1)
             used = _each(self._average, now, later, x_t, step)
@@ -119,6 +123,26 @@ class Solver:
                               x_t + schedule.signal[step] * velocity)
         eps = (now.eps + later.eps) / 2
         return Prediction(schedule.clean_of(eps, x_t, step), eps)
+
+
+def second_order_steps(name: SolverName, schedule: NoiseSchedule) -> range:
+    """The steps in which the denoiser is called a second time, at their end.
+
+    They are Heun's, but for the last one, which leaves no noise, and those that begin at pure noise
+    (zero terminal SNR), unless the denoiser predicts the velocity of a flow.
+    """
+    if name != "heun":
+        return range(0)
+    is_flow = schedule.prediction_type == "flow"
+    first = 0 if is_flow else int((schedule.signal < _PURE_NOISE).sum())
+    return range(first, len(schedule) - 1)
+
+
+def call_levels(name: SolverName, schedule: NoiseSchedule) -> list[int]:
+    """The noise level of each denoiser call of a run, in order."""
+    twice = second_order_steps(name, schedule)
+    return [level for step in range(len(schedule))
+            for level in range(step, step + 1 + (step in twice))]
 
 
 def _each(

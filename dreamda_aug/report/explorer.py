@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug import progress as bars
-from dreamda_aug.calibration.automatic import AUTOMATIC_NOISE_SCALES, MIN_AGREEMENT
+from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT
 from dreamda_aug.calibration.judge import fold_judge
 from dreamda_aug.calibration.samples import draw_sample
-from dreamda_aug.calibration.search import Measurement, Target, grid
+from dreamda_aug.calibration.search import Grid, Measurement, Target
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import Synthesizer
@@ -101,11 +101,11 @@ class Exploration:
         if not self.judge:
             return 0
         points, target = [choice.point for choice in self.choices], Target(MIN_AGREEMENT)
-        tried = [point for point in points if point.noise_scale <= max(AUTOMATIC_NOISE_SCALES)]
+        tried = [point for point in points if point.noise_scale <= max(GRID.noise_scales)]
         tried = tried or points
         keeping = [point for point in tried if target.kept(point)]
         return points.index(max(keeping, key=lambda point: point.distance) if keeping
-                            else target.closest(tried))
+                            else target.furthest(tried))
 
 
 def explore(
@@ -150,17 +150,18 @@ def explore(
         label_of[len(label_of)] = (images.labels or [])[index]  # in the order of the sample
         return condition_of(index)
 
-    core = synthesizer.core
-    sample = draw_sample(images, indices, core.model, condition)
+    model, requested = synthesizer.model, synthesizer.requested_settings
+    sample = draw_sample(images, indices, model, condition)
     if sample is None:
         raise ValueError("images must hold at least two that differ and can be read.")
     count = min(_MEASURED_PER_SHOWN * shown, len(sample.images))
-    judge = fold_judge(core.model, sample.images, sample.labels)
-    measurement = Measurement(core, sample.images[:count], sample.labels[:count],
-                              sample.conditions[:count], judge, replicas)
-    settings = replace(core.requested_settings, steps=min(steps, core.requested_settings.steps),
+    judge = fold_judge(model, sample.images, sample.labels)
+    choices = Grid(strengths, replays, noise_scales).choices()
+    measurement = Measurement(
+        synthesizer.sampler_with(choices[0].of(requested)), sample.images[:count],
+        sample.labels[:count], sample.conditions[:count], judge, replicas)
+    settings = replace(requested, steps=min(steps, requested.steps),
                        timestep_spacing="uniform")
-    choices = grid(strengths, replays, noise_scales)
     rows = sum(measurement.rows(dials.of(settings)) for dials in choices)
     if announce:
         announce(f"{len(choices)} positions of the sliders, {count * replicas} images each: about "
@@ -179,7 +180,7 @@ def explore(
                                 _python_line(arguments or {}, values)))
     seeds = [Seed(_data(sample.images[i]), name_of(label_of[i])) for i in range(shown)]
     return Exploration(title, seeds, found, judge.name if judge else "", count, replicas,
-                       settings.steps, core.requested_settings.steps)
+                       settings.steps, requested.steps)
 
 
 def render_exploration(exploration: Exploration) -> str:

@@ -2,13 +2,17 @@
 
 import logging
 import threading
+import warnings
 
 import pytest
 import torch
 from pipelines import pixel_pipeline
+from sklearn.datasets import load_digits
+from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.calibration.automatic import calibrated
+from dreamda_aug.bundled import FashionMNISTSample
+from dreamda_aug.calibration.automatic import calibrated, warn_if_foreign
 from dreamda_aug.calibration.sweep import calibrate
 from dreamda_aug.generation.dials import calibration_path
 from dreamda_aug.inputs.seed_images import open_seed_images
@@ -55,9 +59,9 @@ def test_the_same_dataset_is_measured_once_and_another_one_anew(synthesizer, mea
     _, first = run(synthesizer)
     other = Synthesizer(synthesizer.model, steps=4, strength=None, cache=synthesizer.cache)
     _, again = run(other)
-    assert len(measured) == 1 and again == first and again.facts() == first.facts()
+    assert len(measured) == 1 and again == first and again.metadata() == first.metadata()
     _, different = run(synthesizer, noise(14))
-    assert len(measured) == 2 and different.facts()["digest"] != first.facts()["digest"]
+    assert len(measured) == 2 and different.metadata()["digest"] != first.metadata()["digest"]
 
 
 def test_processes_that_start_together_measure_once(synthesizer, measured):
@@ -75,7 +79,7 @@ def test_processes_that_start_together_measure_once(synthesizer, measured):
 def test_what_was_calibrated_by_hand_comes_first(synthesizer, measured):
     torch.manual_seed(0)
     by_hand = calibrate(torch.rand(4, 1, 16, 16), synthesizer=synthesizer, max_distance=0.2,
-                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), replicas=2)
+                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), expansion_ratio=2)
     ready, found = run(synthesizer)
     assert not measured and found == by_hand and ready.settings.strength == 0.3
 
@@ -107,17 +111,37 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(synthesizer, monkeypatch
     assert ready.settings.strength == found.strength
 
 
-def test_the_bundled_model_knows_its_own_kind_and_warns_of_others(tmp_path, bundled, measured):
-    synthesizer = Synthesizer(bundled, "paper", cache=tmp_path)
-    clothes = open_seed_images("bundled", split="test")
+@pytest.fixture(scope="module")
+def clothes():
+    return FashionMNISTSample("test").data[::12, None].float()[:16] / 255
 
-    import warnings
+
+@pytest.fixture(scope="module")
+def digits():
+    images = torch.tensor(load_digits().images[:16, None] / 16, dtype=torch.float32)
+    return F.resize(images, [28, 28], antialias=True)
+
+
+def test_the_bundled_model_warns_of_images_unlike_its_own(bundled, clothes, digits):
+    with pytest.warns(UserWarning, match="unlike what the bundled model was trained on.*take a"):
+        assert warn_if_foreign(bundled, digits)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        calibrated(synthesizer, clothes, range(0, 300, 20), lambda _: None)
-    with pytest.warns(UserWarning, match="unlike what the bundled model was trained on.*take a"):
-        run(synthesizer)
-    assert not measured
+        assert not warn_if_foreign(bundled, clothes)
+        assert not warn_if_foreign(bundled, digits[:7])  # too few to tell
+
+
+def test_a_dataset_of_the_bundled_model_is_looked_at_even_if_nothing_is_measured(
+    tmp_path, bundled, measured, synthesizer
+):
+    numbers = Synthesizer(bundled, "paper", cache=tmp_path)
+    with pytest.warns(UserWarning, match="unlike what the bundled model was trained on"):
+        assert run(numbers) == (numbers, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, found = run(Synthesizer(bundled, cache=tmp_path),
+                       open_seed_images("bundled", split="test"), range(0, 300, 20))
+    assert not measured and found.sample == "" and found.strength == 0.85
 
 
 def test_a_damaged_file_is_named(synthesizer, tmp_path):

@@ -30,7 +30,7 @@ LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
 
 def run(synthesizer, images, **settings):
     return calibrate(images, LABELS, synthesizer=synthesizer, noise_scales=SCALES,
-                     replays=(1.0, 0.8), replicas=2, **settings)
+                     replays=(1.0, 0.8), expansion_ratio=2, **settings)
 
 
 def test_noise_and_freedom_raise_distance_and_diversity(synthesizer, images):
@@ -94,10 +94,11 @@ def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(min_agreement=90), r"min_agreement must lie in \[0, 1\], got 90"),
-    (dict(replicas=1), "replicas must be at least 2"),
+    (dict(strengths="all"), "strengths must be a list of finite numbers"),
+    (dict(expansion_ratio=1), "expansion_ratio must be an integer >= 2"),
     (dict(labels=None), "labels must be given for the agreement target"),
     (dict(labels=torch.zeros(6, dtype=torch.int64)), "labels must be of two classes or more"),
-    (dict(max_rows=0), "max_rows must be at least 1"),
+    (dict(max_rows=0), "max_rows must be an integer >= 1, got 0"),
 ])
 def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -137,11 +138,11 @@ def transformer():
 def measure(model, cache, **options):
     torch.manual_seed(0)
     given = {"noise_scales": (1.0, 8.0), "replays": (1.0,), "max_distance": 1.0, **options}
-    return calibrate(torch.rand(6, 3, 16, 16), LABELS, replicas=2,
+    return calibrate(torch.rand(6, 3, 16, 16), LABELS, expansion_ratio=2,
                      synthesizer=Synthesizer(model, steps=4, cache=cache), **given)
 
 
-def test_taps_are_measured_alike_and_the_furthest_that_keeps_the_target_is_chosen(
+def test_blocks_are_measured_alike_and_the_furthest_that_keeps_the_target_is_chosen(
     transformer, tmp_path
 ):
     def bright(batch):
@@ -173,8 +174,8 @@ def test_each_hook_has_its_own_calibration_and_no_other_hook_takes_it(transforme
         found()
 
 
-def test_taps_have_one_judge_and_share_the_rows(transformer, monkeypatch):
-    """Features are taken at a hook: judges of their own would see other things."""
+def test_blocks_have_one_judge_and_share_the_rows(transformer, monkeypatch):
+    """Features are taken at a block: judges of their own would see other things."""
     judged, rows, fold_judge, choose = [], [], sweep.fold_judge, sweep.choose
     monkeypatch.setattr(sweep, "fold_judge", lambda model, *rest: (
         judged.append(model.block_index), fold_judge(model, *rest))[1])
@@ -184,7 +185,7 @@ def test_taps_have_one_judge_and_share_the_rows(transformer, monkeypatch):
     assert judged == [2] and rows == [333, 333, 333]
 
 
-def test_taps_that_are_not_there_are_refused_before_anything_is_measured(
+def test_blocks_that_are_not_there_are_refused_before_anything_is_measured(
     transformer, synthesizer, images
 ):
     hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]

@@ -88,11 +88,11 @@ def test_float_samples_are_the_same_alone_in_a_batch_and_in_workers(augment):
 
 def test_a_new_epoch_gives_fresh_images_and_makes_no_inversion(both):
     first = both[5][0]
-    inversions = both.synthesizer.core.inversions
+    inversions = both.synthesizer.sampler.inversions
     both.set_epoch(1)
     second = both[5]
     assert second[2].epoch == 1 and not torch.equal(first, second[0])
-    assert both.synthesizer.core.inversions == inversions == 1
+    assert both.synthesizer.sampler.inversions == inversions == 1
     both.set_epoch(0)
     assert torch.equal(both[5][0], first)
 

@@ -104,6 +104,6 @@ def test_an_expansion_without_it_takes_what_was_calibrated_by_hand_before(
 
     images, labels = data.tensors
     by_hand = calibrate(images, labels, synthesizer=synthesizer, max_distance=0.3,
-                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), replicas=2)
+                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), expansion_ratio=2)
     work = Expansion(data, synthesizer, 1, calibrate=False)
-    assert work.metadata["calibration"] == by_hand.facts() and not measured
+    assert work.metadata["calibration"] == by_hand.metadata() and not measured

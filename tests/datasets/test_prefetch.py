@@ -83,12 +83,12 @@ def test_workers_read_what_is_ready_and_count_together(prefetching):
     prefetching.set_epoch(0)
     prefetching.set_epoch(1)
     until(lambda: ready(prefetching, 1))
-    inversions = prefetching.synthesizer.core.inversions
+    inversions = prefetching.synthesizer.sampler.inversions
     loader = DataLoader(prefetching.synthetic, batch_size=3, num_workers=2)
     seen = [origin.epoch.tolist() for _, _, origin in loader]
     assert sum(seen, []) == [1] * COUNT * K
     assert prefetching.freshness.fresh == COUNT * K and prefetching.freshness.mean_age == 0
-    assert prefetching.synthesizer.core.inversions == inversions
+    assert prefetching.synthesizer.sampler.inversions == inversions
 
 
 def test_a_producer_that_is_killed_is_started_again_and_nothing_is_lost(prefetching, caplog):

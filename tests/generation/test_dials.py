@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import warnings
 
 import pytest
@@ -12,12 +13,19 @@ from dreamda_aug.errors import StorageError
 from dreamda_aug.generation.dials import (
     Calibration,
     CalibrationPoint,
-    calibration_key,
-    resolve_calibrated,
+    calibration_path,
+    resolve_dials,
 )
 from dreamda_aug.models.unet import PixelModel
 
 RECOMMENDED = PRESETS["recommended"]
+POINT = CalibrationPoint(0.5, 1.0, 0.9, 22 / 24, 0.1, 0.05, 5, 24, judged=24)
+
+
+def make(**changes):
+    given = {"strength": 0.5, "noise_scale": 1.0, "replay": 0.9, "target": "agreement >= 0.9",
+             "met": True, "points": [POINT], "judge": "a probe", **changes}
+    return Calibration(**given)
 
 
 @pytest.fixture
@@ -26,67 +34,75 @@ def model():
 
 
 def test_a_calibration_survives_its_file(tmp_path):
-    point = CalibrationPoint(1.0, 0.9, 0.95, 0.1, 0.05)
-    calibration = Calibration(1.0, 0.9, "agreement >= 0.9", True, [point])
-    calibration.save(tmp_path / "deep" / "c.json")
-    assert Calibration.load(tmp_path / "deep" / "c.json") == calibration
-    assert json.loads((tmp_path / "deep" / "c.json").read_text())["points"][0]["agreement"] == 0.95
+    make().save(tmp_path / "deep" / "c.json")
+    assert Calibration.load(tmp_path / "deep" / "c.json") == make()
 
 
-def test_the_hook_of_a_transformer_is_kept_and_said(tmp_path):
-    points = [CalibrationPoint(1.0, 0.9, 0.95, 0.1 * block, 0.05, block_index=block)
-              for block in (1, 2)]
-    calibration = Calibration(1.0, 0.9, "agreement >= 0.9", True, points, block_index=1)
-    calibration.save(tmp_path / "c.json")
-    assert Calibration.load(tmp_path / "c.json") == calibration
-    assert calibration.chosen == points[0] and "block_index=1" in calibration.summary()
-    unet = Calibration(1.0, 0.9, "agreement >= 0.9", True)
-    assert unet.facts() == Calibration(1.0, 0.9, "agreement >= 0.9", True, block_index=1).facts()
-    (tmp_path / "c.json").write_text((tmp_path / "c.json").read_text().replace(
-        '"block_index": 1\n}', '"block_index": -1\n}'))
-    with pytest.raises(StorageError, match="block_index must be an integer >= 0"):
+def test_the_summary_says_how_sure_the_agreement_is():
+    assert make().summary() == (
+        "strength=0.5, noise_scale=1, replay=0.9: the furthest that images go with agreement >= 0.9"
+        " (distance 0.100, agreement 0.92 (95 % interval 0.74 to 0.98) on 24 images, judged by a "
+        "probe)")
+    unsure = dataclasses.replace(POINT, judged=None)
+    assert unsure.interval is None and "interval" not in make(points=[unsure]).summary()
+    assert "which nothing kept" in make(met=False, points=[]).summary()
+
+
+def test_the_block_of_a_transformer_is_kept_but_not_in_the_metadata():
+    points = [dataclasses.replace(POINT, block_index=block) for block in (1, 2)]
+    found = make(points=points, block_index=1)
+    assert found.chosen == points[0] and "block_index=1" in found.summary()
+    assert found.metadata() == make().metadata()
+    assert found.metadata() != make(strength=0.6).metadata()
+
+
+@pytest.mark.parametrize("name, value, reason", [
+    ("block_index", "first", "block_index must be an integer or None"),
+    ("replay", -1, "replay must lie in"), ("points", 3, "not iterable"),
+    ("strength", None, "strength must be a finite number"), ("unknown", 1, "unknown")])
+def test_other_json_is_no_calibration(tmp_path, name, value, reason):
+    data = {**dataclasses.asdict(make()), name: value}
+    (tmp_path / "c.json").write_text(json.dumps(data))
+    with pytest.raises(StorageError, match=f"c.json: expected a calibration.*{reason}"):
         Calibration.load(tmp_path / "c.json")
 
 
-def save(calibration, settings, model, cache):
-    calibration.save(cache.root / "calibration" / f"{calibration_key(settings, model)}.json")
+def test_a_pipe_in_the_place_of_a_calibration_is_not_waited_for(model, tmp_path):
+    path = calibration_path(tmp_path, RECOMMENDED, model)
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match="expected a regular file, found a FIFO"):
+        resolve_dials(RECOMMENDED, model, LatentCache(tmp_path))
 
 
-def test_numbers_are_read_from_the_cache_for_this_backbone_and_these_settings(model, tmp_path):
+def test_numbers_are_read_from_the_cache_for_this_model_and_these_settings(model, tmp_path):
     cache = LatentCache(tmp_path)
-    found = Calibration(3.0, 0.7, "agreement >= 0.9", True, strength=0.6)
-    save(found, RECOMMENDED, model, cache)
-    settings = resolve_calibrated(RECOMMENDED, model, cache)
-    assert settings == dataclasses.replace(
-        RECOMMENDED, strength=0.6, noise_scale=3.0, replay=0.7)
+    make(strength=0.6).save(calibration_path(tmp_path, RECOMMENDED, model))
+    assert resolve_dials(RECOMMENDED, model, cache) == RECOMMENDED.with_dials(
+        strength=0.6, noise_scale=1.0, replay=0.9)
     other = pixel_pipeline()
     other.unet.conv_out.bias.data += 1e-3
     for unknown in ((dataclasses.replace(RECOMMENDED, steps=7), model, cache),
-                    (RECOMMENDED, PixelModel(other, "tiny"), cache),
-                    (RECOMMENDED, model, None)):
+                    (RECOMMENDED, PixelModel(other, "tiny"), cache), (RECOMMENDED, model, None)):
         with pytest.warns(UserWarning, match="tiny was not calibrated for these settings yet: taki"
                                              r"ng noise_scale=1\.0, replay=0\.9, strength=0\.5"):
-            resolve_calibrated(*unknown)
+            resolve_dials(*unknown)
 
 
 @pytest.mark.parametrize("given", [
     dict(noise_scale=5.0), dict(replay=0.3), dict(strength=0.4)])
 def test_a_number_in_the_settings_stays(model, tmp_path, given):
-    settings, cache = dataclasses.replace(RECOMMENDED, **given), LatentCache(tmp_path)
-    dials = {"strength": 0.6, "noise_scale": 3.0, "replay": 0.7}
-    save(Calibration(target="agreement >= 0.9", met=True, **dials), settings, model, cache)
-    found = resolve_calibrated(settings, model, cache)
-    assert found == dataclasses.replace(settings, **{**dials, **given})
+    settings = dataclasses.replace(RECOMMENDED, **given)
+    make().save(calibration_path(tmp_path, settings, model))
+    found = resolve_dials(settings, model, LatentCache(tmp_path))
+    assert found == settings.with_dials(
+        **{"strength": 0.5, "noise_scale": 1.0, "replay": 0.9, **given})
 
 
-def test_settings_without_none_need_no_calibration(model):
+def test_what_is_calibrated_already_or_comes_with_the_package_needs_no_warning(model, bundled):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resolve_calibrated(Settings(), model, None) == Settings()
-
-
-def test_the_bundled_backbone_comes_calibrated(bundled):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        settings = resolve_calibrated(RECOMMENDED, bundled, None)
-    assert settings.noise_scale is not None and settings.replay is not None
+        assert resolve_dials(Settings(), model, None) == Settings().with_dials()
+        for preset in ("recommended", "fast"):
+            found = resolve_dials(PRESETS[preset], bundled, None)
+            assert (found.strength, found.replay, found.noise_scale) == (0.85, 0.0, 1.0)

@@ -5,57 +5,48 @@ import logging
 
 import pytest
 import torch
-from pipelines import pixel_pipeline
+from pipelines import pixel_pipeline, sampler
 
 from dreamda_aug import LatentCache, load_model
 from dreamda_aug.generation.guards import broken, guard
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.models.unet import PixelModel
 
 
-def break_half_precision(model, monkeypatch):
-    """Make the U-Net give NaN unless it runs in float32."""
-    predict = model.predict
-
-    def broken(x_t, t, condition):
-        output = predict(x_t, t, condition)
-        return output if model.dtype == torch.float32 else output * float("nan")
-
-    monkeypatch.setattr(model, "predict", broken)
+@pytest.fixture
+def model():
+    return PixelModel(pixel_pipeline())
 
 
-def test_broken_samples_are_made_again_in_float32(monkeypatch, caplog):
-    model = PixelModel(pixel_pipeline())
+def test_broken_samples_are_made_again_in_float32(model, monkeypatch, caplog):
     x = torch.rand(2, 1, 16, 16)
-    stored = TensorSynthesizer(model, "paper", steps=4).invert(x)
+    stored = sampler(model, steps=4).invert(x)
     model.unet.to(torch.bfloat16)
-    break_half_precision(model, monkeypatch)
-    generator = TensorSynthesizer(model, "paper", steps=4)
+    predict = model.predict
+    monkeypatch.setattr(model, "predict", lambda *given: predict(*given) * (
+        1.0 if model.dtype == torch.float32 else float("nan")))
+    generator = sampler(model, steps=4)
     monkeypatch.setattr(generator, "_invert", lambda *args: stored)
     with caplog.at_level(logging.WARNING):
-        made, events = generator.synthesize(x, [Request(0), Request(1)])
+        made, events, _ = generator.synthesize(x, [Request(0), Request(1)])
     assert made.isfinite().all() and "once more in float32" in caplog.text
     assert events == ["retried", "retried"] and generator.watch.events == {"retried": 2}
     assert model.unet.dtype == torch.bfloat16
 
 
-def test_samples_that_stay_broken_are_replaced_by_the_seed_image(monkeypatch, tmp_path):
-    model = PixelModel(pixel_pipeline())
+def test_samples_that_stay_broken_are_replaced_by_the_seed_image(model, tmp_path):
     x = torch.rand(2, 1, 16, 16)
     cache = LatentCache(tmp_path)
-    TensorSynthesizer(model, "paper", steps=4, cache=cache).invert(x)
+    sampler(model, steps=4, cache=cache).invert(x)
     model.unet.conv_out.bias.data[:] = float("nan")
-    generator = TensorSynthesizer(model, "paper", steps=4, cache=cache)
-    made, events = generator.synthesize(x, [Request(0), Request(1)])
+    made, events, _ = sampler(model, steps=4, cache=cache).synthesize(x, [Request(0), Request(1)])
     assert torch.equal(made, x) and events == ["replaced", "replaced"]
 
 
-def test_black_images_count_as_broken_unless_the_seed_is_black(monkeypatch):
-    model = PixelModel(pixel_pipeline())
+def test_black_images_count_as_broken_unless_the_seed_is_black(model, monkeypatch):
     monkeypatch.setattr(model, "decode", lambda latents: torch.zeros_like(latents))
     x = torch.stack([torch.rand(1, 16, 16), torch.zeros(1, 16, 16)])
-    core = TensorSynthesizer(model, "paper", steps=4)
-    made, events = core.synthesize(x, [Request(0), Request(1)])
+    made, events, _ = sampler(model, steps=4).synthesize(x, [Request(0), Request(1)])
     assert events == ["replaced", ""] and torch.equal(made[0], x[0])
 
 
@@ -65,30 +56,13 @@ def test_the_safety_checker_is_heard(sd_pipeline, monkeypatch):
     monkeypatch.setattr(model.pipeline, "run_safety_checker",
                         lambda images, device, dtype: (images, [False, True]))
     x = torch.rand(2, 3, 16, 16)
-    generator = TensorSynthesizer(model, "paper", steps=4)
+    generator = sampler(model, steps=4)
     made = generator.synthesize(x, [Request(0, "a"), Request(1, "a")]).images
     assert torch.equal(made[1], x[1]) and not torch.equal(made[0], x[0])
     assert generator.watch.events == {"unsafe": 1}
 
 
-@pytest.fixture
-def model():
-    return PixelModel(pixel_pipeline())
-
-
-def never(rows):
-    pytest.fail("nothing was to be made again")
-
-
-def test_whole_images_pass_as_they_are(model):
-    made = torch.rand(3, 1, 16, 16)
-    kept = made.clone()
-    assert guard(made, torch.rand(3, 1, 16, 16), model, never) == ["", "", ""]
-    assert torch.equal(made, kept)
-
-
-def test_only_broken_rows_are_made_again_and_what_comes_out_whole_is_kept():
-    model = PixelModel(pixel_pipeline())
+def test_only_broken_rows_are_made_again_and_what_comes_out_whole_is_kept(model):
     model.unet.to(torch.bfloat16)
     made, seeds, asked = torch.rand(4, 1, 16, 16), torch.rand(4, 1, 16, 16), []
     made[1, 0, 3, 3], made[3] = float("inf"), float("nan")
@@ -103,15 +77,11 @@ def test_only_broken_rows_are_made_again_and_what_comes_out_whole_is_kept():
     assert torch.equal(made, torch.stack([kept[0], whole[0], kept[2], seeds[3]]))
 
 
-def test_in_float32_nothing_is_tried_again(model):
-    made, seeds = torch.full((1, 1, 16, 16), float("nan")), torch.rand(1, 1, 16, 16)
-    assert guard(made, seeds, model, never) == ["replaced"] and torch.equal(made, seeds)
-
-
-def test_unsafe_outweighs_broken_and_is_replaced_too(model, monkeypatch, caplog):
+def test_unsafe_outweighs_broken_and_in_float32_nothing_is_tried_again(model, monkeypatch, caplog):
     monkeypatch.setattr(model, "unsafe", lambda images: torch.tensor([True, False]))
     made, seeds = torch.full((2, 1, 16, 16), float("nan")), torch.rand(2, 1, 16, 16)
-    assert guard(made, seeds, model, never) == ["unsafe", "replaced"]
+    assert guard(made, seeds, model, lambda rows: pytest.fail("once is enough")) == [
+        "unsafe", "replaced"]
     assert torch.equal(made, seeds)
     assert "2 synthetic images were replaced by their seed image" in caplog.text
 

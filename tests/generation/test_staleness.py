@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from diffusers import DDIMParallelScheduler, DDIMScheduler, EulerDiscreteScheduler
+from pipelines import sampler
 
 from dreamda_aug import LatentCache, load_model
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 ASKED = [Request(0, "a cat"), Request(1, "a cat")]
@@ -19,7 +20,7 @@ def pipeline(sd_pipeline):
 
 
 def make(model, tmp_path):
-    return TensorSynthesizer(
+    return sampler(
         model, "paper", steps=4, strength=1.0, noise_scale=0.0, guidance_scale=1.0,
         source_prompt="a cat", cache=LatentCache(tmp_path),
     )

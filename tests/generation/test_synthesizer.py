@@ -60,7 +60,7 @@ def test_an_image_that_is_asked_for_several_times_is_read_and_inverted_once(
     monkeypatch.setattr(module, "read_pixels", lambda image: read.append(image) or real(image))
     image, other = picture("RGB"), picture("RGB", rng_seed=1)
     synthesizer.synthesize([image, other, image], replicas=[0, 0, 1])
-    assert read == [image, other] and synthesizer.core.inversions == 2
+    assert read == [image, other] and synthesizer.sampler.inversions == 2
 
 
 def test_a_batch_is_taken_as_the_images_that_it_holds(synthesizer):
@@ -73,8 +73,6 @@ def test_a_batch_is_taken_as_the_images_that_it_holds(synthesizer):
     assert synthesizer.synthesize([]) == []
     with pytest.raises(ValueError, match=r"must be single ones, \(C, H, W\), got a batch of 4"):
         synthesizer.synthesize([batch])
-    with pytest.raises(ValueError, match="got a batch of 4"):
-        synthesizer.invert([batch])
 
 
 def test_labels_replicas_and_names_are_one_per_image(synthesizer):
@@ -93,29 +91,12 @@ def test_labels_may_be_a_tensor(sd_pipeline):
     assert not torch.equal(made[0], synthesizer.synthesize(images, [0, 0])[0])
 
 
-def test_inverting_and_generating_are_the_same_work_in_two_steps(colour):
-    """With the sample seeds that `synthesize` derives."""
-    from dreamda_aug.inputs.pixels import image_digest
-    from dreamda_aug.method.seeding import derive_seed
-
-    synthesizer = Synthesizer(colour, **FAST)
-    images = [torch.rand(3, 16, 16), torch.rand(3, 16, 16)]
-    trajectories = synthesizer.invert(images)
-    assert len(trajectories) == 2 and trajectories[0].x_T.device.type == "cpu"
-    seeds = [derive_seed(0, image_digest(image), "sample", 0, 0) for image in images]
-    made = synthesizer.generate(trajectories, sample_seeds=seeds)
-    torch.testing.assert_close(made, torch.stack(synthesizer.synthesize(images)), atol=1e-5, rtol=0)
-    assert synthesizer.generate(trajectories[:1] * 3).shape == (3, 3, 16, 16)
-    assert synthesizer.invert([]) == []
-
-
 def test_the_label_reaches_an_inversion_that_cannot_do_without():
     model = PixelModel(pixel_pipeline(num_classes=3))
     synthesizer = Synthesizer(model, **{**FAST, "noise_scale": 0.0})
     image = torch.rand(1, 16, 16)
-    trajectories = synthesizer.invert([image], [2])
-    assert (synthesizer.generate(trajectories, [2])[0] - image).abs().max() < 1e-4
-    assert (synthesizer.generate(trajectories, [1])[0] - image).abs().max() > 1e-4
+    made = synthesizer.synthesize([image], [2])
+    assert (made[0] - image).abs().max() < 1e-4
 
 
 def test_no_model_is_loaded_before_the_first_image():
@@ -133,20 +114,41 @@ def test_settings_are_numbers_once_the_model_is_there(preset, synthesizer, bundl
         warnings.simplefilter("error")  # the bundled model comes with its calibrations
         settings = measured.settings
     assert 0.5 < settings.strength <= 1 and settings.noise_scale > 0
-    assert synthesizer.settings == synthesizer.requested_settings
+    assert synthesizer.settings == synthesizer.requested_settings.with_dials()
 
 
-def test_copies_drop_the_loaded_model_and_make_the_same_images(tmp_path):
+def test_copies_share_the_model_and_pickles_load_it_anew(tmp_path, monkeypatch):
     pixel_pipeline(channels=3).save_pretrained(tmp_path)
+    loaded, load = [], ModelSpec.load
+    monkeypatch.setattr(ModelSpec, "load", lambda spec: loaded.append(spec) or load(spec))
     synthesizer, image = Synthesizer(str(tmp_path), **FAST), picture("RGB")
+    copies = [copy.deepcopy(synthesizer), synthesizer.with_class_names(["a"]),
+              synthesizer.with_settings(synthesizer.requested_settings)]
     expected, = synthesizer.synthesize([image])
-    for clone in (pickle.loads(pickle.dumps(synthesizer)), copy.deepcopy(synthesizer)):
-        assert clone._core is None and synthesizer._core is not None
-        assert clone.synthesize([image])[0].tobytes() == expected.tobytes()
-        assert clone.model is not synthesizer.model
+    for each in copies:
+        assert each.synthesize([image])[0].tobytes() == expected.tobytes()
+        assert each.model is synthesizer.model
+    assert len(loaded) == 1
+    clone = pickle.loads(pickle.dumps(synthesizer))
+    assert clone.synthesize([image])[0].tobytes() == expected.tobytes() and len(loaded) == 2
 
 
-def test_a_lent_backbone_survives_pickling_and_is_shared_by_deep_copies(synthesizer):
+def test_a_copy_whose_prompts_were_not_embedded_gets_text_encoders(sd_pipeline, tmp_path):
+    sd_pipeline.save_pretrained(tmp_path / "model")
+    named = Synthesizer(tmp_path / "model", device="cpu", **FAST)
+    first, second = named.with_class_names(["cat"]), named.with_class_names(["dog"])
+    image = torch.rand(3, 16, 16)
+    made = [each.synthesize([image], [0])[0] for each in (first, second)]
+    assert first.model.pipeline.text_encoder is None and first.model is not second.model
+    assert first.with_settings(first.requested_settings).model is not first.model
+    kept = Synthesizer(tmp_path / "model", device="cpu", keep_text_encoder=True, **FAST)
+    for each, name in zip(made, ("cat", "dog"), strict=True):
+        again = kept.with_class_names([name])
+        assert again.model is kept.model and again.model.pipeline.text_encoder is not None
+        assert torch.equal(again.synthesize([image], [0])[0], each)
+
+
+def test_a_lent_model_survives_pickling_and_is_shared_by_deep_copies(synthesizer):
     image = picture("RGB")
     assert copy.deepcopy(synthesizer).model is synthesizer.model
     expected, = synthesizer.synthesize([image])
@@ -184,7 +186,7 @@ def test_cuda_in_a_forked_worker_is_refused_with_the_way_out(monkeypatch):
     # a pipeline object runs where it is, whatever else is there
     pipeline = pixel_pipeline(channels=3)
     assert Synthesizer(pipeline, **FAST).synthesize([picture("RGB")])[0].mode == "RGB"
-    assert Synthesizer(load_model(pipeline), **FAST).core is not None
+    assert Synthesizer(load_model(pipeline), **FAST).sampler is not None
 
 
 def test_the_cache_is_a_folder_an_object_the_default_or_none(colour, tmp_path):
@@ -199,10 +201,10 @@ def test_inversions_are_cached_across_calls_and_synthesizers(colour, tmp_path):
     image = picture("RGB")
     first = Synthesizer(colour, **{**FAST, "cache": tmp_path})
     made = first.synthesize([image]), first.synthesize([image], replicas=[1])
-    assert first.core.inversions == 1
+    assert first.sampler.inversions == 1
     second = Synthesizer(colour, **{**FAST, "cache": tmp_path})
     assert second.synthesize([image])[0].tobytes() == made[0][0].tobytes()
-    assert second.core.inversions == 0
+    assert second.sampler.inversions == 0
 
 
 def test_a_transform_hands_over_its_synthesizer_and_others_are_refused(synthesizer):
@@ -213,15 +215,15 @@ def test_a_transform_hands_over_its_synthesizer_and_others_are_refused(synthesiz
 
 
 def test_samples_of_a_model_without_classes_are_warned_of():
-    with pytest.warns(UserWarning, match="knows no classes.*samples will be of any class"):
-        assert Synthesizer(pixel_pipeline(), "samples", cache=None).core
+    with pytest.warns(UserWarning, match="has no classes.*samples will be of any class"):
+        assert Synthesizer(pixel_pipeline(), "samples", cache=None).sampler
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Synthesizer(pixel_pipeline(num_classes=3), "samples", cache=None).core
-        assert Synthesizer(pixel_pipeline(), "samples", cache=None, strength=0.9).core
+        assert Synthesizer(pixel_pipeline(num_classes=3), "samples", cache=None).sampler
+        assert Synthesizer(pixel_pipeline(), "samples", cache=None, strength=0.9).sampler
 
 
 def test_loading_does_not_say_that_a_calibration_is_missing_which_may_still_be_made():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Synthesizer(pixel_pipeline(), cache=None).core
+        assert Synthesizer(pixel_pipeline(), cache=None).model

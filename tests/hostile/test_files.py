@@ -153,7 +153,7 @@ def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
     cache = LatentCache(tmp_path)
     cache.path(KEY).parent.mkdir()
     os.mkfifo(cache.path(KEY))
-    with pytest.raises(CacheError, match="expected a file, found something else"):
+    with pytest.raises(CacheError, match="expected a regular file, found a FIFO"):
         cache.get(KEY)
 
 

@@ -1,31 +1,47 @@
-"""Every dial's range, and the presets."""
+"""Every dial's type and range, and the presets."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from dreamda_aug import PRESETS, DDIMInversion, Settings
-from dreamda_aug.method.settings import resolve_settings
+from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
 
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(steps=0), "steps must be an integer >= 1 and <= 10000, got 0"),
+    (dict(steps="5"), "steps must be an integer, got '5'"),
     (dict(strength=0), r"strength must lie in \(0, 1\] or be None \(calibrated\), got 0"),
     (dict(eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
+    (dict(eta=None), "eta must be a finite number, got None"),
     (dict(replay=-0.1), r"replay must lie in \[0, 1\] or be None \(calibrated\), got -0.1"),
     (dict(replay="more"), "replay must be a finite number or None, got 'more'"),
-    (dict(noise_scale=-1), r"noise_scale must be a number >= 0 or None \(calibrated\), got -1"),
-    (dict(solver="euler"), "solver must be .*ddim.*, got 'euler'"),
-    (dict(timestep_spacing="even"),
-     "timestep_spacing must be 'uniform' or 'scheduler', got 'even'"),
+    (dict(noise_scale=-1), r"noise_scale must be a number >= 0 or be None \(calibrated\), got -1"),
+    (dict(noise_scale=10**400), "noise_scale must be a finite number or None, got 1000"),
+    (dict(solver="euler"), "solver must be 'ddim', 'dpmsolver.* or 'heun', got 'euler'"),
+    (dict(timestep_spacing="even"), "timestep_spacing must be 'uniform' or 'scheduler', got"),
     (dict(guidance_interval=(0.5, 0.2)), r"guidance_interval must rise within \[0, 1\], got"),
+    (dict(guidance_interval="ab"), r"guidance_interval must be 2 finite numbers, got 'ab'"),
     (dict(replay_interval=(0.5, 1.2)), r"replay_interval must rise within \[0, 1\], got"),
     (dict(update_rule="both"), "update_rule must be 'asymmetric' or 'symmetric', got 'both'"),
     (dict(guidance_scale=-1), "guidance_scale must be >= 0, got -1"),
-    (dict(paths=0), "paths must be an integer >= 1 and <= 10000, got 0"),
+    (dict(paths=True), "paths must be an integer, got True"),
+    (dict(source_prompt=3), "source_prompt must be text, got 3"),
+    (dict(perturbation=3), "perturbation must be a Perturbation, got 3"),
+    (dict(inversion="ddim"), "inversion must be a CycleDiffusion or a DDIMInversion, got 'ddim'"),
     (dict(inversion=DDIMInversion(exact=False)), "only with eta=0, got eta=1.0"),
 ])
 def test_settings_outside_their_range_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Settings(**wrong)
+
+
+def test_numbers_of_numpy_become_pythons_and_lists_become_pairs():
+    settings = Settings(steps=np.int64(7), strength=np.float32(0.5), guidance_interval=[0.25, 0.75])
+    assert settings == Settings(steps=7, strength=0.5, guidance_interval=(0.25, 0.75))
+    assert (type(settings.steps), type(settings.strength)) == (int, float)
+    assert hash(settings) == hash(replace(settings))
 
 
 def test_unknown_presets_and_settings_are_refused_with_a_list():
@@ -35,6 +51,17 @@ def test_unknown_presets_and_settings_are_refused_with_a_list():
         resolve_settings("paper", noise=1)
     with pytest.raises(TypeError, match="preset must be a name or Settings, got int"):
         resolve_settings(3)
+
+
+def test_a_run_has_numbers_for_all_dials():
+    preset = PRESETS["recommended"]
+    assert preset.open_dials == ("strength", "noise_scale", "replay")
+    run = preset.with_dials(strength=0.5, noise_scale=1.0, replay=0.9)
+    assert isinstance(run, ResolvedSettings) and run.open_dials == ()
+    assert (run.strength, run.steps) == (0.5, preset.steps)
+    assert Settings(strength=0.3).with_dials().strength == 0.3
+    with pytest.raises(ValueError, match="noise_scale must be a finite number, got None"):
+        preset.with_dials(strength=0.5, replay=0.9)
 
 
 def test_the_summary_names_what_differs_from_the_paper():

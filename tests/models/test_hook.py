@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pipelines import pixel_pipeline, tiny_text_unet, tiny_unet
+from pipelines import pixel_pipeline, sampler, tiny_text_unet, tiny_unet
 
 pytest.importorskip("transformers")
 
@@ -11,7 +11,7 @@ from diffusers import FirstBlockCacheConfig
 from benchmarks.families import checks, pipelines
 from dreamda_aug import load_model
 from dreamda_aug.errors import GenerationError, ModelError
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.models.hook import UNetHook
 
@@ -177,7 +177,7 @@ def test_long_skips_stay_as_they_are(load):
 def test_generation_raises_if_the_hook_is_gone(make):
     model = load_model(make())
     model.hook.remove()
-    generator = TensorSynthesizer(model, "paper", steps=4)
+    generator = sampler(model, "paper", steps=4)
     with pytest.raises(GenerationError, match="hook never fired"):
         generator.generate(generator.invert(torch.rand(1, model.channels, 16, 16)))
 
@@ -223,7 +223,7 @@ def test_compiled_blocks_agree_and_the_plain_model_stays(load):
 
 def test_another_hook_on_the_same_weights_is_that_of_another_load(load):
     def noisy(model):
-        return TensorSynthesizer(model, "paper", steps=2, noise_scale=8.0).synthesize(
+        return sampler(model, "paper", steps=2, noise_scale=8.0).synthesize(
             checks.images(2), [Request(0, "a cat"), Request(1, "a cat")]).images
 
     model = load("sd3")

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pipelines import pixel_pipeline, tiny_text_unet
+from pipelines import pixel_pipeline, sampler, tiny_text_unet
 from safetensors.torch import load_file, save_file
 
 from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.bundled import CLASSES
 from dreamda_aug.errors import ModelError
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.models import conditioning
 from dreamda_aug.models.latent import LatentModel
@@ -87,7 +87,7 @@ def test_class_conditional_pipelines_take_indices_names_and_the_null_class(class
 
 def test_without_a_null_class_the_label_guides_the_inversion_too():
     model = PixelModel(pixel_pipeline(num_classes=3))
-    generator = TensorSynthesizer(model, "paper", steps=4, noise_scale=0.0)
+    generator = sampler(model, "paper", steps=4, noise_scale=0.0)
     x = torch.rand(1, 1, 16, 16)
     assert (generator.synthesize(x, [Request(0, 2)]).images - x).abs().max() < 1e-4
     with pytest.raises(ModelError, match="without a null class"):
@@ -263,7 +263,7 @@ def test_low_memory_gives_the_same_images_with_the_vae_at_rest(pipeline, tmp_pat
     x, requests = torch.rand(3, 3, 16, 16), [Request(i, "a cat") for i in range(3)]
 
     def run(model):
-        generator = TensorSynthesizer(model, "paper", steps=3, noise_scale=1.0)
+        generator = sampler(model, "paper", steps=3, noise_scale=1.0)
         return generator.synthesize(x, requests).images
 
     expected = run(load_model(copy.deepcopy(pipeline)))

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
-from pipelines import pixel_pipeline, spy_on, tiny_text_unet, tiny_unet
+from pipelines import pixel_pipeline, sampler, spy_on, tiny_text_unet, tiny_unet
 
 pytest.importorskip("transformers")
 
@@ -14,7 +14,7 @@ from benchmarks.common.plain import plain_rows
 from benchmarks.families import checks, parts
 from dreamda_aug import DDIMInversion, LatentCache, load_model
 from dreamda_aug.errors import ModelError
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.models.latent import latent_range
 
 
@@ -115,9 +115,8 @@ X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def make(model, rule="asymmetric", batch_size=3, static_shapes=False, cache=None):
     """Five images: replicas of two seed images with two conditions, and one without noise mates."""
     told = {"text": "a cat", "class": 2, "none": None}[model.condition_kind]
-    generator = TensorSynthesizer(model, "paper", steps=4, noise_scale=2.0, guidance_scale=3.0,
-                                  update_rule=rule, batch_size=batch_size, cache=cache)
-    generator.static_shapes = static_shapes
+    generator = sampler(model, steps=4, noise_scale=2.0, guidance_scale=3.0, update_rule=rule,
+                        batch_size=batch_size, cache=cache, static_shapes=static_shapes)
     requests = [Request(0, told, 0), Request(0, told, 1), Request(0, None, 2),
                 Request(1, told, 0), Request(1, told, 1)]
     made = generator.synthesize(X, requests).images
@@ -183,8 +182,8 @@ def test_every_latent_kind_runs_in_low_memory(kind, sd_pipeline):
 @pytest.mark.parametrize("batch", [1, 7])
 def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, dials, batch):
     model = load_model(copy.deepcopy(sd_pipeline).to(dtype))
-    core = TensorSynthesizer(model, "paper", steps=6, noise_scale=0.0, guidance_scale=1.0,
-                             batch_size=7, **dials)
+    core = sampler(model, "paper", steps=6, noise_scale=0.0, guidance_scale=1.0,
+                   batch_size=7, **dials)
     x = torch.rand(batch, 3, 16, 16)
     model.decode = lambda z: z
     made = core.synthesize(x, [Request(i) for i in range(batch)]).images
@@ -195,7 +194,7 @@ def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, 
 
 def test_without_noise_every_kind_gives_its_latents_back(model, monkeypatch):
     monkeypatch.setattr(model, "decode", lambda latents: latents)
-    generator = TensorSynthesizer(model, "paper", steps=5, noise_scale=0.0, guidance_scale=3.0)
+    generator = sampler(model, "paper", steps=5, noise_scale=0.0, guidance_scale=3.0)
     made = generator.synthesize(X, [Request(0), Request(1)]).images
     assert (made - model.encode(X)).abs().max() <= 1e-4
 
@@ -274,7 +273,7 @@ def test_lcm_takes_its_guidance_as_an_input_and_is_not_guided_again(sd_pipeline)
     model = load_model(lcm(copy.deepcopy(sd_pipeline)))
     assert not model.guidable
     assert model.embed(["a cat"])["timestep_cond"].shape == (1, 8)
-    generator = TensorSynthesizer(model, "paper", steps=4, update_rule="symmetric")
+    generator = sampler(model, "paper", steps=4, update_rule="symmetric")
     generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
     assert model.hook.encoder_rows == 3 + 3  # inversion and one row per step
 
@@ -291,7 +290,7 @@ def test_a_vae_that_overflows_in_half_precision_runs_in_float32(tmp_path):
 def test_a_model_with_learned_variance_is_used_without_it():
     pipeline = pixel_pipeline()
     pipeline.unet = tiny_unet(1, out_channels=2)
-    core = TensorSynthesizer(load_model(pipeline), "paper", steps=4, noise_scale=0.0)
+    core = sampler(load_model(pipeline), "paper", steps=4, noise_scale=0.0)
     made = core.synthesize(X[:, :1], [Request(0), Request(1)]).images
     torch.testing.assert_close(made, X[:, :1], atol=1e-3, rtol=0)
 

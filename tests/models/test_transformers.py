@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pipelines import sampler
 
 pytest.importorskip("transformers")
 
@@ -12,7 +13,7 @@ from diffusers import FluxTransformer2DModel, SCMScheduler
 from benchmarks.families import checks, parts, pipelines
 from dreamda_aug import LatentCache, load_model
 from dreamda_aug.errors import ModelError
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.models.transformer import TransformerModel
 
 SIZE = (pipelines.SIDE, pipelines.SIDE)
@@ -83,7 +84,7 @@ def test_a_change_of_a_live_pipeline_is_noticed(tmp_path, change):
         pytest.importorskip("peft")
     pipeline = copy.deepcopy(pipelines.sd3())
     pipeline.text_encoder = copy.deepcopy(pipeline.text_encoder)  # not the second one, too
-    core = TensorSynthesizer(
+    core = sampler(
         load_model(pipeline, image_size=SIZE), "paper", steps=4, noise_scale=0.0,
         guidance_scale=1.0, source_prompt="a cat", cache=LatentCache(tmp_path))
     core.synthesize(X, ASKED)

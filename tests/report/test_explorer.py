@@ -85,10 +85,10 @@ def test_the_best_position_is_the_furthest_that_keeps_the_labels(exploration):
 
 
 def test_the_price_is_said_before_anything_is_made(synthesizer):
-    said, before = [], synthesizer.core.model.hook.encoder_rows
+    said, before = [], synthesizer.model.hook.encoder_rows
     one = dict(strengths=(0.5,), replays=(1.0,), noise_scales=(1.0,))
     run(synthesizer, announce=said.append, **one)
-    rows = synthesizer.core.model.hook.encoder_rows - before
+    rows = synthesizer.model.hook.encoder_rows - before
     assert re.fullmatch(r"1 positions of the sliders, 12 images each: about \d+ U-Net rows, \d+ s",
                         said[0])
     assert 0.5 * rows < int(re.search(r"about (\d+)", said[0])[1]) < 1.5 * rows

@@ -5,12 +5,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from pipelines import pixel_pipeline
+from pipelines import pixel_pipeline, sampler
 
 from benchmarks.common.plain import plain_loop, plain_rows
 from benchmarks.speed.bench import seeds_of
 from dreamda_aug import BottleneckNoise, load_model
-from dreamda_aug.generation.tensors import Request, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request
 from dreamda_aug.models import is_model
 from dreamda_aug.models.unet import PixelModel
 
@@ -19,8 +19,8 @@ from dreamda_aug.models.unet import PixelModel
 def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline):
     model = (load_model(copy.deepcopy(sd_pipeline)) if kind == "text"
                 else PixelModel(pixel_pipeline()))
-    synthesizer = TensorSynthesizer(model, "official", steps=5, noise_scale=1.0,
-                                    perturbation=BottleneckNoise())
+    synthesizer = sampler(model, "official", steps=5, noise_scale=1.0,
+                          perturbation=BottleneckNoise())
     x = torch.rand(2, model.channels, *model.image_size)
     condition = "a cat" if kind == "text" else None
     requests = [Request(i, condition, r) for i in range(2) for r in range(2)]
@@ -29,7 +29,7 @@ def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline
             plain_loop(synthesizer, x[r.image][None], 4 if condition else 2, condition,
                        *seeds_of(synthesizer, x[r.image], r)) for r in requests])
     assert (plain[0] - plain[1]).abs().max() > 1e-2
-    with patch("dreamda_aug.generation.tensors.STORAGE_DTYPE", torch.float32):
+    with patch("dreamda_aug.generation.sampler.STORAGE_DTYPE", torch.float32):
         made = synthesizer.synthesize(x, requests).images
     torch.testing.assert_close(made, plain, atol=5e-4, rtol=0)
 
@@ -42,7 +42,7 @@ def test_plain_rows_run_the_encoder_for_every_decoder_row():
 
     def rows(what):
         before = hook.encoder_rows, hook.decoder_rows
-        TensorSynthesizer(what, "paper", steps=4).synthesize(x, requests)
+        sampler(what, "paper", steps=4).synthesize(x, requests)
         return hook.encoder_rows - before[0], hook.decoder_rows - before[1]
 
     # 3 steps of inversion; then a clean row and a perturbed one for each of two replicas

@@ -39,7 +39,7 @@ def test_validation_looks_at_no_test_digit(folder):
 def test_synthetic_digits_are_made_once(folder, monkeypatch):
     first = RunData(0, folder, False)
     assert first.synthetic.shape == (10 * PER_CLASS * REPLICAS, 1, 8, 8)
-    monkeypatch.setattr(data, "TensorSynthesizer", None)  # would fail if it were called
+    monkeypatch.setattr(data, "Synthesizer", None)  # would fail if it were called
     assert torch.equal(RunData(0, folder, False).synthetic, first.synthetic)
 
 

@@ -1,16 +1,17 @@
 """Tensors in, tensors out: batches, seeds and memory."""
 
 import copy
-import dataclasses
 import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from pipelines import pixel_pipeline
+from pipelines import pixel_pipeline, sampler
 
 from dreamda_aug import PRESETS, LatentCache
 from dreamda_aug.errors import GenerationError
-from dreamda_aug.generation.tensors import Request, Synthesized, TensorSynthesizer
+from dreamda_aug.generation.sampler import Request, Synthesized
 from dreamda_aug.models import load_model
 from dreamda_aug.models.unet import PixelModel
 
@@ -33,17 +34,17 @@ def images(model, count=2):
 
 
 def make(model, preset="paper", **overrides):
-    return TensorSynthesizer(model, preset, **{"steps": STEPS, **overrides})
+    return sampler(model, preset, **{"steps": STEPS, **overrides})
 
 
 @pytest.mark.parametrize("replay", [1.0, 0.9, 0.0])
 def test_a_sample_is_the_same_alone_and_in_any_batch(bundled, replay):
     x = images(bundled, 3)
-    settings = dict(preset="recommended", steps=STEPS, noise_scale=2.0, replay=replay)
+    settings = dict(preset="recommended", strength=0.5, noise_scale=2.0, replay=replay)
     wanted = [Request(i, None, r, epoch=1) for i in range(3) for r in range(2)]
 
     def run(images, requests, **options):
-        return TensorSynthesizer(bundled, **settings, **options).synthesize(images, requests).images
+        return make(bundled, **settings, **options).synthesize(images, requests).images
 
     all_together = run(x, wanted)
     small_batches = run(x, wanted[::-1], batch_size=4)
@@ -88,8 +89,26 @@ def test_memory_that_runs_out_halves_the_batch_and_goes_on(pixel, monkeypatch, c
     generator = make(pixel, batch_size=8, noise_scale=0.0)
     x, wanted = images(pixel, 5), [Request(i) for i in range(5)]
     monkeypatch.setattr(pixel, "predict", limited)
-    torch.testing.assert_close(generator.synthesize(x, wanted).images, x, atol=1e-4, rtol=0)
-    assert generator.batch_size == 2 and "batch_size=2" in caplog.text
+    made = generator.synthesize(x, wanted)
+    torch.testing.assert_close(made.images, x, atol=1e-4, rtol=0)
+    assert made.batch_size == 2 and "batch_size=2" in caplog.text
+
+
+def test_what_the_failed_batch_held_is_free_when_memory_is_cleared(pixel, monkeypatch):
+    held, free_when_cleared, predict = [], [], pixel.predict
+
+    def limited(x_t, t, condition):
+        held.append(weakref.ref(x_t))
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return predict(x_t, t, condition)
+
+    monkeypatch.setattr(pixel, "predict", limited)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache",
+                        lambda: free_when_cleared.append(held[-1]() is None))
+    make(pixel, batch_size=8).synthesize(images(pixel, 4), [Request(i) for i in range(4)])
+    assert free_when_cleared == [True, True]
 
 
 def test_memory_that_is_never_enough_is_an_error(pixel, monkeypatch):
@@ -117,7 +136,7 @@ def test_when_most_images_come_out_broken_it_is_an_error(pixel):
 
 
 def test_when_some_images_come_out_broken_it_warns_once(pixel, monkeypatch):
-    monkeypatch.setattr("dreamda_aug.generation.tensors.guard",
+    monkeypatch.setattr("dreamda_aug.generation.sampler.guard",
                         lambda made, *rest: ["replaced", *[""] * (len(made) - 1)])
     core, x, requests = make(pixel), images(pixel), [Request(0)] * 10
     with pytest.warns(UserWarning, match="1 of 10 images of pixel pipeline came out broken"):
@@ -133,49 +152,41 @@ def test_images_of_another_size_are_refused(pixel):
         make(pixel).synthesize(torch.rand(1, 3, 16, 16), [Request(0)])
 
 
-def test_without_a_calibration_it_warns_and_says_what_it_takes(pixel):
-    with pytest.warns(UserWarning, match=r"not calibrated .* noise_scale=1\.0"):
-        settings = TensorSynthesizer(pixel, "recommended").settings
-    assert settings.noise_scale == 1.0
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs_on_every_kind_of_model(preset, pixel, text):
     for model, condition in ((pixel, None), (text, "a cat")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            generator = TensorSynthesizer(model, preset, steps=4)
+            generator = make(model, preset, steps=4)
         requests = [Request(0, condition), Request(1, condition)]
         made = generator.synthesize(images(model), requests).images
         assert made.shape == images(model).shape and 0 <= made.min() and made.max() <= 1
 
 
-def test_batch_size_must_be_positive(pixel):
-    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
-        TensorSynthesizer(pixel, "paper", batch_size=0)
-
-
 def test_what_was_made_comes_with_what_the_guards_did(pixel):
     made = make(pixel).synthesize(images(pixel), [Request(1), Request(0), Request(1, None, 1)])
-    assert isinstance(made, Synthesized) and made.images is made[0] and made.events is made[1]
-    assert made.images.shape == (3, 1, 16, 16) and made.events == ["", "", ""]
+    assert isinstance(made, Synthesized) and made.images.shape == (3, 1, 16, 16)
+    assert made.events == ["", "", ""] and made.batch_size == 32
     nothing = make(pixel).synthesize(images(pixel), [])
     assert nothing.images.shape == (0, 1, 16, 16) and nothing.events == []
 
 
-def test_with_settings_keeps_backbone_cache_and_seeds(pixel, tmp_path):
-    core = make(pixel, cache=LatentCache(tmp_path), batch_size=3, rng_seed=4)
-    core.static_shapes = True
-    other = core.with_settings(dataclasses.replace(core.settings, noise_scale=2.0))
-    assert (other.model, other.cache) == (core.model, core.cache)
-    assert (other.batch_size, other.rng_seed, other.static_shapes) == (3, 4, True)
-    assert other.settings.noise_scale == 2.0 != core.settings.noise_scale
+def test_threads_that_share_a_model_make_what_each_makes_alone(text):
+    """Their settings differ in what the hook is set to."""
+    samplers = [make(text, noise_scale=scale, update_rule=rule, batch_size=1)
+                for scale, rule in ((1.0, "asymmetric"), (8.0, "symmetric"))]
+    x, requests = images(text, 4), [Request(i, "a cat") for i in range(4)]
+    alone = [each.synthesize(x, requests).images for each in samplers]
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(each.synthesize, x, requests) for each in samplers * 2]
+    for one, other in zip(found, alone * 2, strict=True):
+        assert torch.equal(one.result().images, other)
 
 
 def test_the_compiled_unet_keeps_its_hook_and_compiles_once_per_shape(sd_pipeline):
     def run_text(model, **settings):
         torch.manual_seed(0)
-        core = TensorSynthesizer(model, "paper", steps=4, noise_scale=1.0, **settings)
+        core = make(model, steps=4, **settings)
         requests = [Request(i, "a cat", r) for i in range(3) for r in range(2)]
         return core.synthesize(torch.rand(3, 3, 16, 16), requests).images, core
 
@@ -190,22 +201,17 @@ def test_the_compiled_unet_keeps_its_hook_and_compiles_once_per_shape(sd_pipelin
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
-def test_a_compiled_model_that_mostly_fills_batches_up_says_so_once(pixel):
-    core = make(pixel, batch_size=4)
-    core.static_shapes = True
-    with pytest.warns(UserWarning, match="batch_size=4, but an average call asks") as said:
+def test_static_shapes_pad_batches_and_warn_once_where_that_is_mostly_waste(pixel):
+    core = make(pixel, batch_size=4, static_shapes=True)
+    with pytest.warns(UserWarning, match="batch_size=4, but an average call asks") as caught:
         for epoch in range(20):
             core.synthesize(images(pixel, 1), [Request(0, epoch=epoch)])
-    assert len(said) == 1
-
-
-def test_full_batches_of_a_compiled_model_and_what_is_left_of_them_are_no_waste(pixel):
-    core = make(pixel, batch_size=4)
-    core.static_shapes = True
+    assert len(caught) == 1
+    full = make(pixel, batch_size=4, static_shapes=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for epoch in range(20):
-            core.synthesize(images(pixel, 1), [Request(0, None, r, epoch) for r in range(9)])
+            full.synthesize(images(pixel, 1), [Request(0, None, r, epoch) for r in range(9)])
 
 
 def test_a_training_loops_autocast_does_not_reach_the_model(pixel):

@@ -1,33 +1,31 @@
 """Inversion and generation of tensors in batches: the one place that runs the reverse loop."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from dreamda_aug.arguments import whole
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache
-from dreamda_aug.generation.dials import resolve_calibrated
-from dreamda_aug.generation.guards import broken, guard
+from dreamda_aug.generation.guards import Watch, broken, guard
 from dreamda_aug.generation.recording import (
     inversion_keys,
     record_trajectories,
     source_condition,
 )
 from dreamda_aug.generation.sampling import sample
-from dreamda_aug.generation.watch import Watch
 from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
-from dreamda_aug.method.settings import Settings, resolve_settings
-from dreamda_aug.models import Condition, DiffusionModel, as_model
+from dreamda_aug.method.settings import ResolvedSettings
+from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models.hook import BottleneckHook
 from dreamda_aug.progress import bar
 
 logger = logging.getLogger(__name__)
@@ -36,6 +34,13 @@ logger = logging.getLogger(__name__)
 STORAGE_DTYPE = torch.float16
 
 _T = TypeVar("_T")
+
+_locks: WeakKeyDictionary[BottleneckHook, threading.RLock] = WeakKeyDictionary()
+
+
+def in_turn(model: DiffusionModel) -> threading.RLock:
+    """The lock that a thread holds while it uses a model, whose hook has the state of each call."""
+    return _locks.setdefault(model.hook, threading.RLock())
 
 
 @dataclass(frozen=True)
@@ -56,91 +61,54 @@ class Request:
 
 
 class Synthesized(NamedTuple):
-    """What `TensorSynthesizer.synthesize` made.
+    """What `Sampler.synthesize` made.
 
     Attributes:
         images: (B, C, H, W), float32 in [0, 1], on the model's device.
         events: what the guards did, one string per image: ``""``, ``"retried"``, ``"replaced"``
             or ``"unsafe"``; see `guard`.
+        batch_size: the size of batches; smaller than asked for where memory ran out. The last bits
+            of an image depend on the shape of its batch.
     """
 
     images: Tensor
     events: list[str]
+    batch_size: int
 
 
-def pad(values: Sequence[_T], count: int) -> list[_T]:
-    """The values, and the last one repeated, ``count`` in all."""
-    return [*values, *[values[-1]] * (count - len(values))]
+@dataclass(eq=False)
+class Sampler:
+    """The part of `Synthesizer` below images and labels: tensors of the model's size and channels.
 
-
-class TensorSynthesizer:
-    """The part of `Synthesizer` that works on tensors of the model's size and channels.
-
-    Args:
-        model: a model, or what `ModelSpec` takes as its source.
-        preset: a preset's name or `Settings`.
-        cache: where inversions are kept; None: nowhere.
-        batch_size: synthetic images per U-Net call; halved by itself when memory runs out.
-        rng_seed: another one gives other images throughout.
-        compile: run the U-Net through ``torch.compile``, with these options if it is a dict;
-            batches are then padded to ``batch_size`` and the first step is not shared between
-            replicas, so that shapes never change.
-        overrides: single settings that differ from the preset, such as ``noise_scale=2.0``.
+    `Synthesizer.sampler` makes one, and ``dataclasses.replace`` makes another one on the same
+    model. Threads may share samplers and models: each batch waits for its turn.
 
     Attributes:
+        model: the diffusion model.
+        settings: how images are inverted and generated.
+        cache: where inversions are kept, or None for nowhere.
+        batch_size: synthetic images per U-Net call; halved when memory runs out.
+        rng_seed: another one gives other images throughout.
+        static_shapes: pad batches to ``batch_size`` and share no first step between replicas, so
+            that shapes never change, as compiled models want it.
         inversions: how many inversions were computed so far; cached ones do not count.
         watch: counts images and what the guards did.
-
-    Raises:
-        ValueError: an argument breaks its rule.
-        ModelError: the model cannot be loaded.
     """
 
-    def __init__(
-        self,
-        model: Any = "bundled",
-        preset: Settings | str = "recommended",
-        *,
-        cache: LatentCache | None = None,
-        batch_size: int = 32,
-        rng_seed: int = 0,
-        compile: bool | dict[str, Any] = False,
-        **overrides: Any,
-    ):
-        batch_size = whole("batch_size", batch_size, 1)
-        self.model = as_model(model)
-        self.requested_settings = resolve_settings(preset, **overrides)
-        self.cache = cache
-        self.batch_size = batch_size
-        self.rng_seed = rng_seed
-        self.static_shapes = bool(compile)
-        if self.static_shapes:
-            self.model = self.model.compiled(
-                **(compile if isinstance(compile, dict) else {}))
-        self.inversions = 0
-        self.watch = Watch()
-
-    @cached_property
-    def settings(self) -> Settings:
-        """The settings with numbers for what was calibrated."""
-        return resolve_calibrated(self.requested_settings, self.model, self.cache)
+    model: DiffusionModel
+    settings: ResolvedSettings
+    cache: LatentCache | None
+    batch_size: int
+    rng_seed: int
+    static_shapes: bool
+    inversions: int = field(default=0, init=False)
+    watch: Watch = field(default_factory=Watch, init=False)
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The steps of a run, as the model's scheduler has them now."""
         s = self.settings
-        assert s.strength is not None
         return self.model.schedule(s.steps, s.strength, s.timestep_spacing)
-
-    def with_settings(
-        self, settings: Settings, model: DiffusionModel | None = None
-    ) -> "TensorSynthesizer":
-        """Another one on the same cache, and on the same model where no other is given."""
-        other = TensorSynthesizer(self.model if model is None else model, settings,
-                                  cache=self.cache, batch_size=self.batch_size,
-                                  rng_seed=self.rng_seed)
-        other.static_shapes = self.static_shapes
-        return other
 
     def synthesize(
         self, images: Tensor, requests: Sequence[Request], digests: Sequence[str] | None = None
@@ -153,7 +121,7 @@ class TensorSynthesizer:
         Args:
             images: seed images, (B, C, H, W) in [0, 1], of the model's size and channels.
             requests: what to make, any mix of images, conditions and replicas.
-            digests: one digest per seed image; None: that of the pixels given here.
+            digests: one digest per seed image, or None to take that of the pixels given here.
 
         Returns:
             One synthetic image for each request, and what the guards did to it.
@@ -165,57 +133,49 @@ class TensorSynthesizer:
         """
         self._check_images(images)
         if self.static_shapes:
-            self.watch.filled_up(len(requests), self.batch_size)
+            self.watch.padded(len(requests), self.batch_size)
         digests = digests or [image_digest(image) for image in images]
-
         found: dict[tuple[int, int, Condition], Trajectory] = {}
 
-        def make(batch: slice) -> Synthesized:
+        def make(batch: slice) -> tuple[Tensor, list[str]]:
             nonlocal found
             part = requests[batch]
             # the condition belongs to it: without a null class, an inversion depends on the class
             sources = [(r.image, r.replica % self.settings.paths,
                         source_condition(self.model, self.settings, r.condition)) for r in part]
-            condition_of = {source: r.condition
-                            for source, r in zip(sources, part, strict=True)}
-            # replicas of an image may go on in the next batch: keep what this one uses, no more
-            found = {source: found[source] for source in condition_of if source in found}
-            new = [source for source in condition_of if source not in found]
-            inverted = self._invert(
-                images[[i for i, _, _ in new]], [digests[i] for i, _, _ in new],
-                [path for _, path, _ in new], [condition_of[source] for source in new],
-            )
+            # replicas of an image may continue in the next batch: keep what this one uses, no more
+            found = {source: found[source] for source in sources if source in found}
+            new = [source for source in dict.fromkeys(sources) if source not in found]
+            inverted = self._invert(images[[i for i, _, _ in new]], [digests[i] for i, _, _ in new],
+                                    [path for _, path, _ in new], [each for _, _, each in new])
             found.update(zip(new, inverted, strict=True))
             seeds = [derive_seed(self.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
                      for r in part]
-            trajectories, conditions = [found[s] for s in sources], [r.condition for r in part]
 
             def make_rows(rows: Sequence[int]) -> Tensor:
-                return self._generate([trajectories[i] for i in rows],
-                                      [conditions[i] for i in rows], [seeds[i] for i in rows])
+                return self._generate([found[sources[i]] for i in rows],
+                                      [part[i].condition for i in rows], [seeds[i] for i in rows])
 
             made = make_rows(range(len(part)))
             acts = guard(made, images[[r.image for r in part]], self.model, make_rows)
             self.watch.made_images(acts, self.model.name)
-            return Synthesized(made, acts)
+            return made, acts
 
         batches = self._in_batches(make, len(requests))
-        return Synthesized(self._stack([batch.images for batch in batches]),
-                           [act for batch in batches for act in batch.events])
+        return Synthesized(self._stack([made for made, _ in batches]),
+                           [act for _, acts in batches for act in acts], self.batch_size)
 
     def invert(
         self,
         images: Tensor,
         digests: Sequence[str] | None = None,
-        paths: Sequence[int] | None = None,
         conditions: Sequence[Condition] | None = None,
     ) -> list[Trajectory]:
         """Invert images, or read their inversions from the cache.
 
         Args:
             images: (B, C, H, W) in [0, 1], of the model's size and channels.
-            digests: one per image; None: that of the pixels given here.
-            paths: which of the image's source paths, one number per image; None: path 0.
+            digests: one per image, or None to take that of the pixels given here.
             conditions: only for class-conditional models without a null class, which cannot
                 invert without the label.
 
@@ -224,12 +184,12 @@ class TensorSynthesizer:
         """
         self._check_images(images)
         digests = digests or [image_digest(image) for image in images]
-        paths = paths or [0] * len(images)
-        conditions = conditions or [None] * len(images)
+        sources = [source_condition(self.model, self.settings, each)
+                   for each in conditions or [None] * len(images)]
         with bar("inverting", len(images), "images") as shown:
             def invert(batch: slice) -> list[Trajectory]:
-                found = self._invert(
-                    images[batch], digests[batch], paths[batch], conditions[batch])
+                part = digests[batch]
+                found = self._invert(images[batch], part, [0] * len(part), sources[batch])
                 shown.update(len(found))
                 return found
 
@@ -241,15 +201,13 @@ class TensorSynthesizer:
         trajectories: Sequence[Trajectory],
         conditions: Sequence[Condition] | None = None,
         sample_seeds: Sequence[int] | None = None,
-        noise_scales: Sequence[float] | None = None,
     ) -> Tensor:
         """Generate one image per trajectory; repeat a trajectory for several replicas of it.
 
         Args:
             trajectories: what `invert` returned.
-            conditions: prompt, class index or None for each; None: unconditional.
-            sample_seeds: one per sample, >= 0; None: 0, 1, 2, ...
-            noise_scales: one per sample, instead of the settings' noise scale.
+            conditions: prompt, class index or None for each, or None for no conditions.
+            sample_seeds: one per sample, >= 0, or None for 0, 1, 2, ...
 
         Returns:
             Images (B, C, H, W), float32 in [0, 1], on the model's device.
@@ -260,9 +218,7 @@ class TensorSynthesizer:
         conditions = conditions or [None] * len(trajectories)
         seeds = sample_seeds or list(range(len(trajectories)))
         made = self._stack(self._in_batches(lambda batch: self._generate(
-            trajectories[batch], conditions[batch], seeds[batch],
-            None if noise_scales is None else noise_scales[batch],
-        ), len(trajectories)))
+            trajectories[batch], conditions[batch], seeds[batch]), len(trajectories)))
         if count := int(broken(made).sum()):
             raise GenerationError(
                 f"{self.model.name} gave NaN or infinite pixels in {count} of {len(made)} "
@@ -270,12 +226,10 @@ class TensorSynthesizer:
             )
         return made
 
-    @torch.no_grad()
     def _invert(
         self, images: Tensor, digests: Sequence[str], paths: Sequence[int],
-        conditions: Sequence[Condition],
+        sources: Sequence[Condition],
     ) -> list[Trajectory]:
-        sources = [source_condition(self.model, self.settings, each) for each in conditions]
         found: list[Trajectory | None] = [None] * len(digests)
         keys: list[str] = []
         if self.cache is not None and digests:
@@ -288,12 +242,11 @@ class TensorSynthesizer:
         size = max(1, self.batch_size // 8) if self.static_shapes else max(1, len(missing))
         for start in range(0, len(missing), size):
             part = missing[start : start + size]
-            rows = pad(part, size) if self.static_shapes else part
+            rows = _pad(part, size) if self.static_shapes else part
             seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
-            with self._own_precision():
-                made = record_trajectories(
-                    self.model, self.settings, self.schedule, images[rows],
-                    [sources[i] for i in rows], seeds, STORAGE_DTYPE)
+            made = record_trajectories(
+                self.model, self.settings, self.schedule, images[rows],
+                [sources[i] for i in rows], seeds, STORAGE_DTYPE)
             for i, trajectory in zip(part, made):  # not strict: without the padding
                 found[i] = trajectory
                 if self.cache is not None:
@@ -301,26 +254,18 @@ class TensorSynthesizer:
         self.inversions += len(missing)
         return [trajectory for trajectory in found if trajectory is not None]
 
-    @torch.no_grad()
     def _generate(
         self, trajectories: Sequence[Trajectory], conditions: Sequence[Condition],
-        seeds: Sequence[int], noise_scales: Sequence[float] | None = None,
+        seeds: Sequence[int],
     ) -> Tensor:
         count = len(seeds)
-        assert self.settings.noise_scale is not None
-        scales = [self.settings.noise_scale] * count if noise_scales is None else noise_scales
         if self.static_shapes:
-            trajectories, conditions = (pad(trajectories, self.batch_size),
-                                        pad(conditions, self.batch_size))
-            seeds, scales = pad(seeds, self.batch_size), pad(scales, self.batch_size)
-        with self._own_precision():
-            latents = sample(self.model, self.settings, self.schedule, trajectories, conditions,
-                             seeds, scales, share_first_step=not self.static_shapes)
-            return self.model.decode(latents[:count])
-
-    def _own_precision(self) -> AbstractContextManager[Any]:
-        """Within it, a training loop's autocast does not reach the diffusion model."""
-        return torch.autocast(self.model.device.type, enabled=False)
+            trajectories, conditions, seeds = (
+                _pad(trajectories, self.batch_size), _pad(conditions, self.batch_size),
+                _pad(seeds, self.batch_size))
+        latents = sample(self.model, self.settings, self.schedule, trajectories, conditions, seeds,
+                         share_first_step=not self.static_shapes)
+        return self.model.decode(latents[:count])
 
     def _check_images(self, images: Tensor) -> None:
         expected = (self.model.channels, *self.model.image_size)
@@ -341,15 +286,25 @@ class TensorSynthesizer:
         while start < count:
             stop = min(start + self.batch_size, count)
             try:
-                results.append(function(slice(start, stop)))
+                # a training loop's autocast does not reach the diffusion model
+                with (in_turn(self.model), torch.no_grad(),
+                      torch.autocast(self.model.device.type, enabled=False)):
+                    results.append(function(slice(start, stop)))
+                start = stop
+                continue
             except torch.OutOfMemoryError as error:
                 if self.batch_size == 1:
                     raise GenerationError(
                         "memory ran out at batch_size 1; use a smaller image_size or dtype."
                     ) from error
-                self.batch_size //= 2
-                logger.warning("out of memory: going on with batch_size=%d", self.batch_size)
+            # out of the except block: until then the error's traceback holds the batch's tensors
+            self.batch_size //= 2
+            logger.warning("out of memory: continuing with batch_size=%d", self.batch_size)
+            if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-                continue
-            start = stop
         return results
+
+
+def _pad(values: Sequence[_T], count: int) -> list[_T]:
+    """The values, and the last one repeated, ``count`` in all."""
+    return [*values, *[values[-1]] * (count - len(values))]
