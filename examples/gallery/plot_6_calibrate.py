@@ -45,7 +45,7 @@ found = calibrate(
     min_agreement=0.9,
     replays=(0.9, 0.4),
     noise_scales=(0.0, 1.0, 4.0),
-    replicas=2,
+    expansion_ratio=2,
 )
 print(found.summary())
 
