@@ -19,6 +19,7 @@ from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages
+from dreamda_aug.machine_paths import path_name
 from dreamda_aug.models import Condition
 from dreamda_aug.report.rendering import content_hash, packaged_text, render_html
 from dreamda_aug.report.thumbnails import make_thumbnail
@@ -132,7 +133,8 @@ def explore(
         replays: likewise, in [0, 1].
         noise_scales: likewise, >= 0.
         title: the page's.
-        command: the command that the page's line begins with.
+        command: the command that the page's line begins with; the page shows the last part of
+            absolute paths in it and in ``arguments``.
         arguments: what `Synthesizer` is given beside the dials in the page's Python line.
         announce: called with the price, in words, before anything is made.
 
@@ -168,6 +170,10 @@ def explore(
                  f"{rows:,} U-Net rows, {rows * measurement.seconds_per_row():.0f} s")
     found = []
     shown = min(shown, count)
+    # the page may be passed on: of paths of this machine it has the last part
+    command = [path_name(word) for word in command]
+    arguments = {name: path_name(value) if isinstance(value, str) else value
+                 for name, value in (arguments or {}).items()}
     with bars.bar("exploring", rows, "rows") as bar:
         for dials in choices:
             point, made = measurement.look(dials.of(settings))
@@ -177,7 +183,7 @@ def explore(
             values = {"strength": dials.strength, "replay": dials.replay,
                       "noise_scale": dials.noise_scale}
             found.append(Choice(point, pictures, _shell_line(command, values),
-                                _python_line(arguments or {}, values)))
+                                _python_line(arguments, values)))
     seeds = [Seed(_data(sample.images[i]), name_of(label_of[i])) for i in range(shown)]
     return Exploration(title, seeds, found, judge.name if judge else "", count, replicas,
                        settings.steps, requested.steps)

@@ -230,7 +230,8 @@ def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, cap
     assert main(arguments) == 0
     assert f"wrote {tmp_path / 'page.html'}" in capsys.readouterr().out
     text = (tmp_path / "page.html").read_text()
-    assert f"--out train_synthetic --model {tmp_path / 'model'} --set strength=0.5" in text
+    assert "dreamda expand train --out train_synthetic --model model --set strength=0.5" in text
+    assert "Synthesizer(model=&#39;model&#39;, " in text and str(tmp_path) not in text
     assert ">cat<" in text and "take 10" in text
     assert main([*arguments, "--strengths", "2"]) == 2
     assert "strength must lie in" in capsys.readouterr().err
