@@ -3,12 +3,17 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
+import torch
+
+from dreamda_aug.arguments import checked
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import StoredImages
-from dreamda_aug.expansion.manifest import MANIFEST, read_manifest, read_skipped
+from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine, read_manifest, read_skipped
 from dreamda_aug.expansion.metadata import (
     PATHS,
     UNKNOWN,
@@ -18,14 +23,20 @@ from dreamda_aug.expansion.metadata import (
 )
 from dreamda_aug.expansion.stats import Stats, read_stats
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
+from dreamda_aug.inputs.pixels import UNREADABLE
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
-from dreamda_aug.machine_paths import without_paths
-from dreamda_aug.report.figures import Histogram, histogram
-from dreamda_aug.report.orderings import Worst, measured, scores_of
-from dreamda_aug.report.overview import Overview, class_table, figures, near_copy_threshold
-from dreamda_aug.report.page import Page, render
-from dreamda_aug.report.selection import Selection
-from dreamda_aug.report.sheets import PictureMaker
+from dreamda_aug.machine_paths import relative_name, without_paths
+from dreamda_aug.report.figures import histogram, scatter
+from dreamda_aug.report.overview import MAX_REPLICAS, Overview, choose_families, scores_of
+from dreamda_aug.report.rendering import render_page
+from dreamda_aug.report.thumbnails import (
+    FEATURE_SIDE,
+    Thumbnail,
+    make_thumbnail,
+    pair_distances,
+    side_for,
+    tile_side,
+)
 
 METRICS = "metrics.json"
 _MEANINGS = {
@@ -33,25 +44,46 @@ _MEANINGS = {
     "label": "Probability of the seed image's class, by the given classifier",
     "copy": "Distance to the nearest other training image (1: as real neighbours)",
 }
+_NAMES = {"label": "label confidence", "copy": "copy score"}
 
 
+class Picture(NamedTuple):
+    """An image on the page: a data URI (empty if it is not at hand), its caption, its flags, and
+    its scores by name.
+    """
+
+    data: str
+    caption: str
+    flags: tuple[str, ...] = ()
+    scores: Mapping[str, float] = {}
+
+    @property
+    def text(self) -> str:
+        """Caption and flags, as the text alternative."""
+        return self.caption + "".join(f"; flag: {flag}" for flag in self.flags)
+
+
+class Group(NamedTuple):
+    """A seed image, or None if seed images are not shown, and replicas of it."""
+
+    seed: Picture | None
+    replicas: list[Picture]
+
+
+@checked
 def write_report(
-    root: str | Path,
-    out: str | Path | None = None,
-    *,
-    source: str | Path | SeedImages | None = None,
-    metrics: bool = False,
+    root: str | Path, out: str | Path | None = None, *, source: Any = None, metrics: bool = False,
 ) -> Path:
     """Write the report of a finished dataset.
 
     The page holds everything that it shows, at most 2,000 synthetic images of 256 pixels; it asks
-    nothing of a network and names no path of this machine.
+    nothing of a network and has no path of this machine.
 
     Args:
         root: the dataset's folder.
-        out: the page; None: ``report.html`` in the folder.
-        source: the seed images, where they have moved; None: where the record says. Without them
-            the page shows the synthetic images alone, and says so.
+        out: the page, or None for ``report.html`` in the folder.
+        source: the seed images, as `expand` takes them, or None for where the record has them.
+            Without them the page has the synthetic images alone, with a warning.
         metrics: compute `compare_folders` first and keep it in ``metrics.json``; for class folders.
 
     Returns:
@@ -64,105 +96,161 @@ def write_report(
     """
     root = Path(root)
     out = root / "report.html" if out is None else local_path(out, "out", WRITE_HERE)
-    facts = read_metadata(root)
-    stats = read_stats(root)
-    if stats.made == 0 and stats.left_out < facts["samples"]:
-        raise ExpansionError(
-            f"{root / MANIFEST}: expected the lines of {facts['samples']} images, found none."
-        )
-    seed_images, notes = _open_seed_images(root, facts, source)
+    metadata, stats = read_metadata(root), read_stats(root)
+    if stats.made == 0 and stats.left_out < metadata["samples"]:
+        raise ExpansionError(f"{root / MANIFEST}: expected the lines of {metadata['samples']} "
+                             "images, found none.")
+    seed_images, notes = _open_seed_images(root, metadata, source)
     if metrics:
-        _compute_metrics(root, facts, seed_images)
-    known = [*_paths_of(root, facts), str(root), str(root.resolve())]
-    page = _page(root, facts, stats, seed_images, notes, known)
-    write_atomically(out, render(page).encode())
+        _compute_metrics(root, metadata, seed_images)
+    page = report_page(root, metadata, stats, seed_images, notes)
+    write_atomically(out, render_page("report.html.jinja", "report.js", "report.css",
+                                      **page).encode())
     return out
 
 
-def _page(
-    root: Path, facts: Mapping[str, Any], stats: Stats, seed_images: SeedImages | None,
-    notes: list[str], known: list[str],
-) -> Page:
-    overview = Overview(near_copy_threshold(facts))
-    sizes = {name: stats.images[name] for name in facts["source"]["classes"]} | stats.images
-    selection, worst = Selection(sizes), Worst()
-    for line in read_manifest(root):
-        scores = scores_of(line)
-        overview.add(line, scores)
-        selection.add(line)
-        worst.add(line, scores)
+def report_page(
+    root: Path, metadata: Mapping[str, Any], stats: Stats, seed_images: SeedImages | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Everything that the page shows, as its template takes it."""
+    known = [str(root), str(root.resolve()), *_paths_of(root, metadata)]
+
+    def public(value: object) -> str:
+        return without_paths(str(value), known)
+
+    overview, classes = Overview(metadata), metadata["source"]["classes"]
+    sizes = {name: stats.images[name] for name in classes} | stats.images
+    families = choose_families(overview.watch(read_manifest(root)), sizes)
     for entry in read_skipped(root):
-        overview.add_skipped(entry.skipped)
-    families = selection.families()
-    orderings = measured(overview.values)
-    worst_lines = [(ordering, worst.lines(ordering)) for ordering in orderings]
-    shown = [line for of_class in families.values() for family in of_class
-             for line in family.lines]
-    files = [line.file for line in shown]
-    files += [line.file for _, lines in worst_lines for line in lines]
-    maker = PictureMaker(StoredImages(root, files), seed_images, len(shown))
-    sheets = maker.sheets(families, stats.images)
-    warnings = [without_paths(str(note), known)
-                for note in (*facts["source"].get("problems", ()),
-                             *stats.warnings(facts["source"]["classes"]), *notes)]
-    columns, classes = class_table(facts, stats, overview)
-    return Page(
-        title=f"Synthetic images: {root.resolve().name}",
-        total=stats.made,
-        figures=figures(facts, stats, overview, maker.diversity, len(warnings)),
-        warnings=warnings,
-        worst=[(ordering, maker.pairs(lines)) for ordering, lines in worst_lines if lines],
-        sheets=sheets,
-        histograms=_histograms(overview),
-        scatter=maker.scatter(),
-        columns=columns,
-        classes=classes,
-        metrics=[(name, without_paths(value, known)) for name, value in _read_metrics(root)],
-        settings=[(name, without_paths(value, known)) for name, value in _settings(facts)],
-    )
+        overview.skip(entry.skipped)
+    worst = overview.worst()
+    shown = [line for of_class in families.values() for line in chain.from_iterable(of_class)]
+    maker = _PictureMaker(StoredImages(root, [
+        line.file for line in (*shown, *chain.from_iterable(worst.values()))]),
+        seed_images, side_for(len(shown)))
+    sheets = [{"name": name, "anchor": f"class-{number}", "total": stats.images[name],
+               "groups": [maker.group(family) for family in of_class]}
+              for number, (name, of_class) in enumerate(families.items())]
+    warnings = [public(note) for note in (
+        *metadata["source"].get("problems", ()), *stats.warnings(classes), *notes)]
+    distances = overview.values.get("distance", [])
+    return {
+        "title": f"Synthetic images: {root.resolve().name}",
+        "stats": stats, "overview": overview, "seed_images": metadata["source"]["images"],
+        "distance": distances and (fmean(distances), median(distances), max(distances)),
+        "confidence": fmean(overview.values["label"]) if overview.values.get("label") else None,
+        "diversity": maker.diversity, "warnings": warnings, "shown": len(shown),
+        "worst": [(ordering, [maker.pair(line) for line in lines])
+                  for ordering, lines in worst.items()],
+        "sheets": sheets, "flags": sorted({flag for sheet in sheets for group in sheet["groups"]
+                                           for each in group.replicas for flag in each.flags}),
+        # the score of seed-copy is the distance once more
+        "histograms": [histogram(_MEANINGS.get(name, name), values,
+                                 overview.near_copy if name == "distance" else None)
+                       for name, values in overview.values.items() if name != "seed-copy"],
+        "scatter": scatter(*(torch.stack(each) if each else torch.zeros(0, FEATURE_SIDE**2)
+                             for each in (maker.seed_features, maker.features))),
+        "classes": overview.class_table(classes, stats), "tile": tile_side(maker.largest),
+        "metrics": [(name, public(value)) for name, value in _read_metrics(root)],
+        "settings": [(name, public(value)) for name, value in _flat(
+            {name: value for name, value in metadata.items()
+             if name not in ("conditions", "source")})],
+    }
 
 
-def _paths_of(root: Path, facts: Mapping[str, Any]) -> list[str]:
-    """The paths of this machine that a dataset's metadata name."""
-    source = facts[PATHS]["source"] or {}
-    named = (facts[PATHS]["model"], facts[PATHS].get("lora"), *source.values())
+class _PictureMaker:
+    """Makes the pictures of a page, and measures what is only in their pixels.
+
+    ``diversity`` is the sum of the distances between replicas of one seed image on the sheets, of
+    the first eight of each, and how many pairs these are.
+    """
+
+    def __init__(self, images: StoredImages, source: SeedImages | None, side: int):
+        self._images, self._source, self._side = images, source, side
+        self._folder = None if source is None or source.root is None else str(source.root)
+        self._seeds: dict[int, Thumbnail | None] = {}
+        self.features: list[torch.Tensor] = []
+        self.seed_features: list[torch.Tensor] = []
+        self.diversity, self.largest = (0.0, 0), 0
+
+    def group(self, family: list[ManifestLine]) -> Group:
+        """The images of one seed image; they count for diversity and features."""
+        images = [self._images.open(line.file) for line in family]
+        total, count = pair_distances(images[:MAX_REPLICAS])
+        self.diversity = self.diversity[0] + total, self.diversity[1] + count
+        thumbnails = [make_thumbnail(image, self._side) for image in images]
+        self.features += [each.features for each in thumbnails]
+        self.largest = max(self.largest, *(each.side for each in thumbnails))
+        seed = self._seed(family[0])
+        if thumbnail := self._seeds.get(family[0].seed_index):
+            self.seed_features.append(thumbnail.features)
+        return Group(seed, list(map(self._replica, family, thumbnails)))
+
+    def pair(self, line: ManifestLine) -> Group:
+        """An image behind its seed image."""
+        thumbnail = make_thumbnail(self._images.open(line.file), self._side)
+        return Group(self._seed(line), [self._replica(line, thumbnail)])
+
+    def _replica(self, line: ManifestLine, thumbnail: Thumbnail) -> Picture:
+        scores = scores_of(line)
+        notes = [f"replica {line.replica} of {relative_name(line.seed_path, self._folder)}",
+                 line.class_name, *(f"{_NAMES.get(name, name)} {value:.3g}"
+                                    for name, value in scores.items() if name != "seed-copy")]
+        if isinstance(line.condition, str):
+            notes.append(f"prompt “{line.condition}”")
+        flags = (*line.flags, *(f"guard: {event}" for event in line.events))
+        return Picture(thumbnail.data, ", ".join(notes), flags, scores)
+
+    def _seed(self, line: ManifestLine) -> Picture | None:
+        if self._source is None:
+            return None
+        index = line.seed_index
+        if index not in self._seeds:
+            self._seeds[index] = self._seed_thumbnail(self._source, index, line.seed_path)
+        found = self._seeds[index]
+        name = relative_name(line.seed_path, self._folder)
+        return Picture(found.data if found else "", f"seed image {name}, {line.class_name}")
+
+    def _seed_thumbnail(self, source: SeedImages, index: int, path: str) -> Thumbnail | None:
+        if index >= len(source) or not source.lies_at(index, path):
+            return None
+        try:
+            pixels = source.open(index).pixels
+            return make_thumbnail(pixels.store(pixels.values), self._side)
+        except UNREADABLE:
+            return None  # the page has a mark in its place
+
+
+def _paths_of(root: Path, metadata: Mapping[str, Any]) -> list[str]:
+    """The paths of this machine in a dataset's metadata."""
+    source = metadata[PATHS]["source"] or {}
+    named = (metadata[PATHS]["model"], metadata[PATHS].get("lora"), *source.values())
     return [str(find_path(root, path, "source")) for path in named
             if isinstance(path, str) and not path.startswith(UNKNOWN)]
 
 
 def _open_seed_images(
-    root: Path, facts: Mapping[str, Any], source: str | Path | SeedImages | None
+    root: Path, metadata: Mapping[str, Any], source: Any
 ) -> tuple[SeedImages | None, list[str]]:
     if source is not None:
         return open_seed_images(source), []
     try:
-        found = recorded_images(root, facts)
-        if found is None:
-            return None, ["The dataset was made from a dataset object: seed images are not shown."]
-        return found, []
+        found = recorded_images(root, metadata)
     except (OSError, ValueError, ImportError, ExpansionError) as error:
         return None, [f"The seed images could not be opened, and are not shown: {error}"]
+    return found, ["The dataset was made from a dataset object: seed images are not shown."] * (
+        found is None)
 
 
-def _histograms(overview: Overview) -> list[Histogram]:
-    # the score of seed-copy is the distance once more
-    return [
-        histogram(_MEANINGS.get(name, name), values,
-                  overview.near_copy if name == "distance" else None)
-        for name, values in overview.values.items() if values and name != "seed-copy"
-    ]
-
-
-def _compute_metrics(root: Path, facts: Mapping[str, Any], source: SeedImages | None) -> None:
+def _compute_metrics(root: Path, metadata: Mapping[str, Any], source: SeedImages | None) -> None:
     from dreamda_aug.metrics import compare_folders
 
-    if facts.get("image_format") != "folder":
+    if metadata.get("image_format") != "folder":
         raise ValueError("metrics need synthetic images in class folders, not in shards.")
     if source is None or source.root is None:
-        raise ValueError(
-            "metrics need the seed images in class folders, and they were not found where the "
-            "record says; give source, the folder where they are."
-        )
+        raise ValueError("metrics need the seed images in class folders, and they were not found "
+                         "where the record says; give source, the folder where they are.")
     found = asdict(compare_folders(source.root, root))
     write_atomically(root / METRICS, (json.dumps(found, indent=2) + "\n").encode())
 
@@ -171,20 +259,15 @@ def _read_metrics(root: Path) -> Iterator[tuple[str, str]]:
     path = root / METRICS
     if path.is_file():
         for name, value in parse_json(path.read_bytes(), str(path)).items():
-            if isinstance(value, list):
-                value = " ".join(map(str, value))
-            if value not in (None, ""):
-                yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
+            text = " ".join(map(str, value)) if isinstance(value, list) else value
+            if text not in (None, ""):
+                yield name, f"{text:.4g}" if isinstance(text, float) else str(text)
 
 
-def _settings(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Everything that the dataset was begun with, flat."""
-    def flat(value: object, name: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield from flat(item, f"{name}.{key}" if name else key)
-        else:
-            yield name, str(value)
-
-    shown = {name: value for name, value in facts.items() if name not in ("conditions", "source")}
-    return flat(shown, "")
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Everything in a nested dict, by the names of its keys, joined by dots."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value

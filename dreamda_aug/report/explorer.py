@@ -1,213 +1,32 @@
 """What the dials do to a handful of the user's images, on one page with sliders."""
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug import progress as bars
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.samples import draw_sample
+from dreamda_aug.calibration.samples import Sample, draw_sample
 from dreamda_aug.calibration.search import Grid, Measurement, Target
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
-from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.seed_images import SeedImages
+from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
+from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import path_name
 from dreamda_aug.models import Condition
-from dreamda_aug.report.rendering import content_hash, packaged_text, render_html
+from dreamda_aug.progress import bar
+from dreamda_aug.report.preview import conditions_of
+from dreamda_aug.report.rendering import render_page
 from dreamda_aug.report.thumbnails import make_thumbnail
 
-STRENGTHS = (0.3, 0.5, 0.7, 0.9)
-REPLAYS = (1.0, 0.9, 0.6, 0.0)
-NOISE_SCALES = (0.0, 1.0, 3.0)
 # Images are measured on more of them than are shown.
 _MEASURED_PER_SHOWN = 2
 _MAX_SIDE = 160
-
-
-@dataclass(frozen=True)
-class Seed:
-    """A real image of the page.
-
-    Attributes:
-        data: a data URI.
-        name: its class's.
-    """
-
-    data: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One position of the sliders.
-
-    Attributes:
-        point: what was measured there.
-        pictures: data URIs; for each shown seed image its replicas.
-        command: the shell's line that uses it.
-        python: Python's line.
-    """
-
-    point: CalibrationPoint
-    pictures: Sequence[Sequence[str]]
-    command: str
-    python: str
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """Everything that the page shows.
-
-    Attributes:
-        title: the page's.
-        seeds: the real images.
-        choices: every position of the sliders.
-        judge: what said which images keep their label; "": labels were not judged.
-        images: how many images were measured on.
-        replicas: of each.
-        steps: reverse steps from pure noise that the pictures were made with.
-        usual_steps: those of the settings, which the lines to copy use.
-    """
-
-    title: str
-    seeds: Sequence[Seed]
-    choices: Sequence[Choice]
-    judge: str
-    images: int
-    replicas: int
-    steps: int
-    usual_steps: int
-
-    def values(self, dial: str) -> list[float]:
-        """Where a slider may stand; milder first."""
-        found = {float(getattr(choice.point, dial)) for choice in self.choices}
-        return sorted(found, reverse=dial == "replay")
-
-    @property
-    def best(self) -> int:
-        """Number of the choice that moves images furthest and keeps their labels.
-
-        Among the noise scales that are tried unasked, if there are any: more noise breaks images
-        before they lose their class. The closest miss where none keeps the labels; the mildest,
-        where nothing was judged.
-        """
-        if not self.judge:
-            return 0
-        points, target = [choice.point for choice in self.choices], Target(MIN_AGREEMENT)
-        tried = [point for point in points if point.noise_scale <= max(GRID.noise_scales)]
-        tried = tried or points
-        keeping = [point for point in tried if target.kept(point)]
-        return points.index(max(keeping, key=lambda point: point.distance) if keeping
-                            else target.furthest(tried))
-
-
-def explore(
-    images: SeedImages, indices: Iterable[int], synthesizer: Synthesizer,
-    condition_of: Callable[[int], Condition], name_of: Callable[[Any], str], *,
-    shown: int = 6, replicas: int = 2, steps: int = 12,
-    strengths: Sequence[float] = STRENGTHS, replays: Sequence[float] = REPLAYS,
-    noise_scales: Sequence[float] = NOISE_SCALES, title: str = "What the dials do",
-    command: Sequence[str] = ("dreamda", "expand", "FOLDER", "--out", "OUT"),
-    arguments: Mapping[str, Any] | None = None, announce: Callable[[str], None] | None = None,
-) -> Exploration:
-    """Make the pictures of every position of the sliders, and measure them.
-
-    Args:
-        images: the dataset.
-        indices: which of its images may be drawn.
-        synthesizer: makes the images; its three dials are what the sliders move.
-        condition_of: the condition of an image, by its index.
-        name_of: the name of a label.
-        shown: real images on the page, at least 1.
-        replicas: synthetic images of each, at least 2.
-        steps: reverse steps from pure noise; few, since this is a preview.
-        strengths: positions of that slider, in (0, 1].
-        replays: likewise, in [0, 1].
-        noise_scales: likewise, >= 0.
-        title: the page's.
-        command: the command that the page's line begins with; the page shows the last part of
-            absolute paths in it and in ``arguments``.
-        arguments: what `Synthesizer` is given beside the dials in the page's Python line.
-        announce: called with the price, in words, before anything is made.
-
-    Raises:
-        ValueError: an argument breaks its rule, or fewer than two images can be read.
-
-    Source: ours.
-    """
-    if shown < 1 or replicas < 2 or steps < 1:
-        raise ValueError(f"shown and steps must be at least 1, and replicas 2, got {shown}, "
-                         f"{steps} and {replicas}.")
-    label_of: dict[int, Any] = {}
-
-    def condition(index: int) -> Condition:
-        label_of[len(label_of)] = (images.labels or [])[index]  # in the order of the sample
-        return condition_of(index)
-
-    model, requested = synthesizer.model, synthesizer.requested_settings
-    sample = draw_sample(images, indices, model, condition)
-    if sample is None:
-        raise ValueError("images must hold at least two that differ and can be read.")
-    count = min(_MEASURED_PER_SHOWN * shown, len(sample.images))
-    judge = fold_judge(model, sample.images, sample.labels)
-    choices = Grid(strengths, replays, noise_scales).choices()
-    measurement = Measurement(
-        synthesizer.sampler_with(choices[0].of(requested)), sample.images[:count],
-        sample.labels[:count], sample.conditions[:count], judge, replicas)
-    settings = replace(requested, steps=min(steps, requested.steps),
-                       timestep_spacing="uniform")
-    rows = sum(measurement.rows(dials.of(settings)) for dials in choices)
-    if announce:
-        announce(f"{len(choices)} positions of the sliders, {count * replicas} images each: about "
-                 f"{rows:,} U-Net rows, {rows * measurement.seconds_per_row():.0f} s")
-    found = []
-    shown = min(shown, count)
-    # the page may be passed on: of paths of this machine it has the last part
-    command = [path_name(word) for word in command]
-    arguments = {name: path_name(value) if isinstance(value, str) else value
-                 for name, value in (arguments or {}).items()}
-    with bars.bar("exploring", rows, "rows") as bar:
-        for dials in choices:
-            point, made = measurement.look(dials.of(settings))
-            bar.update(measurement.rows(dials.of(settings)))
-            pictures = [[_data(made[i * replicas + k]) for k in range(replicas)]
-                        for i in range(shown)]
-            values = {"strength": dials.strength, "replay": dials.replay,
-                      "noise_scale": dials.noise_scale}
-            found.append(Choice(point, pictures, _shell_line(command, values),
-                                _python_line(arguments, values)))
-    seeds = [Seed(_data(sample.images[i]), name_of(label_of[i])) for i in range(shown)]
-    return Exploration(title, seeds, found, judge.name if judge else "", count, replicas,
-                       settings.steps, requested.steps)
-
-
-def render_exploration(exploration: Exploration) -> str:
-    """The page: one file, no requests; every value is escaped."""
-    script = packaged_text("explore.js")
-    return render_html(
-        "explore.html.jinja",
-        page=exploration,
-        dials=[(name, title, meaning, exploration.values(name)) for name, title, meaning in _DIALS],
-        min_agreement=MIN_AGREEMENT,
-        style=packaged_text("report.css") + packaged_text("explore.css"),
-        script=script,
-        script_hash=content_hash(script),
-    )
-
-
-def write_exploration(exploration: Exploration, out: str | Path) -> None:
-    """Write the page, as a whole or not at all; ValueError where ``out`` is a URL."""
-    write_atomically(local_path(out, "out", WRITE_HERE), render_exploration(exploration).encode())
-
-
 # Field of a point, name and meaning.
 _DIALS = (
     ("strength", "Strength", "how far up the noise schedule an image is taken"),
@@ -216,17 +35,163 @@ _DIALS = (
 )
 
 
-def _shell_line(command: Sequence[str], values: Mapping[str, float]) -> str:
-    settings = [part for name, value in values.items() for part in ("--set", f"{name}={value:g}")]
-    return shlex.join([*command, *settings])
+@dataclass(frozen=True)
+class Choice:
+    """One position of the sliders: what was measured there, and data URIs of each seed image's
+    replicas.
+    """
+
+    point: CalibrationPoint
+    pictures: list[list[str]]
 
 
-def _python_line(arguments: Mapping[str, Any], values: Mapping[str, float]) -> str:
-    given = [f"{name}={value!r}" for name, value in arguments.items()]
-    given += [f"{name}={value:g}" for name, value in values.items()]
-    return f"Synthesizer({', '.join(given)})"
+@dataclass(frozen=True)
+class Exploration:
+    """Everything that the page shows.
+
+    Attributes:
+        title: of the page.
+        seeds: data URI and class of each real image.
+        choices: every position of the sliders.
+        judge: what judged which images keep their label; empty if labels were not judged.
+        images: how many images were measured on.
+        expansion_ratio: synthetic images of each.
+        steps: reverse steps from pure noise that the pictures were made with.
+        usual_steps: those of the settings, which the lines to copy use.
+        command: words of the shell's line, without the dials and without paths of this machine.
+        arguments: of Python's line, likewise.
+    """
+
+    title: str
+    seeds: list[tuple[str, str]]
+    choices: list[Choice]
+    judge: str
+    images: int
+    expansion_ratio: int
+    steps: int
+    usual_steps: int
+    command: list[str]
+    arguments: dict[str, Any]
+
+    @property
+    def best(self) -> int:
+        """Number of the choice that moves images furthest and keeps their labels.
+
+        It is one of the noise scales that are tried unasked, if there are any: more noise breaks
+        images before they lose their class. Where none keeps the labels it is the closest miss;
+        where nothing was judged, the mildest.
+        """
+        if not self.judge:
+            return 0
+        points, target = [choice.point for choice in self.choices], Target(MIN_AGREEMENT)
+        tried = [point for point in points if point.noise_scale <= max(GRID.noise_scales)]
+        return points.index(target.furthest(tried or points))
+
+    def lines(self, point: CalibrationPoint) -> tuple[str, str]:
+        """The shell's line and Python's line that use a choice."""
+        dials = {name: f"{getattr(point, name):g}" for name, _, _ in _DIALS}
+        words = [word for name, value in dials.items() for word in ("--set", f"{name}={value}")]
+        python = [f"{name}={value!r}" for name, value in self.arguments.items()]
+        python += [f"{name}={value}" for name, value in dials.items()]
+        return shlex.join([*self.command, *words]), f"Synthesizer({', '.join(python)})"
+
+
+@checked
+def explore(
+    source: Any, synthesizer: Synthesizer | HasSynthesizer, *, images: int = 6,
+    expansion_ratio: int = 2, steps: int = 12,
+    strengths: Sequence[float] = (0.3, 0.5, 0.7, 0.9),
+    replays: Sequence[float] = (1.0, 0.9, 0.6, 0.0),
+    noise_scales: Sequence[float] = (0.0, 1.0, 3.0),
+    title: str = "What the dials do", command: Sequence[str] = ("dreamda", "expand", "FOLDER"),
+    arguments: Mapping[str, Any] | None = None, announce: Callable[[str], None] | None = None,
+) -> Exploration:
+    """Make the pictures of every position of the sliders, and measure them.
+
+    Args:
+        source: images with labels, as `expand` takes them.
+        synthesizer: makes the images; its three dials are what the sliders move.
+        images: real images on the page.
+        expansion_ratio: synthetic images of each, at least 2.
+        steps: reverse steps from pure noise; few are quicker and coarser.
+        strengths: positions of that slider, in (0, 1].
+        replays: positions of that slider, in [0, 1].
+        noise_scales: positions of that slider, >= 0.
+        title: of the page.
+        command: the words that the page's line for the shell begins with. Of absolute paths in it
+            and in ``arguments`` the page shows the last part.
+        arguments: of `Synthesizer`, beside the dials, in the page's line for Python.
+        announce: called with the expected cost before anything is made.
+
+    Raises:
+        ValueError: an argument breaks its rule, or fewer than two images can be read.
+
+    Source: ours.
+    """
+    images = whole("images", images, 1)
+    expansion_ratio, steps = whole("expansion_ratio", expansion_ratio, 2), whole("steps", steps, 1)
+    synthesizer = as_synthesizer(synthesizer)
+    usual = synthesizer.requested_settings
+    choices = Grid(strengths, replays, noise_scales).choices()
+    settings = [dials.of(replace(usual, steps=min(steps, usual.steps), timestep_spacing="uniform"))
+                for dials in choices]
+    seeds = open_seed_images(source)
+    synthesizer = synthesizer.with_class_names(seeds.names)
+    sample, labels = _draw(seeds, synthesizer)
+    count = min(_MEASURED_PER_SHOWN * images, len(sample.images))
+    judge = fold_judge(synthesizer.model, sample.images, sample.labels)
+    measurement = Measurement(
+        synthesizer.sampler_with(settings[0]), sample.images[:count], sample.labels[:count],
+        sample.conditions[:count], judge, expansion_ratio)
+    rows = sum(map(measurement.rows, settings))
+    if announce:
+        announce(f"{len(choices)} positions of the sliders, {count * expansion_ratio} images each: "
+                 f"about {rows:,} U-Net rows, {rows * measurement.seconds_per_row():.0f} s")
+    found, images = [], min(images, count)
+    with bar("exploring", rows, "rows") as moved:
+        for each in settings:
+            point, made = measurement.look(each)
+            moved.update(measurement.rows(each))
+            of_seed = made.unflatten(0, (count, expansion_ratio))[:images]
+            found.append(Choice(point, [[_data(image) for image in of] for of in of_seed]))
+    shown = [(_data(image), label) for image, label in zip(sample.images[:images], labels)]
+    return Exploration(
+        title, shown, found, judge.name if judge else "", count, expansion_ratio,
+        settings[0].steps, usual.steps, [path_name(word) for word in command],
+        {name: path_name(value) if isinstance(value, str) else value
+         for name, value in (arguments or {}).items()})
+
+
+def render_exploration(exploration: Exploration) -> str:
+    """The page: one file, no requests; every value is escaped."""
+    points = [choice.point for choice in exploration.choices]
+    # milder first
+    dials = [(name, title, meaning, sorted({float(getattr(point, name)) for point in points},
+                                           reverse=name == "replay"))
+             for name, title, meaning in _DIALS]
+    return render_page("explore.html.jinja", "explore.js", "report.css", "explore.css",
+                       page=exploration, dials=dials, min_agreement=MIN_AGREEMENT)
+
+
+def write_exploration(exploration: Exploration, out: str | Path) -> None:
+    """Write the page, whole or not at all; ValueError if ``out`` is a URL."""
+    write_atomically(local_path(out, "out", WRITE_HERE), render_exploration(exploration).encode())
+
+
+def _draw(seeds: SeedImages, synthesizer: Synthesizer) -> tuple[Sample, list[str]]:
+    """Images to measure on, and the name of each one's class."""
+    names: list[str] = []
+    condition_of = conditions_of(seeds, synthesizer)
+
+    def condition(index: int) -> Condition:  # called for each image that is drawn
+        names.append(seeds.classes[seeds.labels[index]] if seeds.labels else "")
+        return condition_of(index)
+
+    sample = draw_sample(seeds, range(len(seeds)), synthesizer.model, condition)
+    if sample is None:
+        raise ValueError("source must hold at least two images that differ and can be read.")
+    return sample, names
 
 
 def _data(image: Tensor) -> str:
-    picture: PIL.Image.Image = F.to_pil_image(image.cpu().clamp(0, 1))
-    return make_thumbnail(picture, _MAX_SIDE).data
+    return make_thumbnail(image, _MAX_SIDE).data

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean, median
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,29 +13,21 @@ _BINS = 24
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of a value over equal bins from ``low`` to ``high``.
+    """Counts of a value over equal bins between ``edges``.
 
     Attributes:
-        mark: a value that a line is drawn at, such as a threshold; None: none.
+        mark: share of the way from the first edge to the last at which a line is drawn, such as
+            for a threshold; None for no line.
+        marked: the value there.
     """
 
     title: str
-    low: float
-    high: float
-    counts: tuple[int, ...]
+    edges: list[float]
+    counts: list[int]
     median: float
     mean: float
-    mark: float | None = None
-
-    def edge(self, number: int) -> float:
-        """Where a bin begins."""
-        return self.low + number * (self.high - self.low) / len(self.counts)
-
-    def place(self, value: float) -> float | None:
-        """How far a value lies from ``low`` to ``high``, in [0, 1]; None: outside."""
-        if self.high == self.low or not self.low <= value <= self.high:
-            return None
-        return (value - self.low) / (self.high - self.low)
+    mark: float | None
+    marked: float | None
 
 
 @dataclass(frozen=True)
@@ -46,28 +40,27 @@ class Scatter:
         aspect: height over width of the plane, so that a distance is equally long along both.
         explained: share of all variance along x and along y.
         offset: distance between the centres, in standard deviations of the real images in the
-            plane; None: there are too few.
-        spread: standard deviation of the synthetic images over that of the real ones; None alike.
+            plane, or None for too few images.
+        spread: standard deviation of the synthetic images over that of the real ones, likewise.
     """
 
-    real: tuple[tuple[float, float], ...]
-    synthetic: tuple[tuple[float, float], ...]
+    real: list[list[float]]
+    synthetic: list[list[float]]
     aspect: float
     explained: tuple[float, float]
     offset: float | None
     spread: float | None
 
 
-def histogram(title: str, values: Iterable[float], mark: float | None = None) -> Histogram:
-    """Count finite values, at least one."""
-    values = sorted(values)
-    low, high = values[0], values[-1]
-    width = (high - low) / _BINS or 1.0
-    counts = [0] * _BINS
-    for value in values:
-        counts[min(int((value - low) / width), _BINS - 1)] += 1
-    return Histogram(title, low, high, tuple(counts), values[len(values) // 2],
-                     sum(values) / len(values), mark)
+def histogram(title: str, values: Iterable[float], marked: float | None = None) -> Histogram:
+    """Count finite values, at least one; ``marked`` is a value to draw a line at."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    counts, edges = np.histogram(ordered, _BINS, (low, high) if high > low else (low, low + 1))
+    inside = marked is not None and low <= marked <= high and high > low
+    return Histogram(
+        title, edges.tolist(), counts.tolist(), median(ordered), fmean(ordered),
+        (marked - low) / (high - low) if inside and marked is not None else None, marked)
 
 
 def scatter(real: Tensor, synthetic: Tensor) -> Scatter | None:
@@ -78,7 +71,7 @@ def scatter(real: Tensor, synthetic: Tensor) -> Scatter | None:
         synthetic: features of synthetic images, (M, D).
 
     Returns:
-        None where fewer than three images differ.
+        None if fewer than three images differ.
     """
     features = torch.cat([real, synthetic]).double()
     if len(features) < 3:
@@ -88,22 +81,20 @@ def scatter(real: Tensor, synthetic: Tensor) -> Scatter | None:
     if variances[-2] <= 1e-12 * len(features):
         return None
     axes = directions[:, [-1, -2]]
-    # an eigenvector's sign is anyone's choice: its largest entry is positive here
+    # an eigenvector's sign is arbitrary: its largest entry is positive here
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     points = centred @ axes
     low, high = points.min(0).values, points.max(0).values
-    placed = ((points - low) / (high - low)).tolist()
-    width, height = (high - low).tolist()
+    placed, (width, height) = ((points - low) / (high - low)).tolist(), (high - low).tolist()
     offset = spread = None
-    if len(real) >= 2 and len(synthetic) >= 2:
-        of_real, of_synthetic = points[: len(real)], points[len(real) :]
+    of_real, of_synthetic = points[: len(real)], points[len(real) :]
+    if len(of_real) >= 2 and len(of_synthetic) >= 2:
         scale = max(_spread(of_real), 1e-12)
         offset = (of_real.mean(0) - of_synthetic.mean(0)).norm().item() / scale
         spread = _spread(of_synthetic) / scale
-    share = (variances / variances.sum()).tolist()
-    pairs = [(x, y) for x, y in placed]
-    return Scatter(tuple(pairs[: len(real)]), tuple(pairs[len(real) :]), height / width,
-                   (share[-1], share[-2]), offset, spread)
+    shares = (variances / variances.sum()).tolist()
+    return Scatter(placed[: len(real)], placed[len(real) :], height / width,
+                   (shares[-1], shares[-2]), offset, spread)
 
 
 def _spread(points: Tensor) -> float:

@@ -1,180 +1,180 @@
-"""Numbers over a whole dataset, and the few that stand on top of its page."""
+"""What one pass over a manifest gives a report: counts, the worst images, images to show."""
 
+import heapq
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, median
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from dreamda_aug.expansion.manifest import ManifestLine
 from dreamda_aug.expansion.stats import FLAGGED, Stats
 
-# What the filter seed-copy objects below where a dataset was made without it; its own default.
+WORST = 12
+# Synthetic images on a page; their seed images come on top.
+MAX_IMAGES = 2000
+# Of one seed image, if not all images fit on the page.
+MAX_REPLICAS = 8
+# The default of the filter seed-copy, for datasets that were made without it.
 NEAR_COPY = 0.02
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A number on top of the page.
-
-    Attributes:
-        name: what it is.
-        value: the number, or why there is none.
-        note: what it says, in a sentence.
-        alarming: whether a user should look into it.
-    """
+class Ordering(NamedTuple):
+    """A way to sort images by a score, the worst first."""
 
     name: str
-    value: str
-    note: str
-    alarming: bool = False
+    score: str
+    descending: bool
+    title: str
+    meaning: str
 
 
-@dataclass
+ORDERINGS = (
+    Ordering("near", "distance", False, "closest to the seed image",
+             "Near-copies add nothing to the real data."),
+    Ordering("far", "distance", True, "farthest from the seed image",
+             "What changed most may have lost its class."),
+    Ordering("label", "label", False, "least confident label",
+             "The classifier gives the class of the seed image little probability."),
+    Ordering("copy", "copy", False, "closest to another training image",
+             "The model may have memorised that image."),
+)
+
+
 class Overview:
-    """What is counted over all lines of a manifest, and over what filters left out.
+    """Counts over all lines of a manifest, and over what filters left out.
 
     Args:
+        metadata: of the dataset.
+
+    Attributes:
         near_copy: distance from the seed image below which an image is a near-copy.
+        values: every finite score, by name.
+        seeds: numbers of the seed images that have a synthetic one.
+        left_out: how often each filter left out an image; ``all_left_out`` counts images.
     """
 
-    near_copy: float
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    distances: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    flags: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    near: Counter[str] = field(default_factory=Counter)
-    seeds: set[int] = field(default_factory=set)
-    left_out: int = 0
-    left_out_for: Counter[str] = field(default_factory=Counter)
+    def __init__(self, metadata: Mapping[str, Any]):
+        self.filters = [str(each["name"]) for each in metadata["filters"]]
+        self.near_copy = float(next((each.get("threshold", NEAR_COPY)
+                                     for each in metadata["filters"]
+                                     if each["name"] == "seed-copy"), NEAR_COPY))
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self.seeds: set[int] = set()
+        self.near: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self.all_left_out = 0
+        self._distances: dict[str, list[float]] = defaultdict(list)
+        self._flags: dict[str, Counter[str]] = defaultdict(Counter)
+        self._worst: dict[Ordering, list[tuple[float, int, ManifestLine]]] = defaultdict(list)
 
-    def add(self, line: ManifestLine, scores: Mapping[str, float]) -> None:
-        """Count an image of the dataset."""
-        for name, value in scores.items():
-            self.values[name].append(value)
-        if "distance" in scores:
-            self.distances[line.class_name].append(scores["distance"])
-        self.flags[line.class_name].update(line.flags)
-        self.near[line.class_name] += line.distance < self.near_copy or "seed-copy" in line.flags
-        self.seeds.add(line.seed_index)
+    def watch(self, lines: Iterable[ManifestLine]) -> Iterator[ManifestLine]:
+        """The same lines, each counted as it passes."""
+        for number, line in enumerate(lines):
+            scores = scores_of(line)
+            for name, value in scores.items():
+                self.values[name].append(value)
+            if "distance" in scores:
+                self._distances[line.class_name].append(scores["distance"])
+            self._flags[line.class_name].update(line.flags)
+            self.near[line.class_name] += (line.distance < self.near_copy
+                                           or "seed-copy" in line.flags)
+            self.seeds.add(line.seed_index)
+            for ordering in ORDERINGS:
+                if ordering.score in scores:
+                    badness = scores[ordering.score] * (1 if ordering.descending else -1)
+                    heap = self._worst[ordering]
+                    # the number decides between equals: they stay as they came
+                    heapq.heappush(heap, (badness, -number, line))
+                    if len(heap) > WORST:
+                        heapq.heappop(heap)
+            yield line
 
-    def add_skipped(self, reason: str) -> None:
+    def skip(self, reason: str) -> None:
         """Count a sample that is not in the dataset."""
         if reason.startswith(FLAGGED):
-            self.left_out += 1
-            self.left_out_for.update(reason.removeprefix(FLAGGED).split(", "))
+            self.all_left_out += 1
+            self.left_out.update(reason.removeprefix(FLAGGED).split(", "))
+
+    def worst(self) -> dict[Ordering, list[ManifestLine]]:
+        """The worst lines by each ordering that was measured, the worst first."""
+        return {ordering: [line for _, _, line in sorted(self._worst[ordering], reverse=True)]
+                for ordering in ORDERINGS if ordering in self._worst}
+
+    def class_table(self, classes: Mapping[str, int], stats: Stats) -> list[list[str]]:
+        """The columns' names, and a row for each class that begins with its name."""
+        flags = [name for name in self.filters if name not in ("label", "seed-copy")]
+        columns = [("other label", "label")] * ("label" in self.filters)
+        columns += [(f"{name} flagged", name) for name in flags]
+        rows = [["class", "seed images", "synthetic", "mean distance", "near-copies",
+                 *(title for title, _ in columns)]]
+        for name, seed_images in classes.items():
+            made, distances = stats.images[name], self._distances[name]
+            counts = [self.near[name], *(self._flags[name][flag] for _, flag in columns)]
+            rows.append([name, f"{seed_images:,}", f"{made:,}",
+                         f"{fmean(distances):.3f}" if distances else "–",
+                         *(f"{count:,} ({count / made:.0%})" if made else "–"
+                           for count in counts)])
+        return rows
 
 
-def near_copy_threshold(facts: Mapping[str, Any]) -> float:
-    """Distance below which an image is a near-copy, as the dataset's own filter says."""
-    for described in facts["filters"]:
-        if described.get("name") == "seed-copy":
-            return float(described.get("threshold", NEAR_COPY))
-    return NEAR_COPY
+def scores_of(line: ManifestLine) -> dict[str, float]:
+    """Everything that was measured on an image and is a finite number, by name."""
+    scores = {"distance": line.distance, **line.scores}
+    return {name: float(value) for name, value in scores.items() if math.isfinite(value)}
 
 
-def figures(
-    facts: Mapping[str, Any], stats: Stats, overview: Overview, diversity: tuple[float, int],
-    warnings: int,
-) -> list[Figure]:
-    """The numbers on top of the page.
+def choose_families(
+    lines: Iterable[ManifestLine], sizes: Mapping[str, int], limit: int = MAX_IMAGES
+) -> dict[str, list[list[ManifestLine]]]:
+    """Choose what to show: synthetic images of one seed image together, flagged ones first.
+
+    Holds no more lines than may be shown, twice.
 
     Args:
-        facts: what `read_metadata` returns.
-        stats: what `read_stats` returns.
-        overview: the same dataset's.
-        diversity: sum of the distances between replicas of one seed image, and their number.
-        warnings: how many there are.
+        lines: of the manifest, in which those of one seed image follow each other.
+        sizes: synthetic images by class, in the order of the page.
+        limit: how many may be shown. Classes share it evenly, and what small ones leave over;
+            flagged families are at most half of a class, unless there are no others.
     """
-    every = stats.made + overview.left_out
-    not_made = sum(stats.unreadable.values())
-    used, given = len(overview.seeds), facts["source"]["images"]
-    counts = f"from {_count(used, 'seed image')}" + (f" of {given:,}" if used < given else "")
-    counts += f" in {_count(len(stats.images), 'class')}"
-    if overview.left_out:
-        counts += f"; filters left out {overview.left_out:,} more"
-    if not_made:
-        counts += f"; {not_made:,} could not be made"
-    return [
-        Figure("Synthetic images", f"{stats.made:,}", counts + ".", not_made > 0),
-        _labels_kept(facts, stats, overview, every),
-        _distance(overview.values.get("distance", ())),
-        _diversity(*diversity),
-        _near_copies(stats, overview, every),
-        Figure("Warnings", str(warnings), "See below." if warnings else "Nothing to look into.",
-               warnings > 0),
-    ]
+    shares = fair_shares(sizes, limit)
+    kept: dict[tuple[str, bool], list[list[ManifestLine]]] = defaultdict(list)
+    held: Counter[tuple[str, bool]] = Counter()
+    for _, members in groupby(lines, key=lambda line: line.seed_index):
+        family = list(members)
+        kind = family[0].class_name, any(line.flags or line.events for line in family)
+        if held[kind] < shares.get(kind[0], 0):
+            if sum(sizes.values()) > limit:
+                family.sort(key=lambda line: not (line.flags or line.events))
+            else:
+                family.sort(key=lambda line: line.replica)
+            family = family[: None if sum(sizes.values()) <= limit else MAX_REPLICAS]
+            kept[kind].append(sorted(family, key=lambda line: line.replica))
+            held[kind] += len(family)
+    chosen = {}
+    for name, share in shares.items():
+        flagged = _at_most(kept[name, True], share - min(held[name, False], share // 2))
+        others = _at_most(kept[name, False], share - sum(map(len, flagged)))
+        if flagged or others:
+            chosen[name] = sorted(flagged + others, key=lambda family: family[0].seed_index)
+    return {name: chosen[name] for name in sizes if name in chosen}
 
 
-def class_table(
-    facts: Mapping[str, Any], stats: Stats, overview: Overview
-) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and a row for each class that begins with its name."""
-    filters = [str(each["name"]) for each in facts["filters"]]
-    labeled = "label" in filters
-    others = [name for name in filters if name not in ("label", "seed-copy")]
-    columns = ["class", "seed images", "synthetic", "mean distance", "near-copies"]
-    columns += ["other label"] * labeled + [f"{name} flagged" for name in others]
-    rows = []
-    for name, seed_images in facts["source"]["classes"].items():
-        made, flags = stats.images[name], overview.flags[name]
-        distances = overview.distances[name]
-        row = [name, f"{seed_images:,}", f"{made:,}",
-               f"{fmean(distances):.3f}" if distances else "–", _part(overview.near[name], made)]
-        row += [_part(flags["label"], made)] * labeled
-        row += [_part(flags[other], made) for other in others]
-        rows.append(row)
-    return columns, rows
+def fair_shares(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """How much of a total each class gets: equal parts, and what small classes leave over."""
+    shares = {}
+    for position, (name, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
+        shares[name] = min(size, total // (len(sizes) - position))
+        total -= shares[name]
+    return shares
 
 
-def _labels_kept(
-    facts: Mapping[str, Any], stats: Stats, overview: Overview, every: int
-) -> Figure:
-    if not any(each.get("name") == "label" for each in facts["filters"]) or not every:
-        return Figure("Labels kept", "not measured",
-                      "Make the dataset with --filter label=CLASSIFIER to know.")
-    lost = stats.flags["label"] + overview.left_out_for["label"]
-    note = f"The classifier sees another class in {_count(lost, 'image')} of {every:,}."
-    confidence = overview.values.get("label")
-    if confidence:
-        note += f" Mean probability of the right one: {fmean(confidence):.2f}."
-    return Figure("Labels kept", f"{(every - lost) / every:.1%}", note, lost > 0.1 * every)
-
-
-def _distance(distances: Sequence[float]) -> Figure:
-    if not distances:
-        return Figure("Distance", "none", "There are no images.")
-    return Figure(
-        "Distance", f"{fmean(distances):.3f}",
-        f"Mean from the seed image, over pixels in 0 to 1; median {median(distances):.3f}, "
-        f"largest {max(distances):.3f}.",
-    )
-
-
-def _diversity(total: float, pairs: int) -> Figure:
-    if not pairs:
-        return Figure("Diversity", "not measured", "No seed image has two replicas on this page.")
-    return Figure("Diversity", f"{total / pairs:.3f}",
-                  "Mean distance between two replicas of one seed image, over "
-                  f"{_count(pairs, 'pair')} on this page.")
-
-
-def _near_copies(stats: Stats, overview: Overview, every: int) -> Figure:
-    near = sum(overview.near.values()) + overview.left_out_for["seed-copy"]
-    copies = stats.flags["copy"] + overview.left_out_for["copy"]
-    note = (f"{_count(near, 'image')} of {every:,}: distance from the seed image below "
-            f"{overview.near_copy:g}.")
-    if copies:
-        note += f" {_count(copies, 'image')} may copy another training image."
-    # the share from which `Stats.warnings` speaks up
-    return Figure("Near-copies", f"{near / max(every, 1):.1%}", note,
-                  near > 0.2 * every or copies > 0)
-
-
-def _part(count: int, total: int) -> str:
-    return f"{count:,} ({count / total:.0%})" if total else "–"
-
-
-def _count(number: int, noun: str) -> str:
-    if number == 1:
-        return f"{number:,} {noun}"
-    return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+def _at_most(families: list[list[ManifestLine]], count: int) -> list[list[ManifestLine]]:
+    """The first families, the last one cut short if it does not fit."""
+    kept = []
+    for family in families:
+        if count > 0:
+            kept.append(family[:count])
+            count -= len(kept[-1])
+    return kept

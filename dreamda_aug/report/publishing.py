@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from huggingface_hub import DatasetCard, HfApi
 
@@ -20,21 +20,8 @@ _LEFT_OUT = [f"{WORK}/**", "**/.*", "report.html"]
 _MAX_FILES = 10_000
 
 
-class Hub(Protocol):
-    """What is asked of `huggingface_hub.HfApi`."""
-
-    def create_repo(self, repo_id: str, *, repo_type: str, private: bool | None,
-                    exist_ok: bool) -> Any: ...
-
-    def upload_folder(self, *, repo_id: str, folder_path: str, repo_type: str,
-                      ignore_patterns: list[str], commit_message: str) -> Any: ...
-
-    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str,
-                    repo_type: str, commit_message: str) -> Any: ...
-
-
 def push(
-    root: str | Path, repo_id: str, *, private: bool | None = None, api: Hub | None = None
+    root: str | Path, repo_id: str, *, private: bool | None = None, api: Any = None
 ) -> str:
     """Upload a finished dataset with its card, so that ``load_dataset(repo_id)`` reads it.
 
@@ -69,7 +56,7 @@ def push(
                 f"the hub takes {_MAX_FILES:,} files in a folder, and {folder} has {count:,}; "
                 "write shards instead: dreamda expand --image-format webdataset."
             )
-    hub: Hub = HfApi() if api is None else api
+    hub = HfApi() if api is None else api
     hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     said = "Add synthetic images made with dreamda_aug"
     # resumable, and in several commits where there are many files, as far as the client can

@@ -62,6 +62,11 @@ def side_for(count: int) -> int:
     return 256 if count <= 500 else 128
 
 
+def tile_side(side: int) -> int:
+    """Side of a picture on a sheet: a whole multiple of a small image's, so it stays sharp."""
+    return max(56 // side, 1) * side if 0 < side <= SMALL_SIDE else 72
+
+
 def pair_distances(images: Sequence[PIL.Image.Image]) -> tuple[float, int]:
     """Sum of the root mean square pixel distances between all pairs, and how many pairs there are.
 

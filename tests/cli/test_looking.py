@@ -117,7 +117,7 @@ def test_info_names_versions_cache_and_model(capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["preview"], "the following arguments are required: source"),
     (["preview", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["preview", ".", "--images", "0"], "must be at least 1"),
+    (["preview", ".", "--images", "0"], "images must be an integer >= 1, got 0"),
     (["preview", "tests", "--device", "abacus"], "device must be one that torch knows"),
     (["calibrate", "tests", "--preset", "best"], "best"),
     (["fly"], "invalid choice: 'fly'"),

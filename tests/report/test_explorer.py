@@ -25,7 +25,7 @@ def noise(classes=2):
     labels = [i % classes for i in range(8)]
     images = [0.5 * label + 0.5 * torch.rand(
         1, 16, 16, generator=torch.Generator().manual_seed(i)) for i, label in enumerate(labels)]
-    return open_seed_images(images, labels=labels)
+    return open_seed_images(images, labels=labels, class_names=[EVIL, "dog"][:classes])
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +34,14 @@ def synthesizer():
 
 
 def run(synthesizer, images=None, **options):
-    images = images or noise()
-    return explore(images, range(8), synthesizer, lambda index: None,
-                   lambda label: (EVIL, "dog")[label],
-                   **{"shown": 3, "steps": 4, **GRIDS, **options})
+    return explore(images or noise(), synthesizer,
+                   **{"images": 3, "steps": 4, **GRIDS, **options})
 
 
 @pytest.fixture(scope="module")
 def exploration(synthesizer):
-    return run(synthesizer, command=["dreamda", "expand", "my train", "--out", "o"],
-               arguments={"model": "a/b"})
+    return run(synthesizer, command=["dreamda", "expand", "/home/me/my train", "--out", "o"],
+               arguments={"model": "a/b", "lora": "/home/me/adapted"})
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +51,7 @@ def page(exploration):
 
 def test_every_position_has_its_pictures_figures_and_lines(exploration):
     assert len(exploration.choices) == 8 and len(exploration.seeds) == 3
-    assert {seed.name for seed in exploration.seeds} == {EVIL, "dog"}
-    assert exploration.values("strength") == [0.5, 1.0]
-    assert exploration.values("replay") == [1.0, 0.5]
+    assert {name for _, name in exploration.seeds} == {EVIL, "dog"}
     of = {(c.point.strength, c.point.replay, c.point.noise_scale): c
           for c in exploration.choices}
     still, wild = of[0.5, 1.0, 0.0], of[1.0, 0.5, 4.0]
@@ -63,13 +59,15 @@ def test_every_position_has_its_pictures_figures_and_lines(exploration):
     assert still.point.agreement == 1 and still.point.images == 6
     assert len(wild.pictures) == 3 and all(len(each) == 2 for each in wild.pictures)
     # nothing moves at replay 1 without noise: the replicas are the seed images
-    for seed, replicas in zip(exploration.seeds, still.pictures):
-        assert set(replicas) == {seed.data}
-    assert wild.command == ("dreamda expand 'my train' --out o --set strength=1 "
+    for (data, _), replicas in zip(exploration.seeds, still.pictures):
+        assert set(replicas) == {data}
+    command, python = exploration.lines(wild.point)
+    # of paths of this machine the last part stands there
+    assert command == ("dreamda expand 'my train' --out o --set strength=1 "
                             "--set replay=0.5 --set noise_scale=4")
-    assert wild.python == ("Synthesizer(model='a/b', strength=1, replay=0.5, "
-                           "noise_scale=4)")
-    assert eval(wild.python, {"Synthesizer": dict})["noise_scale"] == 4
+    assert python == ("Synthesizer(model='a/b', lora='adapted', strength=1, replay=0.5, "
+                      "noise_scale=4)")
+    assert eval(python, {"Synthesizer": dict})["noise_scale"] == 4
 
 
 def test_the_best_position_is_the_furthest_that_keeps_the_labels(exploration):
@@ -101,10 +99,10 @@ def test_one_class_is_measured_without_a_judge(synthesizer):
     assert 'id="agreement"' not in text and "Labels were not judged" in text
 
 
-@pytest.mark.parametrize("wrong", [dict(shown=0), dict(replicas=1), dict(steps=0)])
-def test_wrong_numbers_are_refused(synthesizer, wrong):
-    with pytest.raises(ValueError, match="shown and steps must be at least 1, and replicas 2"):
-        run(synthesizer, **wrong)
+@pytest.mark.parametrize("name", ["images", "expansion_ratio", "steps"])
+def test_wrong_numbers_are_refused(synthesizer, name):
+    with pytest.raises(ValueError, match=f"{name} must be an integer >= [12], got 0"):
+        explore(noise(), synthesizer, **{name: 0})
 
 
 def test_the_page_asks_nothing_of_a_network_and_shows_names_as_they_are(page):
@@ -151,9 +149,9 @@ setTimeout(() => { out.copied = get('copied').textContent;
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_sliders_cells_and_lines_work_in_a_browser(page, exploration, tmp_path):
     result = run_in_browser(page.replace("</body>", USE), tmp_path, 3000)
-    best = exploration.choices[exploration.best]
+    best, _ = exploration.lines(exploration.choices[exploration.best].point)
     for name in ("first", "best"):
-        assert result[name]["command"] == best.command
+        assert result[name]["command"] == best
     for name in ("first", "mildest", "noisy", "cell", "best"):
         assert result[name]["shown"] == result[name]["pressed"] == 1
         assert result[name]["said"] == result[name]["strength"]
@@ -195,7 +193,7 @@ def test_keys_alone_reach_and_use_every_control(exploration, tmp_path):
         assert first_cell == ("0.5", "1")
         keys.evaluate("document.getElementById('best').focus()")
         keys.press("Enter")
-        best = exploration.choices[exploration.best].command
+        best, _ = exploration.lines(exploration.choices[exploration.best].point)
         assert keys.evaluate("document.getElementById('command').value") == best
 
 

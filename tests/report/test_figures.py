@@ -6,12 +6,14 @@ from dreamda_aug.report.figures import histogram, scatter
 
 
 def test_histograms_count_every_value_once():
-    found = histogram("x", [0.0, 0.5, 0.5, 1.0], mark=0.25)
+    found = histogram("x", [0.0, 0.5, 0.5, 1.0], 0.25)
     assert sum(found.counts) == 4 and found.counts[0] == found.counts[-1] == 1
-    assert (found.low, found.high, found.median, found.mean) == (0, 1, 0.5, 0.5)
-    assert found.edge(0) == 0 and found.edge(24) == 1 and found.place(found.mark) == 0.25
-    assert found.place(1.5) is None
-    assert histogram("x", [0.3, 0.3]).counts[0] == 2 and histogram("x", [0.3]).place(0.3) is None
+    assert (found.median, found.mean, found.edges[0], found.edges[-1]) == (0.5, 0.5, 0, 1)
+    assert (found.mark, found.marked) == (0.25, 0.25)
+    assert histogram("x", [0.0, 1.0], 1.5).mark is None
+    flat = histogram("x", [0.3, 0.3], 0.3)
+    assert flat.counts[0] == 2 and flat.mark is None
+    assert histogram("x", [1.0, 2.0]).median == 1.5
 
 
 @pytest.mark.parametrize("rng_seed", [0, 1, 2])
@@ -44,4 +46,4 @@ def test_without_enough_images_there_is_no_scatter():
     line = torch.arange(4.0)[:, None] * torch.ones(16)
     assert scatter(none, line) is None  # they differ in one direction only
     alone = scatter(none, torch.rand(6, 16))
-    assert alone.real == () and alone.offset is None and alone.spread is None
+    assert alone.real == [] and alone.offset is None and alone.spread is None

@@ -1,16 +1,22 @@
+"""Counts of a manifest, the worst images, what is shown; and the summary that the page makes."""
+
+import html
+import random
+import re
+
 import pytest
 from report.lines import line, write_dataset
 
-from dreamda_aug.expansion.manifest import read_manifest, read_skipped
-from dreamda_aug.expansion.metadata import read_metadata
-from dreamda_aug.expansion.stats import read_stats
-from dreamda_aug.report.orderings import scores_of
+from dreamda_aug.expansion.filters import SeedCopy
+from dreamda_aug.report import write_report
 from dreamda_aug.report.overview import (
+    MAX_REPLICAS,
     NEAR_COPY,
+    ORDERINGS,
     Overview,
-    class_table,
-    figures,
-    near_copy_threshold,
+    choose_families,
+    fair_shares,
+    scores_of,
 )
 
 LABEL, COPY = {"name": "label", "classifier": "x"}, {"name": "copy", "threshold": 0.3}
@@ -21,72 +27,145 @@ LINES = [
 ]
 
 
-def numbers(root, diversity=(0.6, 3), warnings=0):
-    facts, stats = read_metadata(root), read_stats(root)
-    overview = Overview(near_copy_threshold(facts))
-    for each in read_manifest(root):
-        overview.add(each, scores_of(each))
-    for entry in read_skipped(root):
-        overview.add_skipped(entry.skipped)
-    return ({figure.name: figure for figure in
-             figures(facts, stats, overview, diversity, warnings)},
-            class_table(facts, stats, overview))
+def summary(root):
+    """Value, note and whether it alarms, of each figure of the page."""
+    text = write_report(root).read_text()
+    found = re.findall(r"<div( class=\"alarming\")?><dt>(.*?)</dt><dd class=\"value\">(.*?)</dd>"
+                       r"<dd>(.*?)</dd>", text, re.DOTALL)
+    return {name: (value, html.unescape(note), bool(alarm)) for alarm, name, value, note in found}
+
+
+def class_table(root):
+    """Every row of the table of classes, the columns' names first."""
+    text = write_report(root).read_text()
+    table = re.search('<section id="classes".*?</section>', text, re.DOTALL)[0]
+    return [re.findall(r"<t[hd][^>]*>(?:<a [^>]*>)?([^<]*)", row)
+            for row in re.findall("<tr>(.*?)</tr>", table, re.DOTALL)]
 
 
 def test_the_summary_counts_what_was_left_out_too(tmp_path):
-    root = write_dataset(
+    found = summary(write_dataset(
         tmp_path / "out", LINES, classes={"cat": 2, "dog": 1}, filters=[LABEL, COPY],
-        skipped=["flagged: label", "flagged: seed-copy, label", "no image", "flagged: odd"])
-    found, _ = numbers(root, warnings=2)
-    values = {name: figure.value for name, figure in found.items()}
+        skipped=["flagged: label", "flagged: seed-copy, label", "no image", "flagged: odd"]))
     # three of seven generated images have another label; three are near-copies
-    assert values == {"Synthetic images": "4", "Labels kept": "57.1%", "Distance": "0.050",
-                      "Diversity": "0.200", "Near-copies": "42.9%", "Warnings": "2"}
-    notes = {name: figure.note for name, figure in found.items()}
+    assert {name: value for name, (value, _, _) in found.items()} == {
+        "Synthetic images": "4", "Labels kept": "57.1%", "Distance": "0.050",
+        "Diversity": "0.039", "Near-copies": "42.9%", "Warnings": "4"}
+    notes = {name: note for name, (_, note, _) in found.items()}
     assert notes["Synthetic images"] == ("from 2 seed images of 3 in 2 classes; filters left out "
                                          "3 more; 1 could not be made.")
     assert "another class in 3 images of 7" in notes["Labels kept"]
     assert "Mean probability of the right one: 0.50" in notes["Labels kept"]
     assert "median 0.045, largest 0.100" in notes["Distance"]
+    assert notes["Diversity"].endswith("of one seed image, over 2 pairs on this page.")
     assert notes["Near-copies"] == ("3 images of 7: distance from the seed image below 0.02. "
                                     "1 image may copy another training image.")
-    assert [name for name, figure in found.items() if figure.alarming] == [
+    assert [name for name, (_, _, alarming) in found.items() if alarming] == [
         "Synthetic images", "Labels kept", "Near-copies", "Warnings"]
 
 
 def test_what_was_not_measured_says_so(tmp_path):
-    root = write_dataset(tmp_path / "out", [line(0, 0, "cat", 0.1)])
-    found, _ = numbers(root, diversity=(0.0, 0))
-    assert found["Labels kept"].value == found["Diversity"].value == "not measured"
-    assert "--filter label=CLASSIFIER" in found["Labels kept"].note
-    assert found["Synthetic images"].note == "from 1 seed image in 1 class."
-    assert not any(figure.alarming for figure in found.values())
+    found = summary(write_dataset(tmp_path / "out", [line(0, 0, "cat", 0.1)]))
+    assert found["Labels kept"][0] == found["Diversity"][0] == "not measured"
+    assert "--filter label=CLASSIFIER" in found["Labels kept"][1]
+    assert found["Synthetic images"][1] == "from 1 seed image in 1 class."
 
 
 def test_the_threshold_is_that_of_the_datasets_own_filter(tmp_path):
-    from dreamda_aug.expansion.filters import SeedCopy
-
-    assert near_copy_threshold({"filters": [SeedCopy(0.05).describe()]}) == 0.05
-    assert near_copy_threshold({"filters": [LABEL]}) == NEAR_COPY == SeedCopy().threshold
+    assert Overview({"filters": [SeedCopy(0.05).describe()]}).near_copy == 0.05
+    assert Overview({"filters": [LABEL]}).near_copy == NEAR_COPY == SeedCopy().threshold
     root = write_dataset(tmp_path / "out", LINES, filters=[SeedCopy(0.045).describe()])
-    assert numbers(root)[0]["Near-copies"].value == "75.0%"
+    assert summary(root)["Near-copies"][0] == "75.0%"
 
 
 def test_the_table_has_a_column_for_each_filter(tmp_path):
-    root = write_dataset(tmp_path / "out", LINES, classes={"cat": 2, "dog": 1, "none": 0},
-                         filters=[LABEL, {"name": "seed-copy", "threshold": 0.02}, COPY])
-    columns, rows = numbers(root)[1]
+    columns, *rows = class_table(write_dataset(
+        tmp_path / "out", LINES, classes={"cat": 2, "dog": 1, "none": 0},
+        filters=[LABEL, {"name": "seed-copy", "threshold": 0.02}, COPY]))
     assert columns == ["class", "seed images", "synthetic", "mean distance", "near-copies",
                        "other label", "copy flagged"]
     assert rows == [["cat", "2", "2", "0.025", "1 (50%)", "0 (0%)", "0 (0%)"],
                     ["dog", "1", "2", "0.075", "1 (50%)", "1 (50%)", "1 (50%)"],
                     ["none", "0", "0", "–", "–", "–", "–"]]
-    plain = write_dataset(tmp_path / "plain", LINES)
-    assert numbers(plain)[1][0] == ["class", "seed images", "synthetic", "mean distance",
-                                    "near-copies"]
+    assert class_table(write_dataset(tmp_path / "plain", LINES))[0] == columns[:5]
 
 
 @pytest.mark.parametrize("distance, near", [(0.0199, "100.0%"), (0.02, "0.0%")])
 def test_near_copies_lie_below_the_threshold(tmp_path, distance, near):
     root = write_dataset(tmp_path / "out", [line(0, 0, "cat", distance)])
-    assert numbers(root)[0]["Near-copies"].value == near
+    assert summary(root)["Near-copies"][0] == near
+
+
+def worst(lines):
+    overview = Overview({"filters": []})
+    for _ in overview.watch(lines):
+        pass
+    return {ordering.name: found for ordering, found in overview.worst().items()}
+
+
+@pytest.mark.parametrize("ordering", ORDERINGS, ids=lambda each: each.name)
+def test_the_worst_twelve_come_first_and_equals_as_they_came(ordering):
+    generator = random.Random(0)
+    # one decimal: many are equal
+    lines = [line(i, distance=round(generator.random(), 1),
+                  scores={each: round(generator.random(), 1) for each in ("label", "copy")})
+             for i in range(60)]
+
+    def value(each):
+        return scores_of(each)[ordering.score] * (-1 if ordering.name == "far" else 1)
+
+    assert worst(lines)[ordering.name] == sorted(lines, key=value)[:12]  # keeps equals in order
+
+
+def test_fewer_than_twelve_are_all_there_and_what_was_not_measured_is_not():
+    found = worst([line(0, distance=0.2), line(1, distance=float("nan")),
+                   line(2, distance=0.1, scores={"label": 0.5})])
+    assert [each.seed_index for each in found["near"]] == [2, 0]
+    assert [each.seed_index for each in found["label"]] == [2]
+    assert "copy" not in found
+
+
+def chosen(lines, sizes, **limit):
+    return {name: [(family[0].seed_index, [each.replica for each in family])
+                   for family in families]
+            for name, families in choose_families(lines, sizes, **limit).items()}
+
+
+@pytest.mark.parametrize("sizes, total, shares", [
+    ({"a": 100, "b": 100}, 50, {"a": 25, "b": 25}),
+    ({"a": 100, "b": 10, "c": 100}, 60, {"a": 25, "b": 10, "c": 25}),
+    ({"a": 5, "b": 6, "c": 7}, 2, {"a": 0, "b": 1, "c": 1}),
+])
+def test_classes_share_a_page_fairly(sizes, total, shares):
+    assert fair_shares(sizes, total) == shares
+
+
+def test_everything_is_shown_where_it_fits():
+    lines = [line(seed, replica) for seed in range(3) for replica in range(MAX_REPLICAS + 4)]
+    assert chosen(lines, {"cat": len(lines)}) == {
+        "cat": [(seed, list(range(MAX_REPLICAS + 4))) for seed in range(3)]}
+
+
+def test_where_it_does_not_fit_families_are_cut_to_eight_flagged_replicas_first():
+    lines = [line(0, replica, flags=["odd"] * (replica > 8)) for replica in range(12)]
+    assert chosen(lines, {"cat": 100}, limit=50) == {"cat": [(0, [0, 1, 2, 3, 4, 9, 10, 11])]}
+
+
+@pytest.mark.parametrize("flagged, shown", [
+    (range(10, 20), [0, 1, 2, 10, 11, 12]), ([19], [0, 1, 2, 3, 4, 19]),
+    (range(20), [0, 1, 2, 3, 4, 5]),
+])
+def test_flagged_families_are_half_of_what_is_shown_and_more_if_there_is_room(flagged, shown):
+    lines = [line(seed, replica, events=["retried"] * (seed in flagged and replica == 1))
+             for seed in range(20) for replica in range(2)]
+    assert [seed for seed, _ in chosen(lines, {"cat": 40}, limit=12)["cat"]] == shown
+
+
+@pytest.mark.parametrize("limit", [1, 30, 31, 60])
+def test_no_more_is_shown_than_may_be_and_no_less(limit):
+    lines = [line(seed, replica, class_name=name, flags=["odd"] * (seed % 3 == 0))
+             for number, name in enumerate("abc") for seed in range(number * 4, number * 4 + 4)
+             for replica in range(5)]
+    found = chosen(lines, dict.fromkeys("cba", 20), limit=limit)
+    assert sum(len(replicas) for of_class in found.values() for _, replicas in of_class) == limit
+    assert [name for name in "cba" if name in found] == list(found)

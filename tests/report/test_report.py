@@ -10,13 +10,13 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 from report.browser import CHROMIUM, chromium, run_in_browser
+from report.lines import write_dataset
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
 from dreamda_aug.expansion import ExpansionError, expand
 from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report import write_report
-from dreamda_aug.report.page import Page, render
 
 EVIL = "<b>&\"'x"
 
@@ -146,9 +146,10 @@ def test_a_folder_that_is_no_dataset_is_refused(dataset, tmp_path):
         write_report(copy)
 
 
-def test_a_page_without_pictures_is_a_page():
-    text = render(Page("none", 0))
-    assert "0 images" in text and "None" not in text
+def test_a_page_without_pictures_is_a_page(tmp_path):
+    root = write_dataset(tmp_path / "out", [], classes={"cat": 1}, skipped=["flagged: odd"])
+    text = write_report(root).read_text()
+    assert "0 images" in text and "None" not in text.split("Settings</h2>")[0]
 
 
 USE = """
