@@ -24,12 +24,13 @@ from dreamda_aug import PRESETS, AugmentedDataset, BottleneckNoise, Settings, Sy
 DTYPES = ("float32", "float16", "bfloat16")
 # The tests that ask a GPU something, and are quick there.
 TESTS = ("tests/method", "tests/models/test_schedules.py", "tests/models/test_exactness.py")
-# One expansion of 200 images, of which several processes take batches.
+# One expansion of 200 images; each process makes its share of the batches.
 EXPAND = """
 import sys
 from dreamda_aug import Synthesizer, expand
 made = expand("bundled", sys.argv[1], Synthesizer("bundled", "fast", cache=None,
-              device=sys.argv[2]), int(sys.argv[3]), limit=int(sys.argv[4]))
+              device=sys.argv[2]), int(sys.argv[3]), limit=int(sys.argv[4]),
+              shard=(int(sys.argv[5]), int(sys.argv[6])))
 """
 
 
@@ -111,7 +112,8 @@ def expand_twice(device: str, tiny: bool) -> dict[str, float]:
             command = [sys.executable, "-c", EXPAND, f"{folder}/out", device,
                        *(("1", "2") if tiny else ("10", "20"))]
             started = time.perf_counter()
-            running = [subprocess.Popen(command, cwd=ROOT) for _ in range(processes)]
+            running = [subprocess.Popen([*command, str(number), str(processes)], cwd=ROOT)
+                       for number in range(processes)]
             codes = [process.wait() for process in running]
             found[f"seconds_{processes}"] = time.perf_counter() - started
             found[f"codes_{processes}"] = codes
