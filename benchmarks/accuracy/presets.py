@@ -81,9 +81,7 @@ def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int
         figures["frechet"], figures["half"] = interval(
             [fidelity(setup, images, pool.pixels[draw::DRAWS])[0] for draw in range(DRAWS)])
         sampler = Synthesizer(model, run.spec.settings, cache=None).sampler
-        rows = denoiser_rows(
-            sampler.settings, sampler.schedule, guidable=model.guidable, inversions=1,
-            samples=PER_SEED).whole
+        rows = denoiser_rows(sampler, inversions=1, samples=PER_SEED).whole
         known[run.arm.name] = {"name": run.arm.name, "rows": rows / PER_SEED, **figures,
                                "settings": run.spec.settings.summary()}
     found = [known[name] for name in CANDIDATES if name in known]

@@ -168,8 +168,7 @@ class Measurement:
         """U-Net rows that `point` takes, its inversions included; see `denoiser_rows`."""
         count, sampler = self._count(images), replace(self.sampler, settings=settings)
         return denoiser_rows(
-            settings, sampler.schedule, guidable=sampler.model.guidable, inversions=count,
-            samples=count * self.expansion_ratio, share_first_step=not sampler.static_shapes).whole
+            sampler, inversions=count, samples=count * self.expansion_ratio).whole
 
     def seconds_per_row(self) -> float:
         """Time that a U-Net row takes here: two short calls, the first of which warms up."""

@@ -21,6 +21,7 @@ from dreamda_aug.evaluation.draw import Draw, Small
 from dreamda_aug.evaluation.result import CLASSICAL, FINALISTS, REAL, RUNGS, Arm, Evaluation
 from dreamda_aug.evaluation.training import PARTS, Trainer, small_classifier
 from dreamda_aug.expansion import expand
+from dreamda_aug.generation.price import denoiser_rows
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
@@ -133,7 +134,8 @@ def evaluate(
     makers = make_makers(maker, settings, images.subset(draw_rows(0)[0].tolist()), calibrate)
     seconds = {"calibration": time.perf_counter() - began}
     arms = [Arm(REAL), Arm(CLASSICAL), *(
-        Arm(f"{name} x{ratio}", name, ratio, price=_rows(makers[name], ratio))
+        Arm(f"{name} x{ratio}", name, ratio, price=denoiser_rows(
+            makers[name].sampler, inversions=1, samples=ratio).whole)
         for name in makers for ratio in ratios)]
     found = _resumed(out, Evaluation(
         {"source": images.digest(), "model": maker.model.fingerprint, "classes": len(classes),
@@ -232,13 +234,6 @@ def make_makers(
     makers = {name: maker.with_settings(each) for name, each in settings.items()}
     return {name: calibrated(each, images, range(len(images)), condition)[0] if calibrate else each
             for name, each in makers.items()}
-
-
-def _rows(maker: Synthesizer, ratio: int) -> float:
-    """U-Net rows of the images made of one labeled image."""
-    settings, steps = maker.settings, len(maker.sampler.schedule)
-    passes = steps + maker.model.guidable * settings.guided_steps(steps)
-    return (steps if settings.replay else 0) + ratio * passes
 
 
 def _resumed(out: str | Path | None, new: Evaluation) -> Evaluation:

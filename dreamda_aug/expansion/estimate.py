@@ -61,8 +61,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     plan, sampler = expansion.plan, expansion.maker.sampler
     settings, steps = sampler.settings, len(sampler.schedule)
     rows = denoiser_rows(
-        settings, sampler.schedule, guidable=sampler.model.guidable, samples=len(plan),
-        inversions=plan.inversions(settings.paths), share_first_step=not sampler.static_shapes)
+        sampler, inversions=plan.inversions(settings.paths), samples=len(plan))
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.metadata["threads"]):

@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
+from dreamda_aug.generation.sampler import Sampler
 from dreamda_aug.generation.sampling import can_share_first_step
 from dreamda_aug.method.inversion import DDIMInversion
-from dreamda_aug.method.schedule import NoiseSchedule
-from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.method.solvers import call_levels
 
 
@@ -26,20 +25,15 @@ class Rows(NamedTuple):
         return -(-sum(self) // 2)
 
 
-def denoiser_rows(
-    settings: ResolvedSettings, schedule: NoiseSchedule, *, guidable: bool, inversions: int,
-    samples: int, share_first_step: bool = True,
-) -> Rows:
-    """The rows that `Sampler` runs for some samples, without the padding of compiled models.
+def denoiser_rows(sampler: Sampler, *, inversions: int, samples: int) -> Rows:
+    """The rows that a sampler runs for some samples, without the padding of compiled models.
 
     Args:
-        settings: of the run.
-        schedule: the model's, for these settings.
-        guidable: whether the model has an unconditional branch.
+        sampler: its settings, model and schedule count.
         inversions: how many are computed; each batch that a trajectory is used in counts.
         samples: how many are generated.
-        share_first_step: as in `sample`.
     """
+    settings, schedule = sampler.settings, sampler.schedule
     levels = call_levels(settings.solver, schedule)
     steps, inverting = len(schedule), 0
     if settings.replay > 0:
@@ -47,9 +41,9 @@ def denoiser_rows(
         inverting += len(levels) if settings.inversion.records_residuals else 0
     encoder = decoder = inverting * inversions
     asymmetric = settings.update_rule == "asymmetric" and settings.noise_scale > 0
-    shared = share_first_step and can_share_first_step(settings)
+    shared = not sampler.static_shapes and can_share_first_step(settings)
     for call, level in enumerate(levels):
-        branches = 2 if guidable and settings.guides_at(level, steps) else 1
+        branches = 2 if sampler.model.guidable and settings.guides_at(level, steps) else 1
         inputs = branches * (min(inversions, samples) if shared and call == 0 else samples)
         encoder += inputs
         decoder += branches * samples + (inputs if asymmetric else 0)

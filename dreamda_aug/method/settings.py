@@ -119,10 +119,6 @@ class Settings:
         start, stop = self.guidance_interval
         return self.guidance_scale > 1 and start <= step / steps < stop
 
-    def guided_steps(self, steps: int) -> int:
-        """How many steps of a run of so many are guided, where the model can."""
-        return sum(self.guides_at(step, steps) for step in range(steps))
-
     def summary(self) -> str:
         """The settings that differ from the paper's, as one line."""
         default = PRESETS["paper"]

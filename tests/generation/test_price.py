@@ -43,11 +43,10 @@ def test_rows_are_those_that_the_hook_counts(model, inversion, eta):
                       inversion=inversion, replay=replay, noise_scale=noise_scale,
                       timestep_spacing="uniform", **{"guidance_scale": 1.0, **guided})
         before = model.hook.encoder_rows, model.hook.decoder_rows
-        run.synthesize(images, requests)
+        assert not any(run.synthesize(images, requests).events)
         counted = Rows(model.hook.encoder_rows - before[0], model.hook.decoder_rows - before[1])
         assert counted == denoiser_rows(
-            run.settings, run.schedule, guidable=model.guidable, inversions=IMAGES,
-            samples=len(requests)), run.settings.summary()
+            run, inversions=IMAGES, samples=len(requests)), run.settings.summary()
 
 
 def test_the_price_in_whole_passes_counts_a_second_decoder_pass_half():
