@@ -56,7 +56,7 @@ def looks_at_images(synthesizer: Synthesizer) -> bool:
 
 def calibrated(
     synthesizer: Synthesizer, images: SeedImages, indices: Iterable[int],
-    condition_of: Callable[[int], Condition],
+    condition_of: Callable[[int], Condition] | None = None,
 ) -> tuple[Synthesizer, Calibration | None]:
     """A synthesizer whose dials are numbers: measured on a dataset, once, where they were not.
 
@@ -68,9 +68,11 @@ def calibrated(
 
     Args:
         synthesizer: what is to be used; stays as it is.
-        images: the dataset.
+        images: the dataset. Without labels there is no judge: images go part of the way to their
+            nearest neighbour.
         indices: which of its images are used.
-        condition_of: the condition of an image, by its index.
+        condition_of: the condition of an image, by its index, or None for the model's null class
+            or the empty prompt.
 
     Returns:
         The synthesizer, with numbers for what was None; and the calibration that they are from.

@@ -44,7 +44,7 @@ class Sample:
 
 def draw_sample(
     images: SeedImages, indices: Iterable[int], model: DiffusionModel,
-    condition_of: Callable[[int], Condition], most: int | None = None,
+    condition_of: Callable[[int], Condition] | None, most: int | None = None,
 ) -> Sample | None:
     """Draw images evenly over classes, without unreadable ones and duplicates.
 
@@ -52,7 +52,7 @@ def draw_sample(
         images: the dataset.
         indices: which of its images may be drawn.
         model: gives their size and channels.
-        condition_of: the condition of an image, by its index.
+        condition_of: the condition of an image, by its index, or None for no conditions.
         most: the largest number of images, or None for as many as a judge learns from.
 
     Returns:
@@ -78,7 +78,7 @@ def draw_sample(
         values.append(fit_to(pixels.values[:1], model))
         digests.append(pixels.digests[0])
         labels.append(number.setdefault(classes[index], len(number)))
-        conditions.append(condition_of(index))
+        conditions.append(condition_of(index) if condition_of else None)
     if len(values) < 2:
         return None
     text = json.dumps([digests, labels, conditions])

@@ -1,5 +1,6 @@
 """Calibration without being asked: once for a dataset, and the same for every process."""
 
+import copy
 import logging
 import threading
 import warnings
@@ -10,7 +11,7 @@ from pipelines import pixel_pipeline
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug import Synthesizer
+from dreamda_aug import Synthesizer, load_model
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration.automatic import calibrated, warn_if_foreign
 from dreamda_aug.calibration.sweep import calibrate
@@ -98,6 +99,22 @@ def test_one_class_goes_part_of_the_way_to_its_neighbours(synthesizer):
     limit = float(found.target.removeprefix("distance <= "))
     assert limit == pytest.approx(0.5 * 0.5 / 6**0.5, rel=0.1)
     assert not found.met or found.chosen.distance <= limit
+
+
+@pytest.mark.parametrize("kind", ["null class", "text"])
+def test_images_without_labels_are_measured_without_judge_and_conditions(
+    kind, tmp_path, sd_pipeline, measured
+):
+    model = (PixelModel(pixel_pipeline(num_classes=3), null_class=2) if kind == "null class"
+             else load_model(copy.deepcopy(sd_pipeline)))
+    images = open_seed_images([torch.rand(
+        1, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(6)], labels=None)
+    synthesizer = Synthesizer(model, steps=3, strength=None, cache=tmp_path)
+    ready, found = calibrated(synthesizer, images, range(6))
+    assert found.target.startswith("distance <= ") and not found.judge
+    assert ready.settings.strength == found.strength and len(measured) == 1
+    _, again = calibrated(synthesizer, images, range(6), lambda _: None)
+    assert again == found and len(measured) == 1
 
 
 def test_one_image_is_nothing_to_measure_on(synthesizer, measured):
