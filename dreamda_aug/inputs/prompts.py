@@ -114,13 +114,8 @@ class Conditioner:
             return self._prompt_for(label)
         if model.condition_kind == "none":
             return None
-        if label is None:
-            if model.guidable:
-                return None  # the null class
-            raise ValueError(
-                f"labels must be given: {model.name} makes images of a class, and has no null "
-                "class to make them without."
-            )
+        if label is None and model.guidable:
+            return None  # the null class
         name = self._class_name(label)
         if name is None or not model.class_names:
             count = len(model.class_names) if model.class_names else None

@@ -98,7 +98,7 @@ def test_names_that_may_be_others_are_not_guessed(name, known):
 def test_no_label_is_the_null_class_where_there_is_one():
     conditioner = Conditioner(None, DEFAULT_PROMPT)
     assert conditioner.condition(None, like_model("class", null_class=True)) is None
-    with pytest.raises(ValueError, match="labels must be given: tiny makes images of a class"):
+    with pytest.raises(ValueError, match="a label must be the number of one class .* got None"):
         conditioner.condition(None, CLASS)
 
 
