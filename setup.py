@@ -59,7 +59,7 @@ setup(
         "text": ["transformers>=5.0"],
         "plots": ["matplotlib>=3.8"],
         "processes": ["accelerate>=1.10"],
-        "hub": ["datasets>=2.19"],
+        "hub": ["datasets>=4.0"],
         "ray": ["ray>=2.9"],
         "remote": ["fsspec>=2024.6", "gcsfs>=2024.6", "s3fs>=2024.6"],
         "docs": [
@@ -67,7 +67,7 @@ setup(
             "nbclient>=0.10", "nbformat>=5.10", "sphinx>=8", "sphinx-gallery>=0.18",
         ],
         "test": [
-            "accelerate>=1.10", "datasets>=2.19", "hypothesis>=6", "import-linter>=2.3",
+            "accelerate>=1.10", "datasets>=4.0", "hypothesis>=6", "import-linter>=2.3",
             "lightning>=2.4",
             "markdown-it-py>=3", "matplotlib>=3.8", "mlcroissant>=1.0", "mypy>=1.15", "onnx>=1.16",
             "onnxruntime>=1.18", "onnxscript>=0.1", "peft>=0.18", "pytest>=8", "pytest-cov>=6",

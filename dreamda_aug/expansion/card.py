@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from dreamda_aug.expansion.exports import hub_fields
 from dreamda_aug.expansion.metadata import LICENSE, PATHS
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.method.settings import DIALS
@@ -31,9 +32,13 @@ _NOT_STATED = "not stated where the model lies on this machine; look it up befor
 
 
 def dataset_card(metadata: Mapping[str, Any], stats: Stats) -> str:
-    """The card as Markdown. Names and texts from outside are shown as they are, never as markup."""
+    """The card: YAML, and Markdown in which names and texts from outside are never markup."""
+    import yaml
+
     source = metadata["source"]
-    return _template().render(
+    fields = yaml.safe_dump(hub_fields(metadata), sort_keys=False, allow_unicode=True,
+                            width=float("inf"))
+    return f"---\n{fields}---\n\n" + _template().render(
         made=stats.made,
         seed_images=source["images"],
         model=PurePosixPath(metadata[PATHS]["model"]).name
@@ -134,4 +139,4 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("dreamda_aug.expansion"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=escape_markdown)
-    return environment.get_template("dataset_card.md.jinja")
+    return environment.get_template("README.md.jinja")

@@ -1,8 +1,10 @@
-"""What other programs read beside the images: Hugging Face's ``metadata.jsonl``, and Croissant."""
+"""What other programs read beside the images: Hugging Face's metadata and YAML, and Croissant."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
@@ -10,7 +12,10 @@ from dreamda_aug.expansion.metadata import LICENSE
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import read_numbered
 
-METADATA, CROISSANT = "metadata.jsonl", "croissant.json"
+CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"
+# Columns of ``load_dataset``, beside the image itself.
+_COLUMNS = {"label": "int64", "class_name": "string", "synthetic": "bool", "seed_path": "string",
+            "replica": "int64", "distance": "float64"}
 # What images are, by format of the dataset.
 _IMAGES = {
     "folder": {"description": "PNG files in a folder for each class.",
@@ -20,31 +25,70 @@ _IMAGES = {
 }
 
 
-def exports_of(metadata: Mapping[str, Any]) -> list[str]:
-    """Names of the files that a dataset has for other programs.
-
-    ``metadata.jsonl`` is for class folders alone: shards carry their labels themselves.
-    """
-    return [METADATA, CROISSANT] if metadata["image_format"] == "folder" else [CROISSANT]
+def are_exported(folder: OutputFolder, metadata: Mapping[str, Any]) -> bool:
+    """Whether a dataset has the files for other programs."""
+    return folder.exists(CROISSANT) and (
+        metadata["image_format"] != "folder" or folder.exists(PARQUET) or folder.exists(JSONL))
 
 
 def write_exports(folder: OutputFolder, metadata: Mapping[str, Any]) -> None:
-    """Write these files for a finished dataset; the same bytes whenever it is done."""
-    if METADATA in exports_of(metadata):
-        folder.write(METADATA, metadata_lines(folder))
+    """Write these files for a finished dataset; the same bytes whenever it is done.
+
+    ``metadata.parquet`` and ``metadata.jsonl`` are for class folders alone: shards carry their
+    labels themselves. Only the first can name classes; without pyarrow it is the second.
+    """
+    if metadata["image_format"] == "folder":
+        try:
+            folder.write(PARQUET, [_parquet(_rows(folder), list(metadata["source"]["classes"]))])
+            folder.remove(JSONL)  # Hugging Face refuses both
+        except ImportError:
+            folder.write(JSONL, (json.dumps(row, separators=(",", ":")).encode() + b"\n"
+                                 for row in _rows(folder)))
+            folder.remove(PARQUET)
     text = json.dumps(croissant(folder, metadata), indent=2, ensure_ascii=False) + "\n"
     folder.write(CROISSANT, [text.encode()])
 
 
-def metadata_lines(folder: OutputFolder) -> Iterator[bytes]:
-    """Lines that ``datasets.load_dataset("imagefolder", data_dir=...)`` reads beside the images."""
+def hub_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The YAML of a card that ``load_dataset`` reads: files, columns and names of the classes."""
+    in_folders = metadata["image_format"] == "folder"
+    # said outright: a class folder called "test" would be taken for a split
+    config: dict[str, Any] = {"config_name": "default", "data_files": [{
+        "split": "train", "path": ["*/*.png", "metadata.*"] if in_folders else "shard-*.tar"}]}
+    if in_folders:
+        names = {str(label): name for label, name in enumerate(metadata["source"]["classes"])}
+        kinds = {"image": "image", **_COLUMNS, "label": {"class_label": {"names": names}}}
+        config["features"] = [{"name": name, "dtype": kind} for name, kind in kinds.items()]
+    fields = {"tags": ["synthetic"], "task_categories": ["image-classification"],
+              "configs": [config]}
+    if metadata[LICENSE].lower().startswith("apache-2.0"):
+        fields["license"] = "apache-2.0"
+    return fields
+
+
+def _rows(folder: OutputFolder) -> Iterator[dict[str, Any]]:
     with folder.open(MANIFEST) as file:
         for where, text in read_numbered(file, f"{folder}/{MANIFEST}"):
             line = ManifestLine.from_json(text, where)
-            columns = {"file_name": line.file, "label": line.label, "class_name": line.class_name,
-                       "synthetic": True, "seed_path": line.seed_path, "replica": line.replica,
-                       "distance": float(line.distance)}
-            yield json.dumps(columns, separators=(",", ":")).encode() + b"\n"
+            yield {"file_name": line.file, "label": line.label, "class_name": line.class_name,
+                   "synthetic": True, "seed_path": line.seed_path, "replica": line.replica,
+                   "distance": float(line.distance)}
+
+
+def _parquet(rows: Iterator[dict[str, Any]], classes: list[str]) -> bytes:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    features = {"label": {"names": classes, "_type": "ClassLabel"}}
+    schema = pyarrow.schema(
+        [(name, pyarrow.type_for_alias(kind))
+         for name, kind in {"file_name": "string", **_COLUMNS}.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    buffer = io.BytesIO()
+    with ParquetWriter(buffer, schema) as writer:
+        while some := list(islice(rows, 10_000)):
+            writer.write_table(pyarrow.Table.from_pylist(some, schema))
+    return buffer.getvalue()
 
 
 def croissant(folder: OutputFolder, metadata: Mapping[str, Any]) -> dict[str, Any]:

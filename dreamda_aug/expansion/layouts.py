@@ -22,8 +22,8 @@ WORK = ".dreamda"
 # An empty file in the folder of a class that has no images: object stores have no empty folders.
 _NO_IMAGES = ".keep"
 # What else lies in a dataset's folder, or may be put there.
-_TAKEN = {"manifest.jsonl", "skipped.jsonl", "plan.json", "dataset_card.md", "report.html",
-          "metrics.json", "sha256sums", "readme.md", "metadata.jsonl", "croissant.json"}
+_TAKEN = {"manifest.jsonl", "skipped.jsonl", "plan.json", "report.html", "metrics.json",
+          "sha256sums", "readme.md", "metadata.jsonl", "metadata.parquet", "croissant.json"}
 # What Windows takes for a device, also with an ending.
 _DEVICES = {"con", "prn", "aux", "nul",
             *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}

@@ -13,7 +13,7 @@ from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import BUNDLED, DiffusionModel
 
 FORMAT, FORMAT_VERSION = "dreamda-expansion", 2
-PLAN, CARD = "plan.json", "dataset_card.md"
+PLAN, CARD = "plan.json", "README.md"
 # What may differ from one machine to the next: it says nothing about the images.
 PATHS, LICENSE = "paths", "license"
 # Before the name of what lies at a path that is not recorded.

@@ -10,7 +10,7 @@ from typing import Any
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.card import dataset_card
-from dreamda_aug.expansion.exports import exports_of, write_exports
+from dreamda_aug.expansion.exports import are_exported, write_exports
 from dreamda_aug.expansion.layouts import WORK, layout_of
 from dreamda_aug.expansion.manifest import MANIFEST, SKIPPED, ManifestLine, Record, Skipped
 from dreamda_aug.expansion.metadata import CARD, PLAN, differences, parse_metadata
@@ -287,7 +287,7 @@ class Store:
             stats = records.stats()
             if not folder.exists(CARD):  # a user may have edited one that is there
                 folder.write(CARD, [dataset_card(self.metadata, stats).encode()])
-            if merged or not all(map(folder.exists, exports_of(self.metadata))):
+            if merged or not are_exported(folder, self.metadata):
                 write_exports(folder, self.metadata)
             if not folder.exists(SUMS):
                 records.write_sums()

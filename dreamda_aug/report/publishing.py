@@ -1,19 +1,16 @@
 """Finished datasets on the Hugging Face hub."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import HfApi
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.exports import METADATA
 from dreamda_aug.expansion.layouts import WORK
 from dreamda_aug.expansion.manifest import MANIFEST
-from dreamda_aug.expansion.metadata import CARD, LICENSE, read_metadata
+from dreamda_aug.expansion.metadata import CARD, read_metadata
 
-_README = "README.md"
 # Never uploaded: unfinished work, and the page that shows the real seed images.
 _LEFT_OUT = [f"{WORK}/**", "**/.*", "report.html"]
 # The hub takes no more files in one folder.
@@ -31,8 +28,8 @@ def push(
     Args:
         root: what `expand` wrote.
         repo_id: ``"user/name"``; made if it is not there.
-        private: for a new repository; None: as the account's default has it.
-        api: the hub; None: ``HfApi()``, with the token of ``hf auth login``.
+        private: for a new repository, or None for the account's default.
+        api: the hub, or None for ``HfApi()``, with the token of ``hf auth login``.
 
     Returns:
         The dataset's address.
@@ -43,7 +40,7 @@ def push(
         ValueError: a folder has more files than the hub takes.
     """
     root = Path(root)
-    facts = read_metadata(root)
+    read_metadata(root)
     if not (root / MANIFEST).is_file() or (root / WORK).exists() or not (root / CARD).is_file():
         raise ExpansionError(
             f"{root}: expected a finished dataset, found one under way; run `dreamda expand` "
@@ -58,38 +55,8 @@ def push(
             )
     hub = HfApi() if api is None else api
     hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    said = "Add synthetic images made with dreamda_aug"
-    # resumable, and in several commits where there are many files, as far as the client can
+    # resumable, and in several commits where there are many files
     hub.upload_folder(repo_id=repo_id, folder_path=str(root), repo_type="dataset",
-                      ignore_patterns=_LEFT_OUT, commit_message=said)
-    hub.upload_file(path_or_fileobj=hub_card(root, facts).encode(), path_in_repo=_README,
-                    repo_id=repo_id, repo_type="dataset", commit_message=said)
+                      ignore_patterns=_LEFT_OUT,
+                      commit_message="Add synthetic images made with dreamda_aug")
     return f"https://huggingface.co/datasets/{repo_id}"
-
-
-def hub_card(root: Path, facts: Mapping[str, Any]) -> str:
-    """The dataset's card with what the hub wants to know: columns, class names, files.
-
-    Args:
-        root: the dataset's folder.
-        facts: what `read_metadata` returns.
-    """
-    card = DatasetCard((root / CARD).read_text("utf-8"))
-    in_folders = facts["image_format"] == "folder"
-    classes = {str(label): name for label, name in enumerate(facts["source"]["classes"])}
-    label = {"class_label": {"names": classes}}
-    # said outright: the hub would take a class folder called "test" for a split
-    config: dict[str, Any] = {"config_name": "default", "data_files": [{
-        "split": "train", "path": ["*/*.png", METADATA] if in_folders else "shard-*.tar"}]}
-    fields: dict[str, Any] = {"task_categories": ["image-classification"], "configs": [config]}
-    if in_folders:
-        kinds = {"image": "image", "label": label, "class_name": "string", "synthetic": "bool",
-                 "seed_path": "string", "replica": "int64", "distance": "float64"}
-        # the builder of image folders takes it from the configuration
-        config["features"] = [{"name": name, "dtype": kind} for name, kind in kinds.items()]
-    license = facts[LICENSE]
-    if license.lower().startswith("apache-2.0"):
-        fields["license"] = "apache-2.0"
-    for name, value in fields.items():
-        setattr(card.data, name, value)
-    return str(card)

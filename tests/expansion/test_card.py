@@ -3,6 +3,7 @@ import socket
 from collections import Counter
 
 import pytest
+from huggingface_hub import DatasetCard
 from report.hostile import HOSTILE
 
 from dreamda_aug.expansion.card import dataset_card, escape_markdown, license_of
@@ -33,11 +34,14 @@ def hostile(text):
     return found
 
 
+def body(card):
+    return card[card.index("\n---\n") + 5:]
+
+
 def kinds(card):
     markdown_it = pytest.importorskip("markdown_it")
     reader = markdown_it.MarkdownIt("commonmark").enable("table")
-    body = card.split("---\n", 2)[2]
-    return [kind for token in reader.parse(body)
+    return [kind for token in reader.parse(body(card))
             for kind in (token.type, *(child.type for child in token.children or ()))
             if kind not in ("text", "text_special")]
 
@@ -50,7 +54,9 @@ def test_whatever_names_and_texts_hold_the_card_has_the_same_shape():
     tame = dataset_card(hostile("dog"), stats("dog"))
     for text in HOSTILE:
         card = dataset_card(hostile(text), stats(text))
-        assert card.count("\n") == tame.count("\n") and kinds(card) == kinds(tame)
+        assert body(card).count("\n") == body(tame).count("\n") and kinds(card) == kinds(tame)
+        names = DatasetCard(card).data.configs[0]["features"][1]["dtype"]["class_label"]["names"]
+        assert names == {"0": text, "1": "cat"}
         assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds(card))
         card.encode()
 
@@ -71,7 +77,7 @@ def test_hostile_text_is_shown_character_for_character():
 def test_the_card_counts_and_says_what_was_done():
     card = dataset_card(metadata(conditions={"cat": "a photo of a cat"}),
                         Stats(Counter(cat=6), Counter(copy=1), Counter(label=2)))
-    assert card.startswith("---\ntags:\n- synthetic\n---\n\n# Synthetic images")
+    assert card.startswith("---\ntags:\n- synthetic\n") and "\n---\n\n# Synthetic images" in card
     for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
                  "| cat | a photo of a cat |", "| steps | 50 |",
                  "| filter copy | name=copy, threshold=0.3 |",

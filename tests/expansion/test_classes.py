@@ -49,6 +49,7 @@ def test_a_class_without_images_keeps_its_number(synthesizer, tmp_path, without)
     table = datasets.load_dataset("imagefolder", data_dir=str(out), split="train",
                                   cache_dir=str(tmp_path / "cache"))
     assert {(row["class_name"], row["label"]) for row in table} == {("a", 0), ("c", 2)}
+    assert table.features["label"].names == ["a", "b", "c"]
 
 
 def test_labels_that_a_dataset_lacks_keep_their_numbers(synthesizer, tmp_path):

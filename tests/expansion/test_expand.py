@@ -76,7 +76,7 @@ def test_a_folder_is_what_torchvision_reads_and_every_image_says_that_it_is_synt
             assert image.text["synthetic"] == "true"
             assert ManifestLine.from_json(image.text["dreamda"]) == line
             assert image.tobytes() != PIL.Image.open(whole_train / line.seed_path).tobytes()
-    card = (tmp_path / "out" / "dataset_card.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
     assert "Every image in this dataset is synthetic" in card and "| cat | 3 | 9 |" in card
 
 
@@ -213,7 +213,7 @@ def test_equal_files_get_other_replicas_and_equal_pixels_in_other_files_are_repo
     said, = (warning for warning in summary.warnings if "equal to another one" in warning)
     assert said.startswith("1 seed images are pixel for pixel equal") and "(new=True)" in said
     assert "(dog/8.bmp = cat/1.png)" in said
-    assert "dog/8.bmp = cat/1.png" in (tmp_path / "out" / "dataset_card.md").read_text()
+    assert "dog/8.bmp = cat/1.png" in (tmp_path / "out" / "README.md").read_text()
     # what it says helps
     shutil.copy(mine / "cat" / "1.png", mine / "dog" / "8.bmp")
     summary = expand(mine, tmp_path / "out", synthesizer, 2, new=True)

@@ -1,9 +1,10 @@
 """Expanded datasets in the programs that people read datasets with."""
 
-import json
 import string
+import sys
 import warnings
 
+import PIL.Image
 import pytest
 import torch
 from pipelines import pixel_pipeline
@@ -67,15 +68,34 @@ def test_folders_get_numbers_only_where_their_order_needs_them():
     assert list(in_label_order(many).values())[1::9] == ["01_class 1", "10_class 10"]
 
 
-def test_hugging_face_reads_the_folder_with_its_labels(folder, tmp_path):
+@pytest.mark.parametrize("has_pyarrow, of", [
+    (True, ["imagefolder"]), (True, []), (False, []),
+], ids=["as imagefolder", "by its card", "by its card, written without pyarrow"])
+def test_hugging_face_joins_real_and_synthetic_images_by_class(
+    source, synthesizer, tmp_path, monkeypatch, has_pyarrow, of
+):
+    """Columns are called as the stock script for image classification has them."""
     datasets = pytest.importorskip("datasets")
-    table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train",
-                                  cache_dir=str(tmp_path))
-    assert len(table) == 12 and set(table.column_names) >= {"image", "label", "class_name"}
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        if not has_pyarrow:
+            patch.setitem(sys.modules, "pyarrow", None)
+        expand(source, out, synthesizer, 2, only_classes=["zebra", "T-shirt/top"])
+    assert (out / "metadata.parquet").exists() == has_pyarrow != (out / "metadata.jsonl").exists()
+    data_dir = {"data_dir": str(out)} if of else {}
+    table = datasets.load_dataset(*of or [str(out)], **data_dir, split="train",
+                                  cache_dir=str(tmp_path / "cache"))
+    labels = datasets.ClassLabel(names=CLASSES)
+    assert table.features["label"] == labels and len(table) == 8
     for row in table:
         assert CLASSES[row["label"]] == row["class_name"] and row["synthetic"] is True
         assert row["image"].size == (16, 16)
-    assert sorted(table["label"]) == sorted(LABELS * 2)
+    real = datasets.Dataset.from_dict(
+        {"image": [PIL.Image.new("L", (16, 16))] * 3, "label": [0, 1, 2]},
+        features=datasets.Features({"image": datasets.Image(), "label": labels}))
+    both = datasets.concatenate_datasets([real, table])
+    assert both.features["label"] == labels
+    assert both["label"][:] == [0, 1, 2, *table["label"]]
 
 
 def test_webdataset_streams_the_shards(shards):
@@ -117,16 +137,13 @@ def test_croissant_is_valid_and_its_records_are_the_manifest(kind, request):
 def test_files_for_others_are_made_again_where_they_are_missing(
     source, synthesizer, folder, tmp_path
 ):
-    whole = {name: (folder / name).read_bytes() for name in ("metadata.jsonl", "croissant.json")}
+    whole = {name: (folder / name).read_bytes() for name in ("metadata.parquet", "croissant.json")}
     expand(source, tmp_path / "out", synthesizer, 2)
     for name in whole:
         (tmp_path / "out" / name).unlink()
     expand(source, tmp_path / "out", synthesizer, 2)
     for name, data in whole.items():
         assert (tmp_path / "out" / name).read_bytes() == data
-    line = json.loads(whole["metadata.jsonl"].splitlines()[0])
-    assert set(line) == {"file_name", "label", "class_name", "synthetic", "seed_path", "replica",
-                         "distance"}
 
 
 def test_class_folders_have_names_that_every_file_system_bears():

@@ -160,6 +160,6 @@ def test_flagged_images_are_left_out_and_counted_or_kept_and_marked(images, mode
     assert 0 < len(labels) < 12 and left.stats.made == 12 - len(labels)
     assert left.stats.dropped == {"label": len(labels)}
     assert f"Flagged and left out: label {len(labels)}." in (
-        tmp_path / "left" / "dataset_card.md").read_text()
+        tmp_path / "left" / "README.md").read_text()
     # nothing is made again where everything was left out on purpose
     assert expand(data, tmp_path / "left", augment, 2, filters=filters[1:]).made == 0

@@ -47,7 +47,7 @@ def test_hook_and_embedded_guidance_are_on_record_and_used_again(
     metadata = json.loads((out / "plan.json").read_text())
     assert metadata["block_index"] == options["block_index"]
     assert metadata["embedded_guidance"] == options.get("embedded_guidance")
-    assert f"| block_index | {options['block_index']} |" in (out / "dataset_card.md").read_text()
+    assert f"| block_index | {options['block_index']} |" in (out / "README.md").read_text()
     lines = list(read_manifest(out))
     assert len(lines) == 6
     assert all(regenerate(out, line.id, device="cpu").equal for line in lines[::3])

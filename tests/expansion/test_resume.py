@@ -98,7 +98,7 @@ def test_a_damaged_record_is_written_again(expansion, reference, out, name, dama
 
 
 @pytest.mark.parametrize("names", [
-    ["dataset_card.md"], ["skipped.jsonl"], ["manifest.jsonl"], ["SHA256SUMS"],
+    ["README.md"], ["skipped.jsonl"], ["manifest.jsonl"], ["SHA256SUMS"],
     ["skipped.jsonl", "SHA256SUMS"], ["manifest.jsonl", "skipped.jsonl", "SHA256SUMS"],
 ], ids=str)
 def test_what_was_deleted_is_written_again(expansion, reference, out, names):
@@ -109,10 +109,10 @@ def test_what_was_deleted_is_written_again(expansion, reference, out, names):
 
 
 def test_a_card_that_a_user_wrote_on_is_kept(expansion, reference, out):
-    (out / "dataset_card.md").write_text("mine")
+    (out / "README.md").write_text("mine")
     images(out)[0].unlink()
     expansion.run(out)
-    assert content(out) == reference | {"dataset_card.md": b"mine"}
+    assert content(out) == reference | {"README.md": b"mine"}
 
 
 @pytest.mark.parametrize("damage", RECORDS)

@@ -187,7 +187,7 @@ def test_a_file_where_a_folder_should_be_is_named(train, tmp_path, capsys, name)
         is_refused(capsys, tmp_path / "out", *command)
 
 
-NAMES = ["manifest.jsonl", "plan.json", "report.html", "dataset_card.md", "skipped.jsonl",
+NAMES = ["manifest.jsonl", "plan.json", "report.html", "README.md", "skipped.jsonl",
          "SHA256SUMS", "metadata.jsonl", "Manifest.JSONL", "nul", "CON.txt", "shard-000000.tar",
          "a b", "..b", "cat_2"]
 

@@ -43,9 +43,6 @@ class FakeHub:
         self.calls.append(("upload_folder", repo_id, repo_type))
         self._copy(folder_path, ignore_patterns)
 
-    def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, repo_type, commit_message):
-        (self.root / path_in_repo).write_bytes(path_or_fileobj)
-
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -72,9 +69,7 @@ def test_everything_but_the_page_with_real_images_is_there(dataset, hub):
                          ("upload_folder", "me/clothes", "dataset")]
     here = {path.relative_to(dataset) for path in dataset.rglob("*") if path.is_file()}
     there = {path.relative_to(hub.root) for path in hub.root.rglob("*") if path.is_file()}
-    assert there == here - {Path("report.html")} | {Path("README.md")}
-    card = (hub.root / "README.md").read_text()
-    assert "Every image in this dataset is synthetic" in card and "- synthetic" in card
+    assert there == here - {Path("report.html")}
 
 
 def test_the_repository_is_read_with_class_names_and_one_split(dataset, hub, tmp_path):
@@ -105,7 +100,7 @@ def test_only_finished_datasets_are_uploaded(dataset, hub, tmp_path):
 
 
 def test_the_real_hub_takes_these_arguments(hub):
-    for name in ("create_repo", "upload_folder", "upload_file"):
+    for name in ("create_repo", "upload_folder"):
         real = inspect.signature(getattr(HfApi, name)).parameters
         assert set(inspect.signature(getattr(hub, name)).parameters) <= set(real)
 
