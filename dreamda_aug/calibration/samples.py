@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,12 +29,14 @@ class Sample:
         labels: their classes, numbered anew, (N,) int64.
         conditions: what generation is conditioned on for each.
         digest: of all three.
+        indices: number of each image in the dataset.
     """
 
     images: Tensor
     labels: Tensor
     conditions: list[Condition]
     digest: str
+    indices: list[int]
 
     @property
     def measured(self) -> int:
@@ -45,6 +47,7 @@ class Sample:
 def draw_sample(
     images: SeedImages, indices: Iterable[int], model: DiffusionModel,
     condition_of: Callable[[int], Condition] | None, most: int | None = None,
+    first: Collection[int] = (),
 ) -> Sample | None:
     """Draw images evenly over classes, without unreadable ones and duplicates.
 
@@ -54,6 +57,7 @@ def draw_sample(
         model: gives their size and channels.
         condition_of: the condition of an image, by its index, or None for no conditions.
         most: the largest number of images, or None for as many as a judge learns from.
+        first: those of the indices to draw before all others.
 
     Returns:
         The sample; None where fewer than two images differ and can be read.
@@ -66,7 +70,9 @@ def draw_sample(
     labels: list[int] = []
     conditions: list[Condition] = []
     digests: list[str] = []
-    for index in images.spread(among=indices, most_classes=MAX_CLASSES):
+    drawn: list[int] = []
+    spread = images.spread(among=indices, most_classes=MAX_CLASSES)
+    for index in sorted(spread, key=lambda index: index not in first):
         if len(values) == count:
             break
         try:
@@ -79,8 +85,9 @@ def draw_sample(
         digests.append(pixels.digests[0])
         labels.append(number.setdefault(classes[index], len(number)))
         conditions.append(condition_of(index) if condition_of else None)
+        drawn.append(index)
     if len(values) < 2:
         return None
     text = json.dumps([digests, labels, conditions])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Sample(torch.cat(values), torch.tensor(labels), conditions, digest)
+    return Sample(torch.cat(values), torch.tensor(labels), conditions, digest, drawn)

@@ -35,6 +35,7 @@ from dreamda_aug.report.publishing import push as push_dataset
 _PLAN = ("balance", "only_classes", "limit", "image_format", "shard_samples", "keep_flagged",
          "strict", "threads", "license")
 _MOVED = ("source", "model", "lora", "device")
+_REPORT = ("out", "source", "metrics", "judge")
 
 
 def add_expand(parser: argparse.ArgumentParser) -> None:
@@ -90,12 +91,12 @@ def expand(args: argparse.Namespace) -> None:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``report``."""
     add_positional(parser, write_report, "root", "folder")
-    add_options(parser, write_report, "out", "source", "metrics")
+    add_options(parser, write_report, *_REPORT)
 
 
 def report(args: argparse.Namespace) -> None:
     """Run ``report``."""
-    say(write_report(args.folder, **given(args, "out", "source", "metrics")))
+    say(write_report(args.folder, **given(args, *_REPORT)))
 
 
 def add_regenerate(parser: argparse.ArgumentParser) -> None:

@@ -60,7 +60,7 @@ def license_of(model: str) -> str:
     """The licence that a model's card states, in its folder or the hub's cache; asks no network."""
     if model == BUNDLED:
         return "Apache-2.0, trained on Fashion-MNIST (MIT licence)"
-    card = _model_card(model)
+    card = model_file(model, "README.md")
     if card is None:
         return _NOT_STATED
     # imported here: a second that the bundled model needs not
@@ -81,15 +81,16 @@ def license_of(model: str) -> str:
     return f"{name} ({link})" if link else name
 
 
-def _model_card(model: str) -> Path | None:
-    card = Path(model) / "README.md"
-    if card.is_file():
-        return card
+def model_file(model: str, name: str) -> Path | None:
+    """A file of a model, in its folder or in the hub's cache; asks no network."""
+    path = Path(model) / name
+    if path.is_file():
+        return path
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(model, "README.md")
+        cached = try_to_load_from_cache(model, name)
     except HFValidationError:
         return None  # a path or a pipeline's class, no hub id
     return Path(cached) if isinstance(cached, str) else None

@@ -1,5 +1,6 @@
 """One synthetic image again, from its manifest line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import PIL.Image
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import generate, pixel_digest
+from dreamda_aug.expansion.card import model_file
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, settings_from_json
 from dreamda_aug.expansion.metadata import PATHS, find_path, read_metadata, recorded_images
 from dreamda_aug.expansion.seeds import Unreadable, open_seed
 from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
-from dreamda_aug.models import load_model
+from dreamda_aug.models import BUNDLED, DiffusionModel, load_model
 from dreamda_aug.models.denoiser import pair
 
 
@@ -70,12 +72,7 @@ def regenerate(
             f"{out} was made from a dataset object; pass source, the same dataset."
         )
     if synthesizer is None:
-        paths = metadata[PATHS]
-        loaded = load_model(
-            str(model or find_path(out, paths["model"], "model")), device=device,
-            lora=lora or find_path(out, paths["lora"], "lora"),
-            low_memory=metadata["low_memory"], image_size=pair(metadata["image_size"]),
-            block_index=metadata["block_index"], embedded_guidance=metadata["embedded_guidance"])
+        loaded = load_recorded(out, metadata, model=model, lora=lora, device=device)
         settings = settings_from_json(line.settings)
     elif model is not None or lora is not None:
         raise ValueError("model, lora: the synthesizer brings its own.")
@@ -112,6 +109,31 @@ def regenerate(
         made = generate(sampler, [seed] * count, line.layout, [line.condition] * count).images.cpu()
     image = seed.store(made[line.row : line.row + 1])
     return Regenerated(image, line, pixel_digest(image) == line.pixels)
+
+
+def load_recorded(
+    out: str | Path, metadata: Mapping[str, Any], *, model: str | Path | None = None,
+    lora: str | Path | None = None, device: str | None = None, offline: bool = False,
+) -> DiffusionModel:
+    """The model that a dataset was made with; arguments are those of `regenerate`.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        FileNotFoundError: ``offline``, and it is in no folder of this machine, nor cached there.
+        ExpansionError: the record does not say where it lies.
+    """
+    paths = metadata[PATHS]
+    name = str(model or find_path(out, paths["model"], "model"))
+    lora = lora or find_path(out, paths["lora"], "lora")
+    if offline and name != BUNDLED:
+        index = model_file(name, "model_index.json")
+        if index is None or lora is not None and not Path(lora).exists():
+            raise FileNotFoundError(f"{lora if index else name} is not on this machine.")
+        name = str(index.parent)
+    return load_model(
+        name, device=device, lora=lora, low_memory=metadata["low_memory"],
+        image_size=pair(metadata["image_size"]), block_index=metadata["block_index"],
+        embedded_guidance=metadata["embedded_guidance"])
 
 
 def find_line(out: str | Path, sample_id: str) -> ManifestLine:

@@ -27,6 +27,7 @@ from dreamda_aug.inputs.pixels import UNREADABLE
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import relative_name, without_paths
 from dreamda_aug.report.figures import histogram, scatter
+from dreamda_aug.report.judging import LabelsKept, judge_labels
 from dreamda_aug.report.overview import MAX_REPLICAS, Overview, choose_families, scores_of
 from dreamda_aug.report.rendering import render_page
 from dreamda_aug.report.thumbnails import (
@@ -73,6 +74,7 @@ class Group(NamedTuple):
 @checked
 def write_report(
     root: str | Path, out: str | Path | None = None, *, source: Any = None, metrics: bool = False,
+    judge: bool = True,
 ) -> Path:
     """Write the report of a finished dataset.
 
@@ -85,6 +87,8 @@ def write_report(
         source: the seed images, as `expand` takes them, or None for where the record has them.
             Without them the page has the synthetic images alone, with a warning.
         metrics: compute `compare_folders` first and keep it in ``metrics.json``; for class folders.
+        judge: load the model, if it is on this machine and no ``label`` filter has judged, and
+            say how many of at most 192 synthetic images keep the class of their seed image.
 
     Returns:
         The page's path.
@@ -103,7 +107,7 @@ def write_report(
     seed_images, notes = _open_seed_images(root, metadata, source)
     if metrics:
         _compute_metrics(root, metadata, seed_images)
-    page = report_page(root, metadata, stats, seed_images, notes)
+    page = report_page(root, metadata, stats, seed_images, notes, judge)
     write_atomically(out, render_page("report.html.jinja", "report.js", "report.css",
                                       **page).encode())
     return out
@@ -111,7 +115,7 @@ def write_report(
 
 def report_page(
     root: Path, metadata: Mapping[str, Any], stats: Stats, seed_images: SeedImages | None,
-    notes: list[str],
+    notes: list[str], judge: bool,
 ) -> dict[str, Any]:
     """Everything that the page shows, as its template takes it."""
     known = [str(root), str(root.resolve()), *_paths_of(root, metadata)]
@@ -135,11 +139,15 @@ def report_page(
     warnings = [public(note) for note in (
         *metadata["source"].get("problems", ()), *stats.warnings(classes), *notes)]
     distances = overview.values.get("distance", [])
+    labels: LabelsKept | str = "not asked for"
+    if judge and "label" not in overview.filters:
+        labels = judge_labels(root, metadata, seed_images, overview.seeds)
     return {
         "title": f"Synthetic images: {root.resolve().name}",
         "stats": stats, "overview": overview, "seed_images": metadata["source"]["images"],
         "distance": distances and (fmean(distances), median(distances), max(distances)),
         "confidence": fmean(overview.values["label"]) if overview.values.get("label") else None,
+        "labels": public(labels) if isinstance(labels, str) else labels,
         "diversity": maker.diversity, "warnings": warnings, "shown": len(shown),
         "worst": [(ordering, [maker.pair(line) for line in lines])
                   for ordering, lines in worst.items()],

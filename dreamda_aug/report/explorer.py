@@ -18,7 +18,6 @@ from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import path_name
-from dreamda_aug.models import Condition
 from dreamda_aug.progress import bar
 from dreamda_aug.report.preview import conditions_of
 from dreamda_aug.report.rendering import render_page
@@ -180,17 +179,12 @@ def write_exploration(exploration: Exploration, out: str | Path) -> None:
 
 def _draw(seeds: SeedImages, synthesizer: Synthesizer) -> tuple[Sample, list[str]]:
     """Images to measure on, and the name of each one's class."""
-    names: list[str] = []
-    condition_of = conditions_of(seeds, synthesizer)
-
-    def condition(index: int) -> Condition:  # called for each image that is drawn
-        names.append(seeds.classes[seeds.labels[index]] if seeds.labels else "")
-        return condition_of(index)
-
-    sample = draw_sample(seeds, range(len(seeds)), synthesizer.model, condition)
+    sample = draw_sample(
+        seeds, range(len(seeds)), synthesizer.model, conditions_of(seeds, synthesizer))
     if sample is None:
         raise ValueError("source must hold at least two images that differ and can be read.")
-    return sample, names
+    labels = seeds.labels
+    return sample, [seeds.classes[labels[index]] if labels else "" for index in sample.indices]
 
 
 def _data(image: Tensor) -> str:

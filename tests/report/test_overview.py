@@ -27,9 +27,9 @@ LINES = [
 ]
 
 
-def summary(root):
+def summary(root, **options):
     """Value, note and whether it alarms, of each figure of the page."""
-    text = write_report(root).read_text()
+    text = write_report(root, **options).read_text()
     found = re.findall(r"<div( class=\"alarming\")?><dt>(.*?)</dt><dd class=\"value\">(.*?)</dd>"
                        r"<dd>(.*?)</dd>", text, re.DOTALL)
     return {name: (value, html.unescape(note), bool(alarm)) for alarm, name, value, note in found}
@@ -66,7 +66,8 @@ def test_the_summary_counts_what_was_left_out_too(tmp_path):
 
 def test_what_was_not_measured_says_so(tmp_path):
     found = summary(write_dataset(tmp_path / "out", [line(0, 0, "cat", 0.1)]))
-    assert found["Labels kept"][0] == found["Diversity"][0] == "not measured"
+    assert found["Diversity"][0] == "not measured" and found["Labels kept"][0] == "not judged"
+    assert found["Labels kept"][1].startswith("The seed images are not at hand.")
     assert "--filter label=CLASSIFIER" in found["Labels kept"][1]
     assert found["Synthetic images"][1] == "from 1 seed image in 1 class."
 
