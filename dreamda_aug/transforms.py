@@ -1,11 +1,14 @@
 """`DreamDAugment`, a torchvision v2 transform."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
 from dreamda_aug.arguments import checked, real
@@ -19,6 +22,12 @@ from dreamda_aug.models import BUNDLED
 
 # Replica numbers of the transform are drawn; these are what torch.randint can draw.
 _MAX_REPLICA = 2**62
+_WAYS = (
+    "The transform= of a dataset sees the image alone. To hand over labels, wrap the dataset in "
+    "AugmentedDataset; or let torchvision call the transform with image and label: dataset = "
+    "torchvision.datasets.wrap_dataset_for_transforms_v2(dataset), dataset.transforms = transform; "
+    "or give a labels_getter."
+)
 
 
 class DreamDAugment(v2.Transform):
@@ -31,12 +40,25 @@ class DreamDAugment(v2.Transform):
 
     It takes what torchvision's own transforms take: a PIL image of any mode, an image tensor
     (uint8, another integer type, or float in [0, 1]; on any device), a ``tv_tensors.Image``, a
-    batch (B, C, H, W) of either, or any nesting of them with labels. What comes back has the same
-    type, mode, dtype, size and device; images are resized to the model's size and back.
+    batch (B, C, H, W) of either, or any nesting of them with labels; also a batch of Hugging
+    Face's, a dict of lists. What comes back has the same type (subclasses too), mode, dtype, size
+    and device; images are resized to the model's size and back.
 
     Where a sample holds none of these, its one numpy array of two or more dimensions is taken:
     (H, W) or (H, W, C) of integers or floats in [0, 1], with C = 1 or 3, for uint8 also 4. Of
     several, the one that can only be an image is: (H, W) of integers of 8 or 16 bits, or (H, W, C).
+
+    **Labels.** A dataset's own ``transform=`` sees the image alone. Then a model of classes or
+    texts is conditioned on its null class or the empty prompt, a warning says so, and dials that
+    are None stay where images keep their class without it, closer to the seed image: as `calibrate`
+    found without ``conditions``, or else with a low strength. To hand over labels:
+
+    - torchvision's ``ImageFolder``, ``CIFAR10``, ...: ``data = wrap_dataset_for_transforms_v2(
+      ImageFolder(root))``, then ``data.transforms = v2.Compose([DreamDAugment(...), ...])``;
+    - Hugging Face: ``dataset.with_transform(augment)``, ``set_transform`` or ``map(augment)``;
+    - MONAI's and torchgeo's dicts have them; behind ``LoadImaged(..., reverse_indexing=False)``,
+      which would else exchange height and width;
+    - timm's ``create_loader``, Lightning's data modules and fastai: `AugmentedDataset`.
 
     A transform sees one image at a time, so it measures nothing itself: dials that are None are
     what `calibrate`, or ``dreamda calibrate FOLDER``, found; before that, mild defaults, with a
@@ -54,8 +76,8 @@ class DreamDAugment(v2.Transform):
         p: probability that an image is replaced, in [0, 1]; drawn for each image of a batch.
         labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
             ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;
-            None: there is none, and class-conditional models take their null class. Not called
-            for models that need no label. With captions, a
+            None: there is none, and nothing warns of it. Not called for models that need no label.
+            With captions, a
             function finds the image's file name instead; without one it must stand under the key
             ``file_name`` of a dict, or in the image if PIL opened it itself.
         options: all other arguments of `Synthesizer`, such as ``class_names``, ``cache`` and
@@ -66,7 +88,8 @@ class DreamDAugment(v2.Transform):
         synthesizer: makes the synthetic images.
 
     Raises:
-        ValueError: an argument, an image or a label breaks its rule.
+        ValueError: an argument, an image or a label breaks its rule; or there is no label, and the
+            model has no null class, or the settings keep nothing of the seed image but its class.
         TypeError: the sample holds no image, or arrays of which any could be it; or boxes, masks,
             key points or videos, see `refuse_annotations`.
         GenerationError: CUDA in a forked worker.
@@ -99,37 +122,79 @@ class DreamDAugment(v2.Transform):
             self.synthesizer = Synthesizer(model, preset, **options)
         self.p = p
         self.labels_getter = labels_getter
+        self._label_free: Synthesizer | None = None
 
     def forward(self, *inputs: Any) -> Any:
         """Replace the images of a sample or batch; everything else passes through."""
         sample = inputs if len(inputs) > 1 else inputs[0]
-        refuse_annotations(sample)
-        flat, spec = tree_flatten(sample)
-        places = self._places_of_images(flat)
-        params = self.make_params([flat[i] for i in places])
-        if any(chosen.any() for chosen in params["chosen"]):
-            labels = None
-            conditioner = self.synthesizer.conditioner
-            if conditioner.captions is not None:
-                labels = find_file_names(sample, self.labels_getter)
-            elif conditioner.needs_label(self.synthesizer.model) and not self._null_class():
-                labels = find_labels(sample, self.labels_getter)
-            images = self._replace([flat[i] for i in places], labels, params)
-            for place, image in zip(places, images, strict=True):
-                flat[place] = image
-        return tree_unflatten(flat, spec)
+        if isinstance(sample, Mapping) and not isinstance(sample, dict):
+            sample = dict(sample)  # a row or batch that Hugging Face's map decodes when it is read
+        if not _is_table(sample):
+            return self._augmented([sample])[0]
+        made = self._augmented([dict(zip(sample, row)) for row in zip(*sample.values())])
+        return {name: [row[name] for row in made] for name in sample}
 
-    def _null_class(self) -> bool:
-        """Whether the user asked for images of no class, from a model of classes that can."""
-        model = self.synthesizer.model
-        return (self.labels_getter is None and model.condition_kind == "class"
-                and model.guidable)
+    def _augmented(self, samples: Sequence[Any]) -> list[Any]:
+        """The samples with some of their images replaced, which are made together."""
+        opened, images, labels = [], [], []
+        for sample in samples:
+            refuse_annotations(sample)
+            flat, spec = tree_flatten(sample)
+            places = self._places_of_images(flat)
+            opened.append((flat, spec, places))
+            images += [flat[i] for i in places]
+            labels += [self._maker_and_label(sample)] * len(places)
+        params = self.make_params(images)
+        if any(chosen.any() for chosen in params["chosen"]):
+            made = iter(self._replace(images, labels, params))
+            for flat, _, places in opened:
+                for place in places:
+                    flat[place] = next(made)
+        return [tree_unflatten(flat, spec) for flat, spec, _ in opened]
+
+    def _maker_and_label(self, sample: Any) -> tuple[Synthesizer, Any]:
+        """What makes the images of a sample, and its label; with captions, its file name."""
+        synthesizer, getter = self.synthesizer, self.labels_getter
+        if synthesizer.conditioner.captions is not None:
+            return synthesizer, find_file_names(sample, getter)
+        label = None if callable(getter) else find_labels(sample, getter)
+        # whether a model needs labels is asked before chance chooses, or training would end later
+        if label is not None or self.p == 0 or not self._needs_label():
+            return synthesizer, label
+        label = find_labels(sample, getter)
+        return (self._without_labels(), None) if label is None else (synthesizer, label)
+
+    def _needs_label(self) -> bool:
+        return self.synthesizer.conditioner.needs_label(self.synthesizer.model)
+
+    def _without_labels(self) -> Synthesizer:
+        """What makes images of samples without a label; its first use warns, or is refused."""
+        if self._label_free is None:
+            model, made = self.synthesizer.model, self.synthesizer.without_labels()
+            if model.condition_kind == "class" and not model.guidable:
+                raise ValueError(f"found no label in the sample, and {model.name} is conditioned "
+                                 f"on a class: it has no null class to do without. {_WAYS}")
+            dials = made.settings
+            if dials.forgets_seed:
+                raise ValueError(
+                    "found no label in the sample, and strength 1 with replay 0 keeps nothing of "
+                    "the seed image: images would be of any class. Take another preset, or a lower "
+                    f"strength. {_WAYS}")
+            worker = get_worker_info()
+            if self.labels_getter is not None and (worker is None or worker.id == 0):
+                warnings.warn(
+                    f"found no label in the sample: {model.name} is conditioned on no class, and "
+                    f"images stay close to their seed images to keep theirs (strength "
+                    f"{dials.strength:g}, replay {dials.replay:g}, noise scale "
+                    f"{dials.noise_scale:g}). {_WAYS}", stacklevel=2)
+            self._label_free = made
+        return self._label_free
 
     def _places_of_images(self, flat: list[Any]) -> list[int]:
         """Which of a sample's values are images: by torchvision's rule, then by that for arrays."""
         found = [i for i, needed in enumerate(self._needs_transform_list(flat)) if needed]
         # torchvision takes the first tensor for the image, whatever its shape: it may be a label
-        if any(not isinstance(flat[i], torch.Tensor) or flat[i].ndim > 2 for i in found):
+        if any(not isinstance(flat[i], Tensor) or flat[i].ndim > 2 for i in found):
             return found
         arrays = [i for i, value in enumerate(flat) if isinstance(value, np.ndarray)
                   and value.ndim > 1 and not is_single(value)]
@@ -145,7 +210,8 @@ class DreamDAugment(v2.Transform):
         if not found:
             raise TypeError(
                 f"{type(self).__name__} found no image in the sample; it needs a PIL image, an "
-                "image tensor, a tv_tensors.Image or a numpy array (H, W) or (H, W, C)."
+                "image tensor, a tv_tensors.Image or a numpy array (H, W) or (H, W, C). Put it "
+                "behind the transform that loads the file, such as MONAI's LoadImaged."
             )
         return found
 
@@ -160,29 +226,37 @@ class DreamDAugment(v2.Transform):
     def extra_repr(self) -> str:
         return f"p={self.p}, {self.synthesizer!r}"
 
-    def _replace(self, images: list[Any], labels: Any, params: dict[str, Any]) -> list[Any]:
+    def __getstate__(self) -> dict[str, Any]:
+        # what Hugging Face's map calls this transform by must not change with its first use
+        return {**self.__dict__, "_label_free": None}
+
+    def _replace(
+        self, images: list[Any], labels: list[tuple[Synthesizer, Any]], params: dict[str, Any]
+    ) -> list[Any]:
         """Replace the chosen images; each element may be a batch."""
-        synthesizer = self.synthesizer
+        conditioner, model = self.synthesizer.conditioner, self.synthesizer.model
+        has_labels = conditioner.captions is not None or self._needs_label()
         pixels = [read_pixels(image) for image in images]
-        requests, slots, row = [], [], 0
-        for number, p in enumerate(pixels):
-            for i in range(len(p.values)):
+        wanted: dict[Synthesizer, list[tuple[int, int, Request]]] = {}
+        row = 0
+        for number, (image, (maker, label)) in enumerate(zip(images, labels, strict=True)):
+            for i in range(len(pixels[number].values)):
                 if params["chosen"][number][i]:
-                    label = label_of(labels, i, images[number])
-                    # with captions, labels are file names; PIL keeps that of a file it opened
-                    name = label
-                    if name is None:
-                        name = getattr(images[number], "filename", None) or None
-                    condition = synthesizer.conditioner.condition(
-                        label, synthesizer.model, name)
+                    condition = None
+                    if maker is self.synthesizer:
+                        own = label_of(label, i, image) if has_labels else None
+                        # with captions, labels are file names; PIL keeps that of a file it opened
+                        name = getattr(image, "filename", None) or None if own is None else own
+                        condition = conditioner.condition(own, model, name)
                     replica = int(params["replicas"][number][i])
-                    requests.append(Request(row, condition, replica))
-                    slots.append((number, i))
+                    wanted.setdefault(maker, []).append(
+                        (number, i, Request(row, condition, replica)))
                 row += 1
-        made = synthesizer.synthesize_rows(pixels, requests)
         results = [p.values.clone() for p in pixels]
-        for (number, i), new in zip(slots, made, strict=True):
-            results[number][i] = new[0]
+        for maker, requests in wanted.items():
+            made = maker.synthesize_rows(pixels, [request for _, _, request in requests])
+            for (number, i, _), new in zip(requests, made, strict=True):
+                results[number][i] = new[0]
         return [
             p.restore(new) if params["chosen"][number].any() else images[number]
             for number, (p, new) in enumerate(zip(pixels, results, strict=True))
@@ -190,4 +264,12 @@ class DreamDAugment(v2.Transform):
 
 
 def _batch_length(image: Any) -> int:
-    return len(image) if isinstance(image, torch.Tensor) and image.ndim == 4 else 1
+    return len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
+
+
+def _is_table(sample: Any) -> TypeGuard[dict[Any, list[Any]]]:
+    """Whether a sample is a batch as Hugging Face has it: lists of equal length, one of images."""
+    if not isinstance(sample, dict) or not all(isinstance(v, list) for v in sample.values()):
+        return False
+    return len({len(values) for values in sample.values()}) == 1 and any(
+        values and is_image(values[0]) for values in sample.values())

@@ -88,7 +88,9 @@ def calibrated(
     foreign = model.name == BUNDLED and warn_if_foreign(model, sample.images)
     if not requested.open_dials:
         return synthesizer, None
-    found = find_calibration(requested, model, synthesizer.cache, shipped=not foreign)
+    labeled = condition_of is not None or not synthesizer.conditioner.needs_label(model)
+    found = find_calibration(
+        requested, model, synthesizer.cache, shipped=not foreign, labeled=labeled)
     if found is None:
         found = _measure_once(synthesizer, sample)
     logger.warning("calibrated: %s", found.summary())

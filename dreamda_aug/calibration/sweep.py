@@ -12,7 +12,12 @@ from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.calibration.judge import GivenJudge, Judge, fold_judge
 from dreamda_aug.calibration.search import Grid, Measurement, Target, choose
 from dreamda_aug.errors import StorageError
-from dreamda_aug.generation.dials import Calibration, CalibrationPoint, calibration_path
+from dreamda_aug.generation.dials import (
+    LABEL_FREE,
+    Calibration,
+    CalibrationPoint,
+    calibration_path,
+)
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.models import Condition, DiffusionModel
 
@@ -45,7 +50,8 @@ def calibrate(
             per class, 50 or more in all.
         labels: their classes, (N,) int64; needed unless ``max_distance`` is the target.
         synthesizer: what is to be calibrated; settings that are numbers stay as they are.
-        conditions: what generation is conditioned on for each image, or None for nothing.
+        conditions: what generation is conditioned on for each image, or None for nothing: then
+            the calibration is for images without labels.
         classifier: images (B, C, H, W) in [0, 1] to logits (B, K) or classes (B,), or None for
             linear probes on the model's own features, each fitted without the images that it
             judges.
@@ -101,8 +107,10 @@ def calibrate(
         found[best] = replace(
             found[best], points=[point for each in found for point in each.points])
         if synthesizer.cache is not None:
+            label_free = conditions is None and synthesizer.conditioner.needs_label(model)
             for one, each in zip(models, found, strict=True):
-                save(each, calibration_path(synthesizer.cache.root, requested, one))
+                save(each, calibration_path(synthesizer.cache.root, requested, one,
+                                            LABEL_FREE if label_free else ""))
     return found[best]
 
 

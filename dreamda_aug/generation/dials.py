@@ -17,6 +17,11 @@ from dreamda_aug.statistics import wilson_interval
 
 # What is taken before anything was measured: mild for the small models we have seen.
 UNCALIBRATED = {"noise_scale": 1.0, "replay": 0.9, "strength": 0.5}
+# The same for images without labels: at the same distance a low strength keeps more classes than
+# exact replay (benchmarks/results/label_free.json), which is left where the strength is given.
+WITHOUT_LABELS = {"noise_scale": 1.0, "replay": 0.0, "strength": 0.3}
+# What takes the place of a sample's digest where a calibration is for images without labels.
+LABEL_FREE = "label-free"
 
 _SHIPPED = Path(__file__).parent.parent / "weights" / "calibration"
 
@@ -181,7 +186,8 @@ def calibration_path(
 
 
 def find_calibration(
-    settings: Settings, model: DiffusionModel, cache: LatentCache | None, *, shipped: bool = True
+    settings: Settings, model: DiffusionModel, cache: LatentCache | None, *, shipped: bool = True,
+    labeled: bool = True,
 ) -> Calibration | None:
     """What was measured by hand for a model, or comes with the package; None: nothing.
 
@@ -190,8 +196,9 @@ def find_calibration(
         model: which it was measured with.
         cache: beside which it lies, or None for no cache.
         shipped: whether one that comes with the package will do.
+        labeled: whether the model is conditioned on what images show.
     """
-    name = calibration_key(settings, model) + ".json"
+    name = calibration_path(Path(), settings, model, "" if labeled else LABEL_FREE).name
     folders = [] if cache is None else [cache.root / "calibration"]
     for folder in [*folders, _SHIPPED] if shipped else folders:
         if (folder / name).exists():
@@ -200,19 +207,30 @@ def find_calibration(
 
 
 def resolve_dials(
-    settings: Settings, model: DiffusionModel, cache: LatentCache | None
+    settings: Settings, model: DiffusionModel, cache: LatentCache | None, *, labeled: bool = True
 ) -> ResolvedSettings:
     """Put measured numbers in place of None.
 
     They come from the cache's folder, or from the package for the bundled model. Where nothing
-    was measured yet, mild defaults are taken with a warning.
+    was measured yet, mild defaults are taken, with a warning for labeled images.
+
+    Args:
+        settings: as they were asked for.
+        model: which they are for.
+        cache: beside which calibrations lie, or None for no cache.
+        labeled: whether the model is conditioned on what images show.
     """
     if not settings.open_dials:
         return settings.with_dials()
-    found = find_calibration(settings, model, cache)
+    found = find_calibration(settings, model, cache, labeled=labeled)
     if found is not None:
         return found.resolve(settings)
-    mild = {name: UNCALIBRATED[name] for name in UNCALIBRATED if name in settings.open_dials}
+    known = UNCALIBRATED if labeled else WITHOUT_LABELS
+    if not labeled and settings.strength is not None:
+        known = known | {"replay": 1.0}
+    mild = {name: known[name] for name in known if name in settings.open_dials}
+    if not labeled:
+        return settings.with_dials(**mild)
     warnings.warn(
         f"{model.name} was not calibrated for these settings yet: taking "
         f"{', '.join(f'{name}={value}' for name, value in mild.items())}. Measure them on your "

@@ -4,7 +4,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -165,6 +165,16 @@ class Synthesizer:
         other = copy.copy(self)
         other.conditioner = Conditioner(class_names, own.prompt, own.captions)
         return other
+
+    def without_labels(self) -> "Synthesizer":
+        """Another synthesizer for images without labels, on the same model and cache.
+
+        Dials that are None become what `calibrate` found without ``conditions``, or else stay
+        where the bundled model's images kept their class. The first use loads the model.
+        """
+        settings = resolve_dials(self.requested_settings, self.model, self.cache, labeled=False)
+        # both guidance rows would be the same
+        return self.with_settings(replace(settings, guidance_scale=1.0))
 
     def synthesize(
         self,

@@ -27,34 +27,20 @@ def label_key(names: Iterable[Any]) -> Any | None:
 def find_labels(
     sample: Any, labels_getter: Callable[[Any], Any] | Literal["default"] | None
 ) -> Any:
-    """The label of a sample, or the labels of a batch.
+    """The label of a sample, or the labels of a batch, or None if there is none.
 
     Args:
         sample: what a transform is called with.
         labels_getter: as in `DreamDAugment`.
-
-    Raises:
-        ValueError: there is none.
     """
-    if labels_getter is None:
-        raise ValueError(
-            "labels_getter=None, but this model is conditioned on the class of each image; give "
-            "a labels_getter, or a prompt without {class_name}."
-        )
     if callable(labels_getter):
         return labels_getter(sample)
+    if labels_getter is None:
+        return None
     if isinstance(sample, Mapping):
         key = label_key(sample)
-        if key is not None:
-            return sample[key]
-    elif isinstance(sample, Sequence) and len(sample) > 1:
-        return sample[1]
-    raise ValueError(
-        "found no label in the sample, and this model is conditioned on the class of each "
-        "image. The transform= of a dataset sees the image alone: wrap the dataset in "
-        "AugmentedDataset instead, or pass (image, label), a dict with a 'label', or a "
-        "labels_getter."
-    )
+        return None if key is None else sample[key]
+    return sample[1] if isinstance(sample, Sequence) and len(sample) > 1 else None
 
 
 def find_file_names(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -59,7 +60,7 @@ class Pixels:
         digests: one per image, of the original pixels.
         restore: from new values of the same shape to the original type, mode, dtype and device.
             PIL images keep transparency, colour profile, resolution, and of EXIF the orientation
-            alone; subclasses of Tensor keep their attributes.
+            alone; subclasses stay what they are, those of Tensor with their attributes.
         store: from new values (1, C, H, W) to the PIL image that is written to a PNG file.
         load: from a stored PIL image to the original type, as ``restore`` gives it.
         loss: what a PNG file does not keep of such an image, as text; empty if it keeps all.
@@ -437,4 +438,6 @@ def _with_info(made: PIL.Image.Image, like: PIL.Image.Image) -> PIL.Image.Image:
         exif = PIL.Image.Exif()
         exif[_ORIENTATION] = orientation
         made.info["exif"] = exif.tobytes()
+    if type(like) is not PIL.Image.Image and not isinstance(like, PIL.ImageFile.ImageFile):
+        made.__class__ = type(like)  # as fastai's PILImage, which its transforms are chosen by
     return made

@@ -1,5 +1,6 @@
 """Samples of a dataset: where image and label are, and what makes them no classification sample."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -155,6 +156,14 @@ def _read_mapping(sample: Mapping[Any, Any], index: int, keys: tuple[Any, Any] |
         images = [key for key, value in sample.items() if is_image(value)]
         named = [key for key in _IMAGE_KEYS if key in images] or images
         label = label_key(key for key in sample if key not in images)
+        paths = [key for key in _IMAGE_KEYS if isinstance(sample.get(key), str | os.PathLike)]
+        if paths and not images:
+            raise ValueError(
+                f"dataset must give images, sample {index} has the path {sample[paths[0]]!r} under "
+                f"{paths[0]!r}: its transform loads the file, as MONAI's LoadImaged does, and runs "
+                "after generation. Load images in the dataset itself; or put DreamDAugment into "
+                "that transform, behind what loads the file."
+            )
         if not named or len(named) > 1 and named == images or label is None:
             raise ValueError(
                 f"dataset must give dicts with one 'image' and a 'label', sample {index} has "
