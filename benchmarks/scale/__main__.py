@@ -1,6 +1,6 @@
 """Do planning, resuming and memory stay small when a dataset is large?
 
-    python -m benchmarks.scale growth --out benchmarks/results --docs docs/cost.md
+    python -m benchmarks.scale growth --out benchmarks/results
     python -m benchmarks.scale expansion --out benchmarks/results
     python -m benchmarks.scale memory --out benchmarks/results
     python -m benchmarks.scale ahead --out benchmarks/results --docs docs/cost.md
