@@ -8,8 +8,14 @@
 
 from dreamda_aug.amst.batches import MixedBatch, MixedBatchSampler
 from dreamda_aug.amst.label_prior import LabelPrior
-from dreamda_aug.amst.labelers import CLIPClassifier, Labeler, SeedLabeler, SingleHeadLabeler
-from dreamda_aug.amst.labeling import CollapseWarning, RoundReport
+from dreamda_aug.amst.labeling import (
+    CLIPClassifier,
+    CollapseWarning,
+    Labeler,
+    RoundReport,
+    SeedLabeler,
+    SingleHeadLabeler,
+)
 from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
 from dreamda_aug.amst.rules import AMST_PLUS, RunPlan, VotingRule
 from dreamda_aug.amst.self_training import SelfTraining

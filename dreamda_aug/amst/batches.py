@@ -13,18 +13,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from dreamda_aug.amst.rules import RunPlan, check_ratio
 from dreamda_aug.arguments import whole
+from dreamda_aug.inputs.dataset_reader import SizedDataset
 from dreamda_aug.inputs.labels import class_number, plain_label
 
 # An image, its target or seed label, and its position in the pool; −1 for labeled images.
 Item = tuple[Tensor, Tensor, int]
-
-
-class SizedDataset(Protocol):
-    """A dataset with a length, such as a list, ``TensorDataset`` or ``ImageFolder``."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @runtime_checkable
@@ -132,29 +125,26 @@ class BatchLoading(Dataset[Item]):
 
     def __init__(
         self, labeled: SizedDataset, pool: SizedDataset, classes: int, plan: RunPlan,
-        processes: int = 1, num_workers: int = 0,
+        num_workers: int = 0,
     ) -> None:
         self.labeled, self.pool, self.classes = labeled, pool, classes
         self.plan, self.num_workers = plan, num_workers
         of_pool = sum(batch_counts(plan.batch_size, plan.ratio, [1, 1, 1])[1:])
-        once = math.ceil(len(pool) / (processes * max(1, of_pool)))
-        self.steps = once if plan.steps_per_epoch is None else plan.steps_per_epoch
-
-    def real(self, rng_seed: int, worker_seed: int) -> DataLoader[Any]:
-        """An epoch of real images alone, with the seeds of `mixed`."""
-        return self._mix([], [], (1, 0, 0), rng_seed, worker_seed)
+        self.steps = plan.steps_per_epoch or math.ceil(len(pool) / max(1, of_pool))
 
     def mixed(self, accepted: Tensor | None, rng_seed: int, worker_seed: int) -> DataLoader[Any]:
         """An epoch of real, accepted and unlabeled images at the plan's ratio.
 
-        ``accepted`` is True for the accepted images of the pool, (pool,) bool, or None if none is.
-        The one seed decides their order, the other the datasets' own random transforms.
+        ``accepted`` is True for the accepted images of the pool, (pool,) bool, or None for an epoch
+        of real images alone. The one seed decides their order, the other the datasets' own random
+        transforms.
         """
-        if accepted is None:
-            accepted = torch.zeros(len(self.pool), dtype=torch.bool)
-        chosen, others = ((accepted == value).nonzero().squeeze(1).tolist()
-                          for value in (True, False))
-        return self._mix(chosen, others, self.plan.ratio, rng_seed, worker_seed)
+        indices = torch.arange(0 if accepted is None else len(self.pool))
+        accepted = torch.zeros(len(indices), dtype=torch.bool) if accepted is None else accepted
+        return self._loader(MixedBatchSampler(
+            len(self.labeled), indices[accepted].tolist(), indices[~accepted].tolist(),
+            batch_size=self.plan.batch_size, ratio=self.plan.ratio, steps=self.steps,
+            rng_seed=rng_seed), worker_seed)
 
     def whole_pool(self, worker_seed: int) -> DataLoader[Any]:
         """Every image of the pool once, in order, without real images."""
@@ -164,9 +154,6 @@ class BatchLoading(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.labeled) + len(self.pool)
 
-    def __getitem__(self, index: int) -> Item:
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: list[int]) -> list[Item]:
         """All items at once, so that a pool that makes images in batches makes one batch."""
         border = len(self.labeled)
@@ -175,23 +162,15 @@ class BatchLoading(Dataset[Item]):
         items = []
         for index in indices:
             image, label = _split(next(real) if index < border else next(made))
-            if index >= border:
-                unknown = label is None or plain_label(label) == -1
-                number = -1 if unknown else class_number(label, self.classes)
-                items.append((image, torch.tensor(number), index - border))
-            elif isinstance(label, Tensor) and label.is_floating_point() and label.numel() > 1:
-                items.append((image, label, -1))  # a soft label, which the wrapper checks
+            if index >= border and (label is None or plain_label(label) == -1):
+                target = torch.tensor(-1)
+            elif index < border and isinstance(label, Tensor) and label.is_floating_point() and (
+                    label.numel() > 1):
+                target = label  # a soft label, which the wrapper checks
             else:
-                items.append((image, torch.tensor(class_number(label, self.classes)), -1))
+                target = torch.tensor(class_number(label, self.classes))
+            items.append((image, target, max(index - border, -1)))
         return items
-
-    def _mix(
-        self, accepted: Sequence[int], unlabeled: Sequence[int],
-        ratio: tuple[float, float, float], rng_seed: int, worker_seed: int,
-    ) -> DataLoader[Any]:
-        return self._loader(MixedBatchSampler(
-            len(self.labeled), accepted, unlabeled, batch_size=self.plan.batch_size, ratio=ratio,
-            steps=self.steps, rng_seed=rng_seed), worker_seed)
 
     def _loader(self, batches: Iterable[list[int]], worker_seed: int) -> DataLoader[Any]:
         return DataLoader(self, batch_sampler=batches, collate_fn=_collate,
@@ -200,7 +179,6 @@ class BatchLoading(Dataset[Item]):
 
 
 def _fetch(dataset: SizedDataset, indices: list[int]) -> Sequence[Any]:
-    """Items of a dataset, through its ``__getitems__`` where it has one."""
     if indices and isinstance(dataset, BatchedDataset):
         return dataset.__getitems__(indices)
     return [dataset[index] for index in indices]

@@ -1,4 +1,4 @@
-"""What the class that was asked of the generator says about the class that came out."""
+"""What the requested class of a synthetic image tells about the class that it shows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamda_aug.amst.losses import check_labels
+from dreamda_aug.inputs.labels import check_integers
 
 # Rounds of the correction; it changes by less than a thousandth after a few dozen.
 _ROUNDS = 100
-# What is believed of a generator before anything is known: three of four images as asked for.
+# Share of images of the requested class that is assumed before anything is measured.
 _USUALLY_KEPT = 0.75
 # So many labeled images of a class count as much as all classes together.
 _SMOOTHING = 50.0
@@ -21,15 +21,15 @@ _TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0)
 
 @dataclass(frozen=True, eq=False)
 class LabelPrior:
-    """P(true class | class asked for): a vote that counts as much as it is right.
+    """P(true class | requested class): a vote that counts as much as it is right.
 
     Attributes:
-        probabilities: (asked, true), float; each row sums to 1.
+        probabilities: (requested, true), float; each row sums to 1.
 
     Raises:
         ValueError: not a square matrix of probabilities.
 
-    Source: ours; Bayes' rule over what the heads see and what was asked.
+    Source: ours; Bayes' rule over what the heads see and what was requested.
     """
 
     probabilities: Tensor
@@ -39,13 +39,14 @@ class LabelPrior:
         square = table.ndim == 2 and table.shape[0] == table.shape[1]
         if not square or (table < 0).any() or not ((table.sum(1) - 1).abs() < 1e-3).all():
             raise ValueError(
-                "LabelPrior.probabilities must be a square matrix (asked, true) with rows >= 0 "
+                "LabelPrior.probabilities must be a square matrix (requested, true) with rows >= 0 "
                 f"that sum to 1, got shape {tuple(table.shape)}; LabelPrior.estimate makes one.")
         object.__setattr__(self, "probabilities", table)
 
     @classmethod
     def estimate(
-        cls, asked: Tensor, predicted: Tensor, num_classes: int, *, confusion: Tensor | None = None
+        cls, requested: Tensor, predicted: Tensor, num_classes: int, *,
+        confusion: Tensor | None = None,
     ) -> LabelPrior:
         """Estimate it from predictions on synthetic images.
 
@@ -54,7 +55,8 @@ class LabelPrior:
         three of them a class that was always kept can look as if it had never been.
 
         Args:
-            asked: classes asked for, (N,) integers; images with −1 are left out.
+            requested: classes that the images were made for, (N,) integers; images with −1 are
+                left out.
             predicted: classes that a classifier sees in the images, (N,) integers. It must not
                 have learned from the seed images of what it judges: take a diffusion classifier,
                 or predictions out of fold.
@@ -70,9 +72,9 @@ class LabelPrior:
         Source: ours; the correction of each class is expectation maximisation for a known
         confusion matrix (Saerens et al. 2002).
         """
-        check_labels("asked", asked, len(predicted), num_classes, lowest=-1)
-        check_labels("predicted", predicted, len(asked), num_classes)
-        cells = (asked * num_classes + predicted)[asked >= 0]
+        check_integers("requested", requested, len(predicted), -1, num_classes - 1)
+        check_integers("predicted", predicted, len(requested), 0, num_classes - 1)
+        cells = (requested * num_classes + predicted)[requested >= 0]
         seen = torch.bincount(cells.cpu(), minlength=num_classes**2).double()
         seen = seen.view(num_classes, num_classes)
         # without a confusion: as many images, all of them seen right
@@ -94,41 +96,41 @@ class LabelPrior:
         own = judged.sum(1, keepdim=True)
         return cls(((own * table + _SMOOTHING * pooled) / (own + _SMOOTHING)).float())
 
-    def update(self, probabilities: Tensor, asked: Tensor, shares: Tensor) -> Tensor:
-        """The heads' probabilities, given the classes asked for.
+    def update(self, probabilities: Tensor, requested: Tensor, shares: Tensor) -> Tensor:
+        """The heads' probabilities, given the requested classes.
 
         Args:
             probabilities: (heads, N, C), each row summing to 1.
-            asked: (N,) integers; −1 where unknown, which adds nothing.
+            requested: (N,) integers; −1 where unknown, which adds nothing.
             shares: share of each class among all images, (C,).
 
         Returns:
-            (heads, N, C): p^(1/T) · P(class | asked) / P(class), normalised, with the temperature
-            T of `temperature_of`.
+            (heads, N, C): p^(1/T) · P(class | requested) / P(class), normalised, with the
+            temperature T of `temperature_of`.
         """
-        temperature = self.temperature_of(probabilities, asked, shares)
-        updated = _tempered(probabilities, temperature) * self._odds(asked, shares)
+        temperature = self.temperature_of(probabilities, requested, shares)
+        updated = _tempered(probabilities, temperature) * self._odds(requested, shares)
         return updated / updated.sum(-1, keepdim=True).clamp(min=1e-12)
 
-    def temperature_of(self, probabilities: Tensor, asked: Tensor, shares: Tensor) -> float:
-        """The temperature under which the heads explain best what was asked for.
+    def temperature_of(self, probabilities: Tensor, requested: Tensor, shares: Tensor) -> float:
+        """The temperature under which the heads explain the requested classes best.
 
         Heads that learned a few images are sure of too much, and would overrule the prior where
-        they are wrong. The classes asked for are labels that are known for every image, so the
+        they are wrong. The requested classes are labels that are known for every image, so the
         temperature needs no labeled image.
 
         Args:
-            probabilities, asked, shares: as in `update`.
+            probabilities, requested, shares: as in `update`.
 
         Returns:
             The geometric mean over ten temperatures from 1 to 40, weighted by the likelihood of
-            ``asked`` and a prior T⁻². So it is near 1 where few images tell it, and follows the
-            likelihood where many do.
+            ``requested`` and a prior T⁻². So it is near 1 for few images, and follows the
+            likelihood for many.
 
         Source: ours; temperature scaling is Guo et al. 2017, arXiv:1706.04599.
         """
-        known = asked >= 0
-        seen, odds = probabilities[:, known], self._odds(asked[known], shares)
+        known = requested >= 0
+        seen, odds = probabilities[:, known], self._odds(requested[known], shares)
         likelihood = torch.tensor([
             (_tempered(seen, each) * odds).sum(-1).clamp(min=1e-12).log().mean(0).sum().item()
             for each in _TEMPERATURES], dtype=torch.float64)
@@ -136,11 +138,11 @@ class LabelPrior:
         weights = (likelihood - 2 * logarithms).softmax(0)
         return float((weights * logarithms).sum().exp())
 
-    def _odds(self, asked: Tensor, shares: Tensor) -> Tensor:
-        """P(class | asked) / P(class), (N, C); 1 where nothing was asked for."""
-        table = self.probabilities.to(asked.device)
-        odds = table[asked.clamp(min=0)] / shares.to(asked.device).clamp(min=1e-6)
-        return torch.where((asked >= 0)[:, None], odds, torch.ones_like(odds))
+    def _odds(self, requested: Tensor, shares: Tensor) -> Tensor:
+        """P(class | requested) / P(class), (N, C); 1 where no class was requested."""
+        table = self.probabilities.to(requested.device)
+        odds = table[requested.clamp(min=0)] / shares.to(requested.device).clamp(min=1e-6)
+        return torch.where((requested >= 0)[:, None], odds, torch.ones_like(odds))
 
 
 def _tempered(probabilities: Tensor, temperature: float) -> Tensor:
@@ -149,12 +151,12 @@ def _tempered(probabilities: Tensor, temperature: float) -> Tensor:
 
 
 def _share_kept(seen: Tensor, right: float, labeled: float) -> float:
-    """Share of images of the class asked for, over all classes.
+    """Share of images of the requested class, over all classes.
 
     A judge that is right on a share of the labeled images, and else sees any other class, agrees
-    with a share of the asked classes that is linear in what was kept. Where the judge is hardly
-    better than chance, or images are few, that equation says little, and is drawn to 3 of 4 (ridge
-    regression with the variance of both shares).
+    with a share of the requested classes that is linear in what was kept. A judge hardly better
+    than chance, or few images, tell little: then ridge regression, with the variance of both
+    shares, draws the answer to 3 of 4.
     """
     classes, total = len(seen), seen.sum().item()
     if not total:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamda_aug.amst.rules import ViewName, VotingRule
 
@@ -128,19 +128,6 @@ def consistency_terms(
     return terms * (confidence >= confidence_threshold)
 
 
-def auxiliary_loss(
-    heads: Sequence[nn.Module], views: Sequence[ViewName], features: Mapping[ViewName, Tensor],
-    targets: Tensor,
-) -> Tensor:
-    """Mean cross-entropy of the auxiliary heads, each on the features (N, D) of its own view.
-
-    Targets are class indices, (N,), or soft labels, (N, C).
-    """
-    return torch.stack([
-        F.cross_entropy(head(features[view]).float(), targets, reduction="none")
-        for head, view in zip(heads, views, strict=True)]).mean()
-
-
 def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[ViewName]) -> Tensor:
     """Mean ``|W_i·W_jᵀ|`` over all pairs of heads that see the same view.
 
@@ -177,13 +164,3 @@ def join_targets(first: Tensor, second: Tensor, classes: int) -> Tensor:
         return torch.cat([first, second])
     soft = [t if t.ndim == 2 else F.one_hot(t, classes) for t in (first, second)]
     return torch.cat([t.float() for t in soft])
-
-
-def check_labels(name: str, labels: Tensor, images: int, classes: int, lowest: int = 0) -> None:
-    """Raise ``ValueError`` unless ``labels`` are (images,) class indices in [lowest, classes)."""
-    if labels.shape != (images,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must be integer class indices of shape ({images},), got "
-                         f"{labels.dtype} of shape {tuple(labels.shape)}.")
-    if images and (labels.min() < lowest or labels.max() >= classes):
-        raise ValueError(f"{name} must lie in [{lowest}, {classes - 1}], the classifier has "
-                         f"{classes} classes; got {labels.min().item()} to {labels.max().item()}.")

@@ -1,36 +1,36 @@
 """The three stages of AMST over a pool of images: pretrain, label, train, label again."""
 
+import contextlib
+import hashlib
 import logging
 import os
+import pickle
+import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from dreamda_aug.amst.batches import BatchLoading, MixedBatch, SizedDataset
+from dreamda_aug.amst.batches import BatchLoading, MixedBatch
 from dreamda_aug.amst.label_prior import LabelPrior
-from dreamda_aug.amst.labelers import Labeler
-from dreamda_aug.amst.labeling import PoolLabeling, RoundReport, make_report, warn_of_collapse
+from dreamda_aug.amst.labeling import Labeler, PoolLabeling, RoundReport
 from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
 from dreamda_aug.amst.rules import RunPlan
-from dreamda_aug.amst.running import (
-    epoch_seed,
-    find_wrapper,
-    read_checkpoint,
-    seeded,
-    write_checkpoint,
-)
 from dreamda_aug.amst.wrapper import AMSTWrapper
+from dreamda_aug.errors import StorageError
+from dreamda_aug.files import atomic_file, regular_file
+from dreamda_aug.inputs.dataset_reader import SizedDataset
 from dreamda_aug.progress import bar, track
 
 logger = logging.getLogger(__name__)
+# Of checkpoints.
+_FORMAT = 2
 
 
 @runtime_checkable
@@ -49,10 +49,8 @@ class SelfTraining:
     the same weights. This covers torch's randomness alone, not numpy's or ``random``'s.
 
     Args:
-        wrapper: the classifier in its ``AMSTWrapper``, on the device to train on; or this
-            wrapper in ``DistributedDataParallel(…, find_unused_parameters=True)``. Every process
-            then draws batches of its own, all label the whole pool alike, and process 0 writes
-            checkpoints.
+        wrapper: the classifier in its ``AMSTWrapper``, on the device to train on. Losses pass
+            through its ``forward``, which ``wrapper.compile()`` compiles.
         labeled: items (image, target): tensors (C, H, W) as the classifier takes them, without
             augmentation (the views are drawn later), and class indices, or float tensors
             (classes,) as soft labels.
@@ -64,31 +62,29 @@ class SelfTraining:
         plan: the stages, and what a batch holds, or None for ``RunPlan()``. With a ``label_prior``
             take ``AMST_PLUS``, which our study found best.
         labeler: labels the pool, or None to label by the wrapper's auxiliary heads.
-        label_prior: how often the class asked for (the seed label) is the class that came out. It
-            enters each head's probabilities by Bayes' rule before they vote [ours].
+        label_prior: how often the requested class (the seed label) is the class that came out, or
+            None. It enters each head's probabilities by Bayes' rule before they vote [ours].
         truth: true labels of the pool where known, −1 elsewhere; used in reports alone.
         num_workers: of the data loaders.
         rng_seed: all randomness of the run follows from it.
 
     Attributes:
-        wrapper: the ``AMSTWrapper``, without what it was wrapped in.
         labeling: labels the pool; its ``labeler`` may be replaced between epochs.
         epoch: epochs done, of both stages.
         steps_per_epoch: optimizer steps of an epoch.
-        reports: one ``RoundReport`` per labeling round; with ``online`` one per epoch.
+        reports: one ``RoundReport`` per labeling round, or per epoch with ``online``.
         pseudo_labels: those of the last round, on the CPU; None before the first.
 
     Raises:
-        ValueError: a set is empty, ``truth`` or the prior do not fit, what prepares the heads'
-            votes meets another labeler, or DDP does not look for unused parameters.
-        TypeError: ``wrapper`` holds no ``AMSTWrapper``.
+        ValueError: a set is empty, ``truth`` or the prior do not fit, or what prepares the heads'
+            votes meets another labeler.
 
     Source: DreamDA, arXiv:2403.12803, method figure.
     """
 
     def __init__(
-        self, wrapper: AMSTWrapper | DistributedDataParallel, labeled: SizedDataset,
-        pool: SizedDataset, optimizer: torch.optim.Optimizer, *,
+        self, wrapper: AMSTWrapper, labeled: SizedDataset, pool: SizedDataset,
+        optimizer: torch.optim.Optimizer, *,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         plan: RunPlan | None = None, labeler: Labeler | None = None,
         label_prior: LabelPrior | None = None, truth: Sequence[int] | Tensor | None = None,
@@ -99,20 +95,14 @@ class SelfTraining:
                 f"labeled and pool must hold images, got {len(labeled)} and {len(pool)}.")
         if truth is not None and len(truth) != len(pool):
             raise ValueError(f"truth must have {len(pool)} labels, got {len(truth)}.")
-        self.wrapper, self._processes = find_wrapper(wrapper)
-        # Losses go through what the wrapper is wrapped in, which averages gradients or compiles.
-        self._outer: nn.Module = wrapper
-        self.plan = RunPlan() if plan is None else plan
+        self.wrapper, self.plan = wrapper, RunPlan() if plan is None else plan
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.data = BatchLoading(labeled, pool, self.wrapper.num_classes, self.plan,
-                                 self._processes.count, num_workers)
+        self.data = BatchLoading(labeled, pool, wrapper.num_classes, self.plan, num_workers)
         self.steps_per_epoch = self.data.steps
-        self._average = None
-        labels = self.wrapper
-        if self.plan.ema_decay is not None:
-            self._average = _averaged(self.wrapper, self.plan.ema_decay)
-            labels = cast(AMSTWrapper, self._average.module)
-        self.labeling = PoolLabeling(labels, labeler, self.plan, label_prior)
+        decay = self.plan.ema_decay
+        self._average = None if decay is None else _averaged(self.wrapper, decay)
+        labels = self.wrapper if self._average is None else self._average.module
+        self.labeling = PoolLabeling(cast(AMSTWrapper, labels), labeler, self.plan, label_prior)
         self.truth = None if truth is None else torch.as_tensor(truth)
         self.rng_seed, self.epoch = rng_seed, 0
         self.reports: list[RoundReport] = []
@@ -141,15 +131,15 @@ class SelfTraining:
         """
         if checkpoint is not None and Path(checkpoint).exists():
             self.load(checkpoint)
-        total, first = self.plan.pretraining_epochs + self.plan.epochs, self._processes.rank == 0
-        with bar("self-training", total - self.epoch, "epochs", shown=first) as shown:
+        total = self.plan.pretraining_epochs + self.plan.epochs
+        with bar("self-training", total - self.epoch, "epochs") as shown:
             while self.stage != "done":
                 self.train_epoch()
                 shown.update()
-                if checkpoint is not None and first:
+                if checkpoint is not None:
                     self.save(checkpoint)
-        if self._average is not None:
-            self.wrapper.load_state_dict(self._average.module.state_dict())
+        # the averaged weights, or its own
+        self.wrapper.load_state_dict(self.labeling.wrapper.state_dict())
         return self.reports
 
     def train_epoch(self) -> dict[str, float]:
@@ -163,19 +153,20 @@ class SelfTraining:
             raise ValueError(
                 f"all {self.epoch} epochs are done; to train longer, give the plan more: "
                 "training.plan = dataclasses.replace(training.plan, epochs=…).")
-        due = self.training_epoch % self.plan.relabel_every == 0
-        if stage == "training" and due and not self.plan.online:
+        if stage == "training" and not self.plan.online and (
+                self.training_epoch % self.plan.relabel_every == 0):
             self.label_pool()
         sums: dict[str, float] = defaultdict(float)
         online: list[tuple[PseudoLabels, Tensor, Tensor]] = []
-        self._outer.train()
-        with seeded(self._seed(self._processes.role("train")), self._device):
-            for batch in track(self.loader(), stage, shown=self._processes.rank == 0):
+        self.wrapper.train()
+        with seeded(self._seed("train"), self._device):
+            for batch in track(self.loader(), stage):
                 batch = batch.to(self._device)
                 losses = self._losses(batch)
-                self._optimize(losses if isinstance(losses, Tensor) else losses.total)
-                terms = ({"total": losses.item()} if isinstance(losses, Tensor)
-                         else losses.as_dict())
+                total = losses if isinstance(losses, Tensor) else losses.total
+                self._optimize(total)
+                terms = losses.as_dict() if isinstance(losses, AMSTLosses) else {
+                    "total": total.item()}
                 for name, value in terms.items():
                     sums[name] += value / self.steps_per_epoch
                 if self.plan.online and isinstance(losses, AMSTLosses) and losses.pseudo_labels:
@@ -192,13 +183,15 @@ class SelfTraining:
     def loader(self) -> DataLoader[Any]:
         """Batches of the coming epoch, ``MixedBatch``: real images alone in pretraining, else
         real, accepted and unlabeled ones at the plan's ratio."""
-        seeds = self._seed(self._processes.role("batches")), self._seed("workers")
+        seeds = self._seed("batches"), self._seed("workers")
         if self.stage == "pretraining":
-            return self.data.real(*seeds)
+            return self.data.mixed(None, *seeds)
         if self.plan.online and isinstance(self.data.pool, EpochDataset):
             self.data.pool.set_epoch(self.epoch)
-        known = None if self.plan.online else self.pseudo_labels
-        return self.data.mixed(None if known is None else known.mask, *seeds)
+        accepted = torch.zeros(len(self.data.pool), dtype=torch.bool)
+        if self.pseudo_labels is not None and not self.plan.online:
+            accepted = self.pseudo_labels.mask
+        return self.data.mixed(accepted, *seeds)
 
     def label_pool(self) -> RoundReport:
         """Label the whole pool and rebuild the accepted set from nothing.
@@ -207,7 +200,6 @@ class SelfTraining:
             CollapseWarning: nothing was accepted, or the accepted classes are lopsided.
         """
         batches = self.data.whole_pool(self._seed("workers"))
-        self._processes.share_buffers(self.labeling.wrapper)
         with seeded(self._seed("label"), self._device):
             labels, seed_labels = self.labeling.label_pool(batches, self._device)
         self.pseudo_labels = labels
@@ -216,16 +208,10 @@ class SelfTraining:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that a resumed run needs; the file is never half written."""
         labels = self.pseudo_labels
-        state = {
-            "epoch": self.epoch,
-            "wrapper": self.wrapper.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        state = {name: part.state_dict() for name, part in self._parts().items()} | {
+            "epoch": self.epoch, "class_average": self.labeling.average,
             "pseudo_labels": None if labels is None else vars(labels),
-            "class_average": self.labeling.average,
-            "weight_average": None if self._average is None else self._average.state_dict(),
-            "reports": [asdict(report) for report in self.reports],
-        }
+            "reports": [asdict(report) for report in self.reports]}
         write_checkpoint(path, self._settings(), state)
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -237,31 +223,31 @@ class SelfTraining:
             ValueError: written with other settings.
         """
         state = read_checkpoint(path, self._settings())
-        self.wrapper.load_state_dict(state["wrapper"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         labels = state["pseudo_labels"]
         self.pseudo_labels = None if labels is None else PseudoLabels(**labels)
-        self.labeling.average = state["class_average"]
-        if self._average is not None:
-            self._average.load_state_dict(state["weight_average"])
+        self.epoch, self.labeling.average = state["epoch"], state["class_average"]
         self.reports = [RoundReport(**report) for report in state["reports"]]
-        self.epoch = state["epoch"]
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state_dict."""
+        parts = {"wrapper": self.wrapper, "optimizer": self.optimizer,
+                 "scheduler": self.scheduler, "weight_average": self._average}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _losses(self, batch: MixedBatch) -> AMSTLosses | Tensor:
         """The loss of one batch in the stage that is due, through ``forward``."""
-        forward: Callable[..., AMSTLosses | Tensor] = self._outer
+        forward: Callable[..., AMSTLosses | Tensor] = self.wrapper
         if self.stage == "pretraining":
             return forward(batch.real, batch.targets, stage="pretraining")
         if len(batch.synthetic) == 0:
             labels = None
-        elif not self.plan.online and self.pseudo_labels is not None:
-            labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
-        else:
+        elif self.plan.online or self.pseudo_labels is None:
             labels = self.labeling.label(batch.synthetic, batch.seed_labels)
-        return forward(batch.real, batch.targets, batch.synthetic, pseudo_labels=labels,
-                       stage="training")
+        else:
+            labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
+        return forward(batch.real, batch.targets, batch.synthetic, labels, "training")
 
     def _optimize(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -276,40 +262,78 @@ class SelfTraining:
         self, labels: PseudoLabels, indices: Tensor, seed_labels: Tensor
     ) -> RoundReport:
         truth = None if self.truth is None else self.truth[indices]
-        report = make_report(labels, self.training_epoch, self.wrapper.num_classes, seed_labels,
-                             truth)
-        self.reports.append(report)
-        logger.info("%s", report)
-        warn_of_collapse(report)
-        return report
+        self.reports.append(
+            self.labeling.report(labels, self.training_epoch, seed_labels, truth))
+        logger.info("%s", self.reports[-1])
+        self.reports[-1].warn_of_collapse()
+        return self.reports[-1]
 
     @property
     def _device(self) -> torch.device:
         return next(self.wrapper.parameters()).device
 
     def _seed(self, role: str) -> int:
-        return epoch_seed(self.rng_seed, self.epoch, role)
+        """A seed in [0, 2⁵⁶) for one role, such as ``"batches"``, in the coming epoch."""
+        text = f"{self.rng_seed}/{self.epoch}/{role}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
     def _settings(self) -> dict[str, object]:
         """What must be the same for a run to continue as if nothing had happened."""
-        # the run may be given more epochs
-        plan = {name: value for name, value in asdict(self.plan).items() if name != "epochs"}
         prior = self.labeling.label_prior
-        return plan | {
+        found = asdict(self.plan) | {
             "label_prior": None if prior is None else prior.probabilities.tolist(),
             "steps_per_epoch": self.steps_per_epoch, "rng_seed": self.rng_seed,
-            "labeled": len(self.data.labeled), "pool": len(self.data.pool),
-            "processes": self._processes.count}
+            "labeled": len(self.data.labeled), "pool": len(self.data.pool)}
+        del found["epochs"]  # the run may be given more
+        return found
 
 
-def _averaged(wrapper: AMSTWrapper, decay: float) -> AveragedModel:
-    """The moving average of a wrapper's weights and buffers, with Mean Teacher's ramp-up.
-
-    Source: Tarvainen and Valpola 2017, arXiv:1703.01780.
-    """
+def _averaged(wrapper: nn.Module, decay: float) -> AveragedModel:
+    """The moving average of weights and buffers, with Mean Teacher's ramp-up, arXiv:1703.01780."""
     def average(kept: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
         # the first steps count more, so that random weights are soon forgotten
         share = max(1 - decay, 1 / (float(count) + 1))
         return kept.lerp(now, share) if now.is_floating_point() else now
 
     return AveragedModel(wrapper, avg_fn=average, use_buffers=True)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators (of the CPU and ``device``), seeded inside, restored afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], settings: Mapping[str, object], state: Mapping[str, object]
+) -> None:
+    """Replace ``path`` at once: at any moment it holds a whole checkpoint, the old or the new."""
+    with atomic_file(Path(path)) as file:
+        torch.save({"format": _FORMAT, "settings": settings, "state": state}, file)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], settings: Mapping[str, object]
+) -> dict[str, Any]:
+    """The state that ``write_checkpoint`` wrote with equal settings, with tensors on the CPU."""
+    content: Any = None
+    # torch.save writes a zip archive; of other files torch.load would guess older formats
+    if zipfile.is_zipfile(regular_file(os.fspath(path))):
+        with contextlib.suppress(RuntimeError, EOFError, ValueError, KeyError,
+                                 pickle.UnpicklingError):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != _FORMAT:
+        raise StorageError(
+            f"{path}: expected a checkpoint of format {_FORMAT} that SelfTraining.save wrote, "
+            f"found {f'format {found}' if found else 'another kind of file, or a damaged one'}.")
+    written = content["settings"]
+    different = [name for name in settings if settings[name] != written.get(name)]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{path}: written with other settings: {', '.join(different)}; {name}: expected "
+            f"{settings[name]!r}, found {written.get(name)!r}.")
+    return dict(content["state"])

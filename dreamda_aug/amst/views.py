@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from dreamda_aug.arguments import real, whole
 
@@ -21,7 +22,7 @@ class PerImage:
 
     Attributes:
         transform: takes and returns uint8 images (N, C, H, W), which share its draws.
-        group: so many images share a draw after all, to save time, ≥ 1.
+        group: number of images that share a draw after all, to save time, ≥ 1.
     """
 
     transform: nn.Module
@@ -61,14 +62,12 @@ class WeakView:
         padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
         # One gather for the whole batch: torchvision's flip and crop, image by image, take ten
         # times as long. Drawn on the CPU, so that every device has the same draws.
-        top = torch.randint(2 * pad_y + 1, (count, 1))
+        rows = torch.randint(2 * pad_y + 1, (count, 1)) + torch.arange(height)
         left = torch.randint(2 * pad_x + 1, (count, 1))
-        flipped = torch.rand(count, 1) < self.flip
         columns = torch.arange(width).expand(count, width)
-        columns = left + torch.where(flipped, columns.flip(1), columns)
-        rows, columns = (top + torch.arange(height)).to(images.device), columns.to(images.device)
-        batch = torch.arange(count, device=images.device)[:, None, None]
-        view = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+        columns = left + torch.where(torch.rand(count, 1) < self.flip, columns.flip(1), columns)
+        chosen = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+        view = padded.permute(0, 2, 3, 1)[tuple(each.to(images.device) for each in chosen)]
         return view.permute(0, 3, 1, 2).contiguous()
 
 
@@ -114,12 +113,11 @@ class StrongView:
         _check_images(images)
         if images.shape[1] not in (1, 3):
             raise ValueError(
-                f"StrongView takes images with 1 or 3 channels, got {images.shape[1]}; give the "
-                "wrapper a view of your own: AMSTWrapper(model, strong=…).")
+                f"images must have 1 or 3 channels for the strong view, got {images.shape[1]}; "
+                "give a view of your own: AMSTWrapper(model, strong=…).")
         shift, scale = (
-            torch.as_tensor(default if values is None else values, device=images.device)
-            .float().view(-1, 1, 1)
-            for values, default in ((self.mean, 0.0), (self.std, 1.0)))
+            torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
+            for values in (self.mean or (0.0,), self.std or (1.0,)))
         view = self.weak(images).float() * scale + shift
         if len(view) and not (view.min() > -0.02 and view.max() < 1.02):
             raise ValueError(
@@ -131,9 +129,6 @@ class StrongView:
 
     @cached_property
     def _augment(self) -> PerImage:
-        # 0.1 s that those who never draw a strong view need not wait for
-        from torchvision.transforms import v2
-
         strengths = range(round(_STRONGEST * self.magnitude) + 1)
         return PerImage(v2.Compose([
             v2.RandomChoice([v2.RandAugment(self.operations, each) for each in strengths]),

@@ -1,19 +1,16 @@
 """AMSTWrapper: five heads on the features of any classifier."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.amst.final_layer import FeatureReader, evaluation_mode
 from dreamda_aug.amst.losses import (
     AMSTLosses,
     PseudoLabels,
     agree_and_confident,
-    auxiliary_loss,
-    check_labels,
     consistency_terms,
     join_targets,
     orthogonality_loss,
@@ -21,6 +18,14 @@ from dreamda_aug.amst.losses import (
 from dreamda_aug.amst.rules import ViewName, VotingRule
 from dreamda_aug.amst.views import StrongView, View, WeakView, apply_view
 from dreamda_aug.arguments import checked, real
+from dreamda_aug.final_layer import (
+    FeatureReader,
+    check_classes,
+    describe_candidates,
+    evaluation_mode,
+    main_logits,
+)
+from dreamda_aug.inputs.labels import check_integers
 
 # f1ʷ, f2ʷ, f1ˢ, f2ˢ: the view of labeled images that each auxiliary head learns from [paper].
 HEAD_VIEWS: tuple[ViewName, ...] = ("weak", "weak", "strong", "strong")
@@ -37,7 +42,6 @@ class AMSTWrapper(nn.Module):
     Args:
         model: a classifier, images (N, C, H, W) -> logits (N, classes), with at least two classes.
             Wrap it before you compile or distribute it: ``torch.compile(AMSTWrapper(model))``.
-        num_classes: checked against the final layer, if given.
         head: the final classification layer or its name, where it is not found automatically: a
             Linear, also of a subclass, or 1×1 Conv2d layer.
         weak, strong: views, functions from a batch of images to a batch of images. Default
@@ -61,9 +65,8 @@ class AMSTWrapper(nn.Module):
         voting: as given; another value in its place changes it during training.
 
     Raises:
-        ValueError: the final layer is not found (the message lists the candidates), has another
-            number of classes than ``num_classes``, or only one; ``model`` is compiled or wrapped
-            already; or an argument breaks its rule.
+        ValueError: the final layer is not found (the message lists the candidates) or has a single
+            output; ``model`` is compiled or wrapped already; or an argument breaks its rule.
 
     Source: DreamDA, arXiv:2403.12803, section on AMST, whose code was not released; ``rules``
     marks what the paper leaves open.
@@ -71,19 +74,17 @@ class AMSTWrapper(nn.Module):
 
     @checked
     def __init__(
-        self, model: nn.Module, num_classes: int | None = None, *,
-        head: str | nn.Module | None = None,
+        self, model: nn.Module, *, head: str | nn.Module | None = None,
         weak: View | None = None, strong: View | None = None,
         main_view: ViewName = "weak", voting: VotingRule | None = None,
         consistency_threshold: float = 0.95, consistency_weight: float = 1.0,
         orthogonality_weight: float = 0.01,
     ) -> None:
         super().__init__()
-        if isinstance(model, AMSTWrapper):
-            raise ValueError("model is wrapped already; wrap model.to_classifier().")
-        # torch's own mark of a compiled module; importing the class itself would load the compiler.
-        if hasattr(model, "_orig_mod"):
-            raise ValueError("model is compiled; wrap first: torch.compile(AMSTWrapper(model)).")
+        # the second is torch's own mark of a compiled module
+        if isinstance(model, AMSTWrapper) or hasattr(model, "_orig_mod"):
+            raise ValueError("model must be neither wrapped nor compiled already; wrap "
+                             "model.to_classifier(), and compile the wrapper.")
         self.main_view: ViewName = main_view
         self.voting = VotingRule() if voting is None else voting
         self.consistency_threshold = real(
@@ -91,17 +92,18 @@ class AMSTWrapper(nn.Module):
         self.consistency_weight = real("consistency_weight", consistency_weight, "be >= 0", 0)
         self.orthogonality_weight = real("orthogonality_weight", orthogonality_weight, "be >= 0", 0)
         # Not a module: the layer that it holds must not be registered, and saved, twice.
-        self._reader = FeatureReader(model, num_classes, head)
-        self.model = model
-        self.num_classes = self._reader.num_classes
+        self._reader = FeatureReader(model, head)
+        check_classes(self._reader.num_classes, f'the final layer "{self._reader.name}"')
+        self.model, self.num_classes = model, self._reader.num_classes
         weak = WeakView() if weak is None else weak
-        if strong is None:
-            strong = StrongView(weak=weak) if isinstance(weak, WeakView) else StrongView()
+        start = weak if isinstance(weak, WeakView) else WeakView()
         # A plain dictionary: a view that is a module must not become a part of the state_dict.
-        self._view_functions: dict[ViewName, View] = {"weak": weak, "strong": strong}
-        like, sizes = self._reader.layer.weight, (self._reader.feature_dim, self.num_classes)
+        self._view_functions: dict[ViewName, View] = {
+            "weak": weak, "strong": StrongView(weak=start) if strong is None else strong}
+        like = self._reader.layer.weight
         self.auxiliary_heads = nn.ModuleList(
-            nn.Linear(*sizes, device=like.device, dtype=like.dtype) for _ in HEAD_VIEWS)
+            nn.Linear(self._reader.feature_dim, self.num_classes, device=like.device,
+                      dtype=like.dtype) for _ in HEAD_VIEWS)
 
     def forward(
         self, images: Tensor, targets: Tensor | None = None, synthetic: Tensor | None = None,
@@ -120,10 +122,9 @@ class AMSTWrapper(nn.Module):
         """
         if stage is None:
             return self.model(images)
-        if stage not in ("pretraining", "training"):
-            raise ValueError(f'stage must be None, "pretraining" or "training", got {stage!r}.')
-        if targets is None:
-            raise ValueError(f'stage="{stage}" needs targets: wrapper(images, targets, stage=…).')
+        if stage not in ("pretraining", "training") or targets is None:
+            raise ValueError('stage must be None, "pretraining" or "training", the last two with '
+                             f"targets: wrapper(images, targets, stage=…); got {stage!r}.")
         if stage == "pretraining":
             return self.pretraining_loss(images, targets)
         return self.losses(images, targets, synthetic, pseudo_labels)
@@ -145,8 +146,8 @@ class AMSTWrapper(nn.Module):
         """
         self._check_batch("images", images, targets)
         features, _ = self._read_views(images, HEAD_VIEWS)
-        auxiliary = auxiliary_loss([*self.auxiliary_heads], HEAD_VIEWS, features, targets)
-        return auxiliary + self.orthogonality_weight * self._orthogonality()
+        return (self._auxiliary(features, targets)
+                + self.orthogonality_weight * self._orthogonality())
 
     @torch.no_grad()
     def label(self, images: Tensor, seed_labels: Tensor | None = None) -> PseudoLabels:
@@ -169,7 +170,7 @@ class AMSTWrapper(nn.Module):
         if len(images) == 0:
             return images.new_zeros(len(self.auxiliary_heads), 0, self.num_classes)
         with evaluation_mode(self):
-            features, _ = self._reader.read(self.model, images)
+            features, _ = self._read(images)
             logits = [head(features).float() for head in self.auxiliary_heads]
             return torch.stack(logits).softmax(2)
 
@@ -203,7 +204,7 @@ class AMSTWrapper(nn.Module):
         else:
             pseudo_labels = self.label(synthetic) if pseudo_labels is None else pseudo_labels
             if len(pseudo_labels) != len(synthetic):
-                raise ValueError("pseudo_labels must hold one label per synthetic image, got "
+                raise ValueError("pseudo_labels must be one for each synthetic image, got "
                                  f"{len(pseudo_labels)} for {len(synthetic)}.")
             accepted, labels = pseudo_labels.mask, pseudo_labels.labels[pseudo_labels.mask]
         # The labeled pool of the paper, P_L, comes first; the images left unlabeled follow.
@@ -213,19 +214,15 @@ class AMSTWrapper(nn.Module):
         # Heads learn from the first rows in both views; consistency compares the last ones.
         images = images if compared else images[:labeled]
         features, logits = self._read_views(images, (self.main_view, *HEAD_VIEWS))
-
         of_real, of_accepted = logits[self.main_view][:labeled].tensor_split([len(real)])
         supervised = F.cross_entropy(of_real, targets)
         pseudo = F.cross_entropy(of_accepted, labels, reduction="none").sum()
         pseudo = pseudo / max(1, len(synthetic))
-        consistency = supervised.new_zeros(())
-        if compared:
-            weak, strong = logits["weak"][-compared:], logits["strong"][-compared:]
-            terms = consistency_terms(weak, strong, self.consistency_threshold)
-            consistency = terms.sum() / compared
+        weak, strong = (logits[view][len(images) - compared:] for view in ("weak", "strong"))
+        consistency = consistency_terms(weak, strong, self.consistency_threshold).sum()
+        consistency = consistency / max(1, compared)
         fixed = {name: each[:labeled].detach() for name, each in features.items()}
-        auxiliary = auxiliary_loss([*self.auxiliary_heads], HEAD_VIEWS, fixed,
-                                   join_targets(targets, labels, self.num_classes))
+        auxiliary = self._auxiliary(fixed, join_targets(targets, labels, self.num_classes))
         orthogonality = self._orthogonality()
         total = (supervised + pseudo + self.consistency_weight * consistency + auxiliary
                  + self.orthogonality_weight * orthogonality)
@@ -246,13 +243,11 @@ class AMSTWrapper(nn.Module):
             Two dictionaries with ``params``, ``lr`` and ``name``. Frozen parameters
             (``requires_grad=False``) are left out.
         """
-        heads = [*self.auxiliary_heads.parameters(), *self._reader.layer.parameters()]
-        known = {id(parameter) for parameter in heads}
-        features = [p for p in self.model.parameters() if id(p) not in known]
-        groups = (("features", features, lr if backbone_lr is None else backbone_lr),
-                  ("heads", heads, lr))
-        return [{"params": [p for p in params if p.requires_grad], "lr": rate, "name": name}
-                for name, params, rate in groups]
+        heads = {*self.auxiliary_heads.parameters(), *self._reader.layer.parameters()}
+        rates = {"features": lr if backbone_lr is None else backbone_lr, "heads": lr}
+        return [{"params": [p for p in self.parameters()
+                            if p.requires_grad and (p in heads) == (name == "heads")],
+                 "lr": rate, "name": name} for name, rate in rates.items()]
 
     def to_classifier(self) -> nn.Module:
         """The classifier that was wrapped, the same object: trained, and free of our hook.
@@ -262,8 +257,30 @@ class AMSTWrapper(nn.Module):
         self._reader.detach()
         return self.model
 
+    def _auxiliary(self, features: Mapping[ViewName, Tensor], targets: Tensor) -> Tensor:
+        """Mean cross-entropy of the auxiliary heads, each on the features of its own view."""
+        return torch.stack([
+            F.cross_entropy(head(features[view]).float(), targets, reduction="none")
+            for head, view in zip(self.auxiliary_heads, HEAD_VIEWS, strict=True)]).mean()
+
     def _orthogonality(self) -> Tensor:
         return orthogonality_loss([head.weight for head in self.auxiliary_heads], HEAD_VIEWS)
+
+    def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, (N, D), and float32 logits, (N, classes), all of them finite."""
+        features, output = self._reader.read(self.model, images)
+        logits = main_logits(output)
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the classifier returns logits of {logits.shape[1]} classes, but "
+                f'"{self._reader.name}" has {self.num_classes}: name the final layer, head="…". '
+                + describe_candidates(self.model))
+        broken = len(images) - int((logits.isfinite().all(1) & features.isfinite().all(1)).sum())
+        if broken:
+            raise ValueError(
+                f"features or logits are nan or infinite for {broken} of {len(images)} images: "
+                "look at the images (finite?), the learning rate, and the weights.")
+        return features, logits.float()
 
     def _read_views(
         self, images: Tensor, views: Iterable[ViewName]
@@ -274,7 +291,7 @@ class AMSTWrapper(nn.Module):
         """
         names = list(dict.fromkeys(views))
         made = [apply_view(self._view_functions[name], images) for name in names]
-        features, logits = self._reader.read(self.model, torch.cat(made))
+        features, logits = self._read(torch.cat(made))
         sizes = [len(images)] * len(names)
         return (dict(zip(names, features.split(sizes), strict=True)),
                 dict(zip(names, logits.split(sizes), strict=True)))
@@ -283,13 +300,11 @@ class AMSTWrapper(nn.Module):
         if len(images) == 0:
             raise ValueError(f"{name} must hold at least one labeled image, got none.")
         if not targets.is_floating_point():
-            check_labels("targets", targets, len(images), self.num_classes)
+            check_integers("targets", targets, len(images), 0, self.num_classes - 1)
             return
-        expected = (len(images), self.num_classes)
-        if targets.shape != expected:
+        shape = (len(images), self.num_classes)
+        if targets.shape != shape or (targets < 0).any() or (
+                (targets.sum(1) - 1).abs() > 1e-2).any():
             raise ValueError(
-                f"targets must be class indices ({len(images)},) or soft labels {expected}, got "
-                f"{targets.dtype} of shape {tuple(targets.shape)}.")
-        sums = targets.sum(1)
-        if not ((targets >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)):
-            raise ValueError("soft targets must be ≥ 0 and sum to 1 in every row.")
+                f"targets must be class indices ({len(images)},) or soft labels {shape}, ≥ 0 and "
+                f"of sum 1 in every row, got {targets.dtype} of shape {tuple(targets.shape)}.")

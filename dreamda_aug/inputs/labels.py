@@ -96,6 +96,32 @@ def class_number(label: Any, classes: int | None = None) -> int:
     return number
 
 
+def check_integers(
+    name: str, values: Any, count: int, low: int | None = None, high: int | None = None
+) -> torch.Tensor:
+    """Labels or indices as a (count,) int64 tensor.
+
+    Args:
+        name: of the argument, for the error.
+        values: integers in [low, high]; None for ``low`` allows any.
+        count: how many there must be.
+
+    Raises:
+        ValueError: they are of another type, shape or range.
+    """
+    values = torch.as_tensor(values)
+    if (values.shape != (count,) or values.is_floating_point() or values.is_complex()
+            or values.dtype == torch.bool):
+        raise ValueError(
+            f"{name} must be integers of shape ({count},), got {values.dtype} of shape "
+            f"{tuple(values.shape)}; scores become labels with argmax(1).")
+    if low is not None and high is not None and count and (
+            values.min() < low or values.max() > high):
+        raise ValueError(f"{name} must lie in [{low}, {high}], got {values.min().item()} to "
+                         f"{values.max().item()}.")
+    return values.long()
+
+
 def number_labels(
     labels: Sequence[Any], names: Sequence[str] | None
 ) -> tuple[list[int], list[str]]:

@@ -1,3 +1,5 @@
+"""Who labels a pool, what is accepted, and what a round reports."""
+
 import pytest
 import torch
 from torch import nn
@@ -5,20 +7,18 @@ from torch import nn
 from dreamda_aug.amst import (
     AMST_PLUS,
     AMSTWrapper,
+    CLIPClassifier,
+    CollapseWarning,
     LabelPrior,
     MixedBatch,
     PseudoLabels,
+    RoundReport,
     RunPlan,
     SeedLabeler,
+    SingleHeadLabeler,
     VotingRule,
 )
-from dreamda_aug.amst.labeling import (
-    CollapseWarning,
-    PoolLabeling,
-    RoundReport,
-    make_report,
-    warn_of_collapse,
-)
+from dreamda_aug.amst.labeling import PoolLabeling
 from dreamda_aug.amst.losses import agree_and_confident, align_distribution
 
 CPU = torch.device("cpu")
@@ -85,60 +85,168 @@ def test_images_without_a_seed_label_follow_the_wrappers_own_rule():
     torch.testing.assert_close(vars(labels[1::2]), vars(own[1::2]))
 
 
-def test_without_alignment_the_heads_vote_as_they_are():
-    plain = labeling()
-    labels, _ = plain.label_pool(batches(4, 2), CPU)
-    images = torch.cat([batch.synthetic for batch in batches(4, 2)])
-    torch.testing.assert_close(vars(labels), vars(plain.wrapper.label(images)))
-
-
 def test_what_does_not_fit_together_is_refused():
-    prior = LabelPrior(torch.eye(2))
     aligned = RunPlan(distribution_alignment=True)
     for plan, given in ((aligned, None), (None, LabelPrior(torch.eye(3)))):
         with pytest.raises(ValueError, match="works on the wrapper's heads; leave labeler out"):
             labeling(plan, SeedLabeler(), given)
     with pytest.raises(ValueError, match="label_prior must have 3 classes .*, got 2"):
-        labeling(prior=prior)
+        labeling(prior=LabelPrior(torch.eye(2)))
     with pytest.raises(ValueError, match=r"give SelfTraining label_prior=LabelPrior.estimate"):
         labeling(AMST_PLUS)
 
 
-# --- reports -----------------------------------------------------------------------------------
+# --- reports
 
 
-def report_of(counts, images=100):
-    accepted = sum(counts)
-    return RoundReport(0, images, accepted, accepted / images, 1.0, 1.0, tuple(counts))
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ((0, 0, 0, 0), "no image of 100 was accepted"),
-        ((10, 0, 10, 10), r"miss the classes \[1\]"),
-        ((80, 5, 5, 10), r"crowd into class 0 \(80%, expected 25%\)"),
-    ],
-)
+@pytest.mark.parametrize(("counts", "message"), [
+    ((0, 0, 0, 0), "no image of 100 was accepted"),
+    ((10, 0, 10, 10), r"miss the classes \[1\]"),
+    ((80, 5, 5, 10), r"crowd into class 0 \(80%, expected 25%\)"),
+])
 def test_collapse_is_warned_of(counts, message):
     with pytest.warns(CollapseWarning, match=message):
-        warn_of_collapse(report_of(counts))
+        RoundReport(0, 100, 1.0, 1.0, counts).warn_of_collapse()
 
 
 @pytest.mark.filterwarnings("error")
 def test_balanced_labels_give_no_warning():
-    warn_of_collapse(report_of((30, 10, 20)))
+    RoundReport(0, 100, 1.0, 1.0, (30, 10, 20)).warn_of_collapse()
 
 
 def test_a_report_counts_by_hand():
     labels = PseudoLabels(
-        labels=torch.tensor([0, 1, 1, 2]),
-        confidence=torch.tensor([1.0, 0.8, 0.6, 0.4]),
+        labels=torch.tensor([0, 1, 1, 2]), confidence=torch.tensor([1.0, 0.8, 0.6, 0.4]),
         agreement=torch.tensor([1.0, 1.0, 1.0, 0.5]),
-        mask=torch.tensor([True, True, False, False]),
-    )
-    report = make_report(labels, 3, CLASSES, seed_labels=torch.tensor([0, 0, -1, 2]),
-                         truth=torch.tensor([0, 1, 0, -1]))
+        mask=torch.tensor([True, True, False, False]))
+    report = labeling().report(labels, 3, torch.tensor([0, 0, -1, 2]), torch.tensor([0, 1, 0, -1]))
     assert report.class_counts == (1, 1, 0) and report.accepted_share == 0.5
     assert report.agreement == 0.75 and report.confidence == pytest.approx(0.7)
     assert report.seed_label_agreement == 0.5 and report.accuracy == 1.0
+
+
+# --- other labelers
+
+
+class Fixed(nn.Module):
+    """Answers with the same logits, whatever it sees."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, images):
+        return self.logits + 0 * self.norm(images).mean()
+
+
+LOG_9 = 2.1972246  # softmax([0, ln 9]) = [0.1, 0.9]
+
+
+def test_seed_labels_are_accepted_where_known():
+    images = torch.rand(3, 1, 4, 4)
+    result = SeedLabeler().label(images, torch.tensor([2, -1, 0]))
+    assert result.mask.tolist() == [True, False, True]
+    assert result.labels[result.mask].tolist() == [2, 0]
+    assert result.confidence.tolist() == [1, 0, 1]
+    for wrong, found in ((None, "none"), (torch.tensor([0, 1]), r"shape \(2,\)")):
+        with pytest.raises(ValueError, match=rf"seed_labels of shape \(3,\), got {found}"):
+            SeedLabeler().label(images, wrong)
+
+
+def test_hard_labels_pass_a_threshold_and_soft_ones_are_probabilities():
+    model, images = Fixed([[0.0, LOG_9], [0.0, 0.0]]).train(), torch.rand(2, 1, 4, 4)
+    hard = SingleHeadLabeler(model, confidence_threshold=0.8).label(images)
+    assert hard.labels.tolist()[0] == 1 and hard.mask.tolist() == [True, False]
+    torch.testing.assert_close(hard.confidence, torch.tensor([0.9, 0.5]))
+    assert not SingleHeadLabeler(model).label(images).mask.any(), "0.95 is the default"
+    soft = SingleHeadLabeler(model, soft=True).label(images)
+    torch.testing.assert_close(soft.labels, torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
+    assert soft.mask.all() and soft.hard_labels.tolist()[0] == 1
+    assert model.training and not model.norm.running_mean.any()
+
+
+def test_a_wrapper_labels_with_its_main_head():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    images = torch.rand(4, 1, 4, 4)
+    labels = SingleHeadLabeler(AMSTWrapper(model), 0.0).label(images).labels
+    assert torch.equal(labels, model(images).argmax(1))
+
+
+def test_a_classifier_that_cannot_label_is_refused():
+    images = torch.rand(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="logits are nan or infinite"):
+        SingleHeadLabeler(Fixed([[float("nan"), 0.0]])).label(images)
+    with pytest.raises(ValueError, match=r"confidence_threshold .* got 95"):
+        SingleHeadLabeler(Fixed([[0.0, 0.0]]), confidence_threshold=95)
+    with pytest.raises(ValueError, match=r"at least two, got 1. .*nn.Linear\(features, 2\)"):
+        SingleHeadLabeler(Fixed([[0.3]])).label(images)
+
+
+# --- CLIP
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP of a few thousand weights with a tokenizer that knows single letters."""
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra")
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = letters + [letter + "</w>" for letter in letters]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    for piece in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[piece] = len(vocabulary)
+    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[])
+    tokenizer.model_max_length = 24
+    shared = {
+        "hidden_size": 16, "intermediate_size": 32,
+        "num_attention_heads": 2, "num_hidden_layers": 1,
+    }  # fmt: skip
+    end = vocabulary["<|endoftext|>"]
+    config = transformers.CLIPConfig(
+        text_config=shared | {"vocab_size": len(vocabulary), "max_position_embeddings": 24,
+                              "eos_token_id": end, "bos_token_id": end - 1, "pad_token_id": end},
+        vision_config=shared | {"image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    transformers.CLIPModel(config).save_pretrained(folder)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+NAMES = ["cat", "dog", "tabby_cat"]
+
+
+def test_clip_labels_are_those_of_the_model_itself(clip_folder):
+    import transformers
+
+    classifier = CLIPClassifier(NAMES, str(clip_folder))
+    images = torch.rand(5, 3, 16, 16)
+    result = SingleHeadLabeler(classifier, soft=True).label(images)
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder)
+    prompts = ["A photo of a cat.", "A photo of a dog.", "A photo of a tabby cat."]
+    tokens = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    with torch.no_grad():
+        logits = model(**tokens, pixel_values=(images - mean) / std).logits_per_image
+    torch.testing.assert_close(result.labels, logits.softmax(1), atol=1e-4, rtol=1e-4)
+    hard = SingleHeadLabeler(classifier, confidence_threshold=0.0).label(images)
+    assert torch.equal(hard.labels, logits.argmax(1)) and hard.mask.all()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 40, 30), (0, 3, 16, 16)])
+def test_clip_takes_grey_images_and_any_size(clip_folder, shape):
+    assert CLIPClassifier(NAMES, str(clip_folder))(torch.rand(shape)).shape == (shape[0], 3)
+
+
+def test_clip_refuses_what_it_cannot_use(clip_folder):
+    with pytest.raises(ValueError, match="class_names must be at least two names, got 'cat'"):
+        CLIPClassifier("cat", str(clip_folder))
+    with pytest.raises(ValueError, match=r"prompt must contain \{\}"):
+        CLIPClassifier(NAMES, str(clip_folder), prompt="a photo")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\] and not be normalised"):
+        CLIPClassifier(NAMES, str(clip_folder))(torch.randn(2, 3, 16, 16) * 4)

@@ -1,4 +1,3 @@
-import pickle
 import warnings
 import zipfile
 from dataclasses import fields, replace
@@ -37,13 +36,12 @@ def blobs(count, seed, noise=0.15):
     return images.clamp(0, 1), labels
 
 
-def make(dropout=0.2, pool=None, labeled=None, **options):
+def make(pool=None, labeled=None, **options):
     """A small run; options are fields of its plan, or arguments."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout),
-        nn.Linear(16, CLASSES),
-    )  # fmt: skip
+        nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2),
+        nn.Linear(16, CLASSES))
     voting = VotingRule(confidence_threshold=0.6)
     wrapper = AMSTWrapper(model, weak=WeakView(flip=0.0, padding=0.0), voting=voting)
     optimizer = torch.optim.AdamW(wrapper.parameter_groups(0.01))
@@ -54,14 +52,9 @@ def make(dropout=0.2, pool=None, labeled=None, **options):
     plan = {field.name: options.pop(field.name) for field in fields(RunPlan)
             if field.name in options}
     return SelfTraining(
-        wrapper,
-        TensorDataset(*blobs(6, seed=0)) if labeled is None else labeled,
-        TensorDataset(images, labels) if pool is None else pool,
-        optimizer,
-        scheduler=scheduler,
-        plan=RunPlan(**plan),
-        **options,
-    )
+        wrapper, TensorDataset(*blobs(6, seed=0)) if labeled is None else labeled,
+        TensorDataset(images, labels) if pool is None else pool, optimizer,
+        scheduler=scheduler, plan=RunPlan(**plan), **options)
 
 
 def weights(training):
@@ -73,16 +66,13 @@ def assert_equal_weights(one, other):
         assert torch.equal(value, weights(other)[name]), name
 
 
-# --- the stages --------------------------------------------------------------------------------
-
-
 def test_the_stages_run_and_the_classifier_learns():
     training = make(truth=blobs(30, seed=1)[1], pretraining_epochs=6)
+    training.wrapper.compile(backend="eager")
     assert training.stage == "pretraining"
     reports = training.run()
     assert training.stage == "done" and len(reports) == 2
     assert reports[-1].accuracy > 0.9 and reports[-1].accepted > 10
-    assert sum(reports[-1].class_counts) == reports[-1].accepted
     images, labels = blobs(60, seed=5)
     classifier = training.wrapper.to_classifier().eval()
     assert (classifier(images).argmax(1) == labels).float().mean() > 0.9
@@ -138,9 +128,6 @@ def test_soft_targets_and_soft_pseudo_labels_train():
     assert training.pseudo_labels.labels.shape == (30, CLASSES)
 
 
-# --- labels when drawn --------------------------------------------------------------------------
-
-
 class Fresh(Dataset):
     """A pool whose images are new in every epoch, and which makes them in batches."""
 
@@ -173,15 +160,10 @@ def test_online_labels_what_is_fresh():
     assert training.pseudo_labels is None
 
 
-# --- saving and resuming -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop_after", [1, 3, 4])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"online": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
-    ids=["pool", "online", "averaged"],
-)  # fmt: skip
+@pytest.mark.parametrize("stop_after", [1, 4])
+@pytest.mark.parametrize("options", [
+    {}, {"online": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
+    ids=["pool", "online", "averaged"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, options):
     whole = make(**options)
     whole.run()
@@ -197,23 +179,15 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after
     assert second.scheduler.last_epoch == whole.scheduler.last_epoch
 
 
-def test_the_averaged_weights_label_and_are_left_in_the_wrapper(monkeypatch):
+def test_the_averaged_weights_label_and_are_left_in_the_wrapper():
     training = make(ema_decay=0.99)
-    labeling = []
-    label_pool = training.labeling.label_pool
-
-    def watch(*arguments):
-        labeling.append(training.labeling.wrapper.auxiliary_heads[0].weight.clone())
-        return label_pool(*arguments)
-
-    monkeypatch.setattr(training.labeling, "label_pool", watch)
     for _ in range(training.plan.pretraining_epochs):
         training.train_epoch()
-    own = training.wrapper.auxiliary_heads[0].weight.clone()
-    average = training._average.module.auxiliary_heads[0].weight.clone()
-    training.train_epoch()
-    torch.testing.assert_close(labeling[0], average)
-    assert not torch.equal(labeling[0], own)
+    images = blobs(30, seed=1)[0]
+    averaged = training._average.module.label(images).confidence
+    assert not torch.equal(averaged, training.wrapper.label(images).confidence)
+    training.label_pool()
+    torch.testing.assert_close(training.pseudo_labels.confidence, averaged)
     training.run()
     torch.testing.assert_close(weights(training), training._average.module.state_dict())
 
@@ -273,29 +247,30 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
         make().load(tmp_path / "nothing.pt")
 
 
-def contents(path):
-    """Files that are no checkpoints of a run, by the word for what was found."""
-    make().save(path)
-    whole = path.read_bytes()
-    torch.save({"weights": torch.ones(1)}, path)
-    other = path.read_bytes()
+def cut(path):
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def older(path):
     torch.save({"format": 1}, path)
-    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
-        archive.writestr("archive/data.pkl", b"hello")
-    return {"cut": whole[:500], "text": b"epoch 3\nloss 0.5\n", "json": b"{}", "empty": b"",
-            "other": other, "older": path.read_bytes(),
-            "zip": path.with_suffix(".zip").read_bytes(), "pickle": pickle.dumps({"epoch": 3})}
 
 
-@pytest.mark.parametrize(
-    "kind", ["cut", "text", "json", "empty", "other", "older", "zip", "pickle"])
-def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, kind):
+def text(path):
+    path.write_text("epoch 3\nloss 0.5\n")
+
+
+def archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"hello")
+
+
+@pytest.mark.parametrize("damage", [cut, older, text, archive])
+def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, damage):
     path = tmp_path / "run.pt"
-    path.write_bytes(contents(path)[kind])
-    found = "found format 1" if kind == "older" else "found another kind of file, or a damaged"
+    make().save(path)
+    damage(path)
+    found = "found format 1" if damage is older else "found another kind of file, or a damaged"
     with pytest.raises(StorageError, match=f"run.pt: expected a checkpoint of format 2 .*{found}"):
-        make().load(path)
-    with pytest.raises(StorageError):
         make().run(checkpoint=path)
 
 
@@ -304,26 +279,11 @@ def test_a_checkpoint_that_is_no_regular_file_is_refused(tmp_path):
         make().run(checkpoint=tmp_path)
 
 
-# --- bad input ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"truth": [0, 1]}, "truth must have 30 labels, got 2"),
-        ({"pool": TensorDataset(torch.zeros(0, 1, 6, 6))}, "must hold images, got 6 and 0"),
-        (
-            {"distribution_alignment": True, "labeler": SeedLabeler()},
-            "distribution_alignment works on the wrapper's heads",
-        ),
-    ],
-)
-def test_options_that_do_not_fit_the_data_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        make(**options)
-
-
-def test_images_that_are_no_tensors_are_refused_with_the_way_out():
-    pool = [(object(), 0)] * 4
-    with pytest.raises(TypeError, match=r"must be tensors \(C, H, W\), got object; .*v2.ToImage"):
-        make(pool=pool).label_pool()
+@pytest.mark.parametrize(("options", "message"), [
+    ({"truth": [0, 1]}, "truth must have 30 labels, got 2"),
+    ({"pool": TensorDataset(torch.zeros(0, 1, 6, 6))}, "must hold images, got 6 and 0"),
+    ({"labeled": [(object(), 0)] * 4}, r"must be tensors \(C, H, W\), got object; .*v2.ToImage"),
+])
+def test_data_that_do_not_fit_are_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(**options).train_epoch()

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 
 from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.inputs.labels import (
+    check_integers,
     class_number,
     find_file_names,
     find_labels,
@@ -176,3 +177,14 @@ def test_image_and_label_are_found_and_replaced(sample):
 def test_the_transform_refuses_bad_labels(sd_pipeline, sample, settings, message):
     with pytest.raises(ValueError, match=message):
         DreamDAugment(load_model(copy.deepcopy(sd_pipeline)), **FAST, **settings)(sample)
+
+
+def test_integers_are_one_for_each_image_and_in_range():
+    assert check_integers("rows", [2, 0], 2, 0, 2).tolist() == [2, 0]
+    assert check_integers("rows", np.array([5], np.uint8), 1).dtype == torch.int64
+    for values, message in (
+            (torch.rand(2), r"rows must be integers of shape \(2,\), got torch.float32.*argmax"),
+            (torch.tensor([True, False]), "got torch.bool"), (torch.zeros(2, 5), r"\(2, 5\)"),
+            ([0, 3], r"rows must lie in \[0, 2\], got 0 to 3"), ([-1, 0], "got -1 to 0")):
+        with pytest.raises(ValueError, match=message):
+            check_integers("rows", values, 2, 0, 2)
