@@ -18,7 +18,7 @@ from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
 from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.inputs.rows import is_image, is_single, refuse_annotations
 from dreamda_aug.method.settings import Settings
-from dreamda_aug.models import BUNDLED
+from dreamda_aug.models.load import BUNDLED
 
 # Replica numbers of the transform are drawn; these are what torch.randint can draw.
 _MAX_REPLICA = 2**62

@@ -20,7 +20,8 @@ from dreamda_aug.evaluation.draw import Small
 from dreamda_aug.expansion import expand, regenerate
 from dreamda_aug.inputs.pixels import fit_to, read_pixels
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.metrics import extract_features, pixel_features
+from dreamda_aug.metrics import extract_features
+from dreamda_aug.metrics.features import pixel_features
 from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report.explorer import explore
 

@@ -11,15 +11,11 @@ from benchmarks.accuracy.report import summary
 from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
 from benchmarks.accuracy.tasks import Split
 from dreamda_aug.evaluation.training import predict
-from dreamda_aug.metrics import (
-    SmallSampleWarning,
-    classifier_features,
-    frechet_distance,
-    kernel_distance,
-    label_agreement,
-    pixel_features,
-    replica_diversity,
-)
+from dreamda_aug.metrics import classifier_features, frechet_distance, kernel_distance
+from dreamda_aug.metrics.comparison import label_agreement
+from dreamda_aug.metrics.distributions import SmallSampleWarning
+from dreamda_aug.metrics.features import pixel_features
+from dreamda_aug.metrics.neighbours import replica_diversity
 
 REFERENCE = 2000  # real training images that fidelity is measured against
 _MARKERS = "o^sDvPX*<>dph"

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.digits.arms import run_arm
 from benchmarks.digits.data import RunData
-from dreamda_aug.amst import CollapseWarning
+from dreamda_aug.amst.labeling import CollapseWarning
 from dreamda_aug.statistics import interval
 
 

@@ -100,19 +100,19 @@ def table(record: dict[str, Any]) -> str:
     """The page ``docs/families.md``."""
     lines = [
         "# Families of transformers, and what was checked", "",
-        "Written by `python -m benchmarks.families --out .`; do not edit. Each row is a tiny random "
-        "pipeline in diffusers' own classes. It shows that the arithmetic is that of the family's "
-        f"own pipeline (diffusers {record['diffusers']}), not what images look like.", "",
-        "- **own pipeline**: largest difference of a pixel from the family's own pipeline, from the "
-        "same start, with replay 0 and no noise; image-to-image at strength 0.5, or text- or "
+        "Written by `python -m benchmarks.families --out .`; do not edit. Each row is a tiny "
+        "random pipeline in diffusers' own classes. It shows that the arithmetic is that of the "
+        f"family's own pipeline (diffusers {record['diffusers']}), not what images look like.", "",
+        "- **own pipeline**: largest difference of a pixel from the family's own pipeline, from "
+        "the same start, with replay 0 and no noise; image-to-image at strength 0.5, or text- or "
         "class-to-image where there is none.",
-        "- **replay**: largest error of a latent after inversion and replay without noise, unguided "
-        "and at guidance scale 4.",
+        "- **replay**: largest error of a latent after inversion and replay without noise, "
+        "unguided and at guidance scale 4.",
         "- **moved**: root mean square by which noise of scale 2 moves latents; of scale 0 in "
         "brackets.",
         "- **rows**: per sample and step before and behind the hook, guided, asymmetric rule.",
-        "- **batch**: largest difference of a latent of a sample alone and among seven with prompts "
-        "of other lengths.", "",
+        "- **batch**: largest difference of a latent of a sample alone and among seven with "
+        "prompts of other lengths.", "",
         "| family | own pipeline | | replay | moved | rows | batch |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -13,7 +13,8 @@ from dreamda_aug.generation.recording import record_trajectories
 from dreamda_aug.generation.sampling import sample
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 from dreamda_aug.models.transformer import TransformerModel
 
 STEPS = 4

@@ -24,7 +24,6 @@ from dreamda_aug.arguments import check_fields, checked, real, whole
 from dreamda_aug.files import remove_temporaries, write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
-from dreamda_aug.models import BUNDLED
 from dreamda_aug.models.adapted import (
     CARD,
     CLASS_ROWS,
@@ -35,6 +34,7 @@ from dreamda_aug.models.adapted import (
     read_card,
 )
 from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.load import BUNDLED
 
 # Steps with early stopping, where no number is given: few images stop long before.
 DEFAULT_STEPS = 1000

@@ -15,9 +15,10 @@ from dreamda_aug.adaptation.objective import Noised
 from dreamda_aug.adaptation.trained_conditions import Conditioned
 from dreamda_aug.errors import ModelError
 from dreamda_aug.method.seeding import derive_seed
-from dreamda_aug.models import ModelSpec, as_model
+from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.conditioning import ClassConditioning
 from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.load import as_model
 from dreamda_aug.models.unet import PixelModel
 
 # The models that can be adapted.

@@ -6,17 +6,14 @@
     classifier = wrapper.to_classifier()
 """
 
-from dreamda_aug.amst.batches import MixedBatch, MixedBatchSampler
 from dreamda_aug.amst.label_prior import LabelPrior
 from dreamda_aug.amst.labeling import (
     CLIPClassifier,
-    CollapseWarning,
     Labeler,
-    RoundReport,
     SeedLabeler,
     SingleHeadLabeler,
 )
-from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
+from dreamda_aug.amst.losses import PseudoLabels
 from dreamda_aug.amst.rules import AMST_PLUS, RunPlan, VotingRule
 from dreamda_aug.amst.self_training import SelfTraining
 from dreamda_aug.amst.views import PerImage, StrongView, WeakView
@@ -24,17 +21,12 @@ from dreamda_aug.amst.wrapper import AMSTWrapper
 
 __all__ = [
     "AMST_PLUS",
-    "AMSTLosses",
     "AMSTWrapper",
     "CLIPClassifier",
-    "CollapseWarning",
     "LabelPrior",
     "Labeler",
-    "MixedBatch",
-    "MixedBatchSampler",
     "PerImage",
     "PseudoLabels",
-    "RoundReport",
     "RunPlan",
     "SeedLabeler",
     "SelfTraining",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 
 
 class DiffusionClassifier(nn.Module):

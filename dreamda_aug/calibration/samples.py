@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dreamda_aug.inputs.pixels import UNREADABLE, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 
 # Images that dials are measured on, and labeled images that the judge learns from, these
 # included.

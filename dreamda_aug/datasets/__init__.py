@@ -2,7 +2,6 @@
 
 from dreamda_aug.datasets.augmented import AugmentedDataset
 from dreamda_aug.datasets.parts import Origin
-from dreamda_aug.datasets.prefetch import Freshness
 from dreamda_aug.datasets.stored import StoredDataset
 
-__all__ = ["AugmentedDataset", "Freshness", "Origin", "StoredDataset"]
+__all__ = ["AugmentedDataset", "Origin", "StoredDataset"]

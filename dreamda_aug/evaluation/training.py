@@ -18,14 +18,14 @@ from torchvision.transforms import v2
 from dreamda_aug.amst import (
     AMST_PLUS,
     AMSTWrapper,
-    CollapseWarning,
     Labeler,
     LabelPrior,
-    MixedBatchSampler,
     PerImage,
     RunPlan,
     SelfTraining,
 )
+from dreamda_aug.amst.batches import MixedBatchSampler
+from dreamda_aug.amst.labeling import CollapseWarning
 from dreamda_aug.method.seeding import derive_seed
 
 # AMST divides the steps into eight parts, so that all arms take equally many.

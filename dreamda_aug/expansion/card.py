@@ -13,7 +13,7 @@ from dreamda_aug.expansion.exports import hub_fields
 from dreamda_aug.expansion.metadata import LICENSE, PATHS
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.method.settings import DIALS
-from dreamda_aug.models import BUNDLED
+from dreamda_aug.models.load import BUNDLED
 
 # What means something to HTML, to CommonMark, or to the extensions that GitHub and the hub read:
 # tables, strikethrough, formulas. A backslash before the first four works in every Markdown;

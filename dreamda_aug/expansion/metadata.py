@@ -10,7 +10,8 @@ from dreamda_aug.expansion.manifest import local_dataset
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import parse_json, read_file
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
-from dreamda_aug.models import BUNDLED, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.load import BUNDLED
 
 FORMAT, FORMAT_VERSION = "dreamda-expansion", 2
 PLAN, CARD = "plan.json", "README.md"

@@ -17,7 +17,8 @@ from dreamda_aug.expansion.replicas import Plan
 from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, fit_back, fit_to
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.inputs.seed_images import SeedImages
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 
 # Errors of the machine rather than of the file.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}

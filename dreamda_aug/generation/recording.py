@@ -10,7 +10,8 @@ from dreamda_aug.generation.cache import cache_key
 from dreamda_aug.method.inversion import Trajectory, record
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.settings import ResolvedSettings
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 
 
 def record_trajectories(

@@ -24,7 +24,8 @@ from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import ResolvedSettings
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 from dreamda_aug.models.hook import BottleneckHook
 from dreamda_aug.progress import bar
 

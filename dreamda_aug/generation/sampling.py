@@ -12,7 +12,8 @@ from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal, seeded_normals
 from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
-from dreamda_aug.models import Condition, DiffusionModel
+from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.base import Condition
 
 
 def sample(

@@ -21,8 +21,10 @@ from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.pixels import Pixels, fit_back, fit_to, read_pixels
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Conditioner
 from dreamda_aug.method.settings import ResolvedSettings, Settings, resolve_settings
-from dreamda_aug.models import BUNDLED, DiffusionModel, ModelSpec, is_model
+from dreamda_aug.models import DiffusionModel, ModelSpec
+from dreamda_aug.models.base import is_model
 from dreamda_aug.models.conditioning import MAX_PROMPTS
+from dreamda_aug.models.load import BUNDLED
 
 _LOADING = {each.name for each in fields(ModelSpec)} - {"source"}
 _loading = threading.Lock()

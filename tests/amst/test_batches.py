@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamda_aug.amst import MixedBatchSampler, RunPlan
-from dreamda_aug.amst.batches import BatchLoading, batch_counts
+from dreamda_aug.amst import RunPlan
+from dreamda_aug.amst.batches import BatchLoading, MixedBatchSampler, batch_counts
 from dreamda_aug.inputs.labels import class_number
 
 

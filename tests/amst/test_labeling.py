@@ -8,17 +8,15 @@ from dreamda_aug.amst import (
     AMST_PLUS,
     AMSTWrapper,
     CLIPClassifier,
-    CollapseWarning,
     LabelPrior,
-    MixedBatch,
     PseudoLabels,
-    RoundReport,
     RunPlan,
     SeedLabeler,
     SingleHeadLabeler,
     VotingRule,
 )
-from dreamda_aug.amst.labeling import PoolLabeling
+from dreamda_aug.amst.batches import MixedBatch
+from dreamda_aug.amst.labeling import CollapseWarning, PoolLabeling, RoundReport
 from dreamda_aug.amst.losses import agree_and_confident, align_distribution
 
 CPU = torch.device("cpu")

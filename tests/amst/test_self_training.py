@@ -10,7 +10,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from dreamda_aug.amst import (
     AMSTWrapper,
-    CollapseWarning,
     LabelPrior,
     PseudoLabels,
     RunPlan,
@@ -19,6 +18,7 @@ from dreamda_aug.amst import (
     VotingRule,
     WeakView,
 )
+from dreamda_aug.amst.labeling import CollapseWarning
 from dreamda_aug.amst.self_training import _averaged
 from dreamda_aug.errors import StorageError
 

@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.datasets import Origin
-from dreamda_aug.expansion import ExpansionError, expand, read_manifest
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 

@@ -11,7 +11,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment
-from dreamda_aug.expansion import ExpansionError, expand, read_manifest
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.models.unet import PixelModel
 
 TO_FLOAT = v2.Compose([v2.Grayscale(1), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])

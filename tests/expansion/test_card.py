@@ -8,7 +8,7 @@ from report.hostile import HOSTILE
 
 from dreamda_aug.expansion.card import dataset_card, escape_markdown, license_of
 from dreamda_aug.expansion.stats import Stats
-from dreamda_aug.models import BUNDLED
+from dreamda_aug.models.load import BUNDLED
 
 NOT_STATED = "not stated where the model lies"
 

@@ -12,8 +12,9 @@ from torchvision.datasets import ImageFolder
 
 from dreamda_aug import DDIMInversion, DreamDAugment, Synthesizer, files, load_model
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion import GuardEvents, estimate
+from dreamda_aug.expansion import estimate
 from dreamda_aug.expansion.expansion import Expansion, expand
+from dreamda_aug.expansion.filters import GuardEvents
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
 from dreamda_aug.expansion.metadata import differences
 from dreamda_aug.expansion.regeneration import regenerate

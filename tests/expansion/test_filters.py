@@ -7,16 +7,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
-from dreamda_aug.expansion import (
-    GuardEvents,
-    LabelAgreement,
-    OtherImageCopy,
-    SeedCopy,
-    expand,
-    open_filter,
-    read_manifest,
-)
-from dreamda_aug.expansion.filters import Batch
+from dreamda_aug.expansion import LabelAgreement, expand, open_filter, read_manifest
+from dreamda_aug.expansion.filters import Batch, GuardEvents, OtherImageCopy, SeedCopy
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 

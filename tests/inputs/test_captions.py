@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, load_model
 from dreamda_aug.cli.main import main
-from dreamda_aug.expansion import ExpansionError, expand, read_manifest
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.dataset_reader import find_names
 from dreamda_aug.models.unet import PixelModel

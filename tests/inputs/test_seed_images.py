@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
-from dreamda_aug.expansion import ExpansionError
+from dreamda_aug.errors import ExpansionError
 from dreamda_aug.inputs.seed_images import open_seed_images
 
 

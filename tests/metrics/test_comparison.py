@@ -9,16 +9,18 @@ from clouds import quiet_frechet
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from dreamda_aug import metrics
 from dreamda_aug.metrics import (
     compare_folders,
-    density_coverage,
+    extract_features,
     kernel_distance,
-    label_agreement,
-    mean_discrepancy,
-    nearest,
     precision_recall,
 )
+from dreamda_aug.metrics.comparison import label_agreement
+from dreamda_aug.metrics.distances import nearest
+from dreamda_aug.metrics.distributions import mean_discrepancy
+from dreamda_aug.metrics.features import pixel_features
+from dreamda_aug.metrics.manifolds import density_coverage
+from dreamda_aug.metrics.neighbours import nearest_other, replica_diversity
 
 # --- labels
 
@@ -57,9 +59,9 @@ def test_compare_folders_reports_what_the_single_functions_say(tmp_path):
         write_images(tmp_path / "real" / name, [real_value] * 12)
         write_images(tmp_path / "synthetic" / name, [synthetic_value] * 8, size=10)
     report = compare_folders(tmp_path / "real", tmp_path / "synthetic", batch_size=5)
-    pixels = metrics.pixel_features(size=32)
+    pixels = pixel_features(size=32)
     real, synthetic = (
-        metrics.extract_features(ImageFolder(tmp_path / name), pixels)
+        extract_features(ImageFolder(tmp_path / name), pixels)
         for name in ("real", "synthetic")
     )
     assert (report.real_count, report.synthetic_count, report.feature_count) == (24, 16, 3072)
@@ -136,14 +138,14 @@ def test_compare_folders_measures_replicas_against_their_seed_images(tmp_path):
     lines = [{"file": f"dark/{i:03}.png", "seed_path": f"dark/{i // 2:03}.png"} for i in range(6)]
     (synthetic / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     report = compare_folders(real, synthetic)
-    pixels = metrics.pixel_features(size=32)
+    pixels = pixel_features(size=32)
     of_real, of_synthetic = (
-        metrics.extract_features(ImageFolder(folder), pixels)
+        extract_features(ImageFolder(folder), pixels)
         for folder in (real, synthetic)
     )
     seeds = torch.tensor([0, 0, 1, 1, 2, 2])
-    others = metrics.nearest_other(of_synthetic, of_real, seeds)
-    diversity = metrics.replica_diversity(of_synthetic, seeds)
+    others = nearest_other(of_synthetic, of_real, seeds)
+    diversity = replica_diversity(of_synthetic, seeds)
     assert report.diversity == pytest.approx(diversity)
     assert report.seed_distance == pytest.approx(others.seed_distance.median().item())
     assert report.nearest_other == pytest.approx(others.distance.median().item())

@@ -8,13 +8,10 @@ import pytest
 import torch
 from clouds import sets
 
-from dreamda_aug.metrics import (
-    density_coverage,
-    frechet_distance,
-    mean_discrepancy,
-    nearest,
-    precision_recall,
-)
+from dreamda_aug.metrics import frechet_distance, precision_recall
+from dreamda_aug.metrics.distances import nearest
+from dreamda_aug.metrics.distributions import mean_discrepancy
+from dreamda_aug.metrics.manifolds import density_coverage
 
 
 def test_nearest_matches_scikit_learn(tile):
@@ -38,16 +35,18 @@ def test_a_large_common_offset_does_not_change_who_is_nearest():
 
 PEAK_MEMORY = """
 import resource, torch
-from dreamda_aug import metrics
+from dreamda_aug.metrics.distances import nearest
+from dreamda_aug.metrics.distributions import mean_discrepancy
+from dreamda_aug.metrics.manifolds import density_coverage, precision_recall
 torch.set_num_threads(1)
 features = torch.rand(6000, 4, generator=torch.Generator().manual_seed(0))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-metrics.precision_recall(features[:50], features[:50])
+precision_recall(features[:50], features[:50])
 before = peak()
-metrics.precision_recall(features, features)
-metrics.density_coverage(features, features)
-metrics.nearest(features, features)
-metrics.mean_discrepancy(features, features, gamma=1.0)
+precision_recall(features, features)
+density_coverage(features, features)
+nearest(features, features)
+mean_discrepancy(features, features, gamma=1.0)
 print(peak() - before)
 """
 

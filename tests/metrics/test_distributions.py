@@ -7,13 +7,8 @@ import pytest
 import torch
 from clouds import quiet_frechet, sets
 
-from dreamda_aug.metrics import (
-    SmallSampleWarning,
-    distributions,
-    frechet_distance,
-    kernel_distance,
-    mean_discrepancy,
-)
+from dreamda_aug.metrics import distributions, frechet_distance, kernel_distance
+from dreamda_aug.metrics.distributions import SmallSampleWarning, mean_discrepancy
 
 # --- Fréchet distance
 

@@ -4,7 +4,8 @@
 import pytest
 from clouds import sets
 
-from dreamda_aug.metrics import density_coverage, precision_recall
+from dreamda_aug.metrics import precision_recall
+from dreamda_aug.metrics.manifolds import density_coverage
 
 
 def balls(real, synthetic, k):

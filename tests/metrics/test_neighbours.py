@@ -5,7 +5,7 @@ import pytest
 import torch
 from clouds import sets
 
-from dreamda_aug.metrics import nearest_other, replica_diversity
+from dreamda_aug.metrics.neighbours import nearest_other, replica_diversity
 
 
 def test_nearest_other_matches_scipy_with_the_seed_left_out(tile):

@@ -14,7 +14,8 @@ from report.lines import write_dataset
 from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
-from dreamda_aug.expansion import ExpansionError, expand
+from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion import expand
 from dreamda_aug.models.unet import PixelModel
 from dreamda_aug.report import write_report
 

@@ -11,7 +11,7 @@ from benchmarks.common.plain import plain_loop, plain_rows
 from benchmarks.speed.bench import seeds_of
 from dreamda_aug import BottleneckNoise, load_model
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models import is_model
+from dreamda_aug.models.base import is_model
 from dreamda_aug.models.unet import PixelModel
 
 

@@ -10,7 +10,7 @@ from benchmarks.digits.data import PER_CLASS, REPLICAS, RunData, train_model
 from benchmarks.digits.runs import Job, perform, table
 
 # two steps are too few for heads that agree
-pytestmark = pytest.mark.filterwarnings("ignore::dreamda_aug.amst.CollapseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::dreamda_aug.amst.labeling.CollapseWarning")
 
 
 @pytest.fixture(scope="module")
