@@ -14,7 +14,13 @@ from torchvision.transforms import v2
 from dreamda_aug.arguments import checked, real
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.labels import find_file_names, find_labels, label_of
+from dreamda_aug.inputs.labels import (
+    NO_LABEL,
+    class_number,
+    find_file_names,
+    find_labels,
+    label_of,
+)
 from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.inputs.rows import is_image, is_single, refuse_annotations
 from dreamda_aug.method.settings import Settings
@@ -143,7 +149,7 @@ class DreamDAugment(v2.Transform):
             places = self._places_of_images(flat)
             opened.append((flat, spec, places))
             images += [flat[i] for i in places]
-            labels += [self._maker_and_label(sample)] * len(places)
+            labels += [self._label(sample)] * len(places)
         params = self.make_params(images)
         if any(chosen.any() for chosen in params["chosen"]):
             made = iter(self._replace(images, labels, params))
@@ -152,17 +158,20 @@ class DreamDAugment(v2.Transform):
                     flat[place] = next(made)
         return [tree_unflatten(flat, spec) for flat, spec, _ in opened]
 
-    def _maker_and_label(self, sample: Any) -> tuple[Synthesizer, Any]:
-        """What makes the images of a sample, and its label; with captions, its file name."""
-        synthesizer, getter = self.synthesizer, self.labels_getter
-        if synthesizer.conditioner.captions is not None:
-            return synthesizer, find_file_names(sample, getter)
-        label = None if callable(getter) else find_labels(sample, getter)
-        # whether a model needs labels is asked before chance chooses, or training would end later
-        if label is not None or self.p == 0 or not self._needs_label():
-            return synthesizer, label
-        label = find_labels(sample, getter)
-        return (self._without_labels(), None) if label is None else (synthesizer, label)
+    def _label(self, sample: Any) -> Any:
+        """The label or labels of a sample, or with captions its file name or names."""
+        getter = self.labels_getter
+        if self.synthesizer.conditioner.captions is not None:
+            return find_file_names(sample, getter)
+        label = NO_LABEL if callable(getter) else find_labels(sample, getter)
+        # asked before chance chooses, or training would end somewhere in its first epoch
+        if (label is None or label is NO_LABEL) and self.p > 0 and self._needs_label():
+            label = find_labels(sample, getter)
+            if label is NO_LABEL:
+                self._without_labels()
+            elif label is None:
+                class_number(label)  # refuses it
+        return label
 
     def _needs_label(self) -> bool:
         return self.synthesizer.conditioner.needs_label(self.synthesizer.model)
@@ -230,33 +239,31 @@ class DreamDAugment(v2.Transform):
         # what Hugging Face's map calls this transform by must not change with its first use
         return {**self.__dict__, "_label_free": None}
 
-    def _replace(
-        self, images: list[Any], labels: list[tuple[Synthesizer, Any]], params: dict[str, Any]
-    ) -> list[Any]:
+    def _replace(self, images: list[Any], labels: list[Any], params: dict[str, Any]) -> list[Any]:
         """Replace the chosen images; each element may be a batch."""
-        conditioner, model = self.synthesizer.conditioner, self.synthesizer.model
-        has_labels = conditioner.captions is not None or self._needs_label()
+        synthesizer, conditioner = self.synthesizer, self.synthesizer.conditioner
+        needs_label = self._needs_label()
+        is_label_free = needs_label and labels[0] is NO_LABEL  # samples of a batch are alike
+        if is_label_free:
+            synthesizer = self._without_labels()
+        has_label = conditioner.captions is not None or needs_label and not is_label_free
         pixels = [read_pixels(image) for image in images]
-        wanted: dict[Synthesizer, list[tuple[int, int, Request]]] = {}
-        row = 0
-        for number, (image, (maker, label)) in enumerate(zip(images, labels, strict=True)):
+        requests, slots, row = [], [], 0
+        for number, image in enumerate(images):
             for i in range(len(pixels[number].values)):
                 if params["chosen"][number][i]:
-                    condition = None
-                    if maker is self.synthesizer:
-                        own = label_of(label, i, image) if has_labels else None
-                        # with captions, labels are file names; PIL keeps that of a file it opened
-                        name = getattr(image, "filename", None) or None if own is None else own
-                        condition = conditioner.condition(own, model, name)
-                    replica = int(params["replicas"][number][i])
-                    wanted.setdefault(maker, []).append(
-                        (number, i, Request(row, condition, replica)))
+                    label = label_of(labels[number], i, image) if has_label else None
+                    # with captions, labels are file names; PIL keeps that of a file it opened
+                    name = getattr(image, "filename", None) or None if label is None else label
+                    condition = None if is_label_free else conditioner.condition(
+                        label, synthesizer.model, name)
+                    requests.append(Request(row, condition, int(params["replicas"][number][i])))
+                    slots.append((number, i))
                 row += 1
+        made = synthesizer.synthesize_rows(pixels, requests)
         results = [p.values.clone() for p in pixels]
-        for maker, requests in wanted.items():
-            made = maker.synthesize_rows(pixels, [request for _, _, request in requests])
-            for (number, i, _), new in zip(requests, made, strict=True):
-                results[number][i] = new[0]
+        for (number, i), new in zip(slots, made, strict=True):
+            results[number][i] = new[0]
         return [
             p.restore(new) if params["chosen"][number].any() else images[number]
             for number, (p, new) in enumerate(zip(pixels, results, strict=True))

@@ -303,7 +303,7 @@ def test_without_labels_a_text_model_takes_the_empty_prompt(sd_pipeline):
     augment = DreamDAugment(model, class_names=["a", "b"], **FAST)
     replica = one_replica(augment, image)
     with pytest.warns(UserWarning, match="found no label in the sample"):
-        made = augment({"image": image, "label": None})["image"]
+        made = augment({"image": image, "id": 3})["image"]
     expected = Synthesizer(model, "paper", steps=3, noise_scale=8.0, cache=None, prompt="")
     wanted, = expected.synthesize([image], replicas=[replica])
     # guidance between two rows that are alike rounds
@@ -351,12 +351,10 @@ def test_a_batch_as_hugging_face_has_it_comes_back_as_one(class_folder):
     torch.manual_seed(0)
     replicas = torch.cat(augment.make_params(images)["replicas"]).tolist()
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="no label"):  # of the last row alone
-        made = augment({"label": [2, 0, None], "image": images, "id": ["a", "b", "c"]})
-    assert (made["label"], made["id"]) == ([2, 0, None], ["a", "b", "c"])
+    made = augment({"label": [2, 0, 1], "image": images, "id": ["a", "b", "c"]})
+    assert (made["label"], made["id"]) == ([2, 0, 1], ["a", "b", "c"])
     assert list(made) == ["label", "image", "id"]
-    wanted = augment.synthesizer.synthesize(images[:2], [2, 0], replicas[:2])
-    wanted += augment.synthesizer.without_labels().synthesize(images[2:], None, replicas[2:])
+    wanted = augment.synthesizer.synthesize(images, [2, 0, 1], replicas)
     assert [each.tobytes() for each in made["image"]] == [each.tobytes() for each in wanted]
 
 

@@ -12,6 +12,8 @@ from dreamda_aug.files import shorten
 
 # Labels without names are numbers of classes: a larger one is an identifier of another kind.
 MAX_CLASSES = 1_000_000
+# What `find_labels` returns where there is none; None in a label's place is a wrong label.
+NO_LABEL = object()
 _LABEL_KEYS = ("label", "labels", "target", "class", "fine_label")
 
 
@@ -27,7 +29,7 @@ def label_key(names: Iterable[Any]) -> Any | None:
 def find_labels(
     sample: Any, labels_getter: Callable[[Any], Any] | Literal["default"] | None
 ) -> Any:
-    """The label of a sample, or the labels of a batch, or None if there is none.
+    """The label of a sample, or the labels of a batch, or `NO_LABEL`.
 
     Args:
         sample: what a transform is called with.
@@ -36,11 +38,11 @@ def find_labels(
     if callable(labels_getter):
         return labels_getter(sample)
     if labels_getter is None:
-        return None
+        return NO_LABEL
     if isinstance(sample, Mapping):
         key = label_key(sample)
-        return None if key is None else sample[key]
-    return sample[1] if isinstance(sample, Sequence) and len(sample) > 1 else None
+        return NO_LABEL if key is None else sample[key]
+    return sample[1] if isinstance(sample, Sequence) and len(sample) > 1 else NO_LABEL
 
 
 def find_file_names(

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 
 from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.inputs.labels import (
+    NO_LABEL,
     check_integers,
     class_number,
     find_file_names,
@@ -42,7 +43,7 @@ def test_a_function_finds_the_label_wherever_it_is():
 
 @pytest.mark.parametrize("sample", [IMAGE, picture("L"), (IMAGE,), {"image": IMAGE, "id": 3}])
 def test_a_sample_may_have_no_label(sample):
-    assert find_labels(sample, "default") is None and find_labels((IMAGE, 7), None) is None
+    assert find_labels(sample, "default") is find_labels((IMAGE, 7), None) is NO_LABEL
 
 
 def test_a_file_name_stands_in_a_dict_or_is_found_by_a_function():
