@@ -1,4 +1,4 @@
-"""AMST in a plain PyTorch loop: few labels, and many images whose labels nobody knows.
+"""AMST in a plain PyTorch loop: few labeled images, and many unlabeled ones.
 
     python examples/amst_plain_loop.py
 

@@ -5,7 +5,7 @@
     python examples/amst_timm.py --model vit_tiny_patch16_224 --pretrained   # needs a download
 
 Bundled Fashion-MNIST images: 5 labeled per class, the others in the pool. About a minute on two
-cores with the default model; run it again with --checkpoint FILE to continue where it stopped.
+cores with the default model. With --checkpoint FILE, the same command resumes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="test_resnet", help="name of a timm model")
     parser.add_argument("--pretrained", action="store_true")
-    parser.add_argument("--checkpoint", help="file to save to and to continue from")
+    parser.add_argument("--checkpoint", help="file to save to and to resume from")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Measure what a preset with measured dials means for the bundled model.
+"""Calibrate a preset of the bundled model.
 
     python examples/calibrate_bundled.py --preset recommended --plot calibration.png
 
@@ -20,7 +20,7 @@ from dreamda_aug.report.pictures import plot_calibration
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--preset", choices=["recommended", "fast"], default="recommended")
 parser.add_argument("--per-class", type=int, default=4)
-parser.add_argument("--replicas", type=int, default=2)
+parser.add_argument("--expansion-ratio", type=int, default=2)
 parser.add_argument("--plot", type=Path)
 args = parser.parse_args()
 
@@ -32,7 +32,7 @@ synthesizer = Synthesizer("bundled", args.preset, cache=None)
 result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
     conditions=[sample.classes[sample.targets[row]] for row in rows],
-    synthesizer=synthesizer, classifier=fashion_mnist_judge(), expansion_ratio=args.replicas,
+    synthesizer=synthesizer, classifier=fashion_mnist_judge(), expansion_ratio=args.expansion_ratio,
     **automatic.GRID._asdict(),
     progress=lambda point: print(point, flush=True),
 )

@@ -2,7 +2,7 @@
 
     python examples/evaluate_model.py --root data --out dreamda_aug/weights
 
-For each guidance scale: the share of samples that a judge puts into the class that was asked for
+For each guidance scale: the share of samples that a judge puts into the requested class
 (`dreamda_aug.bundled.fashion_mnist_judge`, which has not seen the images that the model was
 trained on), Fréchet and kernel distance to real test images on the judge's features, precision and
 recall. The distances compare only with the numbers beside them: real training images, as they are
@@ -57,10 +57,10 @@ judge = fashion_mnist_judge()
 features = classifier_features(judge)
 test = FashionMNIST(args.root, train=False).data[:, None].float() / 255
 reference = features(test[args.samples :])
-warnings.simplefilter("ignore")  # the sample is small; that is what the real row is there for
+warnings.simplefilter("ignore")  # the sample is small, hence the row of real images
 
 
-def measure(images: Tensor, asked: Tensor | None) -> dict[str, float]:
+def measure(images: Tensor, requested: Tensor | None) -> dict[str, float]:
     """The figures of one set of images."""
     found = features(images)
     shares = precision_recall(reference[: args.samples], found)
@@ -69,8 +69,9 @@ def measure(images: Tensor, asked: Tensor | None) -> dict[str, float]:
         "kernel_distance": round(kernel_distance(reference, found).mean, 3),
         "precision": round(shares.precision, 3), "recall": round(shares.recall, 3),
     }
-    if asked is not None:
-        figures["asked_class"] = round((judge(images).argmax(1) == asked).float().mean().item(), 4)
+    if requested is not None:
+        kept = judge(images).argmax(1) == requested
+        figures["asked_class"] = round(kept.float().mean().item(), 4)
     return figures
 
 

@@ -32,9 +32,9 @@ for name, per_class in (("train", 20), ("test", 30)):
     sample[f"{name}_labels"] = labels[chosen]
 save_file(sample, args.out / "fashion_mnist_images.safetensors")
 
-SEEN_BY_THE_BACKBONE = 30_000
-images = splits["train"].data[SEEN_BY_THE_BACKBONE:, None].float() / 255
-labels = splits["train"].targets[SEEN_BY_THE_BACKBONE:]
+SEEN_BY_THE_MODEL = 30_000
+images = splits["train"].data[SEEN_BY_THE_MODEL:, None].float() / 255
+labels = splits["train"].targets[SEEN_BY_THE_MODEL:]
 judge = build_judge().train()
 steps = args.epochs * (len(images) // 128)
 optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)

@@ -25,9 +25,9 @@ one_per_class = [data.targets.index(label) for label in range(len(data.classes))
 # One image
 # ---------
 #
-# The model is loaded with the first image. ``strength``, ``replay`` and ``noise_scale`` say how
-# far an image may go (:doc:`plot_2_dials`); left out, they are measured or mild. ``steps`` is small
-# here, for speed. ``p=1`` replaces every image; in training take the default, 0.5.
+# The model is loaded with the first image. ``strength``, ``replay`` and ``noise_scale`` decide how
+# far an image goes (:doc:`plot_2_dials`); by default they are calibrated. ``steps`` is small here,
+# for speed. ``p=1`` replaces every image; in training keep the default, 0.5.
 
 augment = DreamDAugment(
     "bundled", p=1, steps=12, strength=0.8, replay=0.5, noise_scale=1.0
@@ -43,8 +43,8 @@ print(f"{image.mode} {image.size}, {data.classes[label]}, became "
 # -------------
 #
 # One image at a time is slow. Called on a batch, the transform makes all its images together. So in
-# a ``DataLoader`` it belongs into ``collate_fn``, as torchvision's ``MixUp`` does. It finds the
-# labels there too, for models that are conditioned on the class.
+# a ``DataLoader`` it belongs in ``collate_fn``, like torchvision's ``MixUp``. There it also finds
+# the labels, for models that are conditioned on the class.
 
 data.transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 seed_images, _ = default_collate([data[i] for i in one_per_class])
@@ -59,12 +59,12 @@ loader = DataLoader(Subset(data, one_per_class), batch_size=10, collate_fn=colla
 replicas = [images for _ in range(2) for images, labels in loader]
 
 # %%
-# Seed images and what became of them in two passes over the loader. Every pass gives new images:
-# ``torch.manual_seed`` decides which.
+# Seed images and their replicas in two passes over the loader. Every pass gives new images, which
+# ``torch.manual_seed`` determines.
 
 names = ["seed", "first pass", "second pass"]
 labeled_grid([seed_images, *replicas], names, data.classes, min_side=84)
 
 # %%
-# Real and synthetic images side by side, the same in every run, are what a dataset is for:
+# For real and synthetic images together, the same in every run, use a dataset:
 # :doc:`plot_3_dataset`.

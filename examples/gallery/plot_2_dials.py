@@ -2,12 +2,12 @@
 What the dials do
 =================
 
-Three dials say how far a synthetic image goes from its seed image. Here each is turned by itself,
-while the others stay where they are.
+Three dials decide how far a synthetic image goes from its seed image. Here each is turned by
+itself, while the others stay fixed.
 """
 
 # %%
-# Three images, and settings to begin with.
+# Three images, and the settings to start from.
 
 from dataclasses import replace
 
@@ -44,7 +44,8 @@ def turn(dial, values):
 # Strength
 # --------
 #
-# How much noise the image is taken through: the share of the way to pure noise. Shapes change last.
+# The noise level at which generation begins, as a share of the way to pure noise. Shapes change
+# last.
 
 turn("strength", [0.3, 0.5, 0.7, 0.9])
 
@@ -52,9 +53,8 @@ turn("strength", [0.3, 0.5, 0.7, 0.9])
 # Replay
 # ---------
 #
-# The share of the recorded inversion that is replayed. At 1 the image stays where it was, but for
-# the noise at the bottleneck; at 0 only the noise level where the run begins ties it to its seed
-# image.
+# The share of the recorded inversion that is replayed. At 1 only the noise at the bottleneck
+# changes the image. At 0 only the noise level of the start ties it to its seed image.
 
 turn("replay", [1.0, 0.8, 0.5, 0.0])
 
@@ -62,12 +62,12 @@ turn("replay", [1.0, 0.8, 0.5, 0.0])
 # Noise scale
 # -----------
 #
-# Noise at the model's bottleneck, the paper's dial, in units of the bottleneck's own size. Too much
-# of it breaks images.
+# Noise at the model's bottleneck, the paper's dial, relative to the bottleneck's RMS. Too much
+# breaks images.
 
 turn("noise_scale", [0.0, 1.0, 3.0, 9.0])
 
 # %%
-# Which values suit depends on the model and on your images. You need not guess: see
-# :doc:`plot_6_calibrate`, and the page on :doc:`dials </dials>`. ``dreamda explore FOLDER`` makes a
-# page with sliders of your own images.
+# The best values depend on the model and on your images. :doc:`plot_6_calibrate` measures them, and
+# the page on :doc:`dials </dials>` explains how. ``dreamda explore FOLDER`` makes a page with sliders
+# and your own images.

@@ -2,8 +2,8 @@
 Fresh images every epoch
 ========================
 
-`AugmentedDataset` holds your real samples and K synthetic ones of each. They are made while you
-train: ``set_epoch`` gives new ones, and the same epoch always gives the same ones.
+`AugmentedDataset` holds your real samples and K synthetic ones of each, made while you train.
+``set_epoch`` gives new ones, and the same epoch always gives the same ones.
 """
 
 # %%
@@ -23,8 +23,8 @@ data = FashionMNISTSample("test", transform=to_tensor)
 real = Subset(data, [31, 61, 151, 271])
 
 # %%
-# Dials that are left out would be measured on the dataset first, once. Here they are given, and few
-# steps are taken, for speed.
+# By default, the dials are calibrated on the dataset once. Here they are given, with few steps, for
+# speed.
 
 synthesizer = Synthesizer(
     "bundled", steps=12, strength=0.8, replay=0.5, noise_scale=1.0
@@ -33,8 +33,8 @@ augmented = AugmentedDataset(real, synthesizer, expansion_ratio=2)
 print(f"{len(real)} real samples + {len(augmented.synthetic)} synthetic = {len(augmented)}")
 
 # %%
-# In a training loop the whole dataset goes into one shuffled ``DataLoader``. For the picture the
-# synthetic part is enough: its samples are in order, all replicas of an image together.
+# In a training loop the whole dataset goes into one shuffled ``DataLoader``. This picture shows the
+# synthetic part alone, whose samples are in order.
 
 epochs = []
 for epoch in range(3):
@@ -50,8 +50,8 @@ columns = ["seed", *(f"epoch {epoch}" for epoch in range(3) for _ in range(2))]
 labeled_grid(rows, [data.classes[label] for _, label in real], columns, min_side=84)
 
 # %%
-# Every sample knows what it was made from. That is what to split by when you validate, so that no
-# validation image leaks into training.
+# Every sample has an origin. Split by it when you validate, so that no validation image leaks into
+# training.
 
 print(augmented.origin(0))
 print(augmented.origin(len(augmented) - 1))

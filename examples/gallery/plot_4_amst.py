@@ -2,9 +2,9 @@
 Let AMST label synthetic images
 ===============================
 
-An image that went far may no longer show what its seed image showed. `AMSTWrapper` adds four
-auxiliary heads to a classifier of yours. They label synthetic images together, and the classifier
-learns from the labels on which they agree.
+An image that went far may no longer show the class of its seed image. `AMSTWrapper` adds four
+auxiliary heads to your classifier. They label synthetic images together, and the classifier learns
+from the labels on which they agree.
 """
 
 # %%
@@ -83,7 +83,7 @@ print(f"{int(found.mask.sum())} of {len(synthetic)} accepted, "
       f"{int(other.sum())} of these with another label than the seed image's")
 
 # %%
-# Some of them, beside what the heads say: green is accepted, grey is left out.
+# Some of them with the label of the heads: green is accepted, grey is left out.
 
 figure, axes = plt.subplots(4, 8, figsize=(8, 4.9), layout="constrained")
 for row, line in enumerate(axes):
@@ -109,6 +109,5 @@ train(training_loss, steps=40)
 classifier = wrapper.to_classifier()
 
 # %%
-# So few images and steps show how it is called, not what it is worth; what was measured is on the
-# page of :doc:`evidence </evidence>`. `SelfTraining` runs the same stages over whole datasets, in
-# rounds.
+# So few images and steps show how to call it, not what it is worth; see :doc:`the evidence
+# </evidence>`. `SelfTraining` runs the same stages over whole datasets, in rounds.

@@ -3,7 +3,7 @@ Expand a folder
 ===============
 
 `expand` writes a synthetic dataset beside your own, once. Training then reads image files, as
-always. The same call goes on where an interrupted one stopped.
+always. The same call resumes an interrupted one.
 """
 
 # %%
@@ -49,8 +49,7 @@ for path in sorted(out.iterdir()):
 # The manifest
 # ------------
 #
-# One line for each image: what it was made from, and how to make it again. Here are a few of its
-# fields.
+# One line for each image: its seed image, and the recipe to make it again. Some of its fields:
 
 lines = list(read_manifest(out))
 fields = ("file", "class_name", "seed_path", "replica", "distance")
@@ -60,7 +59,7 @@ print(json.dumps({name: getattr(lines[0], name) for name in fields}, indent=2))
 # The report
 # ----------
 #
-# ``dreamda report train_synthetic`` writes one page that opens offline. This is it:
+# ``dreamda report train_synthetic`` writes one page that opens offline:
 
 report = write_report(out)
 

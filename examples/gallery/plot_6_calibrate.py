@@ -8,7 +8,7 @@ while enough of them keep their class.
 """
 
 # %%
-# Ten labeled images. In earnest take fifty or more: ``dreamda calibrate FOLDER`` does.
+# Ten labeled images. In practice use fifty or more, as ``dreamda calibrate FOLDER`` does.
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,8 +22,7 @@ images = data.data[rows][:, None] / 255
 labels = [data.targets[row] for row in rows]
 
 # %%
-# Dials that are None are measured; the others stay as they are. Few steps are taken here, for
-# speed.
+# Dials that are None are measured; the others stay fixed. Few steps are taken here, for speed.
 
 settings = Settings(
     steps=8, strength=0.6, replay=None, noise_scale=None, guidance_scale=2.0
@@ -32,8 +31,7 @@ synthesizer = Synthesizer("bundled", settings)
 
 # %%
 # A classifier judges which replicas keep their class. Without one, linear probes on the diffusion
-# model's own features do. ``conditions`` are what images are conditioned on: here their classes, if
-# the model knows any.
+# model's own features do. ``conditions`` are what the model is conditioned on: here the classes.
 
 conditioner, model = synthesizer.conditioner, synthesizer.model
 found = calibrate(
@@ -50,8 +48,8 @@ found = calibrate(
 print(found.summary())
 
 # %%
-# Everything that was tried. Points to the right are further from the seed image; below the dashed
-# line too many replicas lose their class.
+# All measurements. Points to the right are further from the seed image; below the dashed line too
+# many replicas lose their class.
 
 figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for replay in dict.fromkeys(point.replay for point in found.points):
@@ -72,8 +70,8 @@ axis.legend()
 plt.show()
 
 # %%
-# The result lies beside the cache. From now on every `Synthesizer` with this model and these
-# settings takes it.
+# The result is stored beside the cache. Every `Synthesizer` with this model and these settings now
+# uses it.
 
 calibrated = Synthesizer("bundled", settings).settings
 print(f"replay {calibrated.replay:g}, noise scale {calibrated.noise_scale:g}")
