@@ -69,5 +69,5 @@ turn("noise_scale", [0.0, 1.0, 3.0, 9.0])
 
 # %%
 # The best values depend on the model and on your images. :doc:`plot_6_calibrate` measures them, and
-# the page on :doc:`dials </dials>` explains how. ``dreamda explore FOLDER`` makes a page with sliders
-# and your own images.
+# the page on :doc:`dials </dials>` explains how. ``dreamda explore FOLDER`` makes a page with
+# sliders and your own images.
