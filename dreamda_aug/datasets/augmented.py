@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,14 @@ _READ_FOR_LABELS = 512
 class AugmentedDataset(RealAndSynthetic):
     """A dataset of N real samples and K synthetic replicas of each: N·(K + 1) samples.
 
-    Samples 0 to N - 1 are the real ones; sample N + i·K + k is replica k of image i. Replica k of
-    image i in epoch e is the same picture alone, in any batch and in any worker. Synthetic images
-    are made from the *untransformed* base image; the base dataset's own ``transform`` runs after.
-    Where the same sample is there several times, as ``Subset(data, [0, 0])`` has it, each gets
-    replicas of its own. Equal images at different places of the base dataset get equal ones.
+    Samples 0 to N - 1 are the real ones; sample N + i·K + k is replica k of image i. With
+    ``replace`` there are N samples: sample i is image i, or with this probability a replica of it.
+
+    Replica k of image i in epoch e is the same picture alone, in any batch and in any worker.
+    Synthetic images are made from the *untransformed* base image; the base dataset's own
+    ``transform`` runs after. Where the same sample is there several times, as ``Subset(data,
+    [0, 0])`` has it, each gets replicas of its own. Equal images at different places of the base
+    dataset get equal ones.
 
     ``DataLoader`` fetches whole batches at once (``__getitems__``), so the diffusion model sees
     batches too. ``classes``, ``class_to_idx`` and ``targets`` are those of the base dataset. Where
@@ -60,10 +62,14 @@ class AugmentedDataset(RealAndSynthetic):
             temporary files (``$TMPDIR``; up to N + 2 epochs of images). An image of this epoch that
             is not ready is served as it was in the newest epoch that is; only an image of which
             nothing is ready is made on demand. See `wait`, `freshness` and `close`.
+        replace: probability that a sample is replaced by a replica, in [0, 1]. Which samples are,
+            and by which replica, is decided by the synthesizer's ``rng_seed``, the epoch and the
+            index. The K replicas of an image stay those of epoch 0, as `expand` makes them; with
+            ``prefetch_epochs`` each is made once, and kept.
 
     Attributes:
-        real: the N real samples, a ``Subset``.
-        synthetic: the N·K synthetic ones, a ``Subset``.
+        real: the N real samples, a ``Subset``; not with ``replace``.
+        synthetic: the N·K synthetic ones, a ``Subset``; not with ``replace``.
         epoch: the current epoch; see `set_epoch`.
         calibration: where numbers for dials that were None are from, or None if there were none.
 
@@ -86,11 +92,13 @@ class AugmentedDataset(RealAndSynthetic):
         with_origin: bool = False,
         calibrate: bool = True,
         prefetch_epochs: int = 0,
+        replace: float | None = None,
     ):
         self.expansion_ratio = whole("expansion_ratio", expansion_ratio, 1)
         prefetch_epochs = whole("prefetch_epochs", prefetch_epochs, 0)
         synthesizer = as_synthesizer(synthesizer)
-        super().__init__(dataset, synthesizer.conditioner.class_names, transform, with_origin)
+        super().__init__(dataset, synthesizer.conditioner.class_names, transform, with_origin,
+                         replace, synthesizer.rng_seed, changes=True)
         self._occurrences = occurrences(dataset)
         self.synthesizer = synthesizer.with_class_names(self._images.names)
         captions = self.synthesizer.conditioner.captions
@@ -100,15 +108,15 @@ class AugmentedDataset(RealAndSynthetic):
         if calibrate and looks_at_images(self.synthesizer):
             # now, and not in the workers, which would each do it again
             self._calibrate()
-        # in shared memory: persistent workers see a new epoch too, and count together
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._served = torch.zeros((), dtype=torch.int64).share_memory_()
         self._prefetcher: Prefetcher | None = None
         if prefetch_epochs:
             maker = copy.copy(self)
             maker.transform = None  # the producer stops before it, and it may not be picklable
+            epoch, ahead = self._epoch, prefetch_epochs
+            if replace is not None:  # there are no others than those of epoch 0
+                epoch, ahead = torch.zeros_like(epoch).share_memory_(), 0
             self._prefetcher = Prefetcher(
-                maker, len(self._images), expansion_ratio, self._epoch, prefetch_epochs,
+                maker, len(self._images), expansion_ratio, epoch, ahead,
                 images_per_shard=max(1, self.synthesizer.batch_size // expansion_ratio))
 
     def _calibrate(self) -> None:
@@ -138,6 +146,7 @@ class AugmentedDataset(RealAndSynthetic):
         *,
         transform: Callable[[Any], Any] | None = None,
         with_origin: bool = False,
+        replace: float | None = None,
     ) -> StoredDataset:
         """Real samples and those that `expand` wrote to a folder; loads no diffusion model.
 
@@ -147,14 +156,13 @@ class AugmentedDataset(RealAndSynthetic):
             out: what `expand` wrote.
             transform: as above.
             with_origin: as above.
+            replace: as above; the synthesizer's ``rng_seed`` stands in the folder.
 
         Returns:
             A dataset with the same samples, attributes and order as an `AugmentedDataset`.
         """
-        return StoredDataset(real, out, transform=transform, with_origin=with_origin)
-
-    def __len__(self) -> int:
-        return len(self._images) * (self.expansion_ratio + 1)
+        return StoredDataset(real, out, transform=transform, with_origin=with_origin,
+                             replace=replace)
 
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
@@ -164,7 +172,7 @@ class AugmentedDataset(RealAndSynthetic):
         origins = [self.origin(index) for index in indices]
         seeds = self._open(origin.index for origin in origins)
         wanted = [origin for origin in origins if origin.synthetic]
-        self._count(len(wanted))
+        self._count(len(wanted if self.replace is None else origins))
         made = iter(self._synthetic(wanted, seeds))
         samples = []
         for origin in origins:
@@ -228,25 +236,21 @@ class AugmentedDataset(RealAndSynthetic):
             None if self._captions is None else [self._captions[o.index] for o in wanted],
         )
 
+    def _synthetic_count(self) -> int:
+        return len(self._images) * self.expansion_ratio
+
     def _seed_and_replica(self, number: int) -> tuple[int, int]:
         return divmod(number, self.expansion_ratio)
 
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
+    def _replicas(self, index: int) -> Sequence[int]:
+        return range(self.expansion_ratio)
 
     def set_epoch(self, epoch: int) -> None:
-        """Give every synthetic sample a fresh perturbation; call it before each epoch.
-
-        Workers that are running already see it too. Inversions stay cached.
-        """
-        epoch = whole("epoch", epoch, 0, 2**63 - 1)
-        if epoch != self.epoch:
-            self._served.zero_()
-            if self._prefetcher is not None:
-                logger.info("%s", self.freshness)
-                self._prefetcher.forget()
-        self._epoch.fill_(epoch)
+        before, told = self.epoch, self.freshness
+        super().set_epoch(epoch)
+        if self._prefetcher is not None and epoch != before:
+            logger.info("%s", told)
+            self._prefetcher.forget()
 
     @property
     def freshness(self) -> Freshness | None:
@@ -280,18 +284,6 @@ class AugmentedDataset(RealAndSynthetic):
             self._prefetcher.close()
             self._prefetcher = None
 
-    def _count(self, served: int) -> None:
-        """Warn, once an epoch, when its images are being served a second time."""
-        before = int(self._served)
-        self._served += served
-        limit = 1.5 * len(self._images) * self.expansion_ratio
-        if served and before <= limit < before + served:
-            warnings.warn(
-                f"the synthetic images of epoch {self.epoch} are being served a second time; call "
-                "set_epoch before each epoch for fresh ones (with Lightning: the callback "
-                "dreamda_aug.datasets.lightning.SetEpoch).", stacklevel=4,
-            )
-
     @property
     def targets(self) -> list[Any]:
         """Labels of all samples, real ones first; synthetic ones carry their seed's label.
@@ -301,8 +293,7 @@ class AugmentedDataset(RealAndSynthetic):
         """
         if find_targets(self._dataset) is None:
             raise AttributeError(f"{type(self._dataset).__name__} has no targets.")
-        real = self._images.given_labels
-        return real + [label for label in real for _ in range(self.expansion_ratio)]
+        return super().targets
 
 
 def _stored(has_8_bits: bool, values: Tensor) -> Tensor:

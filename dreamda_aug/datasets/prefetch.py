@@ -93,7 +93,7 @@ class Prefetcher:
         images: number of seed images.
         replicas: of each.
         epoch: the current epoch, 0-d int64 in shared memory.
-        prefetch_epochs: how many epochs the producer may be ahead of it, >= 1.
+        prefetch_epochs: how many epochs the producer may be ahead of it, >= 0.
         images_per_shard: seed images that are made together.
 
     Raises:

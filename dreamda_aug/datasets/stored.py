@@ -1,7 +1,7 @@
 """Real samples together with synthetic ones that lie on disk."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,16 @@ class StoredDataset(RealAndSynthetic):
         out: the synthetic dataset, of any format.
         transform: image transform to run last.
         with_origin: samples become ``(image, label, Origin)``.
+        replace: as in `AugmentedDataset`; a real sample without replicas stays.
 
     Attributes:
         left_out: synthetic images whose seed image is not in ``real``.
-        epoch: 0, the epoch that `expand` makes.
 
     Raises:
+        ValueError: ``replace`` does not lie in [0, 1].
         FileNotFoundError: the folder holds no finished dataset.
         ExpansionError: it was made from other data, or is damaged.
     """
-
-    epoch = 0
 
     def __init__(
         self,
@@ -49,14 +48,17 @@ class StoredDataset(RealAndSynthetic):
         *,
         transform: Callable[[Any], Any] | None = None,
         with_origin: bool = False,
+        replace: float | None = None,
     ):
-        super().__init__(real, None, transform, with_origin)
+        metadata = read_metadata(out)
+        super().__init__(real, None, transform, with_origin, replace, metadata["rng_seed"],
+                         changes=False)
         self.out, self.left_out = Path(out), 0
-        self._files: list[str] = []
-        self._origins: list[tuple[int, int]] = []
+        self._files: dict[tuple[int, int], str] = {}
+        self._replicas_of: dict[int, list[int]] = {}
         base, _ = _base_and_positions(real)
         self._loader = getattr(base, "loader", None)
-        position_of = self._matching(real)
+        position_of = self._matching(real, metadata["source"]["images"])
         labels = list(map(plain_label, self._images.given_labels))
         kept = list(map(plain_label, find_targets(real) or labels))
         classes, is_changed = find_classes(real), kept != labels
@@ -68,47 +70,46 @@ class StoredDataset(RealAndSynthetic):
             # a target_transform gives labels that the dataset's classes do not name
             if classes is not None and not (is_changed and labels[position] == line.label):
                 _check_class(line, classes[kept[position]])
-            self._files.append(line.file)
-            self._origins.append((position, line.replica))
+            self._files[position, line.replica] = line.file
+            self._replicas_of.setdefault(position, []).append(line.replica)
         if not self._files:
             raise ExpansionError(
                 f"{self.out}: none of its {self.left_out} images has its seed image in the real "
                 "dataset; pass the dataset that was expanded."
             )
-        self._stored = StoredImages(self.out, self._files)
+        self._stored = StoredImages(self.out, self._files.values())
+        self._origins = list(self._files)
         self._fixed: Pixels | None = None
-
-    def __len__(self) -> int:
-        return len(self._images) + len(self._files)
 
     def __getitem__(self, index: int) -> Any:
         origin = self.origin(index)
+        if self.replace is not None:
+            self._count(1)
         if origin.synthetic:
-            file = self._files[index % len(self) - len(self._images)]
+            file = self._files[origin.index, origin.replica]
             sample = self._images.put_back(origin.index, self._read(file, origin.index))
         else:
             seed = self._images.open(origin.index)
             sample = seed.put_back(seed.image)
         return self._completed(sample, origin)
 
+    def _synthetic_count(self) -> int:
+        return len(self._origins)
+
     def _seed_and_replica(self, number: int) -> tuple[int, int]:
         return self._origins[number]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Change nothing: images on disk carry one perturbation each."""
+    def _replicas(self, index: int) -> Sequence[int]:
+        return self._replicas_of.get(index, ())
 
-    @property
-    def targets(self) -> list[Any]:
-        """Labels of all samples, real ones first; synthetic ones carry their seed's label."""
-        real = self._images.given_labels
-        return real + [real[index] for index, _ in self._origins]
-
-    def _matching(self, real: Dataset[Any]) -> Callable[[ManifestLine], int | None]:
+    def _matching(
+        self, real: Dataset[Any], expanded: int
+    ) -> Callable[[ManifestLine], int | None]:
         """From a manifest line to the real sample that is its seed image, or None."""
         base, position_of = _base_and_positions(real)
         is_folder = hasattr(base, "samples") and hasattr(base, "root")
         names = {name: index for index, name in enumerate(find_names(base) or ())}
-        expanded, count = read_metadata(self.out)["source"]["images"], len(as_sized(base))
+        count = len(as_sized(base))
         by_number = position_of if expanded == count else None
         if by_number is None and expanded == len(self._images):  # the Subset itself was expanded
             by_number = {index: index for index in range(expanded)}

@@ -130,6 +130,21 @@ def test_what_is_not_there_yet_is_made_on_demand_and_the_end_leaves_nothing(mode
     assert torch.equal(data[COUNT][0], plain[COUNT][0])
 
 
+def test_where_samples_are_replaced_each_replica_is_made_once_and_kept(model):
+    data = dataset(model, prefetch_epochs=2, replace=1.0)
+    until(lambda: ready(data, 0))
+    data.wait(10)
+    for epoch in (1, 7):
+        data.set_epoch(epoch)
+        assert all(origin == (True, label, origin.replica, 0)
+                   for _, label, origin in data.__getitems__(range(COUNT)))
+        told = data.freshness
+        assert (told.fresh, told.older, told.made) == (COUNT, 0, 0)
+    pool = data._prefetcher.pool
+    assert all(pool.epochs(shard) == [0] for shard in range(pool.shards))
+    data.close()
+
+
 SCRIPT = """
 import os, signal, sys, time, torch
 from dreamda_aug.datasets.prefetch import Prefetcher
@@ -201,9 +216,3 @@ def test_no_process_is_started_by_a_daemonic_one(model, monkeypatch):
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     with pytest.raises(GenerationError, match="make the AugmentedDataset in the main process"):
         dataset(model, prefetch_epochs=1)
-
-
-@pytest.mark.parametrize("epochs", [-1, 1.5, True, None])
-def test_a_number_of_epochs_that_is_none_is_refused(model, epochs):
-    with pytest.raises(ValueError, match="prefetch_epochs must be an integer"):
-        dataset(model, prefetch_epochs=epochs)

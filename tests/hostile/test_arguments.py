@@ -57,7 +57,8 @@ DOORS = {
         "number": "p strength", "function": "labels_getter", "count": "batch_size steps",
         "word": "preset", "text": "prompt"},
     partial(AugmentedDataset, DATA, Synthesizer(cache=None)): {
-        "count": "expansion_ratio", "function": "transform", "flag": "with_origin calibrate"},
+        "count": "expansion_ratio prefetch_epochs", "function": "transform",
+        "flag": "with_origin calibrate", "number": "replace"},
     partial(AugmentedDataset, DATA): {"word": "synthesizer"},
     partial(expand, "nowhere", "out"): {
         "count": "shard_samples threads", "integer": "limit",
