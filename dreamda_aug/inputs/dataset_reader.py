@@ -146,7 +146,7 @@ class DatasetReader(Reader):
         if callable(transform):
             changed["transform"] = self._watched(transform, nested)
         if callable(joint):
-            changed["transforms"] = self._watched_joint(joint)
+            changed["transforms"] = self._watched_joint(joint, nested)
         self._stripped |= bool(changed)
         if isinstance(dataset, ConcatDataset):
             changed["datasets"] = [self._strip(part, nested) for part in dataset.datasets]
@@ -211,15 +211,13 @@ class DatasetReader(Reader):
 
         return call
 
-    def _watched_joint(self, joint: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched_joint(self, joint: Callable[..., Any], nested: bool) -> Callable[..., Any]:
+        if not (hasattr(joint, "transform") and hasattr(joint, "target_transform")):
+            return self._watched(joint, nested)
         # torchvision wraps transform and target_transform into one; labels keep theirs
-        is_pair = hasattr(joint, "transform") and hasattr(joint, "target_transform")
         image_only, target = getattr(joint, "transform", None), _target_transform(joint)
 
         def call(image: Any, label: Any) -> tuple[Any, Any]:
-            if not is_pair:
-                self._steps.append(lambda image, row: row.put(*joint(image, row.label)))
-                return image, label
             if image_only is not None:
                 self._steps.append(lambda image, row: row.put(image_only(image), row.label))
             return image, target(label) if target else label

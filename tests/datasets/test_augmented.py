@@ -66,18 +66,7 @@ def test_real_samples_come_first_then_the_replicas_of_each_image(both, folder):
     assert image.shape == folder[2][0].shape and not torch.equal(image, folder[2][0])
 
 
-def test_a_sample_is_the_same_alone_in_a_batch_in_workers_and_in_another_process(both):
-    wanted = list(both.synthetic.indices)
-    together = [sample[0] for sample in both.__getitems__(wanted)]
-    alone = [both[i][0] for i in wanted]
-    loaders = [DataLoader(both.synthetic, 5, num_workers=n) for n in (0, 2)]
-    for other in (alone, *(torch.cat([b[0] for b in loader]) for loader in loaders)):
-        # PIL images have 256 levels: where batches differ in the last bit, a pixel may round up
-        levels = ((torch.stack(together) - torch.stack(list(other))) * 255).abs()
-        assert levels.max() < 1.01 and (levels > 0.01).float().mean() < 0.01
-
-
-def test_float_samples_are_the_same_alone_in_a_batch_and_in_workers(augment):
+def test_a_sample_is_the_same_alone_in_a_batch_and_in_workers(augment):
     images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     made = AugmentedDataset(TensorDataset(images, torch.tensor([0, 0, 1, 1])), augment, K).synthetic
     alone = torch.stack([made[i][0] for i in range(len(made))])
@@ -106,18 +95,6 @@ def test_persistent_workers_see_a_new_epoch(both):
         assert origin.epoch.tolist() == [epoch] * 12
         seen.append(images)
     assert not torch.allclose(*seen)
-
-
-def test_a_synthesizer_and_a_transform_around_it_give_the_same_images(folder, model):
-    options = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
-    alone = AugmentedDataset(folder, Synthesizer(model, **options), K)
-    # p and the labels_getter belong to the transform and play no role here
-    transform = DreamDAugment(model, p=0.0, labels_getter=None, **options)
-    handed_over = AugmentedDataset(folder, transform, K)
-    wanted = list(alone.synthetic.indices)
-    for one, other in zip(alone.__getitems__(wanted), handed_over.__getitems__(wanted)):
-        assert torch.equal(one[0], other[0]) and one[1] == other[1]
-    assert not torch.equal(alone[4][0], alone[0][0])
 
 
 def test_batches_reach_the_unet_as_batches(both, model):

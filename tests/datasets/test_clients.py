@@ -6,9 +6,10 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from dreamda_aug import AugmentedDataset, Synthesizer
+from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
 from dreamda_aug.datasets import Origin
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand, read_manifest
@@ -116,13 +117,6 @@ def test_labels_after_a_target_transform_are_expanded(synthesizer, tmp_path):
         AugmentedDataset.from_folder(data, tmp_path / "out")
 
 
-def test_a_list_of_labels_that_samples_contradict_is_refused(synthesizer, tmp_path):
-    rows = Rows(*((image, 1) for image in arrays(2)))
-    rows.targets = [0, 1]
-    with pytest.raises(ValueError, match="sample 0 has label 1, and the list says 0"):
-        expand(rows, tmp_path / "out", synthesizer, 1)
-
-
 def test_a_sample_that_is_there_twice_gets_replicas_of_its_own(synthesizer):
     data = TensorDataset(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
     once = AugmentedDataset(data, synthesizer, 2)
@@ -184,3 +178,140 @@ def test_a_hugging_face_trainer_trains_on_it(table, synthesizer, tmp_path):
     done = transformers.Trainer(model, arguments, train_dataset=both).train()
     assert done.global_step == 3 and sorted(model.seen) == [0] * 6 + [1] * 6
     assert np.isfinite(done.training_loss)
+
+
+@pytest.mark.parametrize("how", ["map", "map in batches", "with_transform", "set_transform"])
+def test_a_hugging_face_dataset_hands_the_transform_images_and_labels(table, class_folder, how):
+    augment = DreamDAugment(class_folder, "paper", steps=3, cache=None, p=1.0,
+                            class_names=["up", "left"])
+    images, features = list(table["image"]), table.features
+    calls = [[image] for image in images] if how == "map" else [images]
+    torch.manual_seed(0)
+    replicas = torch.cat([torch.cat(augment.make_params(call)["replicas"]) for call in calls])
+    torch.manual_seed(0)
+    if how.startswith("map"):
+        made = table.map(augment, batched=how != "map")
+        assert made.features == features
+        made = made[:]
+    elif how == "with_transform":
+        made = table.with_transform(augment)[:]
+    else:
+        table.set_transform(augment)
+        made = table[:]
+    expected = augment.synthesizer.synthesize(images, [0, 1, 1, 0], replicas.tolist())
+    assert list(made) == ["image", "label"] and made["label"] == [0, 1, 1, 0]
+    for one, other in zip(made["image"], expected, strict=True):
+        # batches of one and of four differ in the last bit
+        assert abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+
+
+class Meta(torch.Tensor):
+    """Stands for MONAI's tensor, which carries metadata."""
+
+
+def load(sample):
+    """Stands for MONAI's ``LoadImaged`` and its scaling."""
+    pixels = torch.from_numpy(np.array(PIL.Image.open(sample["image"])))[None] / 255
+    image = pixels.as_subclass(Meta)
+    image.meta = {"spacing": 2.0}
+    return {**sample, "image": image}
+
+
+@pytest.fixture(params=["MONAI's interface", "MONAI"])
+def loading(request):
+    if request.param != "MONAI":
+        return load
+    monai = pytest.importorskip("monai.transforms")
+    return monai.Compose([
+        monai.LoadImaged("image", ensure_channel_first=True, reverse_indexing=False),
+        monai.ScaleIntensityRanged("image", 0, 255, 0.0, 1.0)])
+
+
+def test_dict_transforms_that_load_the_file_come_first(loading, synthesizer, tmp_path):
+    PIL.Image.fromarray(arrays(1)[0]).save(tmp_path / "0.png")
+    sample = {"image": str(tmp_path / "0.png"), "label": 1}
+    augment = DreamDAugment(synthesizer, p=1.0)
+    loaded = loading(sample)
+    made = augment(loaded)
+    assert type(made["image"]) is type(loaded["image"]) and made["label"] == 1
+    assert made["image"].meta == loaded["image"].meta
+    assert (np.asarray(made["image"]) != np.asarray(loaded["image"])).any()
+    with pytest.raises(TypeError, match="behind the transform that loads the file, such as MONAI"):
+        augment(sample)
+
+    class Loads(Rows):
+        transform = staticmethod(loading)
+
+        def __getitem__(self, index):
+            return self.transform(super().__getitem__(index))
+
+    with pytest.raises(ValueError, match="sample 0 has the path .*0.png' under 'image': its transf"
+                                         ".*put DreamDAugment into that transform"):
+        AugmentedDataset(Loads(sample), synthesizer)
+
+
+class Geo(ImageFolder):
+    """Stands for torchgeo's datasets, whose ``transforms`` take the whole dict."""
+
+    def __init__(self, root, transforms):
+        super().__init__(root)
+        self.transforms = transforms
+
+    def _load_image(self, index):
+        image, label = super().__getitem__(index)
+        return v2.functional.pil_to_tensor(image).float(), torch.tensor(label)
+
+    def __getitem__(self, index):
+        image, label = self._load_image(index)
+        return self.transforms({"image": image, "label": label})
+
+
+@pytest.fixture(params=["torchgeo's interface", "torchgeo"])
+def geo(request):
+    if request.param != "torchgeo":
+        return Geo
+    return pytest.importorskip("torchgeo.datasets").NonGeoClassificationDataset
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    for name, image in zip(("cat", "dog"), arrays(2, (3,)), strict=True):
+        (tmp_path / name).mkdir()
+        PIL.Image.fromarray(image).save(tmp_path / name / "0.png")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
+def test_transforms_of_whole_dicts_run_after_generation(geo, class_folders, synthesizer):
+    class Scaled(geo):
+        def _load_image(self, index):
+            image, label = super()._load_image(index)
+            return image / 255, label
+
+    def flip(sample):
+        return {**sample, "image": -sample["image"]}
+
+    with pytest.raises(ValueError, match="a float image must lie in .*divide images in"):
+        AugmentedDataset(geo(class_folders, transforms=flip), synthesizer)
+    both = AugmentedDataset(Scaled(class_folders, transforms=flip), synthesizer, 1)
+    made = both[3]
+    assert made.keys() == {"image", "label"} and made["label"] == 1 and both.targets == [0, 1] * 2
+    assert made["image"].shape == (3, 16, 16) and made["image"].max() <= 0 > made["image"].min()
+    assert torch.equal(both[1]["image"], Scaled(class_folders, transforms=flip)[1]["image"])
+
+
+def test_fastais_images_stay_what_its_transforms_are_chosen_by(synthesizer):
+    vision = pytest.importorskip("fastai.vision.core")
+    image = vision.PILImage.create(arrays(1, (3,))[0])
+    assert type(DreamDAugment(synthesizer, p=1.0)(image)) is vision.PILImage
+
+
+@pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
+def test_timms_loader_sets_the_transform_that_runs_last(class_folders, synthesizer):
+    timm = pytest.importorskip("timm.data")
+    both = AugmentedDataset(timm.ImageDataset(str(class_folders)), synthesizer, 2)
+    loader = timm.create_loader(both, (3, 8, 8), 6, use_prefetcher=False, num_workers=0,
+                                mean=(0.0,) * 3, std=(1.0,) * 3)
+    images, labels = next(iter(loader))
+    assert images.shape == (6, 3, 8, 8) and labels.tolist() == [0, 1, 0, 0, 1, 1]
+    assert not torch.equal(images[2], images[0])

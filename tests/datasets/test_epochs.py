@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from dreamda_aug import AugmentedDataset, Synthesizer
@@ -54,8 +55,15 @@ def test_an_epoch_that_is_none_is_refused(data, epoch):
         data.set_epoch(epoch)
 
 
-def test_the_lightning_callback_gives_every_epoch_fresh_images(data):
+@pytest.mark.parametrize("wrap", [
+    lambda loader, _: loader, lambda loader, _: [DataLoader([0]), loader],
+    lambda loader, _: {"a": DataLoader([0]), "b": loader},
+    lambda loader, combined: combined({"a": [loader], "b": DataLoader([0])}, "max_size"),
+], ids=["loader", "list", "dict", "CombinedLoader"])
+def test_the_lightning_callback_gives_every_epoch_fresh_images(data, wrap):
     lightning = pytest.importorskip("lightning.pytorch")
+    from lightning.pytorch.utilities import CombinedLoader
+
     from dreamda_aug.datasets.lightning import SetEpoch
 
     seen = []
@@ -66,7 +74,8 @@ def test_the_lightning_callback_gives_every_epoch_fresh_images(data):
             self.layer = torch.nn.Linear(1, 1)
 
         def training_step(self, batch):
-            seen.append(batch[0])
+            seen.append(next(each for each in tree_leaves(batch) if each is not None
+                             and each.ndim == 4))
             return self.layer(torch.ones(1, 1)).sum()
 
         def configure_optimizers(self):
@@ -75,7 +84,7 @@ def test_the_lightning_callback_gives_every_epoch_fresh_images(data):
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", callbacks=[SetEpoch()], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(Model(), DataLoader(data.synthetic, batch_size=6))
+    trainer.fit(Model(), wrap(DataLoader(data.synthetic, batch_size=6), CombinedLoader))
     assert data.epoch == 1
     assert (seen[0] != seen[1]).any()
 
