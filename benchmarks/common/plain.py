@@ -8,7 +8,7 @@ from torch import Tensor
 from dreamda_aug.generation.sampler import Sampler
 from dreamda_aug.method.seeding import BOTTLENECK, POSTERIOR, SOURCE, seeded_normal
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.hook import BottleneckHook
 
 

@@ -14,7 +14,7 @@ from dreamda_aug.generation.sampling import sample
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.transformer import TransformerModel
 
 STEPS = 4

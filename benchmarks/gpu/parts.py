@@ -23,7 +23,8 @@ from dreamda_aug import PRESETS, AugmentedDataset, BottleneckNoise, Settings, Sy
 
 DTYPES = ("float32", "float16", "bfloat16")
 # The tests that ask a GPU something, and are quick there.
-TESTS = ("tests/method", "tests/models/test_schedules.py", "tests/models/test_exactness.py")
+TESTS = ("tests/method", "tests/models/test_schedules.py", "tests/models/test_model_kinds.py",
+         "tests/benchmarks/families")
 # One expansion of 200 images; each process makes its share of the batches.
 EXPAND = """
 import sys

@@ -1,45 +1,56 @@
 """`adapt`: from a user's images and a diffusion model to LoRA weights that fit them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
-from dreamda_aug.adaptation.lora import AdaptedModel, is_named, own_model
+from dreamda_aug.adaptation.lora import (
+    AdaptedModel,
+    ClassRows,
+    is_named,
+    own_model,
+    prepare_conditions,
+)
 from dreamda_aug.adaptation.objective import noise_levels
-from dreamda_aug.adaptation.outcome import (
-    Adaptation,
-    conclude,
+from dreamda_aug.adaptation.training_images import read_images
+from dreamda_aug.adaptation.training_state import (
+    CHECKPOINT,
+    Progress,
+    check_out,
+    check_same,
     data_name,
-    read_adaptation,
     versions,
 )
-from dreamda_aug.adaptation.trained_conditions import ClassRows, prepare_conditions
-from dreamda_aug.adaptation.training_images import read_images
-from dreamda_aug.adaptation.training_state import CHECKPOINT, check_out, check_same
 from dreamda_aug.arguments import check_fields, checked, real, whole
-from dreamda_aug.files import remove_temporaries, write_atomically
+from dreamda_aug.files import write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
 from dreamda_aug.models.adapted import (
     CARD,
     CLASS_ROWS,
+    FORMAT,
     LORA,
     base_identity,
     card_text,
-    lora_file,
     read_card,
 )
 from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.load import BUNDLED
 
+Verdict = Literal["helped", "did not help", "not measured"]
+
 # Steps with early stopping, where no number is given: few images stop long before.
 DEFAULT_STEPS = 1000
 _PIXEL_RATE, _LATENT_RATE = 1e-3, 1e-4
-_OWN_FILES = {CARD, CHECKPOINT, LORA, CLASS_ROWS}
+# How often "helped" may be wrong, and how many ways to flip signs are tried to tell.
+_LEVEL, _FLIPS = 0.05, 4096
 
 
 @dataclass(frozen=True)
@@ -94,30 +105,53 @@ class AdaptationSettings:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("rank", "batch_size", "accumulate", "evaluate_every", "patience"):
-            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
-        object.__setattr__(self, "rng_seed", whole("rng_seed", self.rng_seed, 0, 2**63 - 1))
+            whole(name, getattr(self, name), 1)
+        whole("rng_seed", self.rng_seed, 0)
         if self.train_steps is not None:
-            object.__setattr__(self, "train_steps", whole("train_steps", self.train_steps, 1))
+            whole("train_steps", self.train_steps, 1)
         elif not self.early_stopping:
             raise ValueError("train_steps must be given where early_stopping is False, got None.")
         if self.learning_rate is not None:
-            object.__setattr__(self, "learning_rate", real(
-                "learning_rate", self.learning_rate, "lie in (0, 1]", 1e-12, 1.0))
-        for name, rule, low, high in (
-            ("prior_weight", "be at least 0", 0.0, float("inf")),
-            ("label_dropout", "lie in [0, 1]", 0.0, 1.0),
-            ("held_out", "lie in (0, 0.5]", 1e-6, 0.5),
-        ):
-            object.__setattr__(self, name, real(name, getattr(self, name), rule, low, high))
+            real("learning_rate", self.learning_rate, "lie in (0, 1]", 1e-12, 1.0)
+        real("prior_weight", self.prior_weight, "be at least 0", 0.0)
+        real("label_dropout", self.label_dropout, "lie in [0, 1]", 0.0, 1.0)
+        real("held_out", self.held_out, "lie in (0, 0.5]", 1e-6, 0.5)
 
-    def loop(self, is_pixel_model: bool) -> LoopSettings:
-        """What the training loop is given; the learning rate is a number there."""
-        return LoopSettings(
-            train_steps=DEFAULT_STEPS if self.train_steps is None else self.train_steps,
-            learning_rate=self.learning_rate or (_PIXEL_RATE if is_pixel_model else _LATENT_RATE),
-            batch_size=self.batch_size, accumulate=self.accumulate,
-            label_dropout=self.label_dropout, evaluate_every=self.evaluate_every,
-            patience=self.patience, rng_seed=self.rng_seed)
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A finished adaptation.
+
+    Attributes:
+        out: its folder, which ``load_model(..., lora=out)`` takes.
+        steps: optimizer steps that were made.
+        best_step: the step whose weights were kept; 0 is the model without adaptation.
+        before: held-out loss of the model without adaptation, or None where none was measured.
+        after: held-out loss after ``best_step``.
+        chance: what it could have fallen by chance, at a level of 5 %, or None.
+        verdict: "helped" where it fell by more than that.
+        history: (step, mean training loss since the last measurement, held-out loss).
+        left_out: images that could not be read.
+        started_from: the class or prompt of the model that each class began as.
+    """
+
+    out: Path
+    steps: int
+    best_step: int
+    before: float | None
+    after: float | None
+    chance: float | None
+    verdict: Verdict
+    history: list[tuple[int, float | None, float]]
+    left_out: list[str]
+    started_from: dict[str, str]
+
+    def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return f"{self.out}: {self.steps} steps, not measured"
+        return (f"{self.out}: held-out loss {self.before:.5f} -> {self.after:.5f} at step "
+                f"{self.best_step} of {self.steps} (fell by "
+                f"{self.before - self.after:.5f}, chance {self.chance:.5f}): {self.verdict}")
 
 
 @checked
@@ -182,18 +216,22 @@ def adapt(
         raise ValueError(f"settings must be given alone, got {', '.join(options)} too.")
     settings = AdaptationSettings(**options) if settings is None else settings
     folder = Path(out)
-    check_out(folder, source, _OWN_FILES)
+    check_out(folder, source, {CARD, CHECKPOINT, LORA, CLASS_ROWS})
     processes = open_processes("peft")  # it chooses the device, before the model is loaded
     opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
                               data_root=data_root, download=download)
     own = own_model(model)
-    loop_settings = settings.loop(own.is_pixel_model)
+    loop_settings = LoopSettings(
+        settings.train_steps or DEFAULT_STEPS,
+        settings.learning_rate or (_PIXEL_RATE if own.is_pixel_model else _LATENT_RATE),
+        settings.batch_size, accumulate=settings.accumulate, label_dropout=settings.label_dropout,
+        evaluate_every=settings.evaluate_every, patience=settings.patience,
+        rng_seed=settings.rng_seed)
     base = {"name": data_name(own.name), **base_identity(own.unet)}
-    budget = (loop_settings.train_steps * settings.batch_size * settings.accumulate
-              * processes.num_processes)
     images = read_images(
         opened, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
-        budget=budget)
+        budget=(loop_settings.train_steps * settings.batch_size * settings.accumulate
+                * processes.num_processes))
     identity = {
         "settings": asdict(replace(settings, learning_rate=loop_settings.learning_rate)),
         "images": images.digest, "classes": images.classes,
@@ -202,8 +240,8 @@ def adapt(
         "processes": processes.num_processes, "image_size": list(own.image_size),
     }
     if (folder / CARD).exists():
-        check_same(folder, read_card(folder)["identity"], identity)
-        return read_adaptation(folder)
+        check_same(folder, _read_card(folder)["identity"], identity)
+        return _read_adaptation(folder)
     conditions = prepare_conditions(own, images.classes, prompt, class_map or {})
     if settings.gradient_checkpointing:
         own.unet.enable_gradient_checkpointing()
@@ -212,23 +250,18 @@ def adapt(
     adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
                            settings.prior_weight)
     own.channels_last()
-    schedule = noise_levels(
-        own, int(own.pipeline.scheduler.config.get("num_train_timesteps", 1000)))
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(folder)
-    found, best = TrainingLoop(
-        adapted, images, schedule, loop_settings, processes, folder, identity, progress).run()
+    found, best = TrainingLoop(adapted, images, noise_levels(own), loop_settings, processes, folder,
+                               identity, progress).run()
     adapted.set_state(best)
     if processes.is_main_process:
-        class_names = conditions.class_names if isinstance(conditions, ClassRows) else None
+        rows = conditions if isinstance(conditions, ClassRows) else None
         _write(folder, adapted, {
             "base": base,
             "classes": {
-                "names": class_names and list(class_names),
-                "null_class": conditions.null_class if isinstance(conditions, ClassRows) else None,
+                "names": rows and rows.class_names, "null_class": rows and rows.null_class,
                 "of_images": images.classes, "started_from": conditions.started_from,
             },
-            "loss": conclude(found),
+            "loss": _conclude(found),
             "data": {"name": data_name(source), "images": len(images.x_0),
                      "held_out": len(images.held_out), "labels": bool(images.classes)},
             "left_out": images.left_out,
@@ -238,15 +271,74 @@ def adapt(
             "identity": identity,
         })
     processes.wait_for_everyone()
-    return read_adaptation(folder)
+    return _read_adaptation(folder)
+
+
+def best_gain(measured: Tensor) -> tuple[float, float]:
+    """How far the loss fell at the best step, and how far the best may by chance, at 5 %.
+
+    If training helped no image more than it harmed another, each image could as well have changed
+    the other way around. So the signs of the images' changes are flipped in all ways, or in many,
+    and the best step is chosen anew each time: the choice is part of what chance may do. Fewer
+    than 5 images can show nothing at this level.
+
+    Args:
+        measured: loss of each image at each measurement, (M, N), of the same noise and noise
+            levels; the first one before training.
+
+    Source: Fisher's randomization test of paired differences, with the maximum over steps as its
+        statistic: Westfall & Young 1993, "Resampling-based multiple testing".
+    """
+    fell = (measured[0] - measured).double()
+    count = fell.shape[1]
+    if 2**count <= _FLIPS:
+        flips = torch.arange(2**count)[:, None] >> torch.arange(count) & 1
+    else:
+        generator = torch.Generator().manual_seed(0)
+        flips = torch.randint(2, (_FLIPS, count), generator=generator)
+        flips[0] = 0
+    best = ((1 - 2 * flips).double() @ fell.T / count).amax(1)
+    by_chance = best.sort(descending=True).values[int(_LEVEL * len(best))]
+    return best[0].item(), by_chance.item()
+
+
+def _conclude(progress: Progress) -> dict[str, Any]:
+    """The card's entry ``loss``, with the verdict in it."""
+    found: dict[str, Any] = {"steps": progress.step, "best_step": progress.best_step,
+                             "history": progress.history}
+    if not progress.measured:
+        return found | {"verdict": "not measured", "before": None, "after": None, "chance": None}
+    fell, chance = best_gain(torch.tensor(progress.measured))
+    return found | {"verdict": "helped" if fell > chance else "did not help", "chance": chance,
+                    "before": progress.history[0][2], "after": progress.best_loss}
 
 
 def _write(folder: Path, adapted: AdaptedModel, card: dict[str, Any]) -> None:
     """Write everything that was learned; the card is the last, and says that the rest is whole."""
-    lora = lora_file(adapted.lora_tensors())
-    write_atomically(folder / LORA, safetensors.torch.save(lora, {"format": "pt"}))
+    lora = safetensors.torch.save(adapted.lora_tensors(), {"format": "pt"})
+    write_atomically(folder / LORA, lora)
     if isinstance(adapted.conditions, ClassRows):
         rows = {"rows": adapted.conditions.embedding()}
         write_atomically(folder / CLASS_ROWS, safetensors.torch.save(rows))
-    write_atomically(folder / CARD, card_text(card))
+    write_atomically(folder / CARD, card_text(FORMAT, card))
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    return read_card(folder / CARD, FORMAT, {"classes", "data", "identity", "left_out", "loss"})
+
+
+def _read_adaptation(folder: Path) -> Adaptation:
+    """The finished adaptation of a folder; warns where it did not help."""
+    card = _read_card(folder)
+    loss = {**card["loss"], "history": [tuple(entry) for entry in card["loss"]["history"]]}
+    found = Adaptation(folder, left_out=card["left_out"],
+                       started_from=card["classes"]["started_from"], **loss)
+    if found.verdict == "did not help":
+        few = " (fewer than 5 images can show no more)" if card["data"]["held_out"] < 5 else ""
+        warnings.warn(
+            f"adaptation did not help on held-out images: their loss went from {found.before:.5f} "
+            f"to {found.after:.5f}, and may fall by {found.chance:.2g} by chance{few}. Step "
+            f"{found.best_step} was kept; the model without adaptation may be as good.",
+            stacklevel=4)
+    return found

@@ -1,6 +1,5 @@
 """`train`: from a user's own images to a small diffusion model of them."""
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -14,20 +13,24 @@ from torchvision.utils import save_image
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
 from dreamda_aug.adaptation.new_model import NewModel
 from dreamda_aug.adaptation.objective import noise_levels
-from dreamda_aug.adaptation.outcome import data_name, versions
 from dreamda_aug.adaptation.training_images import read_images
-from dreamda_aug.adaptation.training_state import CHECKPOINT, check_out, check_same
+from dreamda_aug.adaptation.training_state import (
+    CHECKPOINT,
+    check_out,
+    check_same,
+    data_name,
+    versions,
+)
 from dreamda_aug.arguments import checked, real, whole
-from dreamda_aug.errors import StorageError
-from dreamda_aug.files import read_json, remove_temporaries, write_atomically
+from dreamda_aug.files import write_atomically
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
 from dreamda_aug.models import ModelSpec
-from dreamda_aug.models.pixel_unet import Width, check_image_size
+from dreamda_aug.models.adapted import card_text, read_card
+from dreamda_aug.models.unet import Width, check_image_size
 
 logger = logging.getLogger(__name__)
 
-CARD, SHEET = "training.json", "samples.png"
-FORMAT, FORMAT_VERSION = "dreamda-model", 1
+CARD, SHEET, FORMAT = "training.json", "samples.png", "dreamda-model"
 _OWN_FILES = {CARD, SHEET, CHECKPOINT, "model_index.json", "unet", "scheduler", "README.md"}
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP, _COOLDOWN = 1e-3, 0.01, 200, 0.3
 _EVALUATE_EVERY, _PATIENCE = 250, 20
@@ -128,9 +131,8 @@ def train(
         warm_up=_WARM_UP, cooldown=_COOLDOWN, weight_decay=_WEIGHT_DECAY,
         batch_size=whole("batch_size", batch_size, 1), evaluate_every=_EVALUATE_EVERY,
         patience=_PATIENCE, flip=real("flip", flip, "lie in [0, 1]", 0, 1),
-        rng_seed=whole("rng_seed", rng_seed, 0, 2**63 - 1))
-    image_size = whole("image_size", image_size, 8, 1024)
-    check_image_size(image_size, width)
+        rng_seed=whole("rng_seed", rng_seed, 0))
+    check_image_size(whole("image_size", image_size, 8, 1024), width)
     on = torch.device(ModelSpec(device=device).device or (
         "cuda" if torch.cuda.is_available() else "cpu"))
     folder = Path(out)
@@ -138,10 +140,8 @@ def train(
     processes = open_processes()
     opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
                               data_root=data_root, download=download)
-    model = NewModel(image_size, 1 if grey else 3, len(opened.classes), width, on,
-                     settings.rng_seed)
-    images = read_images(opened, model.average, _HELD_OUT, settings.rng_seed,
-                         most=_MOST_HELD_OUT)
+    model = NewModel(image_size, 1 if grey else 3, len(opened.classes), width, on, rng_seed)
+    images = read_images(opened, model.average, _HELD_OUT, rng_seed, most=_MOST_HELD_OUT)
     identity = {
         "settings": {name: value for name, value in asdict(settings).items()
                      if name not in ("minutes", "train_steps")},
@@ -151,20 +151,22 @@ def train(
     if (folder / CARD).exists():
         check_same(folder, _read_card(folder)["identity"], identity)
         logger.warning("%s holds the finished model; delete it to train anew", folder)
-        return read_training(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(folder)
+        return _read_training(folder)
     parameters = sum(p.numel() for p in model.parameters.values())
     if progress and processes.is_main_process:
         logger.warning(
             "training on %d images, measuring on %d, in %s classes; %.1f million parameters",
             len(images.x_0), len(images.held_out), len(images.classes) or "no", parameters / 1e6)
-    found, best = TrainingLoop(model, images, noise_levels(model.average, 1000), settings,
-                               processes, folder, identity, progress).run()
+    found, best = TrainingLoop(model, images, noise_levels(model.average), settings, processes,
+                               folder, identity, progress).run()
     model.set_kept(best)
     if processes.is_main_process:
-        _write(folder, model, len(images.classes), {
-            "format": FORMAT, "format_version": FORMAT_VERSION,
+        model.average.pipeline.save_pretrained(folder)
+        rows = range(min(len(images.classes), _SHEET_CLASSES)) or [None] * _SHEET_COLUMNS
+        samples = model.samples([row for row in rows for _ in range(_SHEET_COLUMNS)])
+        save_image(samples, folder / SHEET, nrow=_SHEET_COLUMNS, padding=1)
+        # the card is the last, and says that the rest is whole
+        write_atomically(folder / CARD, card_text(FORMAT, {
             "data": {"name": data_name(source), "images": len(images.x_0),
                      "held_out": len(images.held_out)},
             "class_names": images.classes or None,
@@ -173,39 +175,20 @@ def train(
             "minutes": round(found.seconds / 60, 1), "parameters": parameters,
             "left_out": images.left_out, "versions": versions("torch", "diffusers", "accelerate"),
             "identity": identity,
-        })
+        }))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     processes.wait_for_everyone()
-    return read_training(folder)
+    return _read_training(folder)
 
 
-def read_training(folder: Path) -> TrainedModel:
-    """The finished training of a folder.
+def _read_card(folder: Path) -> dict[str, Any]:
+    return read_card(folder / CARD, FORMAT, {"class_names", "identity", "left_out", "loss"})
 
-    Raises:
-        FileNotFoundError: the folder has none.
-        StorageError: its card is damaged.
-    """
+
+def _read_training(folder: Path) -> TrainedModel:
+    """The finished training of a folder."""
     card = _read_card(folder)
     loss = card["loss"]
     return TrainedModel(
         folder, loss["steps"], loss["best_step"], loss["value"],
         [tuple(entry) for entry in loss["history"]], card["class_names"] or [], card["left_out"])
-
-
-def _write(folder: Path, model: NewModel, classes: int, card: dict[str, Any]) -> None:
-    """Write the model; the card is the last, and says that the rest is whole."""
-    model.save(folder)
-    rows = range(min(classes, _SHEET_CLASSES)) if classes else [None] * _SHEET_COLUMNS
-    samples = model.samples([row for row in rows for _ in range(_SHEET_COLUMNS)])
-    save_image(samples, folder / SHEET, nrow=_SHEET_COLUMNS, padding=1)
-    write_atomically(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    card = read_json(folder / CARD)
-    found = card.get("format"), card.get("format_version")
-    if found != (FORMAT, FORMAT_VERSION) or {"identity", "loss"} - card.keys():
-        raise StorageError(f"{folder / CARD}: expected {FORMAT} {FORMAT_VERSION}, found {found}; "
-                           "choose another folder.")
-    return card

@@ -5,7 +5,6 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from dreamda_aug.adaptation.training_state import (
     save_checkpoint,
 )
 from dreamda_aug.errors import AdaptationError
-from dreamda_aug.files import format_bytes
+from dreamda_aug.files import format_bytes, remove_temporaries
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 
@@ -34,33 +33,19 @@ logger = logging.getLogger(__name__)
 
 _MAX_GRADIENT_NORM = 1.0
 _SAVE_SECONDS = 120.0
-# Held-out images are measured without gradients, which takes far less memory per row.
-_MEASURED_AT_ONCE = 32
 _BAR = "{percentage:3.0f}%|{bar:20}| {desc}"
-
-
-# What the loop trains.
-Trainable = AdaptedModel | NewModel
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop trains.
+    """How the loop trains; what `AdaptationSettings` has too is described there.
 
     Attributes:
-        train_steps: optimizer steps at most.
         minutes: time at most, of all runs together; infinite: no limit.
-        learning_rate: AdamW's, at its peak.
-        warm_up: steps in which it rises.
+        warm_up: steps in which the learning rate rises.
         cooldown: share of the steps (or minutes) at the end in which it falls to 0.
         weight_decay: AdamW's.
-        batch_size: images per denoiser call.
-        accumulate: batches per step.
-        label_dropout: share of images trained without their class or prompt.
         flip: probability that an image is mirrored.
-        evaluate_every: steps between two measurements of the held-out loss.
-        patience: measurements without a new lowest loss after which training stops.
-        rng_seed: of batches, noise and dropout.
     """
 
     train_steps: int
@@ -113,7 +98,7 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, model: Trainable, images: TrainingImages, schedule: NoiseSchedule,
+        self, model: AdaptedModel | NewModel, images: TrainingImages, schedule: NoiseSchedule,
         settings: LoopSettings, processes: Any, folder: Path, identity: dict[str, Any],
         shows: bool,
     ):
@@ -121,10 +106,9 @@ class TrainingLoop:
         self.settings, self.processes = settings, processes
         self.folder, self.identity = folder, identity
         self.shows = shows and processes.is_main_process
-        self.names = list(model.parameters)
+        self.names, self.parameters = list(model.parameters), list(model.parameters.values())
         self.optimizer = torch.optim.AdamW(
-            list(model.parameters.values()), lr=settings.learning_rate,
-            weight_decay=settings.weight_decay)
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         # small gradients are lost in float16 activations, unless they are scaled
         self.scaler = torch.amp.GradScaler(
             model.device.type, enabled=model.dtype == torch.float16)
@@ -143,20 +127,22 @@ class TrainingLoop:
         Raises:
             AdaptationError: the loss is NaN; or the folder holds another training.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.folder)
         self._resume()
-        progress = self.progress
+        progress, settings = self.progress, self.settings
         saved, first = time.monotonic(), progress.step
         begun = saved - progress.seconds
-        if not progress.measured:
+        if not progress.history:
             self._evaluate()
         with tqdm(total=1.0, bar_format=_BAR, disable=None if self.shows else True) as bar:
-            while self._share_done() < 1 and not self._is_stale:
+            while self._share_done() < 1 and (
+                    self.held_out is None or progress.stale < settings.patience):
                 progress.losses.append(self._step(progress.step))
                 progress.step += 1
                 seconds = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
                 progress.seconds = self._agreed(seconds).item()
-                if (progress.step % self.settings.evaluate_every == 0
-                        or self._share_done() >= 1):
+                if progress.step % settings.evaluate_every == 0 or self._share_done() >= 1:
                     self._evaluate()
                     saved = -math.inf
                 saves = time.monotonic() - saved > _SAVE_SECONDS
@@ -171,10 +157,6 @@ class TrainingLoop:
             progress.best_step, self.best = progress.step, self.model.kept()
         return progress, self.best
 
-    @property
-    def _is_stale(self) -> bool:
-        return self.held_out is not None and self.progress.stale >= self.settings.patience
-
     def _share_done(self) -> float:
         progress, settings = self.progress, self.settings
         return max(progress.step / settings.train_steps, progress.seconds / 60 / settings.minutes)
@@ -186,8 +168,8 @@ class TrainingLoop:
         loss = "" if not progress.history else (
             f"held-out loss {progress.history[-1][2]:.4f} (lowest {progress.best_loss:.4f} at "
             f"step {progress.best_step}), ")
-        return (f"step {progress.step} of {self.settings.train_steps}, {loss}{format_time(left)} "
-                f"left at most, {peak_memory(self.model.device)} of memory")
+        return (f"step {progress.step} of {self.settings.train_steps}, {loss}{_duration(left)} "
+                f"left at most, {_peak_memory(self.model.device)} of memory")
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -210,12 +192,11 @@ class TrainingLoop:
                     f"than {settings.learning_rate}, or a dtype with more range.")
             self.scaler.scale(loss / settings.accumulate).backward()
             total += error / settings.accumulate
-        parameters = list(self.model.parameters.values())
-        for parameter in parameters:
+        for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad = self._agreed(parameter.grad)
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -226,8 +207,7 @@ class TrainingLoop:
         """Squared error of one batch, and what is minimized."""
         settings, processes, device = self.settings, self.processes, self.model.device
         part = number * processes.num_processes + processes.process_index
-        rows = torch.tensor(list(_rows(part, settings.batch_size, len(self.images.x_0),
-                                       settings.rng_seed)))
+        rows = _rows(part, settings.batch_size, len(self.images.x_0), settings.rng_seed)
         generator = torch.Generator().manual_seed(derive_seed(settings.rng_seed, "step", part))
         x_0, labels = self.images.x_0[rows], self.images.labels[rows]
         eps = torch.randn(x_0.shape, generator=generator)
@@ -256,8 +236,7 @@ class TrainingLoop:
         """Measure the held-out loss, and keep the weights if it is the lowest so far."""
         if self.held_out is None:
             return
-        losses = self.held_out.losses(
-            self.model.predict, self.schedule, _MEASURED_AT_ONCE, self.model.device)
+        losses = self.held_out.losses(self.model.predict, self.schedule, self.model.device)
         if self.progress.add(self._agreed(losses).tolist()):
             self.best = self.model.kept()
 
@@ -281,14 +260,14 @@ class TrainingLoop:
             self.scaler.load_state_dict(self.progress.scaler)
 
 
-def format_time(seconds: float) -> str:
-    """A duration for people: ``40 s``, ``12 min``, ``3.5 h``."""
+def _duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def peak_memory(device: torch.device) -> str:
+def _peak_memory(device: torch.device) -> str:
     """The most memory that this process has held, on a CUDA device or else in all."""
     if device.type == "cuda":
         return format_bytes(torch.cuda.max_memory_allocated(device))
@@ -301,13 +280,12 @@ def peak_memory(device: torch.device) -> str:
     return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def _rows(part: int, size: int, count: int, rng_seed: int) -> Iterator[int]:
+def _rows(part: int, size: int, count: int, rng_seed: int) -> Tensor:
     """Rows of batch number ``part`` of an endless stream of permutations of all images."""
-    order: list[int] = []
-    at = None
-    for place in range(part * size, (part + 1) * size):
-        if place // count != at:
-            at = place // count
-            generator = torch.Generator().manual_seed(derive_seed(rng_seed, "epoch", at))
-            order = torch.randperm(count, generator=generator).tolist()
-        yield order[place % count]
+    epochs = range(part * size // count, ((part + 1) * size - 1) // count + 1)
+    orders = []
+    for epoch in epochs:
+        generator = torch.Generator().manual_seed(derive_seed(rng_seed, "epoch", epoch))
+        orders.append(torch.randperm(count, generator=generator))
+    start = part * size - epochs[0] * count
+    return torch.cat(orders)[start : start + size]

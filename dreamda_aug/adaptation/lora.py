@@ -3,17 +3,18 @@
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dreamda_aug.adaptation.objective import Noised
-from dreamda_aug.adaptation.trained_conditions import Conditioned
 from dreamda_aug.errors import ModelError
+from dreamda_aug.inputs.labels import plain_name
+from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.conditioning import ClassConditioning
@@ -23,8 +24,133 @@ from dreamda_aug.models.unet import PixelModel
 
 # The models that can be adapted.
 Adaptable = PixelModel | LatentModel
+ClassMap = Mapping[str, str | int]
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
+
+
+class FixedConditions:
+    """Conditions that are not trained: the prompt of each class, or none; embedded once."""
+
+    def __init__(self, model: Adaptable, prompts: Mapping[str, str]):
+        self.can_drop = model.guidable
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.started_from = {name: repr(prompt) for name, prompt in prompts.items()}
+        # the unconditional row is the last one, which -1 picks
+        self._embedded = model.embed([*prompts.values(), None])
+        model.embed_only([*prompts.values(), None])
+
+    def rows(self, labels: Tensor) -> dict[str, Tensor]:
+        """Denoiser inputs with one row for each label, (B,) int64; -1 is no class."""
+        return {name: values[labels.to(values.device)] for name, values in self._embedded.items()}
+
+
+class _Rows(nn.Module):
+    """An embedding whose rows move away from where they began."""
+
+    def __init__(self, initial: Tensor):
+        super().__init__()
+        self.initial = nn.Buffer(initial)
+        self.delta = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
+        self._is_on = True
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As in peft's layers."""
+        self._is_on = enabled
+
+    def forward(self, labels: Tensor) -> Tensor:
+        rows = F.embedding(labels, self.initial)
+        return rows + F.embedding(labels, self.delta) if self._is_on else rows
+
+
+class ClassRows:
+    """Rows of a class embedding: one for each of the user's classes, and the null class.
+
+    A class that the model knows by name begins as a copy of its row; any other at the null class,
+    or, in a model without one, at the mean of all rows. Without classes the rows stay what they
+    are, and images are trained under the null class. The model's embedding is replaced;
+    ``class_names`` and ``null_class`` are its classes from then on.
+
+    Args:
+        model: a class-conditional model of the caller's own.
+        classes: names of the user's classes, in label order; empty: there are none.
+        class_map: for a class of another name, the model's own class, by name or row.
+
+    Raises:
+        ModelError: the model's embedding is no table; or there are neither labels nor a null
+            class.
+        ValueError: ``class_map`` names what is not there.
+    """
+
+    def __init__(self, model: Adaptable, classes: Sequence[str], class_map: ClassMap):
+        conditioning = model.conditioning
+        table = getattr(model.unet, "class_embedding", None)
+        if not isinstance(conditioning, ClassConditioning) or not isinstance(table, nn.Embedding):
+            raise ModelError(
+                f"{model.name} has no table of class embeddings "
+                f"({type(table).__name__}), so there are no rows to train; pass another model.")
+        old, null = table.weight.detach(), conditioning.null_class
+        if not classes and null is None:
+            raise ModelError(
+                f"{model.name} is class-conditional without a null class, so images without "
+                "labels cannot be trained; give labels, or null_class=... to ModelSpec.")
+        self.can_drop, self.null_class = null is not None, null
+        self.class_names = conditioning.class_names
+        self.started_from: dict[str, str] = {}
+        initial = old.clone()
+        if classes:
+            known = conditioning.class_names or []
+            begun, elsewhere = "the mean of all classes", old.mean(0)
+            if null is not None:
+                begun, elsewhere = "the null class", old[null]
+            starts = []
+            for name, row in _find_rows(classes, class_map, known, len(old), model.name).items():
+                starts.append(elsewhere if row is None else old[row])
+                self.started_from[name] = (
+                    begun if row is None else
+                    f"class {known[row]!r}" if row < len(known) else f"row {row}")
+            initial = torch.stack([*starts, *([] if null is None else [old[null]])])
+            self.class_names = list(classes)
+            self.null_class = None if null is None else len(classes)
+        self._table = _Rows(initial).to(old.device)
+        model.unet.class_embedding = self._table
+        self.parameters: dict[str, nn.Parameter] = {"class_rows": self._table.delta}
+
+    def rows(self, labels: Tensor) -> dict[str, Tensor]:
+        """Denoiser inputs with one row for each label, (B,) int64; -1 is no class."""
+        labels = torch.where(labels < 0, self.null_class or 0, labels)
+        return {"class_labels": labels.to(self._table.delta.device)}
+
+    def embedding(self) -> Tensor:
+        """The rows as they are now, (classes, D), on the CPU."""
+        return (self._table.initial.float() + self._table.delta.detach()).cpu()
+
+
+def prepare_conditions(
+    model: Adaptable, classes: Sequence[str], prompt: str, class_map: ClassMap
+) -> FixedConditions | ClassRows:
+    """The conditions that a model of this kind is trained under.
+
+    Args:
+        model: the model, the caller's own.
+        classes: names of the user's classes; empty: images have no labels.
+        prompt: template with ``{class_name}`` and ``{article}``, for text models.
+        class_map: see `ClassRows`.
+
+    Raises:
+        ValueError: an argument that suits another kind of model.
+    """
+    kind = model.condition_kind
+    if class_map and (kind != "class" or not classes):
+        raise ValueError("class_map is for class-conditional models and images with labels, got "
+                         f"{dict(class_map)!r} for {model.name}.")
+    if kind == "class":
+        return ClassRows(model, classes, class_map)
+    if kind == "none":
+        return FixedConditions(model, {})
+    conditioner = Conditioner(classes or None, prompt)
+    return FixedConditions(model, {name: str(conditioner.condition(label, model))
+                                   for label, name in enumerate(classes)})
 
 
 class AdaptedModel:
@@ -35,7 +161,7 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, model: Adaptable, conditions: Conditioned, rank: int, rng_seed: int,
+        self, model: Adaptable, conditions: FixedConditions | ClassRows, rank: int, rng_seed: int,
         prior_weight: float = 0.0,
     ):
         self.model, self.conditions, self.prior_weight = model, conditions, prior_weight
@@ -45,7 +171,7 @@ class AdaptedModel:
         for parameter in conditions.parameters.values():
             parameter.requires_grad_(True)
         self.parameters: dict[str, nn.Parameter] = {**self._lora, **conditions.parameters}
-        self._layers = _lora_layers(model.unet)
+        self._layers = _adapters(model.unet)
 
     def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The error, and what is minimized: with the distance to the model's own prediction."""
@@ -62,11 +188,15 @@ class AdaptedModel:
         """The denoiser's output, (B, C, H, W)."""
         return self.model.denoise(x_t, t, self.conditions.rows(labels))
 
-    @torch.no_grad()
     def predict_before(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The output of the model without adaptation, (B, C, H, W)."""
-        with self._off(), self.conditions.off():
-            return self.model.denoise(x_t, t, self.conditions.rows(labels))
+        for layer in self._layers:
+            layer.enable_adapters(False)
+        try:
+            return self.predict(x_t, t, labels)
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
 
     def after_step(self) -> None:
         """Nothing more is to be done."""
@@ -76,9 +206,7 @@ class AdaptedModel:
         return {name: parameter.detach().to("cpu", copy=True).contiguous()
                 for name, parameter in self.parameters.items()}
 
-    def state(self) -> dict[str, Tensor]:
-        """The same: nothing else is needed to resume."""
-        return self.kept()
+    state = kept  # nothing else is needed to resume
 
     @torch.no_grad()
     def set_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -87,18 +215,9 @@ class AdaptedModel:
             parameter.copy_(tensors[name])
 
     def lora_tensors(self) -> dict[str, Tensor]:
-        """The LoRA matrices, by the names ``LAYER.lora_A.weight`` and ``LAYER.lora_B.weight``."""
-        return {name: tensor for name, tensor in self.kept().items() if name in self._lora}
-
-    @contextmanager
-    def _off(self) -> Iterator[None]:
-        for layer in self._layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer.enable_adapters(True)
+        """The LoRA matrices, under the names that diffusers gives them in a file."""
+        return {f"unet.{name}": tensor for name, tensor in self.kept().items()
+                if name in self._lora}
 
 
 def own_model(source: Any) -> Adaptable:
@@ -115,7 +234,7 @@ def own_model(source: Any) -> Adaptable:
         raise ModelError(
             f"{model.name} ({type(model).__name__}) cannot be adapted: only models with a "
             "U-Net can, such as Stable Diffusion 1.x, 2.x and XL.")
-    if model.lora is not None or _lora_layers(model.unet):
+    if model.lora is not None or _adapters(model.unet):
         raise ModelError(
             f"{model.name} has LoRA weights already ({model.lora or 'loaded by diffusers'}); "
             "adapt the model without them.")
@@ -136,11 +255,9 @@ def _with_own_denoiser(model: Adaptable) -> Adaptable:
     other.load_state_dict(unet.state_dict())
     pipeline = copy.copy(model.pipeline)
     pipeline.unet = other
-    conditioning = model.conditioning
-    null_class = conditioning.null_class if isinstance(conditioning, ClassConditioning) else None
+    null_class = getattr(model.conditioning, "null_class", None)
     if isinstance(model, LatentModel):
-        return LatentModel(pipeline, model.name, model.image_size,
-                           model.class_names, null_class)
+        return LatentModel(pipeline, model.name, model.image_size, model.class_names, null_class)
     return PixelModel(pipeline, model.name, model.class_names, null_class)
 
 
@@ -172,7 +289,31 @@ def add_lora(denoiser: Any, rank: int, rng_seed: int) -> dict[str, nn.Parameter]
     return parameters
 
 
-def _lora_layers(denoiser: nn.Module) -> list[Any]:
+def _adapters(denoiser: nn.Module) -> list[Any]:
+    """The parts that can be switched off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [part for part in denoiser.modules() if isinstance(part, BaseTunerLayer)]
+    return [part for part in denoiser.modules() if isinstance(part, BaseTunerLayer | _Rows)]
+
+
+def _find_rows(
+    classes: Sequence[str], class_map: ClassMap, known: Sequence[str], count: int, model: str
+) -> dict[str, int | None]:
+    """The model's row for each of the user's classes, or None where it has none."""
+    by_name = {plain_name(name): row for row, name in enumerate(known)}
+    unknown = sorted(class_map.keys() - set(classes))
+    if unknown:
+        raise ValueError(f"class_map names {unknown[0]!r}, which is not one of the classes "
+                         f"{list(classes)}.")
+    rows: dict[str, int | None] = {}
+    for name in classes:
+        wanted = class_map.get(name, name)
+        row = wanted if isinstance(wanted, int) else by_name.get(plain_name(wanted))
+        if row is None and name in class_map and str(wanted).isdecimal():
+            row = int(wanted)
+        if name in class_map and (row is None or not 0 <= row < count):
+            raise ValueError(
+                f"class_map must name classes of {model} ({list(known)}) or rows 0 to "
+                f"{count - 1}, got {wanted!r} for {name!r}.")
+        rows[name] = row
+    return rows

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dreamda_aug.adaptation.objective import Noised
 from dreamda_aug.method.seeding import SOURCE, derive_seed, seeded_normal
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
-from dreamda_aug.models.pixel_unet import Width, new_pixel_pipeline
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import PixelModel, Width, new_pixel_pipeline
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -79,10 +77,6 @@ class NewModel:
             module.load_state_dict({name.removeprefix(prefix): value
                                     for name, value in tensors.items() if name.startswith(prefix)})
         self._averaged.n_averaged.copy_(tensors["averaged"])
-
-    def save(self, folder: Path) -> None:
-        """Save the averaged model as a diffusers pipeline."""
-        self.average.pipeline.save_pretrained(folder)
 
     @torch.no_grad()
     def samples(self, labels: Sequence[int | None]) -> Tensor:

@@ -11,17 +11,16 @@ from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import DiffusionModel
 
-# From (x_t, t, labels) to the denoiser's output.
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# About how many denoiser rows a measurement takes, whatever the number of images.
-_MEASURED_ROWS = 256
+# About how many denoiser rows a measurement takes, whatever the number of images, and how many of
+# them at once: without gradients they take far less memory than in training.
+_MEASURED_ROWS, _MEASURED_AT_ONCE = 256, 32
 
 
-def noise_levels(model: DiffusionModel, train_timesteps: int) -> NoiseSchedule:
-    """The noise levels that are trained: every second of the model's ``train_timesteps``."""
+def noise_levels(model: DiffusionModel) -> NoiseSchedule:
+    """The noise levels that are trained: every second one of the model's scheduler."""
+    count = int(model.pipeline.scheduler.config.get("num_train_timesteps", 1000))
     # without the noisiest one, at which some schedules leave no signal to predict noise from
-    return model.schedule(max(1, train_timesteps // 2), 1 - 1 / max(train_timesteps, 2))
+    return model.schedule(max(1, count // 2), 1 - 1 / max(count, 2))
 
 
 def spread_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:
@@ -32,17 +31,11 @@ def spread_levels(count: int, levels: int, generator: torch.Generator) -> Tensor
 
 
 class Noised(NamedTuple):
-    """Rows of a training batch.
+    """Rows of a training batch."""
 
-    Attributes:
-        x_t: what the denoiser is called with, (B, C, H, W).
-        t: its time input, (B,).
-        target: what it should answer, (B, C, H, W).
-    """
-
-    x_t: Tensor
-    t: Tensor
-    target: Tensor
+    x_t: Tensor  # what the denoiser is called with, (B, C, H, W)
+    t: Tensor  # its time input, (B,)
+    target: Tensor  # what it should answer, (B, C, H, W)
 
 
 def add_noise(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, levels: Tensor) -> Noised:
@@ -95,9 +88,11 @@ class HeldOut:
 
     @torch.no_grad()
     def losses(
-        self, denoise: Denoiser, schedule: NoiseSchedule, batch_size: int, device: torch.device
+        self, denoise: Callable[[Tensor, Tensor, Tensor], Tensor], schedule: NoiseSchedule,
+        device: torch.device, batch_size: int = _MEASURED_AT_ONCE,
     ) -> Tensor:
-        """The denoising loss of each image, (N,) float64, on the CPU."""
+        """The loss of each image, (N,) float64, on the CPU; ``denoise`` maps x_t, t and labels to
+        the denoiser's output."""
         draws = self.levels.shape[1]
         rows = torch.arange(len(self.x_0)).repeat_interleave(draws)
         eps, levels = self.eps.flatten(0, 1), self.levels.flatten()

@@ -4,14 +4,14 @@ import hashlib
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dreamda_aug.inputs.pixels import UNREADABLE, ImageFormat, fit_to
+from dreamda_aug.inputs.pixels import UNREADABLE, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
@@ -23,37 +23,21 @@ _ENOUGH_HELD_OUT = 5
 _ENCODED_AT_ONCE = 16
 
 
-class ImageEncoder(ImageFormat, Protocol):
-    """A model that encodes images, (B, C, H, W) in [0, 1], to clean latents."""
-
-    def encode(self, images: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class TrainingImages:
-    """Encoded images.
+    """Encoded images."""
 
-    Attributes:
-        x_0: those to train on, (N, C, H, W) float32, on the CPU.
-        labels: theirs, (N,) int64; -1 is none.
-        held_out: those to measure on, (M, C, H, W).
-        held_out_labels: theirs, (M,) int64.
-        classes: names of the classes, in label order; empty without labels.
-        left_out: names of the images that could not be read.
-        digest: SHA-256 in hexadecimal of all pixels and labels, in order.
-    """
-
-    x_0: Tensor
-    labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
-    classes: list[str]
-    left_out: list[str]
-    digest: str
+    x_0: Tensor  # those to train on, (N, C, H, W) float32, on the CPU
+    labels: Tensor  # theirs, (N,) int64; -1 is none
+    held_out: Tensor  # those to measure on, (M, C, H, W)
+    held_out_labels: Tensor  # theirs, (M,) int64
+    classes: list[str]  # names of the classes, in label order; empty without labels
+    left_out: list[str]  # names of the images that could not be read
+    digest: str  # SHA-256 in hexadecimal of all pixels and labels, in order
 
 
 def read_images(
-    images: SeedImages, model: ImageEncoder, held_out: float, rng_seed: int, *,
+    images: SeedImages, model: DiffusionModel, held_out: float, rng_seed: int, *,
     budget: int | None = None, most: int = MOST_HELD_OUT,
 ) -> TrainingImages:
     """Read and encode images, and hold some out.

@@ -1,5 +1,6 @@
 """The folder of a training: what may lie in it, and its checkpoint."""
 
+import importlib.metadata
 import json
 import math
 from collections.abc import Set
@@ -14,36 +15,26 @@ from torch import Tensor
 
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import parse_json, regular_file, write_atomically
+from dreamda_aug.machine_paths import path_name
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
 class Progress:
-    """How far training is, and what was measured.
+    """How far training is, and what was measured."""
 
-    Attributes:
-        step: optimizer steps done.
-        best_step: the step after which the held-out loss was lowest; 0 is before the first.
-        best_loss: that loss.
-        stale: measurements since then.
-        history: (step, mean training loss since the last measurement, held-out loss).
-        measured: held-out loss of each image at each entry of ``history``; the first one is that
-            of the model before training.
-        losses: training losses since the last measurement.
-        seconds: of training so far.
-        scaler: state of the gradient scaler; empty without one.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best_loss: float = math.inf
-    stale: int = 0
+    step: int = 0  # optimizer steps done
+    best_step: int = 0  # after which the held-out loss was lowest; 0 is before the first
+    best_loss: float = math.inf  # that loss
+    stale: int = 0  # measurements since then
+    # step, mean training loss since the last measurement, held-out loss
     history: list[tuple[int, float | None, float]] = field(default_factory=list)
+    # held-out loss of each image at each entry of ``history``; the first one is before training
     measured: list[list[float]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    scaler: dict[str, Any] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)  # in training since the last measurement
+    seconds: float = 0.0  # of training so far
+    scaler: dict[str, Any] = field(default_factory=dict)  # the gradient scaler's state, if any
 
     def add(self, losses: list[float]) -> bool:
         """Record the held-out loss of each image; True if their mean is the lowest so far."""
@@ -73,16 +64,29 @@ def check_out(folder: Path, source: Any, own: Set[str]) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must name a folder, got the file {folder}.")
-    others = [] if not folder.exists() else sorted(
-        path.name for path in folder.iterdir()
-        if path.name not in own and not path.name.startswith("."))
-    if others:
-        raise AdaptationError(
-            f"{folder} holds other files, such as {others[0]!r}; choose a folder of its own.")
+    for name in sorted(path.name for path in folder.glob("[!.]*")):
+        if name not in own:
+            raise AdaptationError(
+                f"{folder} holds other files, such as {name!r}; choose a folder of its own.")
     if isinstance(source, str | Path) and Path(source).is_dir():
         inside = Path(source).resolve()
         if folder.resolve().is_relative_to(inside):
             raise ValueError(f"out must lie outside the images' folder {inside}, got {folder}.")
+
+
+def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse to resume with other settings, images or another model.
+
+    Raises:
+        AdaptationError: something differs; the message names it.
+    """
+    before, now = _flat(begun), _flat(json.loads(json.dumps(identity)))
+    changes = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+               for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if changes:
+        raise AdaptationError(
+            f"{folder} was begun with other settings: {', '.join(changes[:4])}. Use the old ones, "
+            "another --out, or delete the folder.")
 
 
 def save_checkpoint(
@@ -115,28 +119,12 @@ def load_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Progress, T
         found = parse_json(metadata["progress"], str(path))
         progress = Progress(**{each.name: found[each.name] for each in fields(Progress)
                                if each.name in found})
+        progress.history = [tuple(entry) for entry in progress.history]
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
         raise AdaptationError(
             f"{path}: expected a checkpoint ({error}); delete it to begin anew.") from error
     check_same(folder, begun, identity)
-    progress.history = [tuple(entry) for entry in progress.history]
     return progress, parts
-
-
-def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Refuse to resume with other settings, images or another model.
-
-    Raises:
-        AdaptationError: something differs; the message names it.
-    """
-    before, now = _flat(begun), _flat(json.loads(json.dumps(identity)))
-    names = [name for name in sorted(before.keys() | now.keys())
-             if before.get(name) != now.get(name)]
-    if names:
-        changes = ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-                            for name in names[:4])
-        raise AdaptationError(f"{folder} was begun with other settings: {changes}. Use the old "
-                              "ones, another --out, or delete the folder.")
 
 
 def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -158,11 +146,18 @@ def put_moments(
                    for kind in ("exp_avg", "exp_avg_sq")}}
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with names such as ``settings.rank``."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    return found
+def versions(*libraries: str) -> dict[str, str]:
+    """The installed version of each library."""
+    return {name: importlib.metadata.version(name) for name in libraries}
+
+
+def data_name(source: Any) -> str:
+    """What a source is called in a card, without a path of this machine."""
+    named = isinstance(source, str | Path)
+    return path_name(str(source)) if named else type(source).__name__
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """The same with an entry for each of the settings, such as ``settings.rank``."""
+    return {f"{name}.{key}" if key else name: each for name, value in identity.items()
+            for key, each in (value if isinstance(value, dict) else {"": value}).items()}

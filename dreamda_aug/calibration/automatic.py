@@ -24,7 +24,7 @@ from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.load import BUNDLED
 
 logger = logging.getLogger(__name__)

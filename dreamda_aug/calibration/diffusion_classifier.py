@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dreamda_aug.arguments import whole
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 
 class DiffusionClassifier(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamda_aug.inputs.pixels import UNREADABLE, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 # Images that dials are measured on, and labeled images that the judge learns from, these
 # included.

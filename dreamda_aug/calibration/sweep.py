@@ -20,7 +20,7 @@ from dreamda_aug.generation.dials import (
 )
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 GRID = Grid((0.3, 0.5, 0.7, 0.85, 1.0), (1.0, 0.95, 0.9, 0.8, 0.6, 0.0),
             (0.0, 0.5, 1.0, 2.0, 4.0, 8.0))

@@ -26,7 +26,7 @@ from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_s
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import Settings, resolve_settings
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 logger = logging.getLogger(__name__)
 

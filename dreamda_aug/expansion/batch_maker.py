@@ -22,7 +22,7 @@ from dreamda_aug.expansion.seeds import Seed, Unreadable, open_seed
 from dreamda_aug.expansion.stats import FLAGGED
 from dreamda_aug.generation.sampler import Request, Sampler, Synthesized
 from dreamda_aug.inputs.seed_images import SeedImages
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 
 class BatchMaker:

@@ -14,7 +14,7 @@ from dreamda_aug.files import local_path, parse_json, read_lines, shorten
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.version import __version__
 
 MANIFEST, SKIPPED = "manifest.jsonl", "skipped.jsonl"

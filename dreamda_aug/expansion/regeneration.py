@@ -17,7 +17,7 @@ from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import DiffusionModel, load_model
-from dreamda_aug.models.denoiser import pair
+from dreamda_aug.models.base import pair
 from dreamda_aug.models.load import BUNDLED
 
 

@@ -18,7 +18,7 @@ from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, fit_back, fi
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 # Errors of the machine rather than of the file.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}

@@ -11,7 +11,7 @@ from dreamda_aug.method.inversion import Trajectory, record
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 
 def record_trajectories(

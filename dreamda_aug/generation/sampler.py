@@ -25,7 +25,7 @@ from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.hook import BottleneckHook
 from dreamda_aug.progress import bar
 

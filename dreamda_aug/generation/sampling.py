@@ -13,7 +13,7 @@ from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal, seeded_norma
 from dreamda_aug.method.settings import ResolvedSettings
 from dreamda_aug.method.solvers import Prediction, Predictions, Solver
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 
 
 def sample(

@@ -22,7 +22,6 @@ from dreamda_aug.inputs.pixels import Pixels, fit_back, fit_to, read_pixels
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Conditioner
 from dreamda_aug.method.settings import ResolvedSettings, Settings, resolve_settings
 from dreamda_aug.models import DiffusionModel, ModelSpec
-from dreamda_aug.models.base import is_model
 from dreamda_aug.models.conditioning import MAX_PROMPTS
 from dreamda_aug.models.load import BUNDLED
 
@@ -327,7 +326,7 @@ class _SharedModel:
 
 
 def _model_source(model: Any, loading: Mapping[str, Any]) -> DiffusionModel | ModelSpec:
-    if not (isinstance(model, ModelSpec) or is_model(model)):
+    if not isinstance(model, ModelSpec | DiffusionModel):
         return ModelSpec(model, **loading)
     given = [f"{name}={value}" for name, value in loading.items()
              if value is not None and value is not False]

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from dreamda_aug.files import parse_json, read_json, regular_file
 from dreamda_aug.models.fingerprints import digest_of
 
 FORMAT = "dreamda-adaptation"
-FORMAT_VERSION = 1
 CARD = "adaptation.json"
 # diffusers' own name and layout, so that any diffusers pipeline can load it
 LORA = "pytorch_lora_weights.safetensors"
@@ -37,40 +34,23 @@ _KEY = re.compile(r"(.+)\.(?:lora_(A|B)(?:\.default)?\.weight|(alpha))")
 _ROUNDING = 0.01
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What an adapted model is conditioned on.
-
-    Attributes:
-        class_names: names of its classes, in the order of its class embedding, or None.
-        null_class: the class that stands for "no class", or None.
-    """
-
-    class_names: Sequence[str] | None = None
-    null_class: int | None = None
+def card_text(kind: str, card: Mapping[str, Any]) -> bytes:
+    """The card of a finished training as it lies on disk; ``kind`` is its format."""
+    return (json.dumps({"format": kind, "format_version": 1, **card}, indent=2) + "\n").encode()
 
 
-def card_text(card: Mapping[str, Any]) -> bytes:
-    """A card as it lies on disk."""
-    return (json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **card}, indent=2)
-            + "\n").encode()
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of an adaptation's folder.
+def read_card(path: Path, kind: str, needed: Set[str] = frozenset()) -> dict[str, Any]:
+    """The card of a finished training, with these entries at least.
 
     Raises:
-        FileNotFoundError: the folder has none.
-        StorageError: it is damaged, or from another version of the format.
+        FileNotFoundError: there is none.
+        StorageError: it is damaged, or of another format or version.
     """
-    path = folder / CARD
     card = read_json(path)
-    found = card.get("format"), card.get("format_version")
-    if found != (FORMAT, FORMAT_VERSION):
-        raise StorageError(f"{path}: expected {FORMAT} {FORMAT_VERSION}, found {found}.")
-    missing = {"base", "classes", "loss", "identity"} - card.keys()
-    if missing or not isinstance(card["base"], dict) or not isinstance(card["classes"], dict):
-        raise StorageError(f"{path}: damaged, {', '.join(sorted(missing)) or 'base'} is missing.")
+    found, missing = (card.get("format"), card.get("format_version")), needed - card.keys()
+    if found != (kind, 1) or missing:
+        lacks = f" without {', '.join(sorted(missing))}" if missing else ""
+        raise StorageError(f"{path}: expected {kind} 1, found {found}{lacks}.")
     return card
 
 
@@ -91,33 +71,32 @@ def base_identity(denoiser: nn.Module) -> dict[str, Any]:
 def check_base(expected: Mapping[str, Any], denoiser: nn.Module, name: str, where: str) -> None:
     """Raise `ModelError` for a model other than the adapted one; its precision may differ."""
     found = base_identity(denoiser)
-    same = expected.get("class") == found["class"]
-    if expected.get("dtype") == found["dtype"]:
-        same = same and expected.get("weights") == found["weights"]
+    if expected["dtype"] == found["dtype"]:
+        same = expected["weights"] == found["weights"]
     else:
-        sample = torch.tensor(expected.get("sample"))
-        same = same and len(sample) == len(found["sample"]) and torch.allclose(
-            sample, torch.tensor(found["sample"]), rtol=_ROUNDING, atol=1e-6)
-    if not same:
+        before, now = torch.tensor(expected["sample"]), torch.tensor(found["sample"])
+        same = before.shape == now.shape and torch.allclose(before, now, _ROUNDING, 1e-6)
+    if expected["class"] != found["class"] or not same:
         raise ModelError(
-            f"{where} was adapted from {expected.get('name')!r} ({expected.get('class')}, weights "
-            f"{str(expected.get('weights'))[:12]}), found {name!r} ({found['class']}, weights "
+            f"{where} was adapted from {expected['name']!r} ({expected['class']}, weights "
+            f"{expected['weights'][:12]}), found {name!r} ({found['class']}, weights "
             f"{found['weights'][:12]}): another model. Load it with the model that it was "
-            "adapted from."
-        )
+            "adapted from.")
 
 
-def apply_lora(pipeline: Any, name: str, lora: str | Path, before: Conditions) -> Conditions:
+def apply_lora(
+    pipeline: Any, name: str, lora: str | Path
+) -> tuple[list[str] | None, int | None] | None:
     """Add LoRA weights to the weights of a pipeline's layers.
 
     Args:
         pipeline: a diffusers pipeline of the caller's own; it is changed.
         name: of the model, for messages.
         lora: as in `ModelSpec`.
-        before: what the model is conditioned on without them.
 
     Returns:
-        What it is conditioned on now.
+        Names of the classes that it is conditioned on now, and the null class, or None if it is
+        conditioned on the same as before.
 
     Raises:
         ModelError: the weights are no LoRA weights, or belong to another model.
@@ -127,16 +106,16 @@ def apply_lora(pipeline: Any, name: str, lora: str | Path, before: Conditions) -
     try:
         if not (folder / CARD).exists():
             _apply_foreign(pipeline, lora)
-            return before
-        card, unet = read_card(folder), getattr(pipeline, "unet", None)
+            return None
+        card, unet = read_card(folder / CARD, FORMAT), getattr(pipeline, "unet", None)
         if unet is None:
             raise ModelError("it was adapted from a U-Net, and this model has a transformer")
         check_base(card["base"], unet, name, str(folder))
         add_lora_weights({"unet": unet}, load_file(regular_file(folder / LORA)))
         if not (folder / CLASS_ROWS).exists():
-            return before
+            return None
         _put_class_rows(unet, load_file(regular_file(folder / CLASS_ROWS))["rows"])
-        return Conditions(card["classes"].get("names"), card["classes"].get("null_class"))
+        return card["classes"]["names"], card["classes"]["null_class"]
     except UNLOADABLE as error:
         raise ModelError(
             f"could not load {str(lora)!r} as LoRA weights for {name}: {error}") from error
@@ -161,10 +140,10 @@ def add_lora_weights(
 
     Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; convolutions and scales as in peft.
     """
-    by_layer = _by_layer(parts, tensors)
-    if not by_layer:
-        raise ModelError(_expected(parts, list(tensors)))
-    for (part, layer), matrices in by_layer.items():
+    layers, unknown = _by_layer(parts, tensors)
+    if unknown or not layers:
+        raise ModelError(_expected(parts, unknown))
+    for (part, layer), matrices in layers.items():
         if not {"A", "B"} <= matrices.keys():
             raise ModelError(f"layer {layer!r} needs both lora_A and lora_B, found only "
                              f"{', '.join(sorted(matrices))}")
@@ -179,11 +158,6 @@ def add_lora_weights(
         if not added.isfinite().all():
             raise ModelError(f"what is added to layer {layer!r} is not finite")
         weight.copy_(weight.float() + added.to(weight.device))
-
-
-def lora_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LoRA tensors, named as in the U-Net, under the names that diffusers gives them."""
-    return {f"unet.{name}": tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _put_class_rows(denoiser: Any, rows: Tensor) -> None:
@@ -207,7 +181,7 @@ def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
         config = read_json(path.with_name(_PEFT_CONFIG))
     parts = {part: module for part in _PARTS
              if isinstance(module := getattr(pipeline, part, None), nn.Module)}
-    if _by_layer(parts, tensors) or not tensors:
+    if _by_layer(parts, tensors)[0] or not tensors:
         add_lora_weights(parts, tensors, config)
     else:
         _through_diffusers(pipeline, parts, path, tensors)
@@ -250,46 +224,44 @@ def _through_diffusers(
         loaded = sum(".lora_" in key or ".lokr_" in key
                      for part in parts.values() for key, _ in part.named_parameters())
     if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
-        raise ModelError(_expected(parts, list(tensors)))
+        raise ModelError(_expected(parts, tensors))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
 
 def _by_layer(
     parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
-) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """Tensors A, B and alpha of each part and layer; none if no key names a layer."""
-    layers = {part: {name for name, layer in module.named_modules()
-                     if getattr(getattr(layer, "weight", None), "ndim", 0) > 1}
-              for part, module in parts.items()}
-    placed: dict[str, tuple[str, str, str, str]] = {}
-    for key in tensors:
+) -> tuple[dict[tuple[str, str], dict[str, Tensor]], list[str]]:
+    """Tensors A and B, and perhaps alpha, by part and layer, and the keys that belong to none."""
+    known = {part: {name for name, layer in module.named_modules()
+                    if getattr(getattr(layer, "weight", None), "ndim", 0) > 1}
+             for part, module in parts.items()}
+    layers: dict[tuple[str, str], dict[str, Tensor]] = {}
+    prefixes: dict[str, str] = {}
+    unknown = []
+    for key in sorted(tensors):
         found = _KEY.fullmatch(key)
         words = found[1].split(".") if found else []
         part = next((word for word in words if word in parts), next(iter(parts)))
-        ends = [".".join(words[start:]) for start in range(len(words))]
-        if found and (layer := next((end for end in ends if end in layers[part]), "")):
-            placed[key] = part, found[1].removesuffix(layer), layer, found[2] or found[3]
-    # one prefix for each part: a layer that is found behind another one is found by chance
-    prefixes = Counter(where[:2] for where in placed.values()).most_common()
-    usual = dict(prefix for prefix, _ in reversed(prefixes))
-    by_layer: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, (part, prefix, layer, side) in placed.items():
-        if prefix == usual[part]:
-            by_layer.setdefault((part, layer), {})[side] = tensors[key]
-    unknown = tensors.keys() - {key for key, where in placed.items() if usual[where[0]] == where[1]}
-    if by_layer and unknown:
-        raise ModelError(_expected(parts, sorted(unknown)))
-    return by_layer
+        ends = (".".join(words[start:]) for start in range(len(words)))
+        layer = next((end for end in ends if end in known[part]), "")
+        # one prefix for each part: a layer that is found behind another one is found by chance
+        prefix = found[1].removesuffix(layer) if found else ""
+        if found and layer and prefixes.setdefault(part, prefix) == prefix:
+            layers.setdefault((part, layer), {})[found[2] or found[3]] = tensors[key]
+        else:
+            unknown.append(key)
+    return layers, unknown
 
 
-def _expected(parts: Mapping[str, nn.Module], keys: Sequence[str]) -> str:
+def _expected(parts: Mapping[str, nn.Module], found: Iterable[str]) -> str:
     part, module = next(iter(parts.items()))
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     layer = next((name for name in layers if name.endswith("to_q")), layers[0])
-    found = ", ".join(map(repr, keys[:3])) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+    keys: Sequence[str] = sorted(found)
+    more = f" and {len(keys) - 3} more" if keys[3:] else ""
     return (f"expected keys such as '{part}.{layer}.lora_A.weight' and '{part}.{layer}.lora_B."
-            f"weight', found {found or 'none'}, which fit no layer")
+            f"weight', found {', '.join(map(repr, keys[:3])) or 'none'}{more}, which fit no layer")
 
 
 def _scale(

@@ -1,29 +1,36 @@
-"""What the rest of the library asks of a diffusion model."""
+"""What the models of all families share: a denoiser, its scheduler and its conditions."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dreamda_aug.errors import ModelError
 from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.models.conditioning import Condition, Conditioning
+from dreamda_aug.models.fingerprints import digest_of, digest_of_models, quick_look
 from dreamda_aug.models.hook import BottleneckHook
-from dreamda_aug.models.schedules import Spacing
+from dreamda_aug.models.schedules import Spacing, build_schedule
 
-# One image's condition: a prompt, a class index, or None for the unconditional one.
-Condition = str | int | None
+# Where a pipeline's shift depends on the number of steps (FLUX.2), uniform spacing takes that of
+# this many, the pipelines' default: a strength must mean one noise level at any number of steps.
+_SHIFT_STEPS = 50
 
 
-class DiffusionModel(Protocol):
+class DiffusionModel(ABC):
     """A diffusion model; see `PixelModel`, `LatentModel` and `TransformerModel`.
 
     Attributes:
         name: where it came from, for people.
+        pipeline: the diffusers pipeline; a change of its parts is noticed.
         image_size: height and width of its images, in pixels.
         channels: channels of its images, 1 or 3.
         hook: the hooks on its bottleneck, or on the block that stands in for one.
-        condition_kind: what it can be conditioned on.
+        condition_kind: what it can be conditioned on: "text", "class" or "none".
         class_names: names of its classes in the order of its class embedding, or None.
         guidable: whether it has an unconditional branch to guide away from.
         low_memory: whether images are decoded one at a time.
@@ -33,52 +40,98 @@ class DiffusionModel(Protocol):
             or None.
     """
 
-    name: str
+    is_pixel_model = False
+    low_memory: bool = False
+    lora: str | None = None
+    block_index: int | None = None
+    embedded_guidance: float | None = None
     image_size: tuple[int, int]
     channels: int
     hook: BottleneckHook
-    condition_kind: Literal["text", "class", "none"]
-    class_names: list[str] | None
-    guidable: bool
-    low_memory: bool
-    lora: str | None
-    block_index: int | None
-    embedded_guidance: float | None
+
+    def __init__(
+        self, pipeline: Any, name: str, denoiser: Any, hook: BottleneckHook,
+        conditioning: Conditioning,
+    ):
+        self.pipeline, self.name, self.denoiser = pipeline, name, denoiser.eval()
+        self.hook, self.conditioning = hook, conditioning
+        self.condition_kind, self.guidable = conditioning.kind, conditioning.guidable
+        self.class_names = conditioning.class_names
+        self._seen = self._digest = ""
+        self._compiled: Any = None
+        # a weight that tells the dtype: diffusers' own property goes through all modules, and it
+        # is asked for at every step
+        self._weight = next(
+            (p for p in self.denoiser.parameters() if p.dtype == self.denoiser.dtype), None)
+        self._schedules: dict[Any, NoiseSchedule] = {}
+
+    def _identifying(self) -> tuple[Any, ...]:
+        """The modules that an inversion depends on, beside the condition's embedding."""
+        return (self.denoiser,)
+
+    def _flow_options(self, steps: int) -> dict[str, Any]:
+        """What the pipeline gives its scheduler beside the number of steps."""
+        return {}
 
     @property
     def in_tiles(self) -> bool:
         """Whether images are encoded in tiles, which gives other latents."""
+        return False
 
     @property
     def fingerprint(self) -> str:
-        """Digest of weights and configuration as they are now."""
+        """SHA-256 of weights and configuration as they are now, computed again after a change."""
+        now = quick_look(*self._identifying())
+        if now != self._seen:
+            self._seen, self._digest = now, digest_of_models(*self._identifying())
+        return self._digest
 
     @property
     def device(self) -> torch.device:
         """Device of its denoiser (U-Net or transformer)."""
+        return self.denoiser.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of its denoiser."""
+        """Dtype that its denoiser computes in."""
+        # weights that are only stored in 8 bits are computed with in another dtype
+        if self._weight is None or self._weight.dtype.itemsize == 1:
+            return self.denoiser.dtype
+        return self._weight.dtype
 
     def schedule(self, steps: int, strength: float, spacing: Spacing = "uniform") -> NoiseSchedule:
         """The steps of a run as `Settings` describes them, on the model's device."""
+        scheduler = self.pipeline.scheduler
+        # a scheduler may be put in another's place, or its configuration changed, at any time
+        key = (type(scheduler), repr(scheduler.config), steps, strength, spacing, self.device)
+        if key not in self._schedules:
+            options = self._flow_options(steps if spacing == "scheduler" else _SHIFT_STEPS)
+            self._schedules = {key: build_schedule(
+                scheduler, steps, strength, spacing, is_pixel_model=self.is_pixel_model, **options,
+            ).to(self.device)}
+        return self._schedules[key]
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to clean latents, float32."""
 
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images (B, C, H, W), float32 in [0, 1]."""
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         """Denoiser inputs with one row for each condition; None is the unconditional one."""
+        return self.conditioning.embed(conditions)
 
     def embed_only(self, conditions: Sequence[Condition]) -> None:
         """Precompute embeddings for these conditions and free the text encoders."""
+        self.conditioning.embed_only(conditions)
 
     def condition_digest(self, condition: Condition) -> str:
         """Digest of an embedded condition, which changes with the text encoder too."""
+        return digest_of(self.embed([condition]))
 
+    @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The denoiser's output for x_t (R, C, H, W) at timestep t (0-d), float32, contiguous.
 
@@ -87,26 +140,73 @@ class DiffusionModel(Protocol):
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Output (R, C, H, W) of the first block behind the bottleneck; the rest is not run."""
+        self.hook.clear()
+        # a graph that was compiled before does not have the hook that stops it
+        with torch.compiler.set_stance("force_eager"), self.hook.stopping_behind() as found:
+            self.predict(x_t, t, condition)
+        return found[0].float()
 
-    def compiled(self, **options: Any) -> "DiffusionModel":
+    def _inputs(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A condition in the denoiser's dtype; indices and masks keep their own."""
+        return {name: value.to(self.dtype) if value.is_floating_point() else value
+                for name, value in condition.items()}
+
+    def _finished(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """The prediction in a denoiser's output, float32, contiguous; its rows are counted."""
+        # models with learned variance predict it in the second half of the channels
+        output = output[:, : x_t.shape[1]].float().contiguous()
+        self.hook.encoder_rows += len(x_t)
+        self.hook.decoder_rows += len(output)
+        return output
+
+    def compiled(self, **options: Any) -> Self:
         """The same model run through ``torch.compile``, with static shapes unless ``options`` has
         ``dynamic``; this one stays as it is, and both share weights and hook."""
+        other = copy.copy(self)
+        other._compiled = self._compile({"dynamic": False, **options})
+        return other
 
-    def in_float32(self) -> AbstractContextManager[None]:
+    def _compile(self, options: dict[str, Any]) -> Any:
+        return torch.compile(self.denoiser, **options)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
         """Context in which the model runs in float32."""
+        parts = self._identifying()
+        dtypes, compiled = [part.dtype for part in parts], self._compiled
+        self._compiled = None  # this is rare
+        # nn.Module's own method: diffusers' one warns at every change of dtype
+        for part in parts:
+            nn.Module.to(part, torch.float32)
+        try:
+            yield
+        finally:
+            self._compiled = compiled
+            for part, dtype in zip(parts, dtypes, strict=True):
+                nn.Module.to(part, dtype)
 
     def unsafe(self, images: Tensor) -> Tensor:
         """Which images (B, C, H, W) a safety checker rejects, (B,) bool on the CPU."""
+        flags = None
+        if getattr(self.pipeline, "safety_checker", None) is not None:
+            arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+            _, flags = self.pipeline.run_safety_checker(arrays, self.device, self.dtype)
+        return torch.tensor([False] * len(images) if flags is None else flags)
 
 
-@runtime_checkable
-class _Hooked(Protocol):
-    hook: BottleneckHook
+def check_denoiser(denoiser: Any, has_ip_adapter: bool) -> None:
+    """Raise `ModelError` if a denoiser is conditioned on an image, or has no weights loaded."""
+    kind = type(denoiser).__name__
+    if has_ip_adapter:
+        raise ModelError(f"{kind} has an IP-Adapter loaded, which conditions on an image too; "
+                         "unload it with pipeline.unload_ip_adapter().")
+    if any(parameter.is_meta for parameter in denoiser.parameters()):
+        raise ModelError(f"{kind} has weights on the meta device (offloaded or not loaded yet); "
+                         "load the pipeline without offloading, and give low_memory=True on small "
+                         "GPUs.")
 
 
-def is_model(value: Any) -> TypeGuard[DiffusionModel]:
-    """Whether it is a loaded model, and not a source of one.
-
-    The hook decides: a check of every member would read its fingerprint, and hash all weights.
-    """
-    return isinstance(value, _Hooked)
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

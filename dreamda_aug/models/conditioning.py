@@ -3,15 +3,16 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.base import Condition
 from dreamda_aug.models.fingerprints import digest_of, quick_look
+
+# One image's condition: a prompt, a class index, or None for the unconditional one.
+Condition = str | int | None
 
 # How many embedded prompts are kept beside the text encoders: 118 KB each for SD 1.5 in half
 # precision, 320 KB for SDXL, which is less than the encoders themselves.
@@ -23,18 +24,18 @@ _OPTIONS = ("max_sequence_length", "clean_caption", "complex_human_instruction",
 
 
 class Conditioning:
-    """No condition at all, and what the other kinds override; see `DiffusionModel`."""
+    """No condition at all, and what the other kinds override; its methods are those of
+    `DiffusionModel`."""
 
     kind: Literal["text", "class", "none"] = "none"
     class_names: list[str] | None = None
     guidable: bool = False
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-        """The denoiser's inputs, one row for each condition."""
         return {}
 
     def embed_only(self, conditions: Sequence[Condition]) -> None:
-        """Embed these, and free the text encoders."""
+        pass
 
 
 class ClassConditioning(Conditioning):
@@ -44,7 +45,7 @@ class ClassConditioning(Conditioning):
         denoiser: has the class embedding.
         count: number of its classes, the null class among them.
         name: of the model, for messages.
-        class_names: see `UNetModel`, as is ``null_class``.
+        class_names: as in `UNetModel`, as is ``null_class``.
 
     Raises:
         ModelError: there are more names than classes, or no such null class.
@@ -88,25 +89,32 @@ class ClassConditioning(Conditioning):
 
 
 class TextConditioning(Conditioning):
-    """Prompts; each is embedded once, and again after a text encoder has changed.
+    """Prompts through a pipeline's own ``encode_prompt``, with the defaults of its call.
 
-    Two prompts with one embedding are warned about once: a tokenizer cuts long prompts.
+    Each is embedded once, and again after a text encoder has changed. Two prompts with one
+    embedding are warned about once: a tokenizer cuts long prompts.
 
     Args:
         pipeline: has the text encoders.
         name: of the model, for messages.
-        embed_prompt: maps a prompt to the denoiser's inputs, each with one row; the empty prompt is
-            the unconditional branch.
+        denoiser: its U-Net or transformer.
+        embed_prompt: maps this object and a prompt to the denoiser's inputs, each with one row; the
+            empty prompt is the unconditional branch. See `Family` and `unet_inputs`.
         guidable: whether the model is guided away from that branch.
+        image_size: height and width in pixels, which some models are conditioned on.
+        guidance: the guidance scale that a guidance-distilled transformer takes as an input, or
+            None if it takes none.
     """
 
     kind = "text"
 
     def __init__(
-        self, pipeline: Any, name: str, embed_prompt: Callable[[str], dict[str, Tensor]],
-        guidable: bool,
+        self, pipeline: Any, name: str, denoiser: Any,
+        embed_prompt: Callable[["TextConditioning", str], dict[str, Tensor]], guidable: bool,
+        image_size: tuple[int, int], guidance: float | None = None,
     ):
-        self.pipeline, self.name, self.guidable = pipeline, name, guidable
+        self.pipeline, self.name, self.denoiser = pipeline, name, denoiser
+        self.guidable, self.image_size, self.guidance = guidable, image_size, guidance
         self._embed_prompt = embed_prompt
         self._embedded: dict[str, dict[str, Tensor]] = {}
         self._seen = ""
@@ -126,76 +134,8 @@ class TextConditioning(Conditioning):
         prompts = {condition or "" for condition in conditions} | self._embedded.keys()
         if len(prompts) <= MAX_PROMPTS:
             self._embed_new(conditions)
-            for part in _ENCODERS:
-                if getattr(self.pipeline, part, None) is not None:
-                    setattr(self.pipeline, part, None)
-
-    def _encoders(self) -> list[Any]:
-        found = [getattr(self.pipeline, part, None) for part in _ENCODERS]
-        return [encoder for encoder in found if encoder is not None]
-
-    def _embed_new(self, conditions: Sequence[Condition]) -> list[str]:
-        """The conditions as prompts, all of them embedded."""
-        prompts = []
-        for condition in conditions:
-            if condition is not None and not isinstance(condition, str):
-                raise ModelError(f"{self.name} takes text prompts, got {condition!r}; pass "
-                                 "class_names so that labels can be put into words.")
-            prompts.append(condition or "")
-        if encoders := self._encoders():
-            now = quick_look(*encoders)
-            if now != self._seen:
-                self._seen, self._embedded, self._by_digest = now, {}, {}
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embedded:
-                if not encoders:
-                    raise ModelError(
-                        f"the text encoder of {self.name} was dropped from memory, and the prompt "
-                        f"{prompt!r} was not embedded before; embed all prompts first, load the "
-                        "model anew, or pass keep_text_encoder=True to DreamDAugment.")
-                with torch.no_grad():
-                    self._embedded[prompt] = self._embed_prompt(prompt)
-                self._compare(prompt)
-        return prompts
-
-    def _compare(self, prompt: str) -> None:
-        """Warn if the model cannot tell a prompt from an earlier one."""
-        if self._has_warned or len(self._by_digest) >= MAX_PROMPTS:
-            return
-        other = self._by_digest.setdefault(digest_of(self._embedded[prompt]), prompt)
-        if other != prompt:
-            self._has_warned = True
-            warnings.warn(
-                f"{self.name} cannot tell the prompts {other!r} and {prompt!r} apart: they are the "
-                "same to its tokenizer, which cuts long prompts. Shorten them, or put what differs "
-                "first, such as the class name.", stacklevel=2)
-
-
-@dataclass
-class PipelinePrompts:
-    """Embeds prompts through a pipeline's own ``encode_prompt``, with the defaults of its call.
-
-    Attributes:
-        pipeline: has ``encode_prompt``.
-        denoiser: its U-Net or transformer.
-        embed: maps a prompt to the denoiser's inputs; see `Family` and `unet_inputs`.
-        image_size: height and width in pixels, which some models are conditioned on.
-        guidance: the guidance scale that a guidance-distilled transformer takes as an input, or
-            None if it takes none.
-    """
-
-    pipeline: Any
-    denoiser: Any
-    embed: Callable[["PipelinePrompts", str], dict[str, Tensor]]
-    image_size: tuple[int, int]
-    guidance: float | None = None
-
-    def __call__(self, prompt: str) -> dict[str, Tensor]:
-        """The inputs, each with one row; the empty prompt is the unconditional branch."""
-        condition = self.embed(self, prompt)
-        if self.guidance is not None:
-            condition["guidance"] = torch.tensor([self.guidance])
-        return {name: value.to(self.denoiser.device) for name, value in condition.items()}
+            for part in self._encoders():
+                setattr(self.pipeline, part, None)
 
     def encode(self, prompt: str, **options: Any) -> tuple[Any, ...]:
         """What ``encode_prompt`` returns for one prompt; it is given those options that it has."""
@@ -218,8 +158,52 @@ class PipelinePrompts:
                  if callable(self.pipeline) else {})
         return {name: known[name].default for name in _OPTIONS if name in known}
 
+    def _encoders(self) -> dict[str, Any]:
+        return {part: encoder for part in _ENCODERS
+                if (encoder := getattr(self.pipeline, part, None)) is not None}
 
-def unet_inputs(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _embed_new(self, conditions: Sequence[Condition]) -> list[str]:
+        """The conditions as prompts, all of them embedded."""
+        for condition in conditions:
+            if condition is not None and not isinstance(condition, str):
+                raise ModelError(f"{self.name} takes text prompts, got {condition!r}; pass "
+                                 "class_names so that labels can be put into words.")
+        prompts = [str(condition or "") for condition in conditions]
+        if encoders := self._encoders():
+            now = quick_look(*encoders.values())
+            if now != self._seen:
+                self._seen, self._embedded, self._by_digest = now, {}, {}
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._embedded:
+                continue
+            if not encoders:
+                raise ModelError(
+                    f"the text encoder of {self.name} was dropped from memory, and the prompt "
+                    f"{prompt!r} was not embedded before; embed all prompts first, load the model "
+                    "anew, or pass keep_text_encoder=True to DreamDAugment.")
+            row = self._embed_prompt(self, prompt)
+            if self.guidance is not None:
+                row["guidance"] = torch.tensor([self.guidance])
+            self._embedded[prompt] = {
+                name: value.to(self.denoiser.device) for name, value in row.items()}
+            self._compare(prompt)
+        return prompts
+
+    def _compare(self, prompt: str) -> None:
+        """Warn if the model cannot tell a prompt from an earlier one."""
+        if self._has_warned or len(self._by_digest) >= MAX_PROMPTS:
+            return
+        other = self._by_digest.setdefault(digest_of(self._embedded[prompt]), prompt)
+        if other != prompt:
+            self._has_warned = True
+            warnings.warn(
+                f"{self.name} cannot tell the prompts {other!r} and {prompt!r} apart: they are the "
+                "same to its tokenizer, which cuts long prompts. Shorten them, or put what differs "
+                "first, such as the class name.", stacklevel=2)
+
+
+def unet_inputs(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     """A prompt as the inputs of a U-Net: ``encoder_hidden_states``, and what else it takes.
 
     SD 1.x and 2.x take one embedding; SDXL a pooled one and sizes too, its refiner an aesthetic

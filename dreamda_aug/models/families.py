@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamda_aug.models.conditioning import PipelinePrompts
+from dreamda_aug.models.conditioning import TextConditioning
 
 Inputs = dict[str, Any]
 # What a pipeline gives its scheduler as ``mu``, from itself, the latents' channels, the number of
@@ -46,7 +46,7 @@ class Family:
 
     transformer: str
     denoise: Callable[[Any, Tensor, Tensor, Inputs], Tensor]
-    embed: Callable[[PipelinePrompts, str], dict[str, Tensor]] | None
+    embed: Callable[[TextConditioning, str], dict[str, Tensor]] | None
     blocks: tuple[str, ...] = ("transformer_blocks",)
     before: tuple[str, ...] = ()
     text_tokens: Callable[[Inputs], int | Tensor] = lambda inputs: 0
@@ -92,7 +92,7 @@ def _by_tokens_and_steps(pipeline: Any, channels: int, tokens: int, steps: int) 
     return float(compute_empirical_mu(tokens, steps))
 
 
-def _masked(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _masked(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     """Embeddings and mask of pipelines that give both for the prompt, then for no prompt."""
     parts = prompts.encode(prompt, do_classifier_free_guidance=not prompt)
     embeddings, mask = parts[:2] if prompt else parts[2:4]
@@ -112,12 +112,12 @@ def _dit(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return model(x, timestep=t, return_dict=False, **inputs)[0]
 
 
-def _embed_sd3(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_sd3(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     embeddings, _, pooled, _ = prompts.encode(prompt)
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
 
-def _embed_flux(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_flux(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     # schnell, which takes no guidance scale, was trained with fewer tokens than dev
     options = {} if prompts.denoiser.config.guidance_embeds else {"max_sequence_length": 256}
     embeddings, pooled, ids = prompts.encode(prompt, **options)
@@ -132,7 +132,7 @@ def _flux(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return _unpacked(tokens, x)
 
 
-def _embed_flux2(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_flux2(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     embeddings, ids = prompts.encode(prompt)
     return {"encoder_hidden_states": embeddings, "txt_ids": ids}
 
@@ -144,7 +144,7 @@ def _flux2(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
 
-def _embed_qwen(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_qwen(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     # a space is the empty prompt that the model was trained with; the mask is None where all
     # tokens count
     embeddings, mask = prompts.encode(prompt or " ")[:2]
@@ -165,7 +165,7 @@ def _qwen(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return _unpacked(tokens, x)
 
 
-def _embed_z_image(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_z_image(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     (embeddings,), _ = prompts.encode(prompt)
     return _filled(embeddings, prompts.longest)
 
@@ -182,7 +182,7 @@ def _sana(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return model(x, timestep=t * model.config.timestep_scale, return_dict=False, **inputs)[0]
 
 
-def _embed_pixart(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_pixart(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     condition = _masked(prompts, prompt)
     if prompts.denoiser.use_additional_conditions:  # PixArt-alpha at 1024 pixels
         height, width = prompts.image_size
@@ -196,7 +196,7 @@ def _pixart(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
     return model(x, timestep=t, added_cond_kwargs=added, return_dict=False, **inputs)[0]
 
 
-def _embed_hunyuan(prompts: PipelinePrompts, prompt: str) -> dict[str, Tensor]:
+def _embed_hunyuan(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     bert, _, bert_mask, _ = prompts.encode(prompt, text_encoder_index=0, max_sequence_length=77)
     t5, _, t5_mask, _ = prompts.encode(prompt, text_encoder_index=1, max_sequence_length=256)
     # the original size that the pipeline's own call takes by default, target size, crop corner

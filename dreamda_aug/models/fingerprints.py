@@ -9,36 +9,23 @@ import torch
 from torch import Tensor, nn
 
 
-class Fingerprint:
-    """Digest of some diffusers models, computed on demand and again after a change.
-
-    A change in memory (``load_lora_weights``, ``set_adapters``, ``fuse_lora``, an optimizer's
-    step, ``half()``) is found by `quick_look`. An edit of other single entries alone is not.
-    """
-
-    def __init__(self, *modules: nn.Module):
-        self._modules = modules
-        self._seen: str | None = None
-        self._digest = ""
-
-    @property
-    def value(self) -> str:
-        """SHA-256 in hexadecimal of configuration, weights and strength of LoRA weights as they
-        are now; a change costs about 1 s per 2 GB."""
-        now = quick_look(*self._modules)
-        if now != self._seen:
-            digest = hashlib.sha256()
-            for module in self._modules:
-                digest.update(_metadata(module))
-                _add(digest, module.state_dict())
-            self._seen, self._digest = now, digest.hexdigest()
-        return self._digest
+def digest_of_models(*modules: nn.Module) -> str:
+    """SHA-256 in hexadecimal of configuration, weights and strength of LoRA weights as they are
+    now; about 1 s per 2 GB."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(_metadata(module))
+        _add(digest, module.state_dict())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
 def quick_look(*modules: nn.Module) -> str:
-    """Digest of a few entries of every tensor, which changes with almost any change of the modules;
-    milliseconds."""
+    """Digest of a few entries of every tensor, in milliseconds.
+
+    It changes with ``load_lora_weights``, ``set_adapters``, ``fuse_lora``, an optimizer's step and
+    ``half()``; an edit of other single entries alone is not found.
+    """
     digest = hashlib.sha256()
     for module in modules:
         digest.update(_metadata(module))
@@ -55,15 +42,16 @@ def quick_look(*modules: nn.Module) -> str:
 
 def digest_of(values: Mapping[str, Tensor]) -> str:
     """SHA-256 in hexadecimal of named tensors, such as an embedded prompt."""
-    return _add(hashlib.sha256(), values).hexdigest()
+    digest = hashlib.sha256()
+    _add(digest, values)
+    return digest.hexdigest()
 
 
-def _add(digest: Any, values: Mapping[str, Tensor]) -> Any:
+def _add(digest: Any, values: Mapping[str, Tensor]) -> None:
     for name, value in sorted(values.items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         data = value.detach().cpu().contiguous().flatten()
         digest.update(data.view(torch.uint8).numpy() if data.numel() else b"")
-    return digest
 
 
 def _metadata(module: Any) -> bytes:

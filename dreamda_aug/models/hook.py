@@ -16,7 +16,7 @@ from dreamda_aug.errors import GenerationError
 from dreamda_aug.method.perturbation import Perturbation
 
 
-class Reached(Exception):
+class _Reached(Exception):
     """The block whose output was wanted has run."""
 
 
@@ -32,14 +32,12 @@ class BottleneckHook:
         fired: whether the hook was reached since `set`.
     """
 
+    _next: nn.Module  # the first block behind the hook
+
     def __init__(self) -> None:
-        self.perturbation: Perturbation | None = None
-        self.rows: Tensor | None = None
-        self.arguments: dict[str, Tensor] = {}
-        self.clean_rows = self.input_rows = 0
         self.encoder_rows = self.decoder_rows = 0
-        self.fired = False
         self._handles: list[RemovableHandle] = []
+        self.clear()
 
     def set(
         self, perturbation: Perturbation | None, rows: Tensor | None, clean_rows: int,
@@ -77,6 +75,27 @@ class BottleneckHook:
                 "was perturbed. Load the model before torch.compile, or reset the compiled "
                 "denoiser with torch.compiler.reset().")
 
+    @contextmanager
+    def stopping_behind(self) -> Iterator[list[Tensor]]:
+        """Within it, a call ends behind the block that follows the hook; yields a list to which
+        the block's output (of a transformer, its image tokens) is appended."""
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            found.append(self._image(output))
+            raise _Reached
+
+        handle = self._next.register_forward_hook(stop)
+        try:
+            with suppress(_Reached):
+                yield found
+        finally:
+            handle.remove()
+
+    def _image(self, output: Any) -> Tensor:
+        """The part of a block's output that belongs to the image."""
+        return output
+
     def _perturbed(self, h: Tensor) -> Tensor:
         """h, (R, ...), all but its first rows perturbed."""
         if self.perturbation is None:
@@ -107,6 +126,7 @@ class UNetHook(BottleneckHook):
     def __init__(self, unet: Any):
         super().__init__()
         deepest = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
+        self._next = unet.up_blocks[0]
         self._handles = [deepest.register_forward_hook(self._on_bottleneck)]
         self._handles += [block.register_forward_pre_hook(self._on_decoder, with_kwargs=True)
                           for block in unet.up_blocks]
@@ -139,8 +159,7 @@ class BlockHook(BottleneckHook):
     Args:
         stages: lists of blocks in the order in which they run. A block hands its output to the
             next one.
-        stage: index of the list that holds the hooked block.
-        index: index of the block in that list.
+        hooked: one of these blocks.
         has_long_skips: whether blocks behind the hook also read outputs of earlier blocks; such
             outputs stay unperturbed.
 
@@ -151,34 +170,32 @@ class BlockHook(BottleneckHook):
     """
 
     def __init__(
-        self, stages: Sequence[Sequence[nn.Module]], stage: int, index: int,
-        has_long_skips: bool = False,
+        self, stages: Sequence[Sequence[nn.Module]], hooked: nn.Module, has_long_skips: bool
     ):
         super().__init__()
         self.image_count = 0
         self.image_start: int | Tensor = 0
         self._mode: Literal["plain", "record", "recall"] = "plain"
         self._recorded: dict[nn.Module, Any] = {}
-        before = [*stages[:stage], stages[stage][: index + 1]]
-        self._hooked = before[-1][-1]
+        blocks = [block for each in stages for block in each]
+        behind = blocks.index(hooked) + 1
+        self._hooked, self._next = hooked, (blocks[behind:] or [hooked])[0]
         # whose output each block recalls: without long skips only the next block reads it, so that
         # the last output of its list will do; not a module list, as the hook owns no weights
-        self._recalls = {block: block if has_long_skips else each[-1]
-                         for each in before for block in each}
-        behind = [*stages[stage][index + 1 :],
-                  *(block for each in stages[stage + 1 :] for block in each)]
-        self._next = behind[0] if behind else self._hooked
+        self._recalls: dict[nn.Module, nn.Module] = {}
+        for each in stages:
+            before = [block for block in each if block in blocks[:behind]]
+            self._recalls |= {block: block if has_long_skips else before[-1] for block in before}
         self._handles = [block.register_forward_hook(self._on_kept)
-                         for block in dict.fromkeys(self._recalls.values())
-                         if block is not self._hooked]
-        self._handles.append(self._hooked.register_forward_hook(self._on_hooked))
+                         for block in dict.fromkeys(self._recalls.values()) if block is not hooked]
+        self._handles.append(hooked.register_forward_hook(self._on_hooked))
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Within it, a call of the transformer ends at the hook, and is recorded."""
         self._mode, self._recorded = "record", {}
         try:
-            with suppress(Reached):
+            with suppress(_Reached):
                 yield
         finally:
             self._mode = "plain"
@@ -208,23 +225,6 @@ class BlockHook(BottleneckHook):
         finally:
             self._mode, self._recorded = "plain", {}
 
-    @contextmanager
-    def stopping_behind(self, found: list[Tensor]) -> Iterator[None]:
-        """Within it, a call ends behind the block that follows the hook, and appends its image
-        tokens to ``found``."""
-        def stop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            tokens = output[-1] if isinstance(output, tuple) else output
-            positions = self._positions(tokens)
-            found.append(tokens if positions is None else tokens.gather(1, positions))
-            raise Reached
-
-        hook = self._next.register_forward_hook(stop)
-        try:
-            with suppress(Reached):
-                yield
-        finally:
-            hook.remove()
-
     def _on_kept(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if self._mode == "record":
             self._recorded[module] = output
@@ -232,21 +232,22 @@ class BlockHook(BottleneckHook):
 
     def _on_hooked(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         self.fired = True
+        output = self._on_kept(module, inputs, output)
         if self._mode == "record":
-            self._recorded[module] = output
-            raise Reached
-        if self._mode == "recall":
-            output = self._branch(output)
+            raise _Reached
         if self.perturbation is None:
             return output
         # a block's image stream comes last
         *others, tokens = output if isinstance(output, tuple) else (output,)
+        changed = self._perturbed(self._image(tokens))
+        if (positions := self._positions(tokens)) is not None:
+            changed = tokens.scatter(1, positions, changed)
+        return (*others, changed) if isinstance(output, tuple) else changed
+
+    def _image(self, output: Any) -> Tensor:
+        tokens = output[-1] if isinstance(output, tuple) else output
         positions = self._positions(tokens)
-        if positions is None:
-            tokens = self._perturbed(tokens)
-        else:
-            tokens = tokens.scatter(1, positions, self._perturbed(tokens.gather(1, positions)))
-        return (*others, tokens) if isinstance(output, tuple) else tokens
+        return tokens if positions is None else tokens.gather(1, positions)
 
     def _positions(self, tokens: Tensor) -> Tensor | None:
         """Positions of the image's tokens in (R, N, C), as `gather` takes them, or None for all."""

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.models.denoiser import DenoiserModel, pair
+from dreamda_aug.models.base import DiffusionModel, pair
 from dreamda_aug.models.unet import UNetModel, check_unet
 
 
-class OnLatents(DenoiserModel):
+class OnLatents(DiffusionModel):
     """The VAE of a model, with the range, frame axis and patches that its denoiser expects.
 
     Attributes:
@@ -58,11 +58,7 @@ class OnLatents(DenoiserModel):
 
     @property
     def in_tiles(self) -> bool:
-        tile = getattr(self.vae, "tile_sample_min_size", None)
-        tile = tile or getattr(self.vae, "tile_sample_min_height", None)
-        if tile is None or not getattr(self.vae, "use_tiling", False):
-            return False
-        return max(self.image_size) > int(tile)
+        return bool(getattr(self.vae, "use_tiling", False))
 
     def _identifying(self) -> tuple[Any, ...]:
         return self.denoiser, self.vae

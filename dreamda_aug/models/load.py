@@ -1,6 +1,6 @@
 """From a name, a folder, a file or a pipeline object to a model."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,11 @@ import safetensors
 import torch
 from torch import nn
 
-from dreamda_aug.arguments import check_fields, shown, whole
+from dreamda_aug.arguments import check, check_fields, whole
 from dreamda_aug.errors import ModelError
 from dreamda_aug.files import read_json, regular_file
-from dreamda_aug.models.adapted import UNLOADABLE, Conditions, apply_lora
-from dreamda_aug.models.base import DiffusionModel, is_model
+from dreamda_aug.models.adapted import UNLOADABLE, apply_lora
+from dreamda_aug.models.base import DiffusionModel
 
 # The name of the model that comes with the package.
 BUNDLED = "bundled"
@@ -79,22 +79,13 @@ class ModelSpec:
         for name, value in (("model", self.source), ("lora", self.lora)):
             if isinstance(value, str) and not value.strip():
                 raise ValueError(f"{name} must be a hub id, a folder or a file, got {value!r}.")
-        if self.is_named:
-            return
-        kind = type(self.source).__name__
-        if self.lora is not None:
-            raise ValueError(
-                f"lora must be None for the loaded {kind}, which would be changed, got "
-                f"{self.lora!r}; give the pipeline's name or folder instead, or load the weights "
-                "yourself: pipeline.load_lora_weights(...).")
-        for name in ("device", "dtype"):
-            value, own = getattr(self, name), getattr(self.source, name, None)
-            # "cuda" is whichever CUDA device it lies on
-            if value is None or own in (None, value) or str(value) == getattr(own, "type", ""):
-                continue
-            argument = str(value) if name == "dtype" else repr(str(value))
-            raise ValueError(f"{name} must be that of the loaded {kind}, {own}, got {value}; "
-                             f"convert it yourself: pipeline.to({argument}).")
+        for name, way in (("device", "to(...)"), ("dtype", "to(...)"),
+                          ("lora", "load_lora_weights(...)")):
+            if not self.is_named and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} must be None for the loaded {self.name}, which would be changed, got "
+                    f"{str(getattr(self, name))!r}; give the pipeline's name or folder instead, or "
+                    f"change it yourself: pipeline.{way}.")
 
     @property
     def is_named(self) -> bool:
@@ -117,11 +108,8 @@ class ModelSpec:
         from dreamda_aug.models.transformer import TransformerModel
         from dreamda_aug.models.unet import PixelModel
 
-        pipeline, found = self.source, Conditions(None, self.null_class)
-        if self.is_named:
-            pipeline, names = self._open()
-            null_class = len(names) if names and self.null_class is None else self.null_class
-            found = Conditions(names, null_class)
+        pipeline, names = self._open() if self.is_named else (self.source, None)
+        null_class = len(names) if names and self.null_class is None else self.null_class
         has_unet, has_transformer, has_vae = (
             any(getattr(pipeline, part, None) is not None for part in parts)
             for parts in (("unet",), ("transformer",), ("vae", "vqvae")))
@@ -137,18 +125,17 @@ class ModelSpec:
                     f"{option} is for transformers, and {self.name} ({type(pipeline).__name__}) "
                     f"has a U-Net, got {getattr(self, option)!r}; leave it out.")
         if self.lora is not None:
-            found = apply_lora(pipeline, self.name, self.lora, found)
+            names, null_class = apply_lora(pipeline, self.name, self.lora) or (names, null_class)
         model: PixelModel | LatentModel | TransformerModel
         if not has_unet:
             model = TransformerModel(
-                pipeline, self.name, self.image_size, null_class=self.null_class,
-                low_memory=self.low_memory, block_index=self.block_index,
-                embedded_guidance=self.embedded_guidance)
+                pipeline, self.name, self.image_size, self.null_class, self.low_memory,
+                self.block_index, self.embedded_guidance)
         elif has_vae:
-            model = LatentModel(pipeline, self.name, self.image_size, found.class_names,
-                                found.null_class, self.low_memory)
+            model = LatentModel(
+                pipeline, self.name, self.image_size, names, null_class, self.low_memory)
         else:
-            model = PixelModel(pipeline, self.name, found.class_names, found.null_class)
+            model = PixelModel(pipeline, self.name, names, null_class)
             if self.image_size not in (None, model.image_size):
                 raise ValueError(
                     f"image_size is for latent models, and {self.name} makes images of "
@@ -233,16 +220,12 @@ def load_model(source: Any = BUNDLED, **options: Any) -> DiffusionModel:
         ModelError: it cannot be found or reached, or has no place to perturb.
         TypeError: there is no such option.
     """
-    known = [each.name for each in fields(ModelSpec)]
-    for name in options:
-        if name not in known:
-            raise TypeError(f"load_model has no option {name!r}; it has {', '.join(known)}.")
     return ModelSpec(source, **options).load()
 
 
 def as_model(value: Any) -> DiffusionModel:
     """The model itself, or the one that a specification or a source stands for."""
-    if is_model(value):
+    if isinstance(value, DiffusionModel):
         return value
     return (value if isinstance(value, ModelSpec) else ModelSpec(value)).load()
 
@@ -279,7 +262,4 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], list[str] | None]:
     whole(f"{scheduler}: num_train_timesteps", count, 1, _MAX_TIMESTEPS)
     metadata = folder / "training.json"
     names = read_json(metadata).get("class_names") if metadata.exists() else None
-    if names is not None and not (
-            isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ModelError(f"{metadata}: class_names must be a list of text, found {shown(names)}.")
-    return read_json(index), names
+    return read_json(index), check(f"{metadata}: class_names", names, list[str] | None)

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -11,13 +10,8 @@ from torch import Tensor
 
 from dreamda_aug.arguments import real
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.conditioning import (
-    ClassConditioning,
-    Conditioning,
-    PipelinePrompts,
-    TextConditioning,
-)
-from dreamda_aug.models.denoiser import check_denoiser, pair
+from dreamda_aug.models.base import check_denoiser, pair
+from dreamda_aug.models.conditioning import ClassConditioning, Conditioning, TextConditioning
 from dreamda_aug.models.families import FAMILIES, Family
 from dreamda_aug.models.hook import BlockHook, forwards
 from dreamda_aug.models.latent import OnLatents
@@ -35,8 +29,6 @@ class TransformerModel(OnLatents):
         name: where it came from.
         image_size: as in `ModelSpec`, as are ``low_memory``, ``block_index`` and
             ``embedded_guidance``.
-        class_names: for class-conditional models, names in the order of their classes, or None for
-            the pipeline's own.
         null_class: for class-conditional models, the class that stands for "no class", or None for
             the one behind the last.
         family: how the transformer is called, or None to look it up in `FAMILIES`.
@@ -46,10 +38,12 @@ class TransformerModel(OnLatents):
         ValueError: ``image_size``, ``block_index`` or ``embedded_guidance`` is not possible here.
     """
 
+    hook: BlockHook
+
     def __init__(
         self, pipeline: Any, name: str = "transformer pipeline",
-        image_size: tuple[int, int] | None = None, class_names: Sequence[str] | None = None,
-        null_class: int | None = None, low_memory: bool = False, block_index: int | None = None,
+        image_size: tuple[int, int] | None = None, null_class: int | None = None,
+        low_memory: bool = False, block_index: int | None = None,
         embedded_guidance: float | None = None, family: Family | None = None,
     ):
         transformer, kind = pipeline.transformer, type(pipeline.transformer).__name__
@@ -73,29 +67,28 @@ class TransformerModel(OnLatents):
         self._before, self._lists = ([list(getattr(transformer, part, ())) for part in parts]
                                      for parts in (self.family.before, self.family.blocks))
         self.embedded_guidance = _guidance_input(pipeline, embedded_guidance)
-        conditioning = self._condition(pipeline, name, class_names, null_class)
+        conditioning = self._condition(pipeline, name, null_class)
         self._hook_behind(transformer, block_index)
-        super().__init__(pipeline, name, transformer, self._block_hook, conditioning)
+        super().__init__(pipeline, name, transformer, self.hook, conditioning)
 
     def _hook_behind(self, transformer: Any, block_index: int | None) -> None:
         """Hook the block of this number among all that can be hooked, or the middle one."""
-        lists, count = self._lists, sum(map(len, self._lists))
+        blocks = [block for each in self._lists for block in each]
+        count = len(blocks)
         # the blocks in the first half, but for the last one, also feed a skip to the second half
         first = max(count // 2 - 1, 0) if self.family.has_long_skips else 0
         index = count // 2 if block_index is None else block_index
         if not first <= index < count:
             lengths = ", then ".join(
-                f"{len(each)} {name}" for name, each in zip(self.family.blocks, lists))
+                f"{len(each)} {name}" for name, each in zip(self.family.blocks, self._lists))
             skips = ", and those before it also feed skips" if first else ""
             raise ValueError(
                 f"block_index must be an integer from {first} to {count - 1} for "
                 f"{type(transformer).__name__}, which has {count} blocks ({lengths}){skips}; got "
                 f"{block_index!r}.")
-        self.block_index, stage = index, 0
-        while index >= len(lists[stage]):
-            index, stage = index - len(lists[stage]), stage + 1
-        self.hook = self._block_hook = BlockHook(
-            [*self._before, *lists], len(self._before) + stage, index, self.family.has_long_skips)
+        self.block_index = index
+        self.hook = BlockHook(
+            [*self._before, *self._lists], blocks[index], self.family.has_long_skips)
 
     def with_block(self, block_index: int) -> Self:
         """The same model, perturbed behind another block; this one stays as it is.
@@ -113,19 +106,18 @@ class TransformerModel(OnLatents):
         other._hook_behind(self.denoiser, block_index)
         return other
 
-    def _condition(
-        self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
-    ) -> Conditioning:
+    def _condition(self, pipeline: Any, name: str, null_class: int | None) -> Conditioning:
         config = pipeline.transformer.config
         if self.family.embed is None:
             count = int(config.num_embeds_ada_norm)
-            names = class_names or _class_names(getattr(pipeline, "labels", {}), count)
-            return ClassConditioning(pipeline.transformer, count + 1, name, names,
-                                     count if null_class is None else null_class)
-        prompts = PipelinePrompts(pipeline, pipeline.transformer, self.family.embed,
-                                  self.image_size, self.embedded_guidance)
+            return ClassConditioning(
+                pipeline.transformer, count + 1, name,
+                _class_names(getattr(pipeline, "labels", {}), count),
+                count if null_class is None else null_class)
         distilled = config.get("guidance_embeds") or pipeline.config.get("is_distilled")
-        return TextConditioning(pipeline, name, prompts, self.family.guidable and not distilled)
+        return TextConditioning(
+            pipeline, name, pipeline.transformer, self.family.embed,
+            self.family.guidable and not distilled, self.image_size, self.embedded_guidance)
 
     @property
     def fingerprint(self) -> str:
@@ -141,8 +133,11 @@ class TransformerModel(OnLatents):
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        _check_uncached(self.denoiser)
-        inputs, hook = self._inputs(condition), self._block_hook
+        if getattr(self.denoiser, "is_cache_enabled", False):
+            raise ModelError(
+                f"{type(self.denoiser).__name__} has a cache enabled, which skips blocks and would "
+                "skip the perturbed one; switch it off with transformer.disable_cache().")
+        inputs, hook = self._inputs(condition), self.hook
         x_t = x_t.to(self.dtype).contiguous()
         with forwards(self._compiled or {}):
             if hook.rows is None:
@@ -156,17 +151,13 @@ class TransformerModel(OnLatents):
         return self._finished(output, x_t)
 
     def _denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        self._block_hook.image_count = x_t.shape[2] * x_t.shape[3] // self._patch**2
-        self._block_hook.image_start = self.family.text_tokens(inputs)
+        self.hook.image_count = x_t.shape[2] * x_t.shape[3] // self._patch**2
+        self.hook.image_start = self.family.text_tokens(inputs)
         return self.family.denoise(self.denoiser, x_t, t.expand(len(x_t)), dict(inputs))
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        found: list[Tensor] = []
-        self.hook.clear()
-        with self._block_hook.stopping_behind(found):
-            self.predict(x_t, t, condition)
         grid = (x_t.shape[2] // self._patch, x_t.shape[3] // self._patch)
-        return found[0].float().transpose(1, 2).unflatten(2, grid)
+        return super().features(x_t, t, condition).transpose(1, 2).unflatten(2, grid)
 
     def _compile(self, options: dict[str, Any]) -> Any:
         # one by one, as diffusers recommends: blocks share one graph, and the hook stays outside it
@@ -184,45 +175,33 @@ def _check(pipeline: Any, channels: int) -> None:
             f"{channels}: a model for inpainting, control or editing, which needs an image beside "
             "the noise. Use the text-to-image model.")
     encode = getattr(pipeline, "encode_prompt", None)
-    if encode is not None and any(
-        "image" in name and parameter.default is inspect.Parameter.empty
-        for name, parameter in inspect.signature(encode).parameters.items()
-    ):
+    if encode is not None and "image" in inspect.signature(encode).parameters:
         raise ModelError(f"{type(pipeline).__name__} needs an image beside the prompt: an editing "
                          "model. Use the text-to-image model of its family.")
     check_denoiser(transformer, any(getattr(transformer, name, None) is not None
                                     for name in ("image_proj", "encoder_hid_proj")))
-    _check_uncached(transformer)
-
-
-def _check_uncached(transformer: Any) -> None:
-    if getattr(transformer, "is_cache_enabled", False):
-        raise ModelError(
-            f"{type(transformer).__name__} has a cache enabled, which skips blocks and would skip "
-            "the perturbed one; switch it off with transformer.disable_cache().")
 
 
 def _class_names(labels: dict[str, int], count: int) -> list[str] | None:
     """The shortest of each class's names, or None where a class has none."""
-    by_class: dict[int, list[str]] = {}
-    for label, number in labels.items():
-        by_class.setdefault(int(number), []).append(label)
-    if not all(number in by_class for number in range(count)):
-        return None
-    return [min(by_class[number], key=lambda label: (len(label), label)) for number in range(count)]
+    longest_first = sorted(labels, key=lambda label: (len(label), label), reverse=True)
+    by_class = {int(labels[label]): label for label in longest_first}
+    known = all(number in by_class for number in range(count))
+    return [by_class[number] for number in range(count)] if known else None
 
 
 def _guidance_input(pipeline: Any, requested: float | None) -> float | None:
     """The guidance scale that the transformer takes as an input, or None if it takes none."""
     kind = type(pipeline.transformer).__name__
-    if not pipeline.transformer.config.get("guidance_embeds"):
-        if requested is not None:
+    takes_one = pipeline.transformer.config.get("guidance_embeds")
+    if requested is not None:
+        if not takes_one:
             raise ValueError(
                 f"embedded_guidance must be None for this {kind}, which takes no guidance scale as "
                 f"an input, got {requested!r}; leave it out.")
-        return None
-    if requested is not None:
         return real("embedded_guidance", requested, "be a number >= 0", 0)
+    if not takes_one:
+        return None
     default = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
     if default is None:
         raise ModelError(f"{kind} takes a guidance scale as an input, and "

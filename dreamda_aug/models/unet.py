@@ -1,26 +1,34 @@
-"""Adapters of diffusers pipelines that have a U-Net: what all share, and those on pixels."""
+"""U-Nets of diffusers: what all models with one share, those on pixels, and new ones."""
 
-import contextlib
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamda_aug.errors import ModelError
+from dreamda_aug.models.base import DiffusionModel, check_denoiser, pair
 from dreamda_aug.models.conditioning import (
     ClassConditioning,
     Conditioning,
-    PipelinePrompts,
     TextConditioning,
     unet_inputs,
 )
-from dreamda_aug.models.denoiser import DenoiserModel, check_denoiser, pair
-from dreamda_aug.models.hook import Reached, UNetHook
+from dreamda_aug.models.hook import UNetHook
 from dreamda_aug.models.schedules import path_kind
 
+Width = Literal["small", "medium", "large"]
 
-class UNetModel(DenoiserModel):
+# Of new U-Nets: channels at each resolution, from the image down to the bottleneck; the last one is
+# repeated until the bottleneck is small enough for attention.
+WIDTHS: dict[Width, tuple[int, ...]] = {
+    "small": (16, 32, 96), "medium": (32, 64, 128), "large": (64, 128, 256)}
+_LARGEST_BOTTLENECK = 12
+_DROPOUT = 0.1
+
+
+class UNetModel(DiffusionModel):
     """What pixel and latent models share; subclasses set ``image_size`` and ``channels`` first.
 
     Args:
@@ -44,8 +52,8 @@ class UNetModel(DenoiserModel):
         if hasattr(pipeline, "encode_prompt"):
             # latent consistency models take the guidance scale as an input
             guidable = unet.config.get("time_cond_proj_dim") is None
-            prompts = PipelinePrompts(pipeline, unet, unet_inputs, self.image_size)
-            conditioning = TextConditioning(pipeline, name, prompts, guidable)
+            conditioning = TextConditioning(
+                pipeline, name, unet, unet_inputs, guidable, self.image_size)
         elif unet.config.get("num_class_embeds"):
             conditioning = ClassConditioning(
                 unet, unet.config.num_class_embeds, name, class_names, null_class)
@@ -72,24 +80,6 @@ class UNetModel(DenoiserModel):
         x_t = x_t.to(self.dtype).contiguous(memory_format=self._memory_format)
         call = self.denoiser if self._compiled is None else self._compiled
         return self._finished(call(x_t, t, return_dict=False, **inputs)[0], x_t)
-
-    def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        found: list[Tensor] = []
-
-        def stop(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            found.append(output.float())
-            raise Reached  # the blocks that follow are the U-Net's most costly ones
-
-        self.hook.clear()
-        hook = self.unet.up_blocks[0].register_forward_hook(stop)
-        # a graph that was compiled before does not have this hook
-        eager = torch.compiler.set_stance("force_eager")
-        try:
-            with eager, contextlib.suppress(Reached):
-                self.predict(x_t, t, condition)
-        finally:
-            hook.remove()
-        return found[0]
 
     def channels_last(self) -> None:
         """Lay the U-Net's weights out as convolutions on recent GPUs and CPUs like them."""
@@ -132,10 +122,54 @@ def check_unet(unet: Any) -> None:
             "inpainting or super-resolution model, which needs a mask or an image beside the "
             "noise. Use the text-to-image model.")
     check_denoiser(unet, config.get("encoder_hid_dim_type") in ("ip_image_proj", "text_image_proj"))
-    if config.get("time_embedding_type") == "fourier":
-        raise ModelError(
-            f"{kind} has time_embedding_type='fourier' (a score-SDE model), whose noise schedule "
-            "is not a DDPM one. Use a model with time_embedding_type='positional'.")
     if not config.sample_size or not isinstance(config.sample_size, int | list | tuple):
         raise ModelError(f"{kind} must have a number or two as sample_size in its configuration, "
                          f"found {config.sample_size!r}.")
+
+
+def check_image_size(image_size: int, width: Width) -> None:
+    """Refuse a size that cannot be halved at each level but the last.
+
+    Raises:
+        ValueError: it is none; the message names the next smaller and larger one.
+    """
+    multiple = 2 ** (_levels(image_size, width) - 1)
+    below = image_size // multiple * multiple
+    if below != image_size:
+        raise ValueError(f"image_size must be a multiple of {multiple} for {width} models, got "
+                         f"{image_size}; use {below} or {below + multiple}.")
+
+
+def new_pixel_pipeline(image_size: int, channels: int, classes: int, width: Width) -> Any:
+    """A diffusers pipeline with an untrained U-Net that predicts v.
+
+    Args:
+        image_size: height and width in pixels, which `check_image_size` allows.
+        channels: 1 or 3.
+        classes: how many it is conditioned on, beside a null class; 0: it is unconditional.
+        width: see `WIDTHS`.
+
+    Source: v-prediction: Salimans & Ho 2022, arXiv:2202.00512; the cosine schedule: Nichol &
+        Dhariwal 2021, arXiv:2102.09672.
+    """
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    levels = _levels(image_size, width)
+    widths = (WIDTHS[width] + WIDTHS[width][-1:] * levels)[:levels]
+    unet = UNet2DModel(
+        sample_size=image_size, in_channels=channels, out_channels=channels, layers_per_block=1,
+        block_out_channels=widths, dropout=_DROPOUT,
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        attention_head_dim=min(32, widths[-1]), norm_num_groups=8,
+        # the last class is the null class
+        num_class_embeds=classes + 1 if classes else None,
+    )
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
+    return DDPMPipeline(unet, scheduler)
+
+
+def _levels(image_size: int, width: Width) -> int:
+    deeper = math.ceil(math.log2(max(1.0, image_size / _LARGEST_BOTTLENECK)))
+    return max(len(WIDTHS[width]), 1 + deeper)

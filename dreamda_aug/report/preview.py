@@ -14,7 +14,7 @@ from dreamda_aug.generation.sampler import Request
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.pixels import Pixels, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
-from dreamda_aug.models.base import Condition
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.report.pictures import labeled_grid
 
 # The largest grid that people can look at.

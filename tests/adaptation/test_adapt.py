@@ -69,13 +69,13 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
     assert model.class_names == ["left", "up", "down"]  # without labels they stay
 
     read = read_images(open_seed_images(images, labels=None), model, 0.2, 0)
-    schedule = noise_levels(model, 1000)
+    schedule = noise_levels(model)
     held_out = HeldOut.draw(read.held_out, read.held_out_labels, len(schedule), 0)
     null = model.embed([None])["class_labels"]
 
     def losses(model):
         return held_out.losses(lambda x, t, labels: model.predict(
-            x, t, {"class_labels": null.expand(len(x))}), schedule, 32, torch.device("cpu")).mean()
+            x, t, {"class_labels": null.expand(len(x))}), schedule, torch.device("cpu")).mean()
 
     assert losses(model).item() == pytest.approx(found.after, rel=1e-4)
     prior = load_model(class_folder, device="cpu")

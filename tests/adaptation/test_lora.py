@@ -4,10 +4,9 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.adaptation.lora import AdaptedModel, own_model
-from dreamda_aug.adaptation.trained_conditions import ClassRows, FixedConditions
+from dreamda_aug.adaptation.lora import AdaptedModel, ClassRows, FixedConditions, own_model
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.adapted import add_lora_weights, base_identity, check_base, lora_file
+from dreamda_aug.models.adapted import add_lora_weights, base_identity, check_base
 from dreamda_aug.models.unet import PixelModel
 
 X = torch.linspace(-1, 1, 2 * 256).view(2, 1, 16, 16)
@@ -38,7 +37,7 @@ def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
 def test_added_weights_are_those_that_peft_merges():
     model = shaken(own_model(PixelModel(pixel_pipeline())))
     added = own_model(PixelModel(pixel_pipeline()))
-    tensors = lora_file(model.lora_tensors())
+    tensors = model.lora_tensors()
     kinds = {name.split(".")[-3] for name in tensors}
     assert {"to_q", "conv1", "conv_in", "0"} <= kinds  # to_out.0
     add_lora_weights({"unet": added.unet}, tensors)
@@ -73,7 +72,7 @@ def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone()
 ])
 def test_weights_of_another_model_are_refused(change, message):
     model = own_model(PixelModel(pixel_pipeline()))
-    tensors = change(lora_file(shaken(model).lora_tensors()))
+    tensors = change(shaken(model).lora_tensors())
     with pytest.raises(ModelError, match=message):
         add_lora_weights({"unet": own_model(PixelModel(pixel_pipeline())).unet}, tensors)
 

@@ -15,7 +15,7 @@ def rows(count):
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
 def test_noise_and_target_are_those_of_diffusers(pixel_model, predicts):
     scheduler = DDPMScheduler(prediction_type=predicts, clip_sample=False)
-    schedule = noise_levels(pixel_model(predicts), 1000)
+    schedule = noise_levels(pixel_model(predicts))
     x_0, eps = rows(5)
     levels = torch.tensor([0, 7, 100, 300, 499])
     found = add_noise(schedule, x_0, eps, levels)
@@ -58,13 +58,13 @@ def test_levels_cover_the_whole_range_in_any_order():
 
 def test_held_out_losses_depend_on_the_image_alone(pixel_model):
     model = pixel_model("epsilon")
-    schedule = noise_levels(model, 1000)
+    schedule = noise_levels(model)
     x_0 = torch.rand(3, 1, 16, 16)
 
     def losses(count, batch_size):
         held_out = HeldOut.draw(x_0[:count], torch.full((count,), -1), len(schedule), 0)
         return held_out.losses(lambda x, t, labels: model.predict(x, t, {}), schedule,
-                               batch_size, torch.device("cpu"))
+                               torch.device("cpu"), batch_size)
 
     torch.testing.assert_close(losses(3, 7), losses(3, 32))
     torch.testing.assert_close(losses(2, 32), losses(3, 32)[:2])

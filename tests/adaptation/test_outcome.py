@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 import torch
 
-from dreamda_aug.adaptation.outcome import best_gain
+from dreamda_aug.adaptation.adapting import best_gain
 
 
 @pytest.mark.parametrize("images", [5, 8, 40])

@@ -176,7 +176,7 @@ def test_files_that_are_no_lora_weights_are_refused_without_waiting(folder, tmp_
 
 
 def test_an_adaptation_is_checked_before_it_is_applied(class_folder, tmp_path):
-    base = adapted.base_identity(load_model(class_folder, device="cpu").unet)
+    base = {"name": "it", **adapted.base_identity(load_model(class_folder, device="cpu").unet)}
     good = {"base": base, "classes": {"names": ["a"], "null_class": 1}, "loss": {}, "identity": {}}
     conv = {"unet.conv_in.lora_A.weight": torch.ones(1, 1, 3, 3),
             "unet.conv_in.lora_B.weight": torch.ones(8, 1, 1, 1)}
@@ -184,7 +184,7 @@ def test_an_adaptation_is_checked_before_it_is_applied(class_folder, tmp_path):
     rows = torch.ones(2, 32)
 
     def load(card=good, rows=rows, lora=conv):
-        (tmp_path / adapted.CARD).write_bytes(adapted.card_text(card))
+        (tmp_path / adapted.CARD).write_bytes(adapted.card_text(adapted.FORMAT, card))
         save_file({"rows": rows}, tmp_path / adapted.CLASS_ROWS)
         save_file(lora, tmp_path / adapted.LORA)
         return load_model(class_folder, device="cpu", lora=tmp_path)

@@ -11,7 +11,7 @@ from benchmarks.common.plain import plain_loop, plain_rows
 from benchmarks.speed.bench import seeds_of
 from dreamda_aug import BottleneckNoise, load_model
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models.base import is_model
+from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.unet import PixelModel
 
 
@@ -36,7 +36,7 @@ def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline
 
 def test_plain_rows_run_the_encoder_for_every_decoder_row():
     model = PixelModel(pixel_pipeline())
-    assert is_model(plain_rows(model))
+    assert isinstance(plain_rows(model), DiffusionModel)
     x, hook = torch.rand(1, 1, 16, 16), model.hook
     requests = [Request(0, None, r) for r in range(2)]
 
