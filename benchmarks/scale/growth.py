@@ -137,7 +137,7 @@ def manifest_lines(size: int) -> Stages:
                     file_digest=digest)
                 file.write(line.to_json() + "\n")
         with stages.of("read it"):
-            assert sum(1 for _ in read_manifest(path)) == size
+            assert sum(1 for _ in read_manifest(folder)) == size
     return stages
 
 

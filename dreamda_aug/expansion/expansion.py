@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,12 +30,12 @@ from dreamda_aug.expansion.metadata import (
     check_out,
     differences,
     paths_from,
+    read_metadata,
 )
 from dreamda_aug.expansion.replicas import DEFAULT_RATIO, Plan, count_replicas
 from dreamda_aug.expansion.seeds import SeedCheck, conditions_of, first_replicas
 from dreamda_aug.expansion.sharding import (
     Engine,
-    Job,
     Progress,
     cpu_threads,
     first_process_first,
@@ -42,7 +43,7 @@ from dreamda_aug.expansion.sharding import (
 )
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.expansion.store import State, Store, read_begun
+from dreamda_aug.expansion.store import State, Store
 from dreamda_aug.generation.dials import Calibration, find_calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import open_seed_images
@@ -269,53 +270,55 @@ class Expansion:
                 folder.set_aside()
         store = self._join(folder)
         mine, length = range(number, self.plan.batches, count), self.plan.batch_length
-        total, made = sum(map(length, mine)), 0
+        total, before, made = sum(map(length, mine)), 0, 0
 
         def report(done: int, stage: Literal["checking", "making"] = "making") -> None:
             if progress:
                 progress(Progress(done, total, made, time.perf_counter() - started, stage))
 
-        def check() -> State:
-            return store.check(mine, SeedCheck(self.images, str(folder)),
-                               lambda done: report(done, "checking"))
+        def done(batch: int) -> None:
+            nonlocal made
+            made += length(batch)
+            report(before + made)
 
-        complete = store.is_complete()
-        state = check() if complete else State()
-        if complete and state.sound and not state.again:
-            return self._close(store, 0, state)
-        with folder.lock(f"{WORK}/lock-{number}-of-{count}") as mine_alone:
+        complete = store.is_complete()  # then it is only read
+        lock = nullcontext(True) if complete else folder.lock(f"{WORK}/lock-{number}-of-{count}")
+        with lock as mine_alone:
             if not mine_alone:
                 raise ExpansionError(
                     f"{folder}: another process is at work here as number {number} of {count}; "
                     "wait for it, or give each process its own --shard."
                 )
-            if not complete:
-                state = check()
-            if not state.sound or state.again:
+            state = store.check(mine, SeedCheck(self.images, str(folder)),
+                                lambda done: report(done, "checking"))
+            if not state.is_sound:
                 store.reopen(state)
-            # what is made again may belong to another process, whose file was lost with ours
-            pending = [batch for batch in sorted({*mine, *state.again}) if batch not in state.done]
-            before = sum(map(length, state.done))
-            report(before)
-
-            def done(batch: int) -> None:
-                nonlocal made
-                made += length(batch)
-                report(before + made)
-
-            if engine is not None and pending:
-                # with the dials that were measured here
-                again = replace(self, source=self.images, synthesizer=self._synthesizer,
-                                calibrate=False)
-                engine.run(Job(partial(_open_elsewhere, again, folder, store.metadata),
-                               pending, done, self._cpu_threads))
-            else:
-                with cpu_threads(self._cpu_threads):
-                    self._prepare(pending)
-                    for batch in pending:
-                        self._make(batch, store)
-                        done(batch)
+            if not complete or not state.is_sound:
+                # what is made again may belong to another process, whose file was lost with ours
+                pending = [batch for batch in sorted({*mine, *state.again})
+                           if batch not in state.done]
+                before = sum(map(length, state.done))
+                report(before)
+                self._make_all(pending, store, engine, done)
             return self._close(store, made, state)
+
+    def _make_all(
+        self, pending: Sequence[int], store: Store, engine: Engine | None,
+        done: Callable[[int], None],
+    ) -> None:
+        threads = self._cpu_threads
+        if engine is not None and pending:
+            # with the dials that were measured here
+            again = replace(self, source=self.images, synthesizer=self._synthesizer,
+                            calibrate=False)
+            engine.run(partial(_open_elsewhere, again, store.folder, store.metadata), pending,
+                       done, threads)
+            return
+        with cpu_threads(threads):
+            self._prepare(pending)
+            for batch in pending:
+                self._make(batch, store)
+                done(batch)
 
     @property
     def _cpu_threads(self) -> int | None:
@@ -324,8 +327,8 @@ class Expansion:
 
     def _join(self, folder: OutputFolder) -> Store:
         """The dataset's folder, begun or joined; ExpansionError if it was begun otherwise."""
-        begun = read_begun(folder)
-        first = first_replicas(self.images, self.plan) if begun is None else begun["repeats"]
+        first = (read_metadata(folder)["repeats"] if folder.exists(PLAN)
+                 else first_replicas(self.images, self.plan))
         paths = paths_from(folder, self.images, self.maker.sampler.model)
         store = self._store(folder, self.metadata | {"repeats": first, PATHS: paths})
         changed = store.join()
@@ -403,7 +406,7 @@ def _open_elsewhere(
             f"{folder}: a process on another machine would make other images: "
             f"{'; '.join(changed)}. Every machine needs the same versions, model and seed images."
         )
-    if read_begun(folder) is None:
+    if not folder.exists(PLAN):
         raise ExpansionError(
             f"{folder}: a process on another machine does not see this folder; give one that all "
             "machines share."

@@ -7,10 +7,9 @@ from importlib.resources import files
 from itertools import islice
 from typing import Any
 
-from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine
+from dreamda_aug.expansion.manifest import MANIFEST, read_manifest
 from dreamda_aug.expansion.metadata import LICENSE
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.files import read_numbered
 
 CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"
 # Columns of ``load_dataset``, beside the image itself.
@@ -67,12 +66,10 @@ def hub_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(folder: OutputFolder) -> Iterator[dict[str, Any]]:
-    with folder.open(MANIFEST) as file:
-        for where, text in read_numbered(file, f"{folder}/{MANIFEST}"):
-            line = ManifestLine.from_json(text, where)
-            yield {"file_name": line.file, "label": line.label, "class_name": line.class_name,
-                   "synthetic": True, "seed_path": line.seed_path, "replica": line.replica,
-                   "distance": float(line.distance)}
+    for line in read_manifest(folder):
+        yield {"file_name": line.file, "label": line.label, "class_name": line.class_name,
+               "synthetic": True, "seed_path": line.seed_path, "replica": line.replica,
+               "distance": float(line.distance)}
 
 
 def _parquet(rows: Iterator[dict[str, Any]], classes: list[str]) -> bytes:

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.files import local_path, parse_json, read_lines, shorten
+from dreamda_aug.expansion.storage import OutputFolder
+from dreamda_aug.files import local_path, parse_json, read_numbered, shorten
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
@@ -26,11 +26,39 @@ _PARTS: dict[str, Callable[..., Any]] = {
     cls.__name__: cls for cls in (CycleDiffusion, DDIMInversion, BottleneckNoise)
 }
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound="_Line")
+_M = TypeVar("_M")
+
+
+class _Line:
+    """A dataclass as a line of JSON."""
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line break."""
+        data = dict(vars(self))
+        if not data.get("file_digest", True):
+            del data["file_digest"]
+        return json.dumps(data, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "line") -> Self:
+        """Read what `to_json` wrote; ExpansionError, which begins with ``where``, if it did not."""
+        data = parse_json(text, where)
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+        if not known - {"file_digest"} <= data.keys() <= known:
+            raise ExpansionError(
+                f"{where}: expected the fields of a {cls.__name__}; missing: "
+                f"{shorten(sorted(known - set(data)))}, unknown: "
+                f"{shorten(sorted(set(data) - known))}.")
+        for name, value in data.items():
+            rule, holds = _RULES.get(name, _TEXT)
+            if not holds(value):
+                raise ExpansionError(f"{where}: {name} must be {rule}, got {shorten(value)}.")
+        return cls(**data)
 
 
 @dataclass(frozen=True)
-class ManifestLine:
+class ManifestLine(_Line):
     """One synthetic image: where it lies, what it was made from, and how to make it again.
 
     Attributes:
@@ -94,13 +122,6 @@ class ManifestLine:
     seed_file_digest: str = ""
     file_digest: str = field(default="", compare=False)
 
-    def to_json(self) -> str:
-        """One line of JSON, without the line break."""
-        data = dict(vars(self))
-        if not self.file_digest:
-            del data["file_digest"]
-        return json.dumps(data, separators=(",", ":"))
-
     def in_image(self) -> str:
         """The line as the image itself carries it."""
         return replace(self, file_digest="").to_json()
@@ -110,13 +131,13 @@ class ManifestLine:
         return replace(self, file_digest=hashlib.sha256(content).hexdigest())
 
     @classmethod
-    def from_json(cls, text: str, where: str = "manifest line") -> "ManifestLine":
+    def from_json(cls, text: str, where: str = "manifest line") -> Self:
         """Read what `to_json` wrote.
 
         Raises:
             ExpansionError: it is something else; the message begins with ``where``.
         """
-        line = _parse(cls, text, where)
+        line = super().from_json(text, where)
         if line.row >= sum(count for _, count in line.layout):
             raise ExpansionError(f"{where}: layout must reach row {line.row}, got "
                                  f"{shorten(line.layout)}.")
@@ -124,7 +145,7 @@ class ManifestLine:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class Skipped(_Line):
     """A planned sample that is not in the dataset: a line of ``skipped.jsonl``.
 
     Attributes:
@@ -142,52 +163,48 @@ class Skipped:
     seed_digest: str = ""
     seed_file_digest: str = ""
 
-    def to_json(self) -> str:
-        """One line of JSON, without the line break."""
-        return json.dumps(vars(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "skipped line") -> "Skipped":
-        """Read what `to_json` wrote; raises as `ManifestLine.from_json` does."""
-        return _parse(cls, text, where)
-
 
 # What a planned sample has become.
 Record = ManifestLine | Skipped
 
 
-def read_manifest(out: str | Path) -> Iterator[ManifestLine]:
+def read_manifest(out: str | Path | OutputFolder) -> Iterator[ManifestLine]:
     """Read the lines of a manifest, one at a time.
 
     Args:
-        out: the dataset's folder on this machine, or the manifest itself.
+        out: the dataset's folder, on this machine.
 
     Raises:
         FileNotFoundError: there is none.
         ExpansionError: a line is damaged; the message names file, line, expected and found.
     """
-    path = local_dataset(out)
-    path = path / MANIFEST if path.is_dir() else path
-    if not path.exists():
+    folder = local_dataset(out)
+    if not folder.exists(MANIFEST):
         raise FileNotFoundError(
-            f"{path}: expected a manifest, found none; an expansion that was interrupted writes it "
-            "when the same command is run again."
+            f"{folder}/{MANIFEST}: expected a manifest, found none; an expansion that was "
+            "interrupted writes it when the same command is run again."
         )
-    for where, text in read_lines(path):
-        yield ManifestLine.from_json(text, where)
+    return _read(folder, MANIFEST, ManifestLine)
 
 
-def read_skipped(out: str | Path) -> Iterator[Skipped]:
+def read_skipped(out: str | Path | OutputFolder) -> Iterator[Skipped]:
     """Read what was left out of a dataset; nothing if there is no such file."""
-    path = local_dataset(out) / SKIPPED
-    if path.exists():
-        for where, text in read_lines(path):
-            yield Skipped.from_json(text, where)
+    folder = local_dataset(out)
+    return _read(folder, SKIPPED, Skipped) if folder.exists(SKIPPED) else iter(())
 
 
-def local_dataset(out: str | Path) -> Path:
-    """Path of a dataset that is read; ValueError for a URL."""
-    return local_path(out, "the dataset's folder", "copy the dataset to this machine first")
+def local_dataset(out: str | Path | OutputFolder) -> OutputFolder:
+    """The folder of a dataset that is read; ValueError for the text of a URL."""
+    if isinstance(out, OutputFolder):
+        return out
+    fix = "copy the dataset to this machine first"
+    return OutputFolder(local_path(out, "the dataset's folder", fix))
+
+
+def _read(folder: OutputFolder, name: str, kind: type[_T]) -> Iterator[_T]:
+    with folder.open(name) as file:
+        for where, text in read_numbered(file, f"{folder}/{name}"):
+            yield kind.from_json(text, where)
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
@@ -230,34 +247,15 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def _build(cls: Callable[..., _T], values: dict[str, Any]) -> _T:
+def _build(cls: Callable[..., _M], values: dict[str, Any]) -> _M:
     try:
         return cls(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise ExpansionError(f"settings: cannot make {cls.__name__} from it: {error}") from error
 
 
-def _parse(cls: type[_T], text: str, where: str) -> _T:
-    data = parse_json(text, where)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # both are dataclasses
-    if not known - {"file_digest"} <= data.keys() <= known:
-        raise ExpansionError(
-            f"{where}: expected the fields of a {cls.__name__}; missing: "
-            f"{shorten(sorted(known - set(data)))}, unknown: {shorten(sorted(set(data) - known))}."
-        )
-    for name, value in data.items():
-        rule, holds = _RULES[name]
-        if not holds(value):
-            raise ExpansionError(f"{where}: {name} must be {rule}, got {shorten(value)}.")
-    return cls(**data)
-
-
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
-
-
-def _is_digest(value: Any) -> bool:
-    return type(value) is str and re.fullmatch("([0-9a-f]{64})?", value) is not None
 
 
 def _lies_inside(file: Any) -> bool:
@@ -272,14 +270,11 @@ def _is_layout(value: Any) -> bool:
     ) and sum(count for _, count in value) <= MAX_BATCH
 
 
-# For each field: what it must be, for the message, and whether a value is.
+# What a field must be, for the message, and whether a value is; all others are text.
+_TEXT: tuple[str, Callable[[Any], bool]] = "text", lambda value: type(value) is str
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("id", "class_name", "seed_path", "model", "loss", "skipped"),
-                    ("text", lambda value: type(value) is str)),
     **dict.fromkeys(("label", "seed_index", "replica", "epoch", "batch", "row", "batch_size"),
                     ("an integer >= 0", _is_count)),
-    **dict.fromkeys(("seed_digest", "seed_file_digest", "file_digest", "pixels"),
-                    ("64 hexadecimal digits or empty", _is_digest)),
     **dict.fromkeys(("settings", "versions"), ("an object", lambda value: type(value) is dict)),
     **dict.fromkeys(("flags", "events"), ("a list of text", lambda value: type(value) is list
                                           and {str}.issuperset(map(type, value)))),

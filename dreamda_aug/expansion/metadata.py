@@ -8,7 +8,7 @@ from typing import Any
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.manifest import local_dataset
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.files import parse_json, read_file
+from dreamda_aug.files import parse_json
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.load import BUNDLED
@@ -21,23 +21,19 @@ PATHS, LICENSE = "paths", "license"
 UNKNOWN = "?/"
 
 
-def read_metadata(out: str | Path) -> dict[str, Any]:
+def read_metadata(out: str | Path | OutputFolder) -> dict[str, Any]:
     """Read what a dataset was begun with.
 
     Raises:
         FileNotFoundError: the folder holds no expansion.
         ExpansionError: the file is damaged, or of another version.
-        ValueError: it is a URL.
+        ValueError: it is the text of a URL.
     """
-    path = local_dataset(out) / PLAN
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected an expanded dataset, found none.")
-    return parse_metadata(read_file(path), str(path))
-
-
-def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
-    """What `read_metadata` returns, from the file's content; errors begin with ``where``."""
-    found = parse_json(data, where)
+    folder = local_dataset(out)
+    where = f"{folder}/{PLAN}"
+    if not folder.exists(PLAN):
+        raise FileNotFoundError(f"{where}: expected an expanded dataset, found none.")
+    found = parse_json(folder.read(PLAN), where)
     kinds = {"source": dict, "settings": dict, "expansion": dict, PATHS: dict, "repeats": dict,
              "filters": list, "samples": int, "threads": int | None}
     if found.get("format") != FORMAT or not all(

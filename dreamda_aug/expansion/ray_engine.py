@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,14 +10,11 @@ from urllib.parse import urlsplit
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.sharding import Job
 
 logger = logging.getLogger(__name__)
 
-# How often a batch, or the start of a process, may fail before the work is given up.
+# How often a batch is tried, if the processes that make it die.
 _ATTEMPTS = 3
-# After so long without any process at work, a message names what is waited for.
-_PATIENCE_SECONDS = 60.0
 
 
 class RayEngine:
@@ -31,7 +27,8 @@ class RayEngine:
     Args:
         address: of a cluster, as ``"auto"`` or ``"ray://HOST:PORT"``, or None to start Ray on this
             machine, or use the one that runs in this process already.
-        workers: processes, or None for as many as there are accelerators, or as CPU threads allow.
+        workers: processes, or None for as many as the cluster has room for, one for each
+            accelerator, or as CPU threads allow; there are never more.
 
     Raises:
         ImportError: Ray is not installed.
@@ -45,98 +42,79 @@ class RayEngine:
         self.workers = None if workers is None else whole("workers", workers, 1)
         _import_ray()
 
-    def run(self, job: Job) -> None:
+    def run(
+        self, open_maker: Callable[[], Callable[[int], None]], batches: Sequence[int],
+        done: Callable[[int], None], threads: int | None,
+    ) -> None:
         """Make every batch; see `Engine`."""
         ray = _import_ray()
         with _connected(ray, self.address):
-            needs = {"num_cpus": job.threads or 1, "num_gpus": 0 if job.threads else 1}
+            resources, needs = ray.cluster_resources(), {"num_cpus": threads or 1}
+            room = int(resources.get("CPU", 1)) // needs["num_cpus"]
+            if not threads:
+                needs["num_gpus"], room = 1, int(resources.get("GPU", 0))
             # one copy for all processes, not one in each call
-            opening = ray.put((job.open, os.getcwd()))
+            opening = ray.put((open_maker, os.getcwd()))
             worker = ray.remote(**needs, max_restarts=0)(BatchWorker)
-            make_batches(job.batches, lambda: worker.remote(opening),
-                         self.workers or _room(ray.cluster_resources(), needs), job.done)
+            # a pool gives batches to all its actors, also to those that wait for room
+            make_batches(batches, lambda: worker.remote(opening),
+                         max(1, min(self.workers or room, room)), done)
 
 
 class BatchWorker:
-    """What lives in each process; opened by a job's ``open`` in the folder it was started from."""
+    """Lives in each process; loads the model at its first batch, in the folder of the starter."""
 
     def __init__(self, opening: tuple[Callable[[], Callable[[int], None]], str]):
-        opened, folder = opening
-        with suppress(OSError):  # another machine may have no such folder
-            os.chdir(folder)
-        self._make = opened()
+        self._opening = opening
+        self._make: Callable[[int], None] | None = None
 
-    def ready(self) -> None:
-        """Returns once the model is loaded."""
-
-    def make(self, batch: int) -> None:
-        """Make a batch and write it."""
+    def make(self, batch: int) -> int:
+        """Make a batch and write it; returns its number."""
+        if self._make is None:
+            open_maker, folder = self._opening
+            with suppress(OSError):  # another machine may have no such folder
+                os.chdir(folder)
+            self._make = open_maker()
         self._make(batch)
+        return batch
 
 
 def make_batches(
     batches: Sequence[int], hire: Callable[[], Any], workers: int, done: Callable[[int], None]
 ) -> None:
-    """Give batches to Ray actors that ``hire`` starts, one at a time, until all are done.
+    """Give batches to Ray actors that ``hire`` starts, one at a time.
 
-    ``ray.util.ActorPool`` does not tell whose call failed, so it could replace no actor.
+    Those whose actor died are given out again when all others are made.
     """
     ray = _import_ray()
-    errors = ray.exceptions
-    dead = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError,
-            errors.OutOfMemoryError)
-    left, again, coming = len(batches), deque[int](), iter(batches)
-    # call -> actor and batch; None while the actor starts
-    running: dict[Any, tuple[Any, int | None]] = {}
-    deaths: Counter[int | None] = Counter()
+    from ray.util import ActorPool
 
-    def start() -> None:
-        actor = hire()
-        running[actor.ready.remote()] = actor, None
-
-    try:
-        for _ in range(workers):
-            start()
-        while left:
-            finished, _ = ray.wait([*running], num_returns=1, timeout=_PATIENCE_SECONDS)
-            if not finished:
-                if all(batch is None for _, batch in running.values()):
-                    logger.warning("waiting for room: the cluster has %s free",
-                                   ray.available_resources())
-                continue
-            call, = finished
-            actor, batch = running.pop(call)
+    left, errors = list(batches), ray.exceptions
+    died = ""  # a text: with the error its actors would stay, and hold the room of others
+    for _ in range(_ATTEMPTS):
+        made: set[int] = set()
+        pool = ActorPool([hire() for _ in range(min(workers, len(left)))])
+        for batch in left:
+            pool.submit(lambda actor, batch: actor.make.remote(batch), batch)
+        while pool.has_next():
             try:
-                ray.get(call)
-            except dead as error:
-                deaths[batch] += 1
-                if deaths[batch] >= _ATTEMPTS:
-                    name = "the start of a process" if batch is None else f"batch {batch}"
-                    raise ExpansionError(
-                        f"{name}: its process died {_ATTEMPTS} times ({_first_line(error)}). What "
-                        "was made is kept; look for too little memory, then run the same command "
-                        "again."
-                    ) from error
-                logger.warning("a process died (%s); another one takes its place",
-                               _first_line(error))
-                again.extend(() if batch is None else (batch,))
-                start()
-                continue
+                batch = pool.get_next_unordered()
+            except (errors.RayActorError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+                died = _first_line(error)
+                logger.warning("a process died (%s); another one takes its place", died)
+                pool.push(hire())
             except errors.RayTaskError as error:
                 raise getattr(error, "cause", None) or error from None
-            if batch is None:
-                deaths.pop(None, None)
             else:
-                left -= 1
+                made.add(batch)
                 done(batch)
-            batch = again.popleft() if again else next(coming, None)
-            if batch is None:
-                ray.kill(actor)
-            else:
-                running[actor.make.remote(batch)] = actor, batch
-    finally:
-        for actor, _ in running.values():
-            ray.kill(actor)
+        left = [batch for batch in left if batch not in made]
+        if not left:
+            return
+    raise ExpansionError(
+        f"batch {left[0]}: its process died {_ATTEMPTS} times ({died}). What was made is kept; "
+        "look for too little memory, then run the same command again."
+    )
 
 
 @contextmanager
@@ -165,13 +143,6 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _room(resources: dict[str, float], needs: dict[str, int]) -> int:
-    """How many processes a cluster has room for, at least one."""
-    if needs["num_gpus"]:
-        return max(1, int(resources.get("GPU", 0)))
-    return max(1, int(resources.get("CPU", 1)) // needs["num_cpus"])
 
 
 def _first_line(error: Exception) -> str:

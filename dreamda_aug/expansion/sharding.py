@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
@@ -34,29 +33,22 @@ class Progress(NamedTuple):
     stage: Literal["checking", "making"] = "making"
 
 
-@dataclass(frozen=True)
-class Job:
-    """Batches of an expansion that are to be made.
-
-    Attributes:
-        open: called once in each process; loads the model, and returns a function that makes a
-            batch and writes it. Goes through pickle.
-        batches: their numbers.
-        done: called in this process with the number of each batch that is on disk.
-        threads: CPU threads that a process computes with, or None for an accelerator.
-    """
-
-    open: Callable[[], Callable[[int], None]]
-    batches: Sequence[int]
-    done: Callable[[int], None]
-    threads: int | None
-
-
 class Engine(Protocol):
-    """Runs jobs in other processes, such as `RayEngine`."""
+    """Makes batches in other processes, such as `RayEngine`."""
 
-    def run(self, job: Job) -> None:
-        """Make every batch, in any order; ExpansionError if that failed."""
+    def run(
+        self, open_maker: Callable[[], Callable[[int], None]], batches: Sequence[int],
+        done: Callable[[int], None], threads: int | None,
+    ) -> None:
+        """Make every batch, in any order; ExpansionError if that failed.
+
+        Args:
+            open_maker: called once in each process; loads the model, and returns a function that
+                makes a batch and writes it. Goes through pickle.
+            batches: their numbers.
+            done: called in this process with the number of each batch that is on disk.
+            threads: CPU threads that a process computes with, or None for an accelerator.
+        """
         ...
 
 

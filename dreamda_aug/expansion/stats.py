@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dreamda_aug.expansion.manifest import ManifestLine, Skipped, read_manifest, read_skipped
+from dreamda_aug.expansion.manifest import read_manifest, read_skipped
+from dreamda_aug.expansion.storage import OutputFolder
 
 # Prefix of the reason of a sample that was made, and left out because a filter objected.
 FLAGGED = "flagged: "
@@ -99,29 +100,23 @@ class Stats:
         return found
 
 
-def read_stats(out: str | Path) -> Stats:
+def read_stats(out: str | Path | OutputFolder) -> Stats:
     """Count a finished dataset; reads its manifest line by line."""
-    return count(read_manifest(out), read_skipped(out))
-
-
-def count(lines: Iterable[ManifestLine], skipped: Iterable[Skipped]) -> Stats:
-    """Count a dataset; lines of one seed image follow each other."""
     stats = Stats()
     # pixels of a seed image -> its path, and the end of the replica numbers that are taken
-    seen: dict[bytes, tuple[str, int]] = {}
-    for line in lines:
+    seen: dict[str, tuple[str, int]] = {}
+    for line in read_manifest(out):  # lines of one seed image follow each other
         stats.images[line.class_name] += 1
         stats.flags.update(line.flags)
         stats.events += bool(line.events)
         stats.small_batches += line.batch_size < sum(count for _, count in line.layout)
         if line.loss:
             stats.losses[line.loss] += 1
-        pixels = bytes.fromhex(line.seed_digest)
-        other, end = seen.get(pixels, (line.seed_path, 0))
+        other, end = seen.get(line.seed_digest, (line.seed_path, 0))
         if other != line.seed_path and line.replica < end:
             stats.same_pixels[line.seed_path] = other
-        seen[pixels] = (line.seed_path, max(end, line.replica + 1))
-    for each in skipped:
+        seen[line.seed_digest] = (line.seed_path, max(end, line.replica + 1))
+    for each in read_skipped(out):
         if each.skipped.startswith(FLAGGED):
             stats.dropped.update(each.skipped.removeprefix(FLAGGED).split(", "))
         else:

@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -104,12 +102,9 @@ class OutputFolder:
             return file.read()
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a file in hexadecimal, read piece by piece; raises as `open` does."""
-        digest = hashlib.sha256()
+        """SHA-256 of a file in hexadecimal; raises as `open` does."""
         with self.open(name) as file:
-            for block in iter(partial(file.read, 2**20), b""):
-                digest.update(block)
-        return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a file, and make its folder; StorageError if that is refused."""
@@ -126,32 +121,6 @@ class OutputFolder:
             draft.flush()
             with self._refusals(name):
                 self._fs.put_file(draft.name, self._at(name))
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a file unless there is one."""
-        if self.exists(name):
-            return
-        if self.path is not None:
-            draft = f"{name}.{secrets.token_hex(4)}{TEMPORARY}"
-            self.write(draft, [data])
-            try:
-                os.link(self.path / draft, self.path / name)  # unlike a rename, replaces nothing
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without hard links
-                os.replace(self.path / draft, self.path / name)
-            finally:
-                (self.path / draft).unlink(missing_ok=True)
-            return
-        with self._refusals(name):
-            self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
-            try:
-                self._fs.pipe_file(self._at(name), data, mode="create")
-            except FileExistsError:
-                pass
-            except (NotImplementedError, ValueError, TypeError):
-                # it cannot refuse: the last of two counts, and both compare what is there then
-                self._fs.pipe_file(self._at(name), data)
 
     def remove(self, name: str) -> None:
         """Delete a file, if there is one."""

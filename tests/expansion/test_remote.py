@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_between_any_two_files_is_resumed_to_the_same_resul
 
         return method
 
-    for name in ("write", "create", "remove", "remove_folder"):
+    for name in ("write", "remove", "remove_folder"):
         monkeypatch.setattr(OutputFolder, name, counted(name))
     kills = 0
     for last in range(1, 100):

@@ -45,12 +45,6 @@ def test_files_come_back_and_names_are_listed(folder):
     assert folder.names() == []
 
 
-def test_a_file_is_created_once(folder):
-    folder.create("a", b"first")
-    folder.create("a", b"second")
-    assert folder.read("a") == b"first" and folder.names() == ["a"]
-
-
 def test_what_breaks_off_while_it_is_written_is_never_seen(folder):
     def parts():
         yield b"half"
