@@ -1,4 +1,4 @@
-"""The real images and the small judge that come with the package, for demo and tests."""
+"""Bundled images and a small judge, for the demo and the tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,9 @@ class FashionMNISTSample(Dataset[tuple[Any, int]]):
     Items are ``(PIL image of mode L and 28×28 pixels, label)``.
 
     Args:
-        split: ``"train"``: 20 images per class of the training split, which the bundled model
-            was trained on; ``"test"``: 30 per class of the test split, which it never saw.
-        transform: for the image, as in torchvision.
+        split: ``"train"`` for 20 images per class of the training split, which the bundled model
+            was trained on; ``"test"`` for 30 per class of the test split, which it never saw.
+        transform: of the image, as in torchvision.
 
     Attributes:
         data: (N, 28, 28) uint8.
@@ -60,10 +60,12 @@ def build_judge() -> nn.Sequential:
 
 
 def fashion_mnist_judge() -> nn.Sequential:
-    """A classifier trained on all Fashion-MNIST training images (``examples/train_judge.py``).
+    """A classifier trained on Fashion-MNIST images that the bundled model has not seen.
 
-    Images (B, 1, 28, 28) in [0, 1] to logits (B, 10). It measures label agreement in demo and
-    studies. It has seen every training label, so it must never label images for training.
+    Images (B, 1, 28, 28) in [0, 1] to logits (B, 10). It measures label agreement in the demo and
+    in studies. It has seen 30,000 labels, so it must never label images for training.
+
+    Source: ``examples/train_judge.py``.
     """
     judge = build_judge()
     judge.load_state_dict(load_file(WEIGHTS / "fashion_mnist_judge.safetensors"))

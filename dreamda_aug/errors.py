@@ -1,4 +1,4 @@
-"""The exceptions that are ours; wrong arguments raise ``ValueError`` or ``TypeError``."""
+"""Exceptions of this library; wrong arguments raise ``ValueError`` or ``TypeError``."""
 
 
 class DreamDAError(Exception):
@@ -18,7 +18,7 @@ class CacheError(DreamDAError):
 
 
 class GenerationError(DreamDAError):
-    """Generation could not run, or its result cannot be trusted."""
+    """Images could not be generated, or most of them are broken."""
 
 
 class ExpansionError(DreamDAError):

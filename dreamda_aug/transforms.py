@@ -39,25 +39,25 @@ _WAYS = (
 class DreamDAugment(v2.Transform):
     """Replace an image by a freshly perturbed synthetic one, with probability ``p``.
 
-    Put it first in ``v2.Compose``, on images as they come from the dataset: it needs pixels in
-    [0, 255] or [0, 1], not normalised ones. The image is inverted once; the inversion is cached.
-    The model is loaded with the first image, not before, and stays out of ``state_dict``. Worker
-    processes each load their own; threads must not share one, nor a loaded model.
+    Put it first in ``v2.Compose``, before normalisation: it needs pixels in [0, 255] or [0, 1].
+    Each image is inverted once, and the inversion is cached. The model is loaded with the first
+    image, and is not in ``state_dict``. Each worker process loads its own.
 
     It takes what torchvision's own transforms take: a PIL image of any mode, an image tensor
     (uint8, another integer type, or float in [0, 1]; on any device), a ``tv_tensors.Image``, a
-    batch (B, C, H, W) of either, or any nesting of them with labels; also a batch of Hugging
-    Face's, a dict of lists. What comes back has the same type (subclasses too), mode, dtype, size
-    and device; images are resized to the model's size and back.
+    batch (B, C, H, W) of either, any nesting of them with labels, or Hugging Face's dict of lists.
+    The result has the same type (subclasses too), mode, dtype, size and device; images are resized
+    to the model's size and back.
 
-    Where a sample holds none of these, its one numpy array of two or more dimensions is taken:
+    If a sample holds none of these, its one numpy array of two or more dimensions is the image:
     (H, W) or (H, W, C) of integers or floats in [0, 1], with C = 1 or 3, for uint8 also 4. Of
-    several, the one that can only be an image is: (H, W) of integers of 8 or 16 bits, or (H, W, C).
+    several arrays, the image is the one that can be nothing else: (H, W) of integers of 8 or 16
+    bits, or (H, W, C).
 
-    **Labels.** A dataset's own ``transform=`` sees the image alone. Then a model of classes or
-    texts is conditioned on its null class or the empty prompt, a warning says so, and dials that
-    are None stay where images keep their class without it, closer to the seed image: as `calibrate`
-    found without ``conditions``, or else with a low strength. To hand over labels:
+    **Labels.** A dataset's own ``transform=`` sees the image alone. The model is then conditioned
+    on its null class or the empty prompt, with a warning, and images stay closer to their seed
+    image, so that they keep their class: dials that are None take what `calibrate` found without
+    ``conditions``, or else a low strength. To pass labels:
 
     - torchvision's ``ImageFolder``, ``CIFAR10``, ...: ``data = wrap_dataset_for_transforms_v2(
       ImageFolder(root))``, then ``data.transforms = v2.Compose([DreamDAugment(...), ...])``;
@@ -66,26 +66,24 @@ class DreamDAugment(v2.Transform):
       which would else exchange height and width;
     - timm's ``create_loader``, Lightning's data modules and fastai: `AugmentedDataset`.
 
-    A transform sees one image at a time, so it measures nothing itself: dials that are None are
-    what `calibrate`, or ``dreamda calibrate FOLDER``, found; before that, mild defaults, with a
-    warning.
-    `AugmentedDataset` and `expand` see the whole dataset, and measure where nothing was found.
+    A transform sees one image at a time, so it does not calibrate. Dials that are None take what
+    `calibrate` or ``dreamda calibrate FOLDER`` found, else mild defaults with a warning.
+    `AugmentedDataset` and `expand` see the whole dataset, and calibrate automatically.
 
-    Which replica is made is drawn from torch's global generator, as torchvision does: so
-    ``torch.manual_seed`` and the worker seeds of a ``DataLoader`` decide it.
+    The replica is drawn from torch's global generator, as in torchvision, so ``torch.manual_seed``
+    and the worker seeds of a ``DataLoader`` determine it.
 
     Args:
-        model: what `Synthesizer` takes as its model; or a `Synthesizer`, and then only
-            ``p`` and ``labels_getter`` can be given beside it.
+        model: as in `Synthesizer`; or a `Synthesizer`, together with ``p`` and ``labels_getter``
+            only.
         preset: ``"recommended"``, ``"fast"``, ``"samples"``, ``"paper"``, ``"official"`` or
             `Settings`.
         p: probability that an image is replaced, in [0, 1]; drawn for each image of a batch.
         labels_getter: finds the label(s) in the sample, as in torchvision's ``MixUp``: a function;
-            ``"default"``: the second item of a tuple, or the key with "label" in it of a dict;
-            None: there is none, and nothing warns of it. Not called for models that need no label.
-            With captions, a
-            function finds the image's file name instead; without one it must stand under the key
-            ``file_name`` of a dict, or in the image if PIL opened it itself.
+            ``"default"`` for the second item of a tuple, or the key of a dict with "label" in it;
+            or None for no label, without a warning. Not called for models that need no label. With
+            captions, it finds the image's file name instead; by default under the key
+            ``file_name`` of a dict, or in an image that PIL opened.
         options: all other arguments of `Synthesizer`, such as ``class_names``, ``cache`` and
             ``batch_size`` (with ``compile``, which fills batches up, 1 if it is not given), and
             single settings that differ from the preset.
@@ -96,8 +94,8 @@ class DreamDAugment(v2.Transform):
     Raises:
         ValueError: an argument, an image or a label breaks its rule; or there is no label, and the
             model has no null class, or the settings keep nothing of the seed image but its class.
-        TypeError: the sample holds no image, or arrays of which any could be it; or boxes, masks,
-            key points or videos, see `refuse_annotations`.
+        TypeError: the sample holds no image, or several arrays that could be it; or boxes, masks,
+            key points or videos, whose place would change.
         GenerationError: CUDA in a forked worker.
 
     Source: Fu et al. 2024, arXiv:2403.12803; as a transform: ours.

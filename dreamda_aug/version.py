@@ -1,3 +1,3 @@
-"""The version of the library: the one place that says it."""
+"""The version of the library."""
 
 __version__ = "0.3.0"

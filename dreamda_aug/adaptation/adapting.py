@@ -58,27 +58,24 @@ class AdaptationSettings:
     """The settings of `adapt`.
 
     Attributes:
-        rank: of the LoRA matrices. A low rank, like early stopping, keeps few images from being
-            learned by heart.
+        rank: of the LoRA matrices. A low rank, like early stopping, limits memorizing.
         train_steps: optimizer steps at most, or None for 1,000, where early stopping is on.
         learning_rate: of AdamW, after 20 steps of warm-up, or None for 1e-3 with pixel models,
             which are small, and 1e-4 with latent ones, as diffusers' own LoRA scripts have it.
         batch_size: images per denoiser call.
         accumulate: batches per optimizer step.
-        prior_weight: how strongly the denoiser is held to what it predicted before, on the same
-            noisy image: the weight of the squared distance between both predictions, beside 1 for
-            the squared error. The prediction is shrunk towards the prior's by
-            1 / (1 + prior_weight).
+        prior_weight: weight of the squared distance to the prediction before training, on the same
+            noisy image, beside 1 for the squared error; 0 switches it off.
         label_dropout: share of images that are trained without their class or prompt, so that
             guidance still works; for models with an unconditional branch.
-        held_out: share of the images that are not trained on but measured on, in (0, 0.5]; at
-            least 5 images (half of fewer than 10), at most 64.
+        held_out: share of the images to hold out and measure on, in (0, 0.5]; at least 5 images
+            (half of fewer than 10), at most 64.
         evaluate_every: steps between two measurements.
         patience: measurements without a new lowest held-out loss after which training stops.
         early_stopping: False trains on every image for exactly ``train_steps`` steps and measures
             nothing.
         gradient_checkpointing: compute activations twice instead of keeping them.
-        rng_seed: another one gives another result.
+        rng_seed: seed of all randomness.
 
     Raises:
         ValueError: an attribute breaks its rule.
@@ -173,13 +170,13 @@ def adapt(
 ) -> Adaptation:
     """Train LoRA weights on images, and keep them only if they help on held-out ones.
 
-    The held-out denoising loss is measured with the same noise at the same noise levels before
-    training and after; the step at which it was lowest is kept, be it step 0. If it fell by no
-    more than chance, a warning is raised. The same call resumes after an interruption, and returns
-    the result of a finished folder.
+    The held-out denoising loss is measured before and during training, always with the same noise.
+    The step with the lowest loss is kept; step 0 is the model without adaptation. A warning states
+    if the loss fell by no more than chance. The same call resumes after an interruption, and
+    returns the result of a finished folder.
 
-    A class-conditional model then has the classes of the images, in their label order, instead
-    of its own; a text-to-image one makes them under their prompts.
+    A class-conditional model gets the classes of the images, in label order, instead of its own. A
+    text-to-image model is trained under their prompts.
 
     Args:
         source: what `expand` takes: class folders, a list, a dataset, a name; or a folder of

@@ -109,7 +109,7 @@ def train(
         labels: ``"source"`` for those of the source, one for each image, or None for none.
         class_names: the classes in label order, or None for those of the source.
         device: where to train, or None for CUDA if there is a GPU and the CPU otherwise.
-        rng_seed: another one gives another model.
+        rng_seed: seed of all randomness.
         split: of a torchvision, Hugging Face or bundled dataset.
         data_root: folder of torchvision's or Hugging Face's data.
         download: let torchvision download what is missing.

@@ -34,14 +34,14 @@ class AugmentedDataset(RealAndSynthetic):
 
     Replica k of image i in epoch e is the same picture alone, in any batch and in any worker.
     Synthetic images are made from the *untransformed* base image; the base dataset's own
-    ``transform`` runs after. Where the same sample is there several times, as ``Subset(data,
-    [0, 0])`` has it, each gets replicas of its own. Equal images at different places of the base
-    dataset get equal ones.
+    ``transform`` runs after generation. A sample that occurs several times, as in ``Subset(data,
+    [0, 0])``, gets different replicas each time; equal images under different indices get equal
+    ones.
 
-    ``DataLoader`` fetches whole batches at once (``__getitems__``), so the diffusion model sees
-    batches too. ``classes``, ``class_to_idx`` and ``targets`` are those of the base dataset. Where
-    the synthesizer has no ``class_names``, labels are put into words by the dataset's ``classes``,
-    unless a ``target_transform`` changes them.
+    ``DataLoader`` fetches whole batches (``__getitems__``), so the diffusion model runs in batches
+    too. ``classes``, ``class_to_idx`` and ``targets`` are those of the base dataset. If the
+    synthesizer has no ``class_names``, the dataset's ``classes`` name the labels, unless a
+    ``target_transform`` changes them.
 
     Args:
         dataset: a map-style dataset of ``(image, label)``: torchvision's, a ``Subset`` or
@@ -54,24 +54,23 @@ class AugmentedDataset(RealAndSynthetic):
         transform: image transform to run after generation, for datasets of your own that return
             plain images and have no ``transform``.
         with_origin: samples become ``(image, label, Origin)``; dicts get the key ``origin``.
-        calibrate: where dials are None, measure them on a sample of the dataset now, in this
-            process: once, since the result lies beside the cache. False: take what `calibrate`
-            found, or mild defaults.
-        prefetch_epochs: 0 to make synthetic images when they are asked for. With N >= 1, a process
-            beside this one makes them up to N epochs ahead, and keeps them in the folder for
-            temporary files (``$TMPDIR``; up to N + 2 epochs of images). An image of this epoch that
-            is not ready is served as it was in the newest epoch that is; only an image of which
-            nothing is ready is made on demand. See `wait`, `freshness` and `close`.
-        replace: probability that a sample is replaced by a replica, in [0, 1]. Which samples are,
-            and by which replica, is decided by the synthesizer's ``rng_seed``, the epoch and the
-            index. The K replicas of an image stay those of epoch 0, as `expand` makes them; with
-            ``prefetch_epochs`` each is made once, and kept.
+        calibrate: whether to calibrate dials that are None on a sample of the dataset now, once:
+            the result is stored beside the cache. False takes what `calibrate` found, or mild
+            defaults.
+        prefetch_epochs: 0 to make synthetic images on demand. With N >= 1, a background process
+            makes them up to N epochs ahead, and stores them in the temporary folder (``$TMPDIR``;
+            up to N + 2 epochs of images). An image that is not ready is served from the newest
+            epoch that is, or made on demand if there is none. See `wait`, `freshness` and `close`.
+        replace: probability that a sample is replaced by a replica, in [0, 1], or None for real and
+            synthetic samples together. The synthesizer's ``rng_seed``, the epoch and the index
+            determine which samples are replaced, and by which of the K replicas of epoch 0. With
+            ``prefetch_epochs`` each replica is made once, and kept.
 
     Attributes:
         real: the N real samples, a ``Subset``; not with ``replace``.
         synthetic: the N·K synthetic ones, a ``Subset``; not with ``replace``.
         epoch: the current epoch; see `set_epoch`.
-        calibration: where numbers for dials that were None are from, or None if there were none.
+        calibration: the calibration of dials that were None, or None if there were none.
 
     Raises:
         ValueError: an argument breaks its rule, samples are not ``(image, label)``, an image is
@@ -148,12 +147,12 @@ class AugmentedDataset(RealAndSynthetic):
         with_origin: bool = False,
         replace: float | None = None,
     ) -> StoredDataset:
-        """Real samples and those that `expand` wrote to a folder; loads no diffusion model.
+        """Real samples, and synthetic ones that `expand` wrote; loads no diffusion model.
 
         Args:
-            real: the dataset that was expanded, or a ``Subset`` of it: synthetic images of seed
-                images outside it are left out, so that no validation image leaks into training.
-            out: what `expand` wrote.
+            real: the dataset that was expanded, or a ``Subset`` of it: synthetic images of other
+                seed images are left out, so that no validation image leaks into training.
+            out: the folder that `expand` wrote.
             transform: as above.
             with_origin: as above.
             replace: as above; the synthesizer's ``rng_seed`` stands in the folder.
@@ -254,31 +253,31 @@ class AugmentedDataset(RealAndSynthetic):
 
     @property
     def freshness(self) -> Freshness | None:
-        """How new the served synthetic images of this epoch were; None without prefetching.
+        """How new the synthetic images served in this epoch were; None without prefetching.
 
-        At `set_epoch` it is logged, and counting begins anew.
+        `set_epoch` logs it and starts counting again.
         """
         return None if self._prefetcher is None else self._prefetcher.freshness(self.epoch)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until an image is ready for every synthetic sample; at once without prefetching.
+        """Wait until an image is ready for every synthetic sample; only with prefetching.
 
-        Before the first epoch it saves training from making images itself.
+        Call it before the first epoch, so that training makes no images itself.
 
         Args:
-            timeout: in seconds, or None to wait as long as it takes.
+            timeout: in seconds, or None for no limit.
 
         Raises:
-            TimeoutError: it has taken longer.
-            GenerationError: the producer died again and again.
+            TimeoutError: the images were not ready in time.
+            GenerationError: the background process died several times.
         """
         if self._prefetcher is not None:
             self._prefetcher.wait(timeout)
 
     def close(self) -> None:
-        """Stop the producer and delete its images; from now on they are made on demand.
+        """Stop the background process and delete its images; later images are made on demand.
 
-        It happens by itself when the dataset is deleted or the program ends.
+        This happens automatically when the dataset is deleted or the program ends.
         """
         if self._prefetcher is not None:
             self._prefetcher.close()

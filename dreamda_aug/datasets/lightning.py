@@ -9,10 +9,10 @@ from dreamda_aug.datasets.parts import Part, RealAndSynthetic
 
 
 class SetEpoch(Callback):
-    """Gives every training epoch fresh synthetic images: calls ``set_epoch`` at its start.
+    """Calls ``set_epoch`` at the start of every training epoch, for fresh synthetic images.
 
-    Finds `AugmentedDataset`, or a part of it, in the trainer's training loader, in a list, a dict
-    or a ``CombinedLoader`` of several, also inside a ``Subset`` or ``ConcatDataset``.
+    It finds `AugmentedDataset`, or a part of it, in the trainer's training loader, in a list, dict
+    or ``CombinedLoader`` of loaders, and inside a ``Subset`` or ``ConcatDataset``.
     """
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

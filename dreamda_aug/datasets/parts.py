@@ -16,7 +16,7 @@ from dreamda_aug.method.seeding import derive_seed
 
 
 class Origin(NamedTuple):
-    """Where a sample comes from; collates like any named tuple of numbers.
+    """Origin of a sample: a named tuple of numbers, which torch can collate.
 
     Attributes:
         synthetic: whether it was generated.

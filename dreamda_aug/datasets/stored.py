@@ -19,10 +19,10 @@ from dreamda_aug.inputs.pixels import Pixels
 
 
 class StoredDataset(RealAndSynthetic):
-    """What `AugmentedDataset.from_folder` returns; no diffusion model is loaded.
+    """Real samples and stored synthetic ones, from `AugmentedDataset.from_folder`.
 
-    Samples 0 to N - 1 are the real ones; the synthetic ones follow in the manifest's order. They
-    have the type of their seed images, and go through the real dataset's own transform.
+    Samples 0 to N - 1 are the real ones; the synthetic ones follow in the manifest's order, with
+    the type of their seed images and after the real dataset's own transform.
 
     Args:
         real: the dataset that was expanded, which may be a ``Subset``, or a ``Subset`` of it.

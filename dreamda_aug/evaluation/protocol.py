@@ -66,17 +66,17 @@ def evaluate(
 ) -> Evaluation:
     """Compare ways to train on a few of the images, and recommend one.
 
-    In each draw, ``shots`` images of every class are labeled images, and others are held out for
-    testing. Real images alone, RandAugment, and synthetic images of each preset and ratio under
-    RandAugment are trained with equal starts, steps and batches. After a third of the draws, and
-    after two, the poorer ones stop; the best synthetic images meet AMST, and AMST+ if the model is
-    conditioned on the class. Keep the images that you test the final classifier on out of
-    ``source``: the choice is made on what is held out of it.
+    In each draw, ``shots`` images of every class are labeled, and others are held out for testing.
+    Real images only, RandAugment, and synthetic images of each preset and ratio under RandAugment
+    are trained with equal starts, steps and batches. The poorer arms stop after a third and after
+    two thirds of the draws. The best synthetic images are also labeled by AMST, and by AMST+ if the
+    model is conditioned on the class. Keep your final test images out of ``source``, since the
+    choice depends on what is held out of it.
 
     Args:
         source: what `expand` takes: class folders, a list, or a dataset of ``(image, label)``.
-        synthesizer: makes the synthetic images. Settings of its own that are no preset's are
-            compared as ``"given settings"``.
+        synthesizer: makes the synthetic images. If its settings are no preset's, they are compared
+            as ``"given settings"``.
         shots: labeled images per class, at least 2; or None for two thirds of the smallest class,
             up to 100 in all classes together.
         draws: how often they are drawn, at least 3.
@@ -90,16 +90,16 @@ def evaluate(
         image_size: pixels that the classifier sees, or None for the model's, at most 32.
         classifier: channels and number of classes to a fresh classifier of images in [0, 1].
         device: where classifiers train, such as ``"cuda"``.
-        calibrate: measure open dials once, on the labeled images of the first draw. False takes
+        calibrate: calibrate open dials once, on the labeled images of the first draw. False takes
             what `calibrate` found, or mild defaults.
-        rng_seed: of draws and training; another one shares no draw.
+        rng_seed: of draws and training; different ones share no draw.
         out: JSON file that keeps finished trainings, so that the same call resumes.
-        apply: folder that is filled with the recommended synthetic images of all of ``source``.
+        apply: folder for the recommended synthetic images of all of ``source``.
         command: start of the command that makes images, for the recommendation's text.
         progress: called with a line for each training, or None to log it as a warning.
 
     Returns:
-        The ranking, the recommendation, and accuracies of all arms and draws.
+        The ranking, the recommendation, and the accuracies of all arms and draws.
 
     Raises:
         ValueError: an argument breaks its rule, or a class has too few images.

@@ -1,4 +1,4 @@
-"""What was compared, what each way to train reached, and what follows from it."""
+"""Results of an evaluation: arms, accuracies, ranking and recommendation."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; equal draws are paired between arms.
+    """What `evaluate` found; arms are paired by draw.
 
     Attributes:
-        settings: what it was run with.
-        arms: ways to train that were considered, synthetic images with seed labels last.
-        plus: whether AMST+ suits the model, which then is conditioned on the class.
-        runs: what was trained so far.
-        seconds: what each kind of work cost.
+        settings: the arguments and the model.
+        arms: the ways to train, synthetic images with seed labels last.
+        plus: whether the model is conditioned on the class, so that AMST+ is tried.
+        runs: trainings that are done.
+        seconds: time of each kind of work.
         command: how to make the images of an arm, with ``{preset}`` and ``{expansion_ratio}``.
     """
 
@@ -145,7 +145,7 @@ class Evaluation:
 
     @property
     def ranking(self) -> list[Arm]:
-        """All arms that were trained, best first; those that stopped earlier are behind."""
+        """All trained arms, best first; those that stopped earlier come last."""
         reached = self.contenders(RUNGS - 1)
         middle = [arm for arm in self.contenders(1) if arm not in reached]
         rest = [arm for arm in self.arms if arm not in [*reached, *middle]]

@@ -1,4 +1,4 @@
-"""What an expansion will cost, before it is begun."""
+"""The cost of an expansion, before it starts."""
 
 import math
 import time
@@ -20,7 +20,7 @@ class Estimate:
     Attributes:
         seed_images: how many are used.
         samples: images to make.
-        batches: that they are made in.
+        batches: how many batches they are made in.
         steps: reverse steps per image.
         denoiser_rows: batch rows that pass the denoiser in all, inversions included; a second
             decoder pass counts as half a row.
@@ -55,8 +55,8 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
 
     Args:
         expansion: the work.
-        measure: generate the first batch with 1 and with 3 steps; the time for all steps follows
-            from the two.
+        measure: whether to generate the first batch with 1 and with 3 steps, from which the time
+            for all steps follows.
     """
     plan, sampler = expansion.plan, expansion.maker.sampler
     settings, steps = sampler.settings, len(sampler.schedule)

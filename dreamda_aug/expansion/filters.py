@@ -44,17 +44,17 @@ class Batch(NamedTuple):
 
 
 class Filter(Protocol):
-    """Measures images and objects to some. The same batch must get the same answer.
+    """Scores images, and flags some. It must be deterministic for a batch.
 
     Attributes:
-        name: the flag that it raises.
+        name: of its flag.
     """
 
     @property
     def name(self) -> str: ...
 
     def describe(self) -> dict[str, Any]:
-        """What the answer depends on, as JSON; it belongs to the settings of a dataset."""
+        """Everything that its scores depend on, as JSON, for the settings of a dataset."""
         return {"name": self.name, **vars(self)}
 
     def prepare(self, images: SeedImages, model: DiffusionModel) -> None:
@@ -62,7 +62,7 @@ class Filter(Protocol):
         return
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        """A score for each image, and whether the filter objects to it."""
+        """A score for each image, and whether it is flagged."""
         ...
 
 
@@ -141,14 +141,14 @@ class OtherImageCopy(Filter):
 
 @dataclass
 class LabelAgreement(Filter):
-    """Objects if a classifier gives an image another class than its seed's.
+    """Flags images that a classifier does not assign to the class of their seed image.
 
     The score is the classifier's probability of the seed's class.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1], of the model's size, to logits (B, K), in
             the source's class order.
-        identity: names the classifier in the record, such as a file name and its checksum.
+        identity: name of the classifier for the record, such as a file name and its checksum.
     """
 
     classifier: Callable[[Tensor], Tensor]
@@ -185,15 +185,14 @@ class LabelAgreement(Filter):
 
 
 def open_filter(text: str) -> Filter:
-    """The filter that a word of the command line stands for.
+    """Open a filter by the text that ``--filter`` takes.
 
     Args:
         text: ``"guard"``, ``"copy"`` or ``"seed-copy"``, the last two also with a threshold as in
             ``"copy=0.2"``; or ``"label=CLASSIFIER"``, where the classifier is ``bundled``, a
             TorchScript file (.pt), an ONNX file (.onnx), or ``ARCHITECTURE:WEIGHTS.safetensors``
             with an architecture of torchvision or timm, which sees images of 224 pixels,
-            normalised as for ImageNet. TorchScript files are programs: take them only from where
-            you trust.
+            normalised as for ImageNet. TorchScript files are programs: use only those you trust.
 
     Raises:
         ValueError: there is no such filter.

@@ -48,8 +48,8 @@ def regenerate(
 ) -> Regenerated:
     """Make one image of a synthetic dataset again.
 
-    It runs in a batch of the same shape as at first, since the last bits depend on the shape. The
-    other rows are filled with the same seed image, since a row does not depend on the others.
+    It runs in a batch of the original shape, which the last bits depend on. The same seed image
+    fills the other rows, since a row does not depend on the others.
 
     Args:
         out: the dataset's folder.

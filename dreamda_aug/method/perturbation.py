@@ -24,9 +24,9 @@ class BottleneckNoise:
     """Gaussian noise on the bottleneck: h' = h + scale · n, fresh at every step.
 
     Attributes:
-        relative: the scale counts in RMS(h) of each row, so that it means about the same for every
-            model [ours]; in a transformer, whose channels differ by orders of magnitude, in
-            that of each row and channel; False: absolute, as in the authors' code.
+        relative: whether the scale is relative to RMS(h) of each row, so that it means about the
+            same for every model [ours]; in a transformer, whose channels differ by orders of
+            magnitude, of each row and channel. The authors' code has absolute scales.
         shared: one noise for the conditional and unconditional row of a sample [ours]. False draws
             them independently, as the authors' code does; guidance then amplifies the difference
             by sqrt((w - 1)² + w²), about 9.9 at w = 7.5.

@@ -26,35 +26,33 @@ class Settings:
 
     Attributes:
         steps: reverse steps from pure noise to the image; ``strength`` of them are run.
-        strength: share of the steps that is run, in (0, 1]; higher moves images further. None:
-            what `calibrate` found.
+        strength: share of the steps that is run, in (0, 1], or None to calibrate it; higher moves
+            images further.
         eta: 0 is deterministic DDIM, 1 is DDPM.
         inversion: how the source path is made.
         replay: share of the recorded residual that is replayed, in [0, 1]:
             step = mean + replay·residual + sqrt(1 - replay²)·std·fresh noise. 1 is DreamDA.
-            0 replays nothing, x_T is drawn afresh too, no inversion is made: that is img2img
-            (SDEdit, arXiv:2108.01073) [ours]. None: what `calibrate` found.
-        replay_interval: from where to where in the run residuals are replayed, as shares of its
-            steps, (0, 1) is all of it; outside, the replay is 0. (0, 0.5) keeps the seed image's
-            coarse layout, which is decided first, and draws its details afresh [ours].
-        noise_scale: how much noise is added to the bottleneck, >= 0. None: what `calibrate` found
-            for this model.
-        perturbation: what is added to the bottleneck; `BottleneckNoise`.
+            0 is img2img (SDEdit, arXiv:2108.01073): no inversion, and a fresh x_T [ours]. None to
+            calibrate it.
+        replay_interval: start and end of the part of the run in which residuals are replayed, as
+            shares of its steps; outside, the replay is 0. (0, 1) is the whole run; (0, 0.5) keeps
+            the seed image's coarse layout, and draws its details afresh [ours].
+        noise_scale: how much noise is added to the bottleneck, >= 0, or None to calibrate it.
+        perturbation: what is added to the bottleneck, such as `BottleneckNoise`.
         solver: how steps are taken: ``"ddim"``, ``"dpmsolver++"`` (2M; as good with a quarter of
             the steps) or ``"heun"`` (two denoiser calls a step); see `Solver`.
-        timestep_spacing: ``"uniform"``: evenly spaced timesteps, beginning at the noise level that
-            ``strength`` stands for, however many steps there are; ``"scheduler"``: the steps of
-            the model's own scheduler, of which the last share is run, as published code does it
-            (with few steps, it begins at less noise than ``strength`` says).
+        timestep_spacing: ``"uniform"`` for evenly spaced timesteps below the noise level of
+            ``strength``, which is the same for any number of steps; ``"scheduler"`` for the last
+            share of the steps of the model's own scheduler, as in published code (with few steps
+            it begins at less noise than ``strength`` states).
         update_rule: ``"asymmetric"`` (the perturbed prediction gives x_0, the clean one the
             direction; DreamDA's figure, and Asyrp, arXiv:2210.10960) or ``"symmetric"`` (the
             perturbed one gives both; the authors' code). At the same noise scale the asymmetric
             rule moves a sample further, the more so the finer the steps.
-        guidance_scale: classifier-free guidance; 1 or less: none. Models without an
+        guidance_scale: classifier-free guidance, or 1 or less for none. Models without an
             unconditional branch ignore it.
-        guidance_interval: from where to where in the run guidance is applied, as shares of its
-            steps, (0, 1) is all of it; outside, one U-Net row per sample is enough
-            (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        guidance_interval: start and end of the guided part of the run, as shares of its steps;
+            outside, a sample takes one U-Net row (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         source_prompt: the condition of the inversion; "" is the unconditional branch, one U-Net row
             per step.
         paths: independent inversions per image; replica k uses path k modulo ``paths``.

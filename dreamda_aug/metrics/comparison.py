@@ -55,10 +55,10 @@ class MetricsReport:
             its seed image.
         closer_to_other: share of synthetic images that are nearer to that one than to their seed
             image: memorised, or the seed image has a twin.
-        label_agreement: share of synthetic images that a nearest-class-mean classifier fitted on
-            the real folder puts into the class of their folder; None without shared class folders.
-        real_label_agreement: the same of the real images it was fitted on, an optimistic yardstick.
-        notes: limits of the figures, in sentences.
+        label_agreement: share of synthetic images that a nearest-class-mean classifier, fitted on
+            the real folder, assigns to their class folder; None without shared class folders.
+        real_label_agreement: the same of the real images it was fitted on, which is optimistic.
+        notes: limits of the figures, as sentences.
     """
 
     real_count: int

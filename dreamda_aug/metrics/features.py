@@ -57,11 +57,11 @@ def classifier_features(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> FeatureFunction:
-    """What a classifier feeds into its final linear layer (torchvision, timm or your own).
+    """Inputs of a classifier's final linear layer (torchvision, timm or your own).
 
-    The model is used as it is at the time of each call, in evaluation mode, on its own device; its
-    modes and hooks are restored. Grey images are repeated to 3 channels if its first convolution
-    wants 3.
+    Each call uses the model in its current state, in evaluation mode, on its own device, and
+    restores its modes and hooks. Grey images are repeated to 3 channels if the first convolution
+    takes 3.
 
     Args:
         model: any module that classifies images.

@@ -25,7 +25,7 @@ class DiffusionModel(ABC):
     """A diffusion model; see `PixelModel`, `LatentModel` and `TransformerModel`.
 
     Attributes:
-        name: where it came from, for people.
+        name: hub id, path or other name, for messages.
         pipeline: the diffusers pipeline; a change of its parts is noticed.
         image_size: height and width of its images, in pixels.
         channels: channels of its images, 1 or 3.

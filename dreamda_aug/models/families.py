@@ -31,16 +31,16 @@ class Family:
         embed: maps a prompt to inputs for ``denoise`` with one row each, of the same shapes for
             every prompt, or None if the model takes class labels.
         blocks: lists of blocks that can be hooked, in the order in which they run.
-        before: lists that run before those, and are not hooked.
+        before: lists of blocks that run before those, and are not hooked.
         text_tokens: number of text tokens before the image's where both are in one sequence, or one
             for each row; 0 where they are apart or the image's come first.
         patch: how many latents of a side make a token, or None for the transformer's
             ``patch_size``.
-        packed: whether the transformer is given tokens of patch × patch latents.
-        has_long_skips: whether outputs of blocks are read by later ones than the next.
-        even_sigmas: whether the pipeline gives its scheduler noise levels from 1 to 1 / steps.
-        shift: what it gives as ``mu`` where the scheduler shifts dynamically.
-        guidable: whether it has an unconditional branch, unless the configuration says otherwise.
+        packed: whether the transformer takes tokens of patch × patch latents.
+        has_long_skips: whether later blocks than the next one read a block's output.
+        even_sigmas: whether the pipeline passes noise levels from 1 to 1 / steps to its scheduler.
+        shift: the ``mu`` that it passes if the scheduler shifts dynamically.
+        guidable: whether it has an unconditional branch, unless the configuration differs.
         square: whether its images must be square.
     """
 

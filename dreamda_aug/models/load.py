@@ -43,8 +43,8 @@ class ModelSpec:
             where `dreamda_aug.train` made the model.
         low_memory: for latent models on GPUs with 8 GB: the VAE (of a pipeline object, a copy of
             it) decodes one image at a time, in slices and, beyond its own size, in tiles (which
-            overlap and are blended), and waits on the CPU while the denoiser runs. It makes no
-            sense without small batches: give `Synthesizer` or `DreamDAugment` ``batch_size=1``.
+            overlap and are blended), and waits on the CPU while the denoiser runs. Combine it with
+            ``batch_size=1`` of `Synthesizer` or `DreamDAugment`.
         block_index: for transformers, index of the block behind which the perturbation enters, in
             the order in which blocks run, or None for the middle one.
         embedded_guidance: for guidance-distilled transformers, which take the guidance scale as an
@@ -55,7 +55,7 @@ class ModelSpec:
 
     Raises:
         ValueError: a value is of another type; or device, dtype or lora are given for a pipeline
-            object, which belongs to whoever loaded it.
+            object, which belongs to the caller.
     """
 
     source: Any = BUNDLED

@@ -78,17 +78,17 @@ def write_report(
 ) -> Path:
     """Write the report of a finished dataset.
 
-    The page holds everything that it shows, at most 2,000 synthetic images of 256 pixels; it asks
-    nothing of a network and has no path of this machine.
+    The page is one file with at most 2,000 synthetic images of 256 pixels. It needs no network, and
+    contains no path of this machine.
 
     Args:
         root: the dataset's folder.
         out: the page, or None for ``report.html`` in the folder.
-        source: the seed images, as `expand` takes them, or None for where the record has them.
-            Without them the page has the synthetic images alone, with a warning.
+        source: the seed images, as `expand` takes them, or None for the recorded ones. Without
+            them the page has the synthetic images alone, with a warning.
         metrics: compute `compare_folders` first and keep it in ``metrics.json``; for class folders.
-        judge: load the model, if it is on this machine and no ``label`` filter has judged, and
-            say how many of at most 192 synthetic images keep the class of their seed image.
+        judge: if there was no ``label`` filter and the model is on this machine, judge how many of
+            at most 192 synthetic images keep the class of their seed image.
 
     Returns:
         The page's path.
