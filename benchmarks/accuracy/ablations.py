@@ -90,6 +90,15 @@ def adaptation(specs: Specs, count: int) -> list[Variant]:
     return rows
 
 
+def replacement(specs: Specs, count: int) -> list[Variant]:
+    """Labeled images that are replaced by a replica with a probability, or joined by all."""
+    ways = {"a third real": SEED, "N(K + 1) samples": replace(SEED, together=True),
+            **{f"replace {p:g}": replace(SEED, replace=p) for p in (0.3, 0.5, 0.7)}}
+    return [Variant(f"{METHODS[recipe]}, {name}", replace(arm, recipe=recipe),
+                    replace(specs[recipe], replicas=count))
+            for recipe in ("tuned", "noise") if recipe in specs for name, arm in ways.items()]
+
+
 def amst(specs: Specs, count: int) -> list[Variant]:
     """The parts of AMST, one at a time, on the same images."""
     spec = replace(specs["tuned"], replicas=count)
@@ -99,5 +108,6 @@ def amst(specs: Specs, count: int) -> list[Variant]:
 
 
 ABLATIONS: dict[str, Callable[[Specs, int], list[Variant]]] = {
-    function.__name__: function for function in (replicas, strength, samples, adaptation, amst)
+    function.__name__: function for function in (
+        replicas, strength, samples, adaptation, replacement, amst)
 }

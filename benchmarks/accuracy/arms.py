@@ -29,6 +29,9 @@ class Arm:
         amst: what differs of AMST, where it labels the pool or trains on it.
         pretrained: it starts from a classifier of the corpus.
         frozen: it learns a linear layer on frozen features of ImageNet.
+        replace: probability that a labeled image is replaced by one of its replicas, or None.
+        together: labeled images and replicas are drawn alike; without it and ``replace``, a third
+            of each batch are labeled images.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Arm:
     amst: AMSTOptions = field(default_factory=AMSTOptions)
     pretrained: bool = False
     frozen: bool = False
+    replace: float | None = None
+    together: bool = False
 
     @property
     def is_classical(self) -> bool:

@@ -78,6 +78,14 @@ def train(
             options=dict(arm.amst.options))
     if arm.labels == "soft":
         return _soft(trainer, arm, view, made)
+    if arm.replace is not None:
+        versions = pool.pixels.unflatten(0, (len(images.shots), -1))  # of each labeled image
+        trainer = replace(trainer, pixels=torch.cat([images.shots.pixels[:, None], versions], 1))
+        return trainer.supervised(arm.name, replaced(view, arm.replace))
+    if arm.together:
+        trainer = replace(trainer, pixels=torch.cat([images.shots.pixels, pool.pixels]),
+                          labels=torch.cat([images.shots.labels, pool.seed_labels]))  # fmt: skip
+        return trainer.supervised(arm.name, view)
     if arm.labels == "oracle":
         made = replace(made, labels=truth)
     mix = getattr(v2, arm.mix)(num_classes=task.classes) if arm.mix else None
@@ -89,6 +97,17 @@ def view_of(arm: Arm, weak: View) -> View:
     if arm.view == "none":
         return lambda images: images
     return weak if arm.view == "weak" else lambda images: OPERATIONS[arm.view](weak(images))
+
+
+def replaced(view: View, probability: float) -> View:
+    """A view of images (B, K + 1, C, H, W): the first, or with a probability one behind it."""
+    def pick(images: Tensor) -> Tensor:
+        count, versions = images.shape[:2]
+        behind = torch.randint(1, versions, (count,))
+        chosen = torch.where(torch.rand(count) < probability, behind, 0)
+        return view(images[torch.arange(count), chosen])
+
+    return pick
 
 
 def _soft(trainer: Trainer, arm: Arm, view: View, pool: Labeled) -> Trained:

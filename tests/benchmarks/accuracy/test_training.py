@@ -9,7 +9,7 @@ import torch
 from benchmarks.accuracy.arms import CHOSEN, Arm, arms_of
 from benchmarks.accuracy.runs import labeler_of
 from benchmarks.accuracy.tasks import TASKS, split
-from benchmarks.accuracy.training import STAGES, train
+from benchmarks.accuracy.training import STAGES, replaced, train
 from dreamda_aug.amst import LabelPrior
 from dreamda_aug.evaluation.training import Trainer
 
@@ -17,6 +17,7 @@ from dreamda_aug.evaluation.training import Trainer
 ARMS = [replace(arm, view="affine" if arm.view == CHOSEN else arm.view)
         for arm in arms_of(TASKS["usps_semi"])
         if arm.recipe in ("", "copies", "tuned") and arm.labels != "prior" and not arm.frozen]
+ARMS += [Arm("replace", "tuned", replace=0.5), Arm("together", "tuned", together=True)]
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
@@ -57,3 +58,11 @@ def test_soft_labels_are_the_single_heads_probabilities(monkeypatch, tiny, image
     for soft in labels[1:]:
         torch.testing.assert_close(soft.sum(1), torch.ones(18))
         assert ((soft > 0) & (soft < 1)).any(1).all()
+
+
+def test_a_share_of_the_images_is_replaced_by_one_of_their_own_replicas():
+    versions = torch.arange(4.0) + 10 * torch.arange(2000.0)[:, None]  # seed image and 3 replicas
+    picked = replaced(lambda images: images, 0.3)(versions[..., None, None, None]).flatten()
+    which = picked - 10 * torch.arange(2000.0)
+    assert abs((which > 0).float().mean() - 0.3) < 0.05
+    assert which.unique().tolist() == [0, 1, 2, 3]
