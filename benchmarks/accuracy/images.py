@@ -12,10 +12,9 @@ from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
 from benchmarks.accuracy.tasks import Split
 from dreamda_aug.evaluation.training import predict
 from dreamda_aug.metrics import classifier_features, frechet_distance, kernel_distance
-from dreamda_aug.metrics.comparison import label_agreement
+from dreamda_aug.metrics.distances import replica_diversity
 from dreamda_aug.metrics.distributions import SmallSampleWarning
 from dreamda_aug.metrics.features import pixel_features
-from dreamda_aug.metrics.neighbours import replica_diversity
 
 REFERENCE = 2000  # real training images that fidelity is measured against
 _MARKERS = "o^sDvPX*<>dph"
@@ -40,8 +39,8 @@ def measure(setup: Setup, run: Run) -> dict[str, float | None]:
     return {
         "frechet": frechet,
         "kernel": kernel,
-        "agreement": None if judge is None else label_agreement(
-            predict(judge, pool.pixels, setup.device), pool.seed_labels),
+        "agreement": None if judge is None else (
+            predict(judge, pool.pixels, setup.device) == pool.seed_labels).float().mean().item(),
         "distance": (flat - seeds[seed_index]).double().norm(dim=1).mean().item() / root,
         "diversity": replica_diversity(flat, seed_index) / root,
     }  # fmt: skip

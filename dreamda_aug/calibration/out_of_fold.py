@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.judge import FoldJudge
-from dreamda_aug.metrics.distances import check_integers
+from dreamda_aug.inputs.labels import check_integers
 from dreamda_aug.metrics.features import FeatureFunction
 
 
@@ -48,9 +48,7 @@ def predict_out_of_fold(
     """
     folds = whole("folds", folds, 2)
     targets = check_integers("targets", targets, len(images)).cpu()
-    seed_index = check_integers("seed_index", seed_index, len(synthetic)).cpu()
-    if len(synthetic) and not 0 <= int(seed_index.min()) <= int(seed_index.max()) < len(images):
-        raise ValueError(f"seed_index must lie in [0, {len(images) - 1}].")
+    seed_index = check_integers("seed_index", seed_index, len(synthetic), 0, len(images) - 1).cpu()
     if int(targets.bincount(minlength=num_classes).min()) < 2:
         raise ValueError(
             "every class needs two labeled images or more: one to learn from while the other is "

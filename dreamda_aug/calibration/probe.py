@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamda_aug.arguments import whole
+from dreamda_aug.inputs.labels import check_integers
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
-from dreamda_aug.metrics.distances import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
 from dreamda_aug.models import DiffusionModel
 

@@ -18,7 +18,7 @@ from dreamda_aug.generation.price import denoiser_rows
 from dreamda_aug.generation.sampler import Sampler, in_turn
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.settings import ResolvedSettings, Settings
-from dreamda_aug.metrics.variation import measure_variation
+from dreamda_aug.metrics.distances import measure_variation
 from dreamda_aug.models.conditioning import Condition
 
 # The first, coarse look at a choice: so many steps, on so many of the images.

@@ -17,7 +17,7 @@ from dreamda_aug.datasets import AugmentedDataset
 from dreamda_aug.expansion import expand
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.metrics.variation import measure_variation
+from dreamda_aug.metrics.distances import measure_variation
 from dreamda_aug.report.pictures import labeled_grid
 
 SEEDS_PER_CLASS = 2

@@ -5,6 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.metrics import compare_folders
-from dreamda_aug.metrics.classifier_files import open_classifier_features
-from dreamda_aug.metrics.features import inception_features
+from dreamda_aug.metrics.features import inception_features, open_classifier_features
 from dreamda_aug.models import load_model
 from dreamda_aug.report.explorer import explore as explore_images
 from dreamda_aug.report.explorer import write_exploration
@@ -165,7 +165,7 @@ def metrics(args: argparse.Namespace) -> None:
     elif args.classifier:
         features = open_classifier_features(args.classifier)
     report = compare_folders(args.real_dir, args.synthetic_dir, features=features)
-    say(json.dumps(report.as_dict(), indent=2))
+    say(json.dumps(asdict(report), indent=2))
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:

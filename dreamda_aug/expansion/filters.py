@@ -21,8 +21,8 @@ from dreamda_aug.files import read_file, regular_file
 from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.machine_paths import without_paths
-from dreamda_aug.metrics.classifier_files import IMAGENET_MEAN, IMAGENET_STD, build_classifier
 from dreamda_aug.metrics.distances import nearest
+from dreamda_aug.metrics.features import IMAGENET_MEAN, IMAGENET_STD, build_classifier
 from dreamda_aug.models import DiffusionModel
 
 

@@ -1,9 +1,9 @@
 """How close synthetic images are to real ones: distances, fidelity, and reports of two folders."""
 
 from dreamda_aug.metrics.comparison import MetricsReport, compare_folders
+from dreamda_aug.metrics.distances import precision_recall
 from dreamda_aug.metrics.distributions import frechet_distance, kernel_distance
 from dreamda_aug.metrics.features import classifier_features, extract_features, inception_features
-from dreamda_aug.metrics.manifolds import precision_recall
 
 __all__ = [
     "MetricsReport", "classifier_features", "compare_folders", "extract_features",

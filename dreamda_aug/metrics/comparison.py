@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamda_aug.files import parse_json, read_lines
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
-from dreamda_aug.metrics.distances import check_integers, nearest
+from dreamda_aug.metrics.distances import (
+    density_coverage,
+    nearest,
+    nearest_other,
+    precision_recall,
+    replica_diversity,
+)
 from dreamda_aug.metrics.distributions import (
     kernel_distance,
     mean_discrepancy,
@@ -24,8 +31,6 @@ from dreamda_aug.metrics.features import (
     extract_features,
     pixel_features,
 )
-from dreamda_aug.metrics.manifolds import density_coverage, precision_recall
-from dreamda_aug.metrics.neighbours import nearest_other, replica_diversity
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,15 @@ class MetricsReport:
     """What :func:`compare_folders` found.
 
     Attributes:
-        real_count: images in the real folder.
-        synthetic_count: images in the synthetic folder.
+        real_count, synthetic_count: images in each folder.
         features: the feature function's repr.
         feature_count: D.
         fid: Fréchet distance; called FID by convention only with Inception features.
         kid: mean kernel distance.
         kid_std: its standard deviation over subsets.
         mmd: squared MMD of all samples, RBF kernel with the median bandwidth.
-        precision: Kynkäänniemi's, k = 3.
-        recall: Kynkäänniemi's, k = 3.
-        density: Naeem's, k = 5.
-        coverage: Naeem's, k = 5.
+        precision, recall: Kynkäänniemi's, k = 3.
+        density, coverage: Naeem's, k = 5.
         nearest_real: median distance of a synthetic image to the nearest real one.
         real_spacing: median distance of a real image to the nearest other real one.
         exact_copies: synthetic images whose features equal a real image's.
@@ -84,25 +86,6 @@ class MetricsReport:
     real_label_agreement: float | None
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, object]:
-        """Plain numbers, strings and lists, ready for JSON."""
-        return asdict(self) | {"notes": list(self.notes)}
-
-
-def label_agreement(predictions: Tensor, labels: Tensor) -> float:
-    """Share of samples on which a classifier and the given labels agree, in [0, 1].
-
-    Args:
-        predictions: labels that a classifier gave, (N,) integers.
-        labels: labels the samples carry, (N,) integers, N >= 1.
-    """
-    labels = torch.as_tensor(labels)
-    if labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"labels must have shape (N,), N >= 1, got {tuple(labels.shape)}.")
-    labels = check_integers("labels", labels, len(labels)).cpu()
-    same = check_integers("predictions", predictions, len(labels)).cpu() == labels
-    return same.double().mean().item()
-
 
 def compare_folders(
     real_dir: str | os.PathLike[str], synthetic_dir: str | os.PathLike[str], *,
@@ -127,8 +110,7 @@ def compare_folders(
     for name, folder, least in zip(("real_dir", "synthetic_dir"), folders, (6, 4), strict=True):
         if len(folder) < least:
             raise ValueError(
-                f"{name} must hold at least {least} images, got {len(folder)} in {folder.root}."
-            )
+                f"{name} must hold at least {least} images, got {len(folder)} in {folder.root}.")
     notes = []
     if features is None:
         features = pixel_features(size=32)
@@ -137,42 +119,42 @@ def compare_folders(
         extract_features(
             (as_colour(folder.read(row).values) for row in range(len(folder))), features,
             batch_size=batch_size, device=device).double()
-        for folder in folders
-    )
-    small = small_sample_note(real, synthetic)
-    if small:
-        notes.append(small)
+        for folder in folders)
+    notes += filter(None, [small_sample_note(real, synthetic)])
     kid = kernel_distance(real, synthetic, rng_seed=rng_seed)
-    pr = precision_recall(real, synthetic)
-    dc = density_coverage(real, synthetic)
     to_real = nearest(synthetic, real)[0]
     spacing = nearest(real, real, exclude=torch.arange(len(real)))[0]
-    seeds = _seed_rows(*folders)
+    figures: dict[str, Any] = dict.fromkeys(
+        ("diversity", "seed_distance", "nearest_other", "closer_to_other", "label_agreement",
+         "real_label_agreement"))
+    seeds, labels = _seed_rows(*folders), _shared_labels(*folders)
     if isinstance(seeds, str):
         notes.append(seeds)
-        of_seeds = dict.fromkeys(("diversity", "seed_distance", "nearest_other", "closer_to_other"))
     else:
-        of_seeds = _seed_figures(real, synthetic, seeds)
-    agreement = real_agreement = None
-    labels = _shared_labels(*folders)
+        _, other_distance, seed_distance = nearest_other(synthetic, real, seeds)
+        if seeds.unique(return_counts=True)[1].max() > 1:
+            figures["diversity"] = replica_diversity(synthetic, seeds)
+        figures |= {"seed_distance": seed_distance.median().item(),
+                    "nearest_other": other_distance.median().item(),
+                    "closer_to_other": (other_distance < seed_distance).double().mean().item()}
     if isinstance(labels, str):
         notes.append(labels)
     else:
         present = labels[0].unique()
         means = torch.stack([real[labels[0] == label].mean(0) for label in present])
-        real_agreement = label_agreement(present[nearest(real, means)[1]], labels[0])
-        agreement = label_agreement(present[nearest(synthetic, means)[1]], labels[1])
+        for name, rows, given in (("real_label_agreement", real, labels[0]),
+                                  ("label_agreement", synthetic, labels[1])):
+            same = present[nearest(rows, means)[1]] == given
+            figures[name] = same.double().mean().item()
     return MetricsReport(
         real_count=len(real), synthetic_count=len(synthetic),
         features=repr(features), feature_count=real.shape[1],
         fid=squared_frechet(real, synthetic), kid=kid.mean, kid_std=kid.std,
         mmd=mean_discrepancy(real, synthetic),
-        precision=pr.precision, recall=pr.recall, density=dc.density, coverage=dc.coverage,
+        **precision_recall(real, synthetic)._asdict(),
+        **density_coverage(real, synthetic)._asdict(),
         nearest_real=to_real.median().item(), real_spacing=spacing.median().item(),
-        exact_copies=int((to_real == 0).sum()),
-        **of_seeds, label_agreement=agreement, real_label_agreement=real_agreement,
-        notes=tuple(notes),
-    )
+        exact_copies=int((to_real == 0).sum()), notes=tuple(notes), **figures)
 
 
 def _shared_labels(real: SeedImages, synthetic: SeedImages) -> tuple[Tensor, Tensor] | str:
@@ -199,15 +181,3 @@ def _seed_rows(real: SeedImages, synthetic: SeedImages) -> Tensor | str:
         missing = Path(synthetic.paths[found.index(None)]).name
         return f"No distances to seed images: that of {missing} is not in the real folder."
     return torch.tensor(found)
-
-
-def _seed_figures(real: Tensor, synthetic: Tensor, seeds: Tensor) -> dict[str, float | None]:
-    """The report's figures that rest on knowing each synthetic image's seed image."""
-    others = nearest_other(synthetic, real, seeds)
-    repeated = seeds.unique(return_counts=True)[1].max() > 1
-    return {
-        "diversity": replica_diversity(synthetic, seeds) if repeated else None,
-        "seed_distance": others.seed_distance.median().item(),
-        "nearest_other": others.distance.median().item(),
-        "closer_to_other": (others.distance < others.seed_distance).double().mean().item(),
-    }

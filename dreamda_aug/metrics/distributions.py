@@ -44,8 +44,7 @@ def frechet_distance(real: Tensor, synthetic: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians fitted to the features; FID with Inception's.
 
     Args:
-        real: features (N, D), N >= 2.
-        synthetic: features (M, D), M >= 2.
+        real, synthetic: features (N, D) and (M, D), N and M >= 2.
 
     Returns:
         ``|mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))``, at least 0.
@@ -69,8 +68,7 @@ def kernel_distance(
     """Kernel (inception) distance, KID: unbiased squared MMD with ``(x.y / D + 1)^3``.
 
     Args:
-        real: features (N, D), N >= 2.
-        synthetic: features (M, D), M >= 2.
+        real, synthetic: features (N, D) and (M, D), N and M >= 2.
         subsets: random subsets to average over; 100 as the paper's code.
         subset_size: samples drawn from each set without replacement, at least 2; or None to take
             1,000 as the paper's code, but at most half of the smaller set: subsets that hold
@@ -83,13 +81,8 @@ def kernel_distance(
 
     real, synthetic = check_pair(real, synthetic, least=2)
     smaller = min(len(real), len(synthetic))
-    if subset_size is None:
-        subset_size = min(1000, max(2, smaller // 2))
-    if not 2 <= subset_size <= smaller:
-        raise ValueError(
-            f"subset_size must lie in [2, {smaller}], the size of the smaller set, "
-            f"got {subset_size}; None chooses it."
-        )
+    subset_size = whole("subset_size", min(1000, max(2, smaller // 2)) if subset_size is None
+                        else subset_size, 2, smaller)
     generator = torch.Generator().manual_seed(rng_seed)
 
     def some(features: Tensor) -> Tensor:
@@ -106,8 +99,7 @@ def mean_discrepancy(real: Tensor, synthetic: Tensor, *, gamma: float | None = N
     """Unbiased squared maximum mean discrepancy (MMD) with the kernel ``exp(-gamma |x - y|^2)``.
 
     Args:
-        real: features (N, D), N >= 2.
-        synthetic: features (M, D), M >= 2.
+        real, synthetic: features (N, D) and (M, D), N and M >= 2.
         gamma: above 0; or None to take ``1 / (2 m^2)``, where m is the median distance within the
             pooled samples (at most 1,000 of each set, evenly spaced), the median heuristic of
             Gretton's section 8.
@@ -119,9 +111,12 @@ def mean_discrepancy(real: Tensor, synthetic: Tensor, *, gamma: float | None = N
     """
     real, synthetic = check_pair(real, synthetic, least=2)
     if gamma is None:
-        gamma = _median_gamma(real, synthetic)
+        pooled = torch.cat([rows[:: -(-len(rows) // 1000)] for rows in (real, synthetic)])
+        median = torch.pdist(pooled).median().item()
+        gamma = 1 / (2 * median**2) if median else 0.0
     if not gamma > 0:
-        raise ValueError(f"gamma must be greater than 0, got {gamma}; None chooses it.")
+        raise ValueError(f"gamma must be above 0, got {gamma}; None chooses it, unless most "
+                         "samples are copies of each other.")
 
     def total(rows: Tensor, columns: Tensor) -> float:
         return sum((-gamma * distances.square()).exp().sum().item()
@@ -135,14 +130,12 @@ def mean_discrepancy(real: Tensor, synthetic: Tensor, *, gamma: float | None = N
 
 def small_sample_note(real: Tensor, synthetic: Tensor) -> str | None:
     """Warning that a Fréchet distance of so few samples is biased, or None."""
-    smaller, dimensions = min(len(real), len(synthetic)), real.shape[1]
-    if smaller >= max(FRECHET_MIN_SAMPLES, dimensions):
+    wanted = max(FRECHET_MIN_SAMPLES, real.shape[1])
+    if min(len(real), len(synthetic)) >= wanted:
         return None
-    return (
-        f"The Fréchet distance of {len(real)} and {len(synthetic)} samples in {dimensions} "
-        f"dimensions is biased upwards (it wants {max(FRECHET_MIN_SAMPLES, dimensions)} of each); "
-        "prefer kernel_distance, which is unbiased."
-    )
+    return (f"The Fréchet distance of {len(real)} and {len(synthetic)} samples in {real.shape[1]} "
+            f"dimensions is biased upwards (it wants {wanted} of each); prefer kernel_distance, "
+            "which is unbiased.")
 
 
 def squared_frechet(real: Tensor, synthetic: Tensor) -> float:
@@ -165,14 +158,3 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     if root.shape[0] > root.shape[1]:
         root = torch.linalg.qr(root, mode="r").R
     return mean, root
-
-
-def _median_gamma(real: Tensor, synthetic: Tensor) -> float:
-    pooled = torch.cat([rows[:: -(-len(rows) // 1000)] for rows in (real, synthetic)])
-    median = torch.pdist(pooled).median().item()
-    if median == 0:
-        raise ValueError(
-            "gamma must be given: the median distance of the pooled samples is 0, most of them "
-            "are copies of each other."
-        )
-    return 1 / (2 * median**2)

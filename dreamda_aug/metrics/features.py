@@ -1,26 +1,35 @@
 """From images to features: what the metrics compare.
 
 A feature function takes images (B, C, H, W), float in [0, 1], and returns (B, D). Any callable
-will do; three are here: pixels, a classifier's penultimate layer, and Inception from a local file.
+will do; here are pixels, a classifier's penultimate layer, and Inception from a local file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
+from dreamda_aug.arguments import whole
+from dreamda_aug.bundled import fashion_mnist_judge
+from dreamda_aug.final_layer import FeatureReader, evaluation_mode, find_head
+from dreamda_aug.inputs.dataset_reader import SizedDataset
 from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.progress import track
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureFunction(Protocol):
@@ -29,67 +38,46 @@ class FeatureFunction(Protocol):
     def __call__(self, images: Tensor) -> Tensor: ...
 
 
-@runtime_checkable
-class Indexed(Protocol):
-    """Items by index, and how many there are: a tensor, a list, a map-style dataset."""
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-    def __len__(self) -> int: ...
-
-
 def pixel_features(size: int | None = None) -> FeatureFunction:
     """The pixels themselves, flattened: D = C * H * W.
 
     Args:
         size: images are first resized to ``size`` x ``size``, or None to keep their size.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, got {size}; None keeps the image's own size.")
-    return _Pixels(size)
+    if size is not None:
+        whole("size", size, 1)
+    return _Features(partial(_pixels, size), f"pixel_features(size={size})")
 
 
 def classifier_features(
-    model: nn.Module,
-    *,
-    layer: str | None = None,
-    size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    model: nn.Module, *, head: str | nn.Module | None = None, size: int | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
 ) -> FeatureFunction:
-    """Inputs of a classifier's final linear layer (torchvision, timm or your own).
+    """Inputs of a classifier's final layer (torchvision, timm or your own).
 
     Each call uses the model in its current state, in evaluation mode, on its own device, and
     restores its modes and hooks. Grey images are repeated to 3 channels if the first convolution
-    takes 3.
+    takes 3. Features with positions are averaged over them.
 
     Args:
         model: any module that classifies images.
-        layer: dotted name of the final layer, or None to take the last ``nn.Linear``. Inputs
-            (B, D, H, W) of a convolution used as the final layer are averaged over H and W.
+        head: the final layer or its name, where it is not found automatically, as in
+            ``AMSTWrapper``.
         size: images are resized to ``size`` x ``size``, or None to keep their size.
         mean: per channel, subtracted after resizing; give it together with ``std``.
         std: per channel, > 0, divided by.
+
+    Raises:
+        ValueError: the final layer is not found, or ``mean`` comes without ``std``.
     """
-    if layer is None:
-        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-        if not linear:
-            raise ValueError(
-                f"model must hold an nn.Linear, got a {type(model).__name__} without one; "
-                'name its final layer, as in classifier_features(model, layer="classifier").'
-            )
-        layer = linear[-1]
-    elif layer not in dict(model.named_modules()):
-        names = ", ".join(name for name, _ in model.named_children())
-        raise ValueError(f"layer must name a part of model, got {layer!r}; at its top: {names}.")
-    if mean is None and std is None:
-        return _Classifier(model, layer, size, None)
-    if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
-        raise ValueError(
-            "mean and std must be given together and be equally long, std above 0, got "
-            f"mean={mean} and std={std}."
-        )
-    return _Classifier(model, layer, size, v2.Normalize(mean, std))
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}.")
+    reader = FeatureReader(model, head)
+    reader.detach()
+    normalize = None if mean is None else v2.Normalize(mean, std)
+    return _Features(
+        partial(_final_inputs, model, reader, size, normalize),
+        f"classifier_features({type(model).__name__}, head={reader.name!r}, size={size})")
 
 
 def inception_features(
@@ -110,8 +98,7 @@ def inception_features(
         raise FileNotFoundError(
             f"{path}: expected a TorchScript file of the FID Inception network, found "
             f"{'a folder' if path.is_dir() else 'nothing'}; use pixel_features() or "
-            "classifier_features(model) if you have none."
-        )
+            "classifier_features(model) if you have none.")
     try:
         with warnings.catch_warnings():
             # The published file is TorchScript, so its deprecation is nothing a caller can act on.
@@ -120,16 +107,61 @@ def inception_features(
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a TorchScript file, found something torch.jit.load cannot read "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    return _Inception(network, torch.device(device), path)
+            f"({str(error).splitlines()[0]}).") from error
+    return _Features(partial(_inception, network, torch.device(device)),
+                     f"inception_features({path.name!r})")
+
+
+def open_classifier_features(text: str) -> FeatureFunction:
+    """The penultimate layer of a classifier on disk.
+
+    Args:
+        text: ``"bundled"``, the Fashion-MNIST judge of this package, which sees 28 grey pixels; or
+            ``ARCHITECTURE:WEIGHTS.safetensors``, with an architecture of torchvision, or of timm
+            where torchvision has none of that name; it sees 224 pixels, normalised as for ImageNet.
+
+    Raises:
+        ValueError: another text, no such architecture, or weights that do not fit it.
+        FileNotFoundError: the file is not there.
+    """
+    if text == "bundled":
+        grey = v2.Lambda(lambda images: images.mean(1, keepdim=True))
+        return classifier_features(nn.Sequential(grey, fashion_mnist_judge()), size=28)
+    architecture, _, name = text.rpartition(":")
+    path = Path(name)
+    if not architecture or path.suffix != ".safetensors":
+        raise ValueError(
+            f"classifier must be bundled or ARCHITECTURE:WEIGHTS.safetensors, got {text!r}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a classifier's weights, found nothing.")
+    model = build_classifier(architecture, path)
+    return classifier_features(model, size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def build_classifier(architecture: str, path: Path) -> nn.Module:
+    """A torchvision or timm classifier with the weights of a safetensors file, in eval mode.
+
+    Raises:
+        ValueError: there is no such architecture, or the weights do not fit it.
+    """
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file: {error}.") from error
+    with torch.device("meta"):  # shapes alone: the size of its final layer comes from the file
+        name, _ = find_head(_create(architecture))
+    weight = state.get(f"{name}.weight")
+    model = _create(architecture, 1000 if weight is None else len(weight))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: expected weights of {architecture}: {reason}.") from error
+    return model.eval()
 
 
 def extract_features(
-    images: Indexed | Iterable[Any],
-    feature_fn: FeatureFunction,
-    *,
-    batch_size: int = 64,
+    images: SizedDataset | Iterable[Any], feature_fn: FeatureFunction, *, batch_size: int = 64,
     device: str | torch.device = "cpu",
 ) -> Tensor:
     """Features of many images, one batch at a time, (N, D) on the CPU, in the images' order.
@@ -142,100 +174,28 @@ def extract_features(
         batch_size: images per call of it, at least 1.
         device: where the images are put before the call.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    found, batch = [], []
+    whole("batch_size", batch_size, 1)
     count = len(images) if isinstance(images, Sized) else None
-    for image in track(_images(images), "features", count, "images"):
-        batch.append(image)
-        if len(batch) == batch_size:
-            found.append(_batch_features(batch, feature_fn, device))
-            batch = []
-    if batch:
-        found.append(_batch_features(batch, feature_fn, device))
-    if not found:
+    opened, found = track(_open_all(images), "features", count, "images"), []
+    while batch := list(islice(opened, batch_size)):
+        # one by one where they differ in shape
+        alike = len({image.shape for image in batch}) == 1
+        for part in [torch.stack(batch)] if alike else [image[None] for image in batch]:
+            features = feature_fn(part.to(device))
+            if features.ndim != 2 or len(features) != len(part):
+                raise ValueError(
+                    f"feature_fn must return (B, D), got {tuple(features.shape)} for "
+                    f"{len(part)} images; flatten or pool what it returns.")
+            found.append(features.detach().cpu())
+    widths = sorted({part.shape[1] for part in found})
+    if not widths:
         raise ValueError("images must hold at least one image, got none.")
-    return _joined(found)
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    size: int | None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return _resize(images, self.size).flatten(1)
-
-    def __repr__(self) -> str:
-        return f"pixel_features(size={self.size})"
-
-
-@dataclass(frozen=True, eq=False)
-class _Classifier:
-    model: nn.Module
-    layer: str
-    size: int | None
-    normalize: nn.Module | None
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        images = _resize(images, self.size).to(next(self.model.parameters()))
-        convolutions = [part for part in self.model.modules() if isinstance(part, nn.Conv2d)]
-        if convolutions and convolutions[0].in_channels == 3:
-            images = as_colour(images)
-        if self.normalize is not None:
-            images = self.normalize(images)
-        seen: list[Tensor] = []
-        hook = self.model.get_submodule(self.layer).register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0]))
-        try:
-            with _evaluating(self.model):
-                self.model(images)
-        finally:
-            hook.remove()
-        if not seen:
-            raise RuntimeError(
-                f"layer {self.layer!r} took no part in model's forward pass (or the model was "
-                "compiled before); name the layer that does, or pass the uncompiled model."
-            )
-        features = seen[-1]
-        features = features.mean((2, 3)) if features.ndim == 4 else features
-        if features.ndim != 2 or len(features) != len(images):
-            raise ValueError(
-                f"layer {self.layer!r} must take (B, D), got {tuple(features.shape)} for "
-                f"{len(images)} images; name the layer after pooling."
-            )
-        return features
-
-    def __repr__(self) -> str:
-        return (f"classifier_features({type(self.model).__name__}, layer={self.layer!r}, "
-                f"size={self.size})")
-
-
-@dataclass(frozen=True, eq=False)
-class _Inception:
-    network: torch.jit.ScriptModule
-    device: torch.device
-    path: Path
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        images = as_colour(images.to(self.device, torch.float32))
-        # clamp: bicubic overshoots at edges, and the network was fed bytes.
-        pixels = _resize(images, 299, "bicubic").clamp(0, 1) * 255
-        features: Tensor = self.network((pixels - 128) / 128)
-        return features
-
-    def __repr__(self) -> str:
-        return f"inception_features({self.path.name!r})"
-
-
-def _images(images: Indexed | Iterable[Any]) -> Iterator[Tensor]:
-    """Single images, (C, H, W) float in [0, 1]."""
-    if isinstance(images, Indexed):
-        # By index: many datasets never raise the IndexError that would end a plain for loop.
-        images = map(images.__getitem__, range(len(images)))
-    for item in images:
-        yield from read_pixels(item[0] if isinstance(item, (tuple, list)) else item).values
+    if len(widths) > 1:
+        raise ValueError(
+            f"feature_fn must return equally many features for every image, got {widths[0]} and "
+            f"{widths[1]}: the images differ in shape; give a size, as in "
+            "pixel_features(size=32), and one number of channels.")
+    return torch.cat(found)
 
 
 def as_colour(images: Tensor) -> Tensor:
@@ -243,33 +203,58 @@ def as_colour(images: Tensor) -> Tensor:
     return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images
 
 
-def _batch_features(
-    batch: list[Tensor], feature_fn: FeatureFunction, device: str | torch.device
+@dataclass(frozen=True, eq=False)
+class _Features:
+    """A feature function, and the call that makes it."""
+
+    function: Callable[[Tensor], Tensor]
+    text: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _pixels(size: int | None, images: Tensor) -> Tensor:
+    return _resize(images, size).flatten(1)
+
+
+@torch.no_grad()
+def _final_inputs(
+    model: nn.Module, reader: FeatureReader, size: int | None, normalize: nn.Module | None,
+    images: Tensor,
 ) -> Tensor:
-    """Features (B, D) of images, one by one where they differ in shape."""
-    alike = len({image.shape for image in batch}) == 1
-    found = []
-    for part in [torch.stack(batch)] if alike else [image[None] for image in batch]:
-        features = feature_fn(part.to(device))
-        if features.ndim != 2 or len(features) != len(part):
-            raise ValueError(
-                f"feature_fn must return (B, D), got {tuple(features.shape)} for "
-                f"{len(part)} images; flatten or pool what it returns."
-            )
-        found.append(features.detach().cpu())
-    return _joined(found)
+    images = _resize(images, size).to(next(model.parameters()))
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    if convolutions and convolutions[0].in_channels == 3:
+        images = as_colour(images)
+    if normalize is not None:
+        images = normalize(images)
+    try:
+        with evaluation_mode(model):
+            return reader.read(model, images)[0]
+    finally:
+        reader.detach()
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """All rows below each other, if they are equally wide."""
-    widths = [part.shape[1] for part in parts]
-    if len(set(widths)) > 1:
-        raise ValueError(
-            f"feature_fn must return equally many features for every image, got {widths[0]} and "
-            f"{next(width for width in widths if width != widths[0])}: the images differ in shape; "
-            "give a size, as in pixel_features(size=32), and one number of channels."
-        )
-    return torch.cat(parts)
+@torch.no_grad()
+def _inception(network: torch.jit.ScriptModule, device: torch.device, images: Tensor) -> Tensor:
+    images = as_colour(images.to(device, torch.float32))
+    # clamp: bicubic overshoots at edges, and the network was fed bytes.
+    pixels = _resize(images, 299, "bicubic").clamp(0, 1) * 255
+    features: Tensor = network((pixels - 128) / 128)
+    return features
+
+
+def _open_all(images: SizedDataset | Iterable[Any]) -> Iterator[Tensor]:
+    """Single images, (C, H, W) float in [0, 1]."""
+    if isinstance(images, SizedDataset):
+        # By index: many datasets never raise the IndexError that would end a plain for loop.
+        images = map(images.__getitem__, range(len(images)))
+    for item in images:
+        yield from read_pixels(item[0] if isinstance(item, (tuple, list)) else item).values
 
 
 def _resize(images: Tensor, size: int | None, mode: str = "bilinear") -> Tensor:
@@ -278,13 +263,17 @@ def _resize(images: Tensor, size: int | None, mode: str = "bilinear") -> Tensor:
     return interpolate(images, (size, size), mode=mode, align_corners=False, antialias=True)
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each part's own mode again (some may have been frozen)."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+def _create(architecture: str, classes: int = 1000) -> nn.Module:
+    from torchvision import models
+
+    if architecture in models.list_models(models):
+        model: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
+        return model
     try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+        import timm
+    except ImportError as error:
+        raise ValueError(f"torchvision has no classifier {architecture!r}; for timm's: pip install "
+                         "timm.") from error
+    if not timm.is_model(architecture):
+        raise ValueError(f"neither torchvision nor timm has a classifier {architecture!r}.")
+    return timm.create_model(architecture, pretrained=False, num_classes=classes)

@@ -131,7 +131,7 @@ def test_a_feature_that_never_changes_does_no_harm():
 
 def test_arguments_out_of_range_are_refused(model):
     shots = images(4)
-    with pytest.raises(ValueError, match=r"targets must have shape \(4,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"targets must be integers of shape \(4,\), got .*\(3,\)"):
         LinearProbe(pixel_features(), shots, torch.arange(3))
     with pytest.raises(ValueError, match=r"got 0 \.\.\. 3 with num_classes=3"):
         LinearProbe(pixel_features(), shots, torch.arange(4), num_classes=3)

@@ -23,17 +23,10 @@ def scipy_frechet(real, synthetic):
 def test_frechet_distance_matches_scipys_matrix_root():
     real, synthetic = sets()
     assert quiet_frechet(real, synthetic) == pytest.approx(scipy_frechet(real, synthetic), rel=1e-9)
-
-
-def test_frechet_distance_of_fewer_samples_than_dimensions_matches_scipy():
-    real, synthetic = sets(n=9, m=6, d=20)
-    # A singular root costs scipy digits, not ours: hence the loose tolerance.
-    assert quiet_frechet(real, synthetic) == pytest.approx(scipy_frechet(real, synthetic), rel=1e-5)
-
-
-def test_frechet_distance_of_shifted_copies_is_the_squared_shift():
-    real, _ = sets()
     assert quiet_frechet(real, real + 2) == pytest.approx(7 * 4, rel=1e-9)
+    # fewer samples than dimensions: a singular root costs scipy digits, not ours
+    real, synthetic = sets(n=9, m=6, d=20)
+    assert quiet_frechet(real, synthetic) == pytest.approx(scipy_frechet(real, synthetic), rel=1e-5)
 
 
 def test_frechet_distance_of_copies_is_zero_and_never_below():
@@ -43,21 +36,15 @@ def test_frechet_distance_of_copies_is_zero_and_never_below():
         assert 0 <= quiet_frechet(real, real) < 1e-9
 
 
-def test_frechet_distance_warns_of_few_samples_and_names_the_alternative():
+def test_frechet_distance_warns_of_few_samples_and_names_the_alternative(monkeypatch):
     with pytest.warns(SmallSampleWarning, match=r"120 and 90 samples in 7 .* kernel_distance"):
         frechet_distance(*sets())
-
-
-def test_frechet_distance_warns_of_fewer_samples_than_dimensions(monkeypatch):
-    monkeypatch.setattr(distributions, "FRECHET_MIN_SAMPLES", 10)
-    with pytest.warns(SmallSampleWarning, match=r"in 30 dimensions .* wants 30 of each"):
-        frechet_distance(*sets(n=29, m=31, d=30))
-
-
-def test_frechet_distance_of_enough_samples_is_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frechet_distance(*sets(n=2048, m=2048))
+    monkeypatch.setattr(distributions, "FRECHET_MIN_SAMPLES", 10)
+    with pytest.warns(SmallSampleWarning, match=r"in 30 dimensions .* wants 30 of each"):
+        frechet_distance(*sets(n=29, m=31, d=30))
 
 
 # --- kernel distances
@@ -85,14 +72,6 @@ def test_default_bandwidth_is_the_median_distance():
     median = np.median(distance.pdist(torch.cat([real, synthetic]).numpy()))
     assert mean_discrepancy(real, synthetic) == pytest.approx(
         mean_discrepancy(real, synthetic, gamma=1 / (2 * median**2)), rel=1e-9)
-
-
-def test_kernel_distance_is_unbiased_while_frechet_distance_is_not():
-    rng = np.random.default_rng(0)
-    few = [torch.from_numpy(rng.normal(size=(2, 30, 16))) for _ in range(60)]
-    found = np.array([kernel_distance(a, b, subsets=1, subset_size=30).mean for a, b in few])
-    assert abs(found.mean()) < 3 * found.std() / 60**0.5
-    assert min(quiet_frechet(a, b) for a, b in few) > 1
 
 
 def test_kernel_distance_of_all_samples_matches_scikit_learns_kernel():
@@ -128,22 +107,15 @@ def test_kernel_distance_depends_on_its_own_seed_only():
 
 def test_bad_kernel_arguments_are_refused():
     real, synthetic = sets()
-    with pytest.raises(ValueError, match=r"subset_size must lie in \[2, 90\].* got 91; None"):
-        kernel_distance(real, synthetic, subset_size=91)
-    with pytest.raises(ValueError, match=r"subset_size .* got 1"):
-        kernel_distance(real, synthetic, subset_size=1)
+    for size in (1, 91):
+        with pytest.raises(ValueError, match=rf"subset_size must be .* >= 2 and <= 90, got {size}"):
+            kernel_distance(real, synthetic, subset_size=size)
     with pytest.raises(ValueError, match=r"subsets must be an integer >= 1, got 0"):
         kernel_distance(real, synthetic, subsets=0)
-    with pytest.raises(ValueError, match=r"gamma must be greater than 0, got -1"):
+    with pytest.raises(ValueError, match=r"gamma must be above 0, got -1"):
         mean_discrepancy(real, synthetic, gamma=-1)
-    with pytest.raises(ValueError, match=r"gamma must be given: the median distance .* is 0"):
+    with pytest.raises(ValueError, match=r"gamma must be above 0, .* copies of each other"):
         mean_discrepancy(torch.ones(5, 2), torch.ones(5, 2))
-
-
-@pytest.mark.parametrize("function", [frechet_distance, kernel_distance, mean_discrepancy])
-def test_one_sample_is_refused(function):
-    real, synthetic = sets()
-    with pytest.raises(ValueError, match=r"real must hold at least 2 samples, got 1"):
-        function(real[:1], synthetic)
-    with pytest.raises(ValueError, match=r"synthetic must hold at least 2 samples, got 1"):
-        function(real, synthetic[:1])
+    for function in (frechet_distance, kernel_distance, mean_discrepancy):
+        with pytest.raises(ValueError, match=r"synthetic must hold at least 2 samples, got 1"):
+            function(real, synthetic[:1])

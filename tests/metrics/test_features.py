@@ -1,17 +1,24 @@
-"""Feature functions against torchvision and timm models, and the reading of folders."""
+"""Feature functions against torchvision and timm models, in memory and on disk."""
 
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision import models
 from torchvision.transforms.v2 import functional as v2
 
+from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
 from dreamda_aug.metrics.features import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_classifier,
     classifier_features,
     extract_features,
     inception_features,
+    open_classifier_features,
     pixel_features,
 )
 
@@ -27,7 +34,6 @@ class SmallNet(nn.Module):
         self.norm = nn.BatchNorm2d(6)
         self.hidden = nn.Linear(6, 4)
         self.head = nn.Linear(4, 3)
-        self.unused = nn.Identity()
 
     def trunk(self, x):
         return self.hidden(self.norm(self.conv(x)).mean((2, 3)))
@@ -36,60 +42,16 @@ class SmallNet(nn.Module):
         return self.head(self.trunk(x))
 
 
-# --- pixels
-
-
-def test_pixel_features_are_the_flattened_images():
-    x = images()
-    assert torch.equal(pixel_features()(x), x.reshape(5, 192))
-
-
-def test_resized_pixel_features_match_torchvisions_antialiased_resize():
+def test_pixel_features_are_the_flattened_images_resized_as_torchvision_does():
     x = images(size=20)
+    assert torch.equal(pixel_features()(x), x.reshape(5, 1200))
     expected = v2.resize(x, [8, 8], antialias=True).flatten(1)
     torch.testing.assert_close(pixel_features(size=8)(x), expected)
-
-
-def test_pixel_size_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"size must be at least 1, got 0; None keeps"):
+    with pytest.raises(ValueError, match=r"size must be an integer >= 1, got 0"):
         pixel_features(size=0)
 
 
 # --- classifiers
-
-
-def test_classifier_features_are_the_input_of_the_final_linear_layer():
-    model = SmallNet().eval()
-    with torch.no_grad():
-        torch.testing.assert_close(classifier_features(model)(images()), model.trunk(images()))
-
-
-def test_classifier_features_of_torchvisions_resnet_match_its_own_trunk():
-    models = pytest.importorskip("torchvision.models")
-    model = models.resnet18(weights=None).eval()
-    trunk = nn.Sequential(*list(model.children())[:-1], nn.Flatten())
-    mean, std = (0.48, 0.45, 0.4), (0.2, 0.22, 0.25)
-    x = images(2, size=40)
-    features = classifier_features(model, size=32, mean=mean, std=std)(x)
-    with torch.no_grad():
-        expected = trunk(v2.normalize(v2.resize(x, [32, 32], antialias=True), mean, std))
-    torch.testing.assert_close(features, expected)
-    assert features.shape == (2, 512)
-
-
-def test_classifier_features_of_timms_model_match_its_own_pre_logits():
-    timm = pytest.importorskip("timm")
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, pretrained=False).eval()
-    x = images(2, size=32)
-    with torch.no_grad():
-        expected = model.forward_head(model.forward_features(x), pre_logits=True)
-    torch.testing.assert_close(classifier_features(model)(x), expected)
-
-
-def test_a_convolution_as_final_layer_is_pooled():
-    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 2, 1)).eval()
-    features = classifier_features(model, layer="2")(images())
-    torch.testing.assert_close(features, model[1](model[0](images())).mean((2, 3)).detach())
 
 
 def test_the_model_keeps_its_modes_statistics_and_hooks():
@@ -114,19 +76,54 @@ def test_grey_images_are_repeated_only_for_networks_that_want_colour():
 
 
 def test_bad_classifier_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"model must hold an nn.Linear, got a Conv2d .*layer="):
-        classifier_features(nn.Conv2d(3, 2, 1))
-    with pytest.raises(ValueError, match=r"layer must name .* got 'fc'; at its top: conv, norm, "):
-        classifier_features(SmallNet(), layer="fc")
-    with pytest.raises(ValueError, match=r"mean and std must be given .*got mean=\(0.5,\)"):
+    with pytest.raises(ValueError, match="final classification layer of Flatten was not found"):
+        classifier_features(nn.Flatten())
+    with pytest.raises(ValueError, match=r"mean and std must be given together, got mean=\(0.5,\)"):
         classifier_features(SmallNet(), mean=(0.5,))
-    with pytest.raises(ValueError, match=r"equally long, std above 0, got .* std=\(0,\)"):
-        classifier_features(SmallNet(), mean=(0.5,), std=(0,))
-    with pytest.raises(RuntimeError, match=r"layer 'unused' took no part in model's forward pass"):
-        classifier_features(SmallNet(), layer="unused")(images())
-    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(64, 2))
-    with pytest.raises(ValueError, match=r"layer '1' must take \(B, D\), got \(5, 3, 64\)"):
-        classifier_features(tokens)(images())
+
+
+# --- on disk
+
+
+def test_torchvisions_weights_give_the_input_of_their_final_layer(tmp_path):
+    model = models.shufflenet_v2_x0_5(num_classes=7).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    features = open_classifier_features(f"shufflenet_v2_x0_5:{tmp_path}/w.safetensors")
+    images = torch.rand(2, 3, 50, 50)
+    seen = v2.normalize(v2.resize(images, [224, 224], antialias=True), IMAGENET_MEAN, IMAGENET_STD)
+    model.fc = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(features(images), model(seen))
+
+
+def test_timms_architectures_open_where_torchvision_has_none(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_resnet", pretrained=False, num_classes=4).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    found = build_classifier("test_resnet", tmp_path / "w.safetensors")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(found(images), model(images))
+
+
+def test_the_bundled_judge_sees_colour_images_in_grey():
+    grey = FashionMNISTSample("test").data[:3, None].float() / 255
+    judge = fashion_mnist_judge()
+    found = open_classifier_features("bundled")(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(found, judge[:-2](grey))
+
+
+@pytest.mark.parametrize("text, error, message", [
+    ("judge.pt", ValueError, r"bundled or ARCHITECTURE:WEIGHTS.safetensors, got 'judge.pt'"),
+    ("resnet18:none.safetensors", FileNotFoundError, r"none.safetensors: expected a classifier"),
+    ("resnet99:FILE", ValueError, r"neither torchvision nor timm has a classifier 'resnet99'"),
+    ("resnet18:FILE", ValueError, r"expected weights of resnet18: .*Missing key"),
+])  # fmt: skip
+def test_what_is_no_classifier_is_refused(tmp_path, text, error, message):
+    file = tmp_path / "w.safetensors"
+    save_file({"weight": torch.zeros(1)}, file)
+    with pytest.raises(error, match=message):
+        open_classifier_features(text.replace("FILE", str(file)))
 
 
 # --- Inception
@@ -235,16 +232,15 @@ def test_images_of_mixed_size_keep_their_order():
 
 @pytest.mark.parametrize(("bad", "message"), [
     (torch.rand(2, 3, 4, 4) * 9, r"a float image must lie in \[0, 1\]"),
-    (torch.zeros(2, 4, 4, 4), r"must have 1 or 3 channels, got 4"),
     ([], r"images must hold at least one image, got none"),
-])  # fmt: skip
+])
 def test_bad_images_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         extract_features(bad, pixel_features())
 
 
 def test_bad_extraction_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"batch_size must be an integer >= 1, got 0"):
         extract_features(images(), pixel_features(), batch_size=0)
     with pytest.raises(ValueError, match=r"feature_fn must return \(B, D\), got \(5, 3, 8, 8\)"):
         extract_features(images(), lambda batch: batch)
