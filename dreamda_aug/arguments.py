@@ -81,8 +81,9 @@ def check(name: str, value: Any, annotation: Any) -> Any:
     try:
         return _matched(value, annotation)
     except _NoMatch:
-        raise ValueError(
-            f"{name} must be {_described(annotation)}, got {shown(value)}.") from None
+        *first, last = dict.fromkeys(_alternatives(annotation))
+        allowed = f"{', '.join(first)} or {last}" if first else last
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}.") from None
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -91,11 +92,13 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     Raises:
         ValueError: it is something else; None for ``most`` allows any of 64 bits.
     """
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not least <= int(value) <= (_MAX_INTEGER if most is None else most):
-        upper = "" if most is None else f" and <= {most}"
-        raise ValueError(f"{name} must be an integer >= {least}{upper}, got {shown(value)}.")
-    return int(value)
+    try:
+        if least <= (found := _number(value, int)) <= (_MAX_INTEGER if most is None else most):
+            return found
+    except _NoMatch:
+        pass
+    upper = "" if most is None else f" and <= {most}"
+    raise ValueError(f"{name} must be an integer >= {least}{upper}, got {shown(value)}.")
 
 
 def real(name: str, value: Any, rule: str, low: float, high: float = math.inf) -> float:
@@ -105,12 +108,11 @@ def real(name: str, value: Any, rule: str, low: float, high: float = math.inf) -
         ValueError: it is something else; the message has ``rule`` behind "must".
     """
     try:
-        number: float = _matched(value, float)
+        if low <= (found := _number(value, float)) <= high:
+            return found
     except _NoMatch:
-        number = math.nan
-    if not low <= number <= high:
-        raise ValueError(f"{name} must {rule}, got {shown(value)}.")
-    return number
+        pass
+    raise ValueError(f"{name} must {rule}, got {shown(value)}.")
 
 
 def shown(value: Any) -> str:
@@ -161,7 +163,7 @@ def _matched(value: Any, annotation: Any) -> Any:
     return value
 
 
-def _number(value: Any, kind: type) -> bool | int | float:
+def _number(value: Any, kind: type) -> Any:
     if kind is bool and isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, bool):
@@ -209,13 +211,8 @@ def _is_unchecked(kind: type) -> bool:
     return kind.__name__ == "Dataset" and kind.__module__.startswith("torch.")
 
 
-def _described(annotation: Any) -> str:
-    """What an annotation allows, in words."""
-    *first, last = dict.fromkeys(_alternatives(annotation))
-    return f"{', '.join(first)} or {last}" if first else last
-
-
 def _alternatives(annotation: Any) -> list[str]:
+    """What an annotation allows, in words."""
     kind, inside = get_origin(annotation) or annotation, get_args(annotation)
     if kind in _UNIONS:
         return [words for each in inside for words in _alternatives(each)

@@ -18,17 +18,12 @@ TEMPORARY = ".dreamda-tmp"
 MOST_BYTES = 100_000_000
 # A URL, also with the single slash that a Path leaves of it. One letter is a drive.
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
-# What `local_path` says to those who want a page or a picture elsewhere.
+# The fix of `local_path` for pages and pictures.
 WRITE_HERE = "write to this machine, and copy it there"
 
 
 def local_path(place: str | Path, name: str, fix: str) -> Path:
-    """A path on this machine.
-
-    Args:
-        place: the path.
-        name: what it is called in the message.
-        fix: what to do instead, for the message.
+    """A path on this machine; ``name`` and ``fix``, what to do instead, are for the message.
 
     Raises:
         ValueError: it is a URL, or a Path that was made of one.
@@ -53,18 +48,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
-    except FileNotFoundError:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+            raise
         raise StorageError(
             f"{path}: could not be written ({error.strerror or error}). Everything written before "
-            "is kept: make room or give access, then run the same command again."
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            "is kept: make room or give access, then run the same command again.") from error
 
 
 @contextmanager
@@ -115,11 +105,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
-    """Return the path if it is a regular file, which can be opened without waiting.
-
-    Args:
-        path: where the file lies.
-        most_bytes: largest size allowed, or None for any size.
+    """Return the path if it is a regular file of at most ``most_bytes``; opening others may wait.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -153,11 +139,7 @@ def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines of a UTF-8 file that are not empty, each with a name for messages.
-
-    Raises:
-        StorageError: a line is no UTF-8 text.
-    """
+    """What `read_numbered` gives of a regular file."""
     with open_file(path) as file:
         yield from read_numbered(file, str(path))
 
@@ -182,11 +164,7 @@ def read_numbered(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        StorageError: the text is something else; the message begins with ``where``.
-    """
+    """A JSON object; raises `StorageError` for other text, with ``where`` first."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

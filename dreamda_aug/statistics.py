@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from scipy.special import stdtrit
 
 
-def student_quantile(share: float, degrees: int) -> float:
-    """The value that Student's t stays below with probability ``share``.
-
-    Args:
-        share: the probability, in (0.5, 1).
-        degrees: of freedom, at least 1.
-    """
-    return float(stdtrit(degrees, share))
-
-
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval, by Student's t; nan for a single value."""
     mean, error = standard_error(values)
-    return mean, error * student_quantile(0.975, len(values) - 1) if len(values) > 1 else math.nan
+    return mean, error * float(stdtrit(len(values) - 1, 0.975)) if len(values) > 1 else math.nan
 
 
 def standard_error(values: Sequence[float]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from dreamda_aug import progress
-from dreamda_aug.progress import bar, track
+from dreamda_aug.progress import bar
 
 
 class Terminal(io.StringIO):
@@ -16,11 +16,11 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def shown(monkeypatch):
     """What a piece of work leaves on a standard error of some kind."""
-    def run(stream, delay, shown=True):
+    def run(stream, delay):
         monkeypatch.setattr("sys.stderr", stream)
         monkeypatch.setattr(progress, "_DELAY_SECONDS", delay)
-        assert list(track([1, 2, 3], "counting", unit="numbers", shown=shown)) == [1, 2, 3]
-        with bar("inverting", 4, "images", shown=shown) as moved:
+        assert list(bar("counting", items=[1, 2, 3], unit="numbers")) == [1, 2, 3]
+        with bar("inverting", 4, "images") as moved:
             moved.update(4)
         return stream.getvalue().strip("\r ")
 
@@ -36,6 +36,5 @@ def test_elsewhere_they_are_silent(shown):
     assert shown(io.StringIO(), 0) == ""
 
 
-def test_quick_work_and_processes_behind_the_first_show_nothing(shown):
+def test_quick_work_shows_nothing(shown):
     assert shown(Terminal(), 60) == ""
-    assert shown(Terminal(), 0, shown=False) == ""

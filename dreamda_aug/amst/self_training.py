@@ -26,7 +26,7 @@ from dreamda_aug.amst.wrapper import AMSTWrapper
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import atomic_file, regular_file
 from dreamda_aug.inputs.dataset_reader import SizedDataset
-from dreamda_aug.progress import bar, track
+from dreamda_aug.progress import bar
 
 logger = logging.getLogger(__name__)
 # Of checkpoints.
@@ -160,7 +160,7 @@ class SelfTraining:
         online: list[tuple[PseudoLabels, Tensor, Tensor]] = []
         self.wrapper.train()
         with seeded(self._seed("train"), self._device):
-            for batch in track(self.loader(), stage):
+            for batch in bar(stage, items=self.loader()):
                 batch = batch.to(self._device)
                 losses = self._losses(batch)
                 total = losses if isinstance(losses, Tensor) else losses.total

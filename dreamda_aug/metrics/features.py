@@ -27,7 +27,7 @@ from dreamda_aug.bundled import fashion_mnist_judge
 from dreamda_aug.final_layer import FeatureReader, evaluation_mode, find_head
 from dreamda_aug.inputs.dataset_reader import SizedDataset
 from dreamda_aug.inputs.pixels import read_pixels
-from dreamda_aug.progress import track
+from dreamda_aug.progress import bar
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -176,7 +176,7 @@ def extract_features(
     """
     whole("batch_size", batch_size, 1)
     count = len(images) if isinstance(images, Sized) else None
-    opened, found = track(_open_all(images), "features", count, "images"), []
+    opened, found = iter(bar("features", count, "images", _open_all(images))), []
     while batch := list(islice(opened, batch_size)):
         # one by one where they differ in shape
         alike = len({image.shape for image in batch}) == 1

@@ -76,13 +76,6 @@ def test_the_model_loads_with_its_classes_and_its_sheet_has_a_row_for_each(image
     assert str(tmp_path) not in json.dumps(card)
 
 
-def test_images_without_classes_give_an_unconditional_colour_model(tmp_path):
-    train(squares(12, 3), tmp_path / "model", labels=None, **QUICK)
-    model = load_model(tmp_path / "model", device="cpu")
-    assert (model.condition_kind, model.channels, model.guidable) == ("none", 3, False)
-    assert PIL.Image.open(tmp_path / "model" / "samples.png").size == (8 * 17 + 1,) * 2
-
-
 def test_a_finished_folder_returns_its_result_and_refuses_other_settings(
     image_folder, tmp_path, caplog
 ):

@@ -62,21 +62,6 @@ def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone()
     assert not torch.equal(starts[0][name], starts[2][name])
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: {k.replace("conv_in", "conv_out_of_this_world"): v for k, v in t.items()},
-     "'unet.conv_out_of_this_world.lora_A.weight', .* which fit no layer"),
-    (lambda t: {k: v for k, v in t.items() if not k.endswith("conv_in.lora_B.weight")},
-     "'conv_in' needs both lora_A and lora_B"),
-    (lambda t: {k: v[:-1] if k.endswith("conv_in.lora_B.weight") else v for k, v in t.items()},
-     "of layer 'conv_in' have the shapes"),
-])
-def test_weights_of_another_model_are_refused(change, message):
-    model = own_model(PixelModel(pixel_pipeline()))
-    tensors = change(shaken(model).lora_tensors())
-    with pytest.raises(ModelError, match=message):
-        add_lora_weights({"unet": own_model(PixelModel(pixel_pipeline())).unet}, tensors)
-
-
 def test_the_base_is_known_again_in_half_precision_and_no_other_is():
     unet = pixel_pipeline().unet
     identity = {"name": "mine", **base_identity(unet)}

@@ -6,7 +6,6 @@ from adaptation_images import squares
 from diffusers import DiffusionPipeline
 
 from dreamda_aug import ModelSpec, adapt, load_model
-from dreamda_aug.errors import ModelError
 
 QUICK = dict(rank=2, train_steps=10, learning_rate=5e-3, batch_size=4, evaluate_every=5)
 NAMES = ["left", "right"]
@@ -56,11 +55,3 @@ def test_a_lent_pipeline_keeps_its_text_encoder_and_weights(sd_pipeline, tmp_pat
     adapt(x, sd_pipeline, tmp_path / "adapted", labels=labels, class_names=NAMES,
           **QUICK)
     assert sd_pipeline.unet is unet and model.fingerprint == before
-
-
-def test_foreign_weights_that_are_none_are_refused(sd_folder, tmp_path):
-    for name, message in (("a.bin", "only .safetensors files are opened"),
-                          ("b.safetensors", "could not load .* as LoRA weights")):
-        (tmp_path / name).write_bytes(b"no weights")
-        with pytest.raises(ModelError, match=message):
-            load_model(sd_folder, lora=tmp_path / name)

@@ -15,7 +15,6 @@ from benchmarks.families import checks, parts
 from dreamda_aug import DDIMInversion, LatentCache, load_model
 from dreamda_aug.errors import ModelError
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models.latent import latent_range
 
 
 def text_unet(**changes) -> UNet2DConditionModel:
@@ -192,35 +191,6 @@ def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, 
     assert (made - expected).abs().max() / expected.abs().max() < 2e-3
 
 
-def test_without_noise_every_kind_gives_its_latents_back(model, monkeypatch):
-    monkeypatch.setattr(model, "decode", lambda latents: latents)
-    generator = sampler(model, "paper", steps=5, noise_scale=0.0, guidance_scale=3.0)
-    made = generator.synthesize(X, [Request(0), Request(1)]).images
-    assert (made - model.encode(X)).abs().max() <= 1e-4
-
-
-def test_the_denoiser_sees_one_layout_whatever_it_is_given(sd_pipeline):
-    model = load_model(copy.deepcopy(sd_pipeline))
-    x, t, condition = torch.randn(2, 4, 8, 8), torch.tensor(10), model.embed(["a", "b"])
-    plain = model.predict(x, t, condition)
-    strange = model.predict(x.contiguous(memory_format=torch.channels_last), t, condition)
-    assert torch.equal(plain, strange)
-    assert plain.is_contiguous() and model.encode(torch.rand(2, 3, 16, 16)).is_contiguous()
-
-
-@pytest.mark.parametrize("config", [
-    dict(scaling_factor=0.5, shift_factor=0.3),
-    dict(scaling_factor=0.5, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0]),
-])
-def test_latents_are_shifted_and_scaled_as_the_vae_says(config):
-    shift, scale = latent_range(parts.vae(**{"shift_factor": None, **config}))
-    z = torch.randn(2, 4, 3, 3)
-    mean = torch.tensor(config.get("latents_mean", [config.get("shift_factor", 0.0)] * 4))
-    std = torch.tensor(config.get("latents_std", [1.0] * 4))
-    expected = (z - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1) * 0.5
-    torch.testing.assert_close((z - shift) * scale, expected)
-
-
 def test_sdxl_is_told_what_its_own_pipeline_tells_it():
     pipeline = sdxl()
     model, seen = load_model(pipeline), spy_on(pipeline.unet)
@@ -285,14 +255,6 @@ def test_a_vae_that_overflows_in_half_precision_runs_in_float32(tmp_path):
     assert model.pipeline.vae is model.vae
     lent = copy.deepcopy(sdxl()).to(torch.float16)  # parts are shared
     assert load_model(lent).vae.dtype == torch.float32 and lent.vae.dtype == torch.float16
-
-
-def test_a_model_with_learned_variance_is_used_without_it():
-    pipeline = pixel_pipeline()
-    pipeline.unet = tiny_unet(1, out_channels=2)
-    core = sampler(load_model(pipeline), "paper", steps=4, noise_scale=0.0)
-    made = core.synthesize(X[:, :1], [Request(0), Request(1)]).images
-    torch.testing.assert_close(made, X[:, :1], atol=1e-3, rtol=0)
 
 
 def test_a_single_file_goes_through_diffusers_loader(tmp_path, sd_pipeline, monkeypatch):
