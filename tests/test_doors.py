@@ -107,7 +107,8 @@ def door(model, synthesizer, monkeypatch, tmp_path):
         made = AugmentedDataset(data, synthesizer, 1,
                                 transform=lambda image: read_pixels(image).values[0])
         labeled = [(torch.zeros(3, 16, 16), 0)]
-        _, label, _ = BatchLoading(labeled, made.synthetic, 3, RunPlan())[1]
+        batches = BatchLoading(labeled, made.synthetic, 3, RunPlan())
+        (_, label, _), = batches.__getitems__([1])
         return seen[0][:1], int(label)
 
     doors = dict(zip(DOORS, [

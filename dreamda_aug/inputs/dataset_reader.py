@@ -2,19 +2,20 @@
 
 import copy
 import os
-from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from dreamda_aug.inputs.labels import label_key, plain_label
-from dreamda_aug.inputs.reader import Reader, Sample
 from dreamda_aug.inputs.rows import Row, is_image, read_row
 
-# From another image, and the row whose image it replaces, to what the dataset makes of them.
-Step = Callable[[Any, Row], Any]
+# From a row to what the dataset makes of it.
+Step = Callable[[Row], Any]
 
 
 @runtime_checkable
@@ -30,11 +31,8 @@ class SizedDataset(Protocol):
 class Table(Protocol):
     """What is used of Hugging Face's ``datasets.Dataset``; samples are dicts."""
 
-    @property
-    def features(self) -> Mapping[str, Any]: ...
-
-    @property
-    def format(self) -> Mapping[str, Any]: ...
+    features: Mapping[str, Any]
+    format: Mapping[str, Any]
 
     def with_format(self, type: str | None, /) -> Any: ...
 
@@ -43,8 +41,8 @@ class Table(Protocol):
     def __len__(self) -> int: ...
 
 
-class DatasetReader(Reader):
-    """Samples of a dataset without its image transform, which ``put_back`` runs.
+class DatasetReader:
+    """Samples of a dataset without its image transform, which ``put`` of a row runs.
 
     The transform is what a dataset calls as ``self.transform`` or ``self.transforms``, be it an
     attribute or a method, of torchvision's or albumentations' kind; or what was given to
@@ -54,76 +52,78 @@ class DatasetReader(Reader):
 
     Args:
         dataset: of samples that `read_row` takes.
-        only_images: samples may also be images without a label.
+        has_labels: False allows samples that are images alone.
+
+    Attributes:
+        may_vary: whether an image may differ each time it is read.
 
     Raises:
         TypeError: the dataset is not map-style, or its transform cannot be taken off.
     """
 
-    has_labels = True
-
-    def __init__(self, dataset: Any, only_images: bool = False):
-        self.dataset, self.only_images = as_sized(dataset), only_images
-        super().__init__(len(self.dataset))
-        self.file_names = find_names(dataset)
+    def __init__(self, dataset: Any, has_labels: bool = True):
+        self.dataset, self.has_labels = as_sized(dataset), has_labels
+        self._leaves = [leaf for leaf, _ in _places(dataset)]
         self._steps: list[Step] = []
-        self._stripped = False
+        self._of_table: dict[int, Step] = {}
+        self._is_stripped = False
         self._bare = self._strip(dataset, nested=False)
-        # by id of a dataset: its steps, if all of its samples go through the same ones
+        # by id of a leaf: its steps, if all of its samples go through the same ones
         self._usual: dict[int, list[Step]] = {}
         parts = _parts(dataset)
-        self._is_regular = not self._stripped or all(map(_is_plain, parts))
+        self._is_regular = not self._is_stripped or all(map(_is_plain, parts))
         self.may_vary = not all(_is_plain(part) or isinstance(part, Table) for part in parts)
-        self._read_labels: dict[int, Any] = {}
+        self._labels: dict[int, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DatasetReader, (self.dataset, self.only_images)  # closures cannot be pickled
+        return DatasetReader, (self.dataset, self.has_labels)  # closures cannot be pickled
+
+    def __len__(self) -> int:
+        return len(self._leaves)
 
     def fetch(self, index: int) -> Any:
+        """What lies there, as it is; raises what `UNREADABLE` lists if it is broken."""
         self._steps.clear()
         return self._bare[index]
 
-    def sample(self, index: int, found: Any) -> Sample:
-        steps, (leaf, _) = list(self._steps), locate(self.dataset, index)
-        if self.only_images and not isinstance(found, tuple | list | Mapping):
-            row = Row(found, None, lambda image, label: image)
-        else:
+    def row(self, index: int, found: Any) -> Row:
+        """The row in what `fetch` has just found; raises if it is of the wrong kind."""
+        leaf = self._leaves[index]
+        steps = [*filter(None, [self._of_table.get(id(leaf))]), *self._steps]
+        if self.has_labels or isinstance(found, tuple | list | Mapping):
             row = read_row(found, index, _columns(leaf))
+        else:
+            row = Row(found, None, lambda image, label: image)
         if isinstance(found, tuple | list) and len(found) == 2 and self._is_regular:
             self._usual[id(leaf)] = steps
-        return Sample(row.image, row.label, lambda image: _applied(steps, image, row))
+        return row._replace(put=lambda image, label: _applied(steps, Row(image, label, row.put)))
+
+    def read(self, index: int) -> Row:
+        """Both."""
+        return self.row(index, self.fetch(index))
 
     def put_back(self, index: int, image: Any, label: Any) -> Any:
-        steps = self._usual.get(id(locate(self.dataset, index)[0]))
+        """What the dataset makes of another image; its own is read only where that is necessary."""
+        steps = self._usual.get(id(self._leaves[index]))
         if steps is None:
-            return self.read(index).put_back(image)
-        return _applied(steps, image, Row(image, label, lambda image, label: (image, label)))
+            row = self.read(index)
+            return row.put(image, row.label)
+        return _applied(steps, Row(image, label, lambda image, label: (image, label)))
 
-    def labels(self, indices: Sequence[int]) -> list[Any]:
-        """Labels as samples have them; samples are read, once, if the dataset keeps no list."""
-        if (kept := find_targets(self.dataset)) is not None:
-            return [self._changed(index, kept[index]) for index in indices]
-        for index in indices:
-            if index not in self._read_labels:
-                self._read_labels[index] = self.read(index).label
-        return [self._read_labels[index] for index in indices]
+    def label(self, index: int) -> Any:
+        """The label as the sample has it; read, once, if the dataset keeps no list of them."""
+        if self._kept is not None:
+            change = _target_transform(self._leaves[index])
+            return change(self._kept[index]) if change else self._kept[index]
+        if index not in self._labels:
+            self._labels[index] = self.read(index).label
+        return self._labels[index]
 
-    def kept_labels(self) -> list[Any]:
-        """The same before the dataset's ``target_transform``."""
-        kept = find_targets(self.dataset)
-        return self.labels(range(len(self))) if kept is None else kept
+    @cached_property
+    def _kept(self) -> list[Any] | None:
+        return find_targets(self.dataset)
 
-    def name_classes(self) -> None:
-        """Take over the dataset's names of its classes, if its samples have their numbers.
-
-        Raises:
-            ValueError: parts of a ``ConcatDataset`` name their classes differently.
-        """
-        names = find_classes(self.dataset)
-        self.is_renumbered = names is not None and self._changes_labels(len(names))
-        self.names = None if self.is_renumbered else names
-
-    def _changes_labels(self, classes: int) -> bool:
+    def changes_labels(self, classes: int) -> bool:
         """Whether a ``target_transform`` makes another label of any of the classes."""
         for change in filter(None, map(_target_transform, _parts(self.dataset))):
             try:
@@ -132,10 +132,6 @@ class DatasetReader(Reader):
             except Exception:  # the user's own function, for labels of another kind
                 return True
         return False
-
-    def _changed(self, index: int, label: Any) -> Any:
-        change = _target_transform(locate(self.dataset, index)[0])
-        return change(label) if change else label
 
     def _strip(self, dataset: Any, nested: bool) -> Any:
         """The dataset, or a copy whose transforms change nothing and note how they are called."""
@@ -146,8 +142,9 @@ class DatasetReader(Reader):
         if callable(transform):
             changed["transform"] = self._watched(transform, nested)
         if callable(joint):
-            changed["transforms"] = self._watched_joint(joint, nested)
-        self._stripped |= bool(changed)
+            # torchvision's pair of both transforms, of which labels keep theirs
+            is_pair = hasattr(joint, "transform") and hasattr(joint, "target_transform")
+            changed["transforms"] = (self._strip if is_pair else self._watched)(joint, nested)
         if isinstance(dataset, ConcatDataset):
             changed["datasets"] = [self._strip(part, nested) for part in dataset.datasets]
         for name, inner in vars(dataset).items() if hasattr(dataset, "__dict__") else ():
@@ -176,33 +173,35 @@ class DatasetReader(Reader):
                 f"a Hugging Face dataset must have no format, or one made by with_transform, got "
                 f"{settings['type']!r}; give dataset.with_format(None)."
             )
-        self._stripped = True
 
-        def step(image: Any, row: Row) -> Any:
-            sample = row.put(image, row.label)
+        def step(row: Row) -> Any:
+            sample = row.put(row.image, row.label)
             batch = transform({name: [sample[name]] for name in columns if name in sample})
             return {name: values[0] for name, values in batch.items()}
 
-        return _Noted(table.with_format(None), lambda: self._steps.append(step))
+        self._of_table[id(table)] = step
+        return table.with_format(None)
 
     def _watched(self, transform: Callable[..., Any], nested: bool) -> Callable[..., Any]:
+        self._is_stripped = True
+
         def call(*given: Any, **named: Any) -> Any:
             images = [key for key, value in named.items() if is_image(value)]
             if len(given) == 1 and not named and isinstance(given[0], Mapping):
                 if nested:  # what the outer dataset makes of its result is not known
                     return transform(given[0])
-                self._steps.append(lambda image, row: transform(row.put(image, row.label)))
+                self._steps.append(lambda row: transform(row.put(row.image, row.label)))
                 return given[0]
             if len(given) == 1 and not named:
-                self._steps.append(lambda image, row: row.put(transform(image), row.label))
+                self._steps.append(lambda row: row.put(transform(row.image), row.label))
                 return given[0]
             if len(given) == 2 and not named:
-                self._steps.append(lambda image, row: row.put(*transform(image, row.label)))
+                self._steps.append(lambda row: row.put(*transform(row.image, row.label)))
                 return given
             if not given and len(images) == 1:
                 key, = images
-                self._steps.append(lambda image, row: row.put(
-                    transform(**{**named, key: image})[key], row.label))
+                self._steps.append(lambda row: row.put(
+                    transform(**{**named, key: row.image})[key], row.label))
                 return named
             raise TypeError(
                 "a dataset must call its transform with the image, with image and label, or as "
@@ -211,43 +210,13 @@ class DatasetReader(Reader):
 
         return call
 
-    def _watched_joint(self, joint: Callable[..., Any], nested: bool) -> Callable[..., Any]:
-        if not (hasattr(joint, "transform") and hasattr(joint, "target_transform")):
-            return self._watched(joint, nested)
-        # torchvision wraps transform and target_transform into one; labels keep theirs
-        image_only, target = getattr(joint, "transform", None), _target_transform(joint)
 
-        def call(image: Any, label: Any) -> tuple[Any, Any]:
-            if image_only is not None:
-                self._steps.append(lambda image, row: row.put(image_only(image), row.label))
-            return image, target(label) if target else label
-
-        return call
-
-
-class _Noted:
-    """A dataset that calls a function before each sample is read."""
-
-    def __init__(self, dataset: Any, note: Callable[[], None]):
-        self._dataset, self._note = dataset, note
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        self._note()
-        return self._dataset[index]
-
-
-def _applied(steps: Sequence[Step], image: Any, row: Row) -> Any:
-    """The sample that a dataset's transforms make of another image."""
-    sample = None
-    for step in steps:
-        if sample is not None:
-            row = read_row(sample, 0)
-            image = row.image
-        sample = step(image, row)
-    return sample if steps else row.put(image, row.label)
+def _applied(steps: Sequence[Step], row: Row) -> Any:
+    """The sample that a dataset's transforms make of a row."""
+    sample = row.put(row.image, row.label) if not steps else None
+    for number, step in enumerate(steps):
+        sample = step(read_row(sample, 0) if number else row)
+    return sample
 
 
 def _target_transform(dataset: Any) -> Callable[[Any], Any] | None:
@@ -267,16 +236,24 @@ def as_sized(dataset: Any) -> SizedDataset:
     return dataset
 
 
-def locate(dataset: Any, index: int) -> tuple[Any, int]:
-    """The dataset below all subsets and concatenations that holds a sample, and its number."""
-    while isinstance(dataset, Subset | ConcatDataset):
-        if isinstance(dataset, Subset):
-            dataset, index = dataset.dataset, dataset.indices[index]
-        else:
-            part = bisect_right(dataset.cumulative_sizes, index)
-            index -= dataset.cumulative_sizes[part - 1] if part else 0
-            dataset = dataset.datasets[part]
-    return dataset, index
+def _each(dataset: Any, of_leaf: Callable[[Any], list[Any] | None]) -> list[Any] | None:
+    """A value for each sample, from those of the datasets below all subsets and concatenations.
+
+    ``of_leaf`` lists them for one of these; None if it does so for any.
+    """
+    if isinstance(dataset, Subset):
+        inner = _each(dataset.dataset, of_leaf)
+        return None if inner is None else [inner[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_each(part, of_leaf) for part in dataset.datasets]
+        return None if None in parts else list(chain.from_iterable(part or () for part in parts))
+    return of_leaf(dataset)
+
+
+def _places(dataset: Any) -> list[tuple[Any, int]]:
+    """For each sample, the dataset below all others that holds it, and its number there."""
+    return _each(dataset, lambda leaf: [
+        (leaf, index) for index in range(len(as_sized(leaf)))]) or []
 
 
 def occurrences(dataset: Any) -> list[int]:
@@ -284,14 +261,11 @@ def occurrences(dataset: Any) -> list[int]:
 
     Nothing is read: equal images at different places of a dataset count as different ones.
     """
-    if not isinstance(dataset, Subset | ConcatDataset):
-        return [0] * len(as_sized(dataset))
-    seen: dict[tuple[int, int], int] = {}
+    seen: Counter[tuple[int, int]] = Counter()
     found = []
-    for index in range(len(as_sized(dataset))):
-        leaf, inner = locate(dataset, index)
-        found.append(seen.setdefault((id(leaf), inner), 0))
-        seen[id(leaf), inner] += 1
+    for leaf, index in _places(dataset):
+        found.append(seen[id(leaf), index])
+        seen[id(leaf), index] += 1
     return found
 
 
@@ -317,39 +291,38 @@ def find_classes(dataset: Any) -> list[str] | None:
     """
     if isinstance(dataset, ConcatDataset):
         found = [names for names in map(find_classes, dataset.datasets) if names is not None]
-        longest = max(found, key=len, default=None)
+        longest = max(found, key=len, default=[])
         for names in found:
-            if longest is not None and names != longest[: len(names)]:
+            if names != longest[: len(names)]:
                 raise ValueError(
                     f"the parts of the ConcatDataset name their classes differently, {names} and "
                     f"{longest}, so that a label has two meanings; give them the same classes, or "
                     "class_names."
                 )
-        return longest
+        return longest if found else None
     if isinstance(dataset, Table):
         keys = _columns(dataset)
         classes = getattr(dataset.features[keys[1]], "names", None) if keys else None
-        return None if classes is None else list(classes)
-    classes = getattr(dataset, "classes", None)
-    if classes is None:
-        return find_classes(dataset.dataset) if hasattr(dataset, "dataset") else None
-    return [str(name[0] if isinstance(name, tuple) else name) for name in classes]
+    else:
+        classes = getattr(dataset, "classes", None)
+        if classes is None and hasattr(dataset, "dataset"):
+            return find_classes(dataset.dataset)
+    return None if classes is None else [
+        str(name[0] if isinstance(name, tuple) else name) for name in classes]
 
 
 def find_targets(dataset: Any) -> list[Any] | None:
     """Labels of a dataset, without its images, or None if it keeps no list of them."""
-    if isinstance(dataset, Subset):
-        inner = find_targets(dataset.dataset)
-        return None if inner is None else [inner[i] for i in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [find_targets(part) for part in dataset.datasets]
-        return None if None in parts else [label for part in parts for label in part or ()]
-    if isinstance(dataset, Table):
-        keys = _columns(dataset)
-        return None if keys is None else list(dataset.with_format(None)[keys[1]])
+    return _each(dataset, _targets)
+
+
+def _targets(leaf: Any) -> list[Any] | None:
+    if isinstance(leaf, Table):
+        keys = _columns(leaf)
+        return None if keys is None else list(leaf.with_format(None)[keys[1]])
     for name in ("targets", "labels", "_labels"):
-        labels = getattr(dataset, name, None)
-        if labels is not None and len(labels) == len(dataset):
+        labels = getattr(leaf, name, None)
+        if labels is not None and len(labels) == len(leaf):
             return labels.tolist() if hasattr(labels, "tolist") else list(labels)
     return None
 
@@ -360,7 +333,7 @@ def find_names(dataset: Any) -> list[str] | None:
     They are relative to the dataset's ``root``, unless that gives two files one name, as in a
     ``ConcatDataset`` of folders that are alike.
     """
-    files = _find_files(dataset)
+    files = _each(dataset, _files)
     if files is None:
         return None
     names = [os.path.relpath(path, root) if root else path for path, root in files]
@@ -369,22 +342,15 @@ def find_names(dataset: Any) -> list[str] | None:
     return [name.replace(os.sep, "/") for name in names]
 
 
-def _find_files(dataset: Any) -> list[tuple[str, str | None]] | None:
-    """The same as pairs of a path and its dataset's root."""
-    if isinstance(dataset, Subset):
-        inner = _find_files(dataset.dataset)
-        return None if inner is None else [inner[i] for i in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [_find_files(part) for part in dataset.datasets]
-        return None if None in parts else [file for part in parts for file in part or ()]
-    samples = getattr(dataset, "samples", None)
+def _files(leaf: Any) -> list[tuple[str, str | None]] | None:
+    """Path and root of each file."""
+    samples = getattr(leaf, "samples", None)
     if not isinstance(samples, Sequence) or not samples or not all(
         isinstance(sample, tuple) and sample and isinstance(sample[0], str | Path)
         for sample in samples
     ):
         return None
-    root = getattr(dataset, "root", None)
-    return [(str(path), root) for path, *_ in samples]
+    return [(str(path), getattr(leaf, "root", None)) for path, *_ in samples]
 
 
 def _columns(dataset: Any) -> tuple[str, str] | None:

@@ -8,22 +8,24 @@ import numpy as np
 import PIL.Image
 import torch
 
-from dreamda_aug.files import shorten
+from dreamda_aug.arguments import shown
 
 # Labels without names are numbers of classes: a larger one is an identifier of another kind.
 MAX_CLASSES = 1_000_000
 # What `find_labels` returns where there is none; None in a label's place is a wrong label.
 NO_LABEL = object()
 _LABEL_KEYS = ("label", "labels", "target", "class", "fine_label")
+# What a folder's name has in the place of a space, or of a sign that it cannot have.
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_\-/\\:|](?=[^\W_])")
+# All that UTF-8 has no bytes for.
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def label_key(names: Iterable[Any]) -> Any | None:
     """The key that a sample's label stands under, or None if there is none."""
     names = list(names)
-    for name in _LABEL_KEYS:
-        if name in names:
-            return name
-    return next((name for name in names if isinstance(name, str) and "label" in name.lower()), None)
+    like_label = (name for name in names if isinstance(name, str) and "label" in name.lower())
+    return next((name for name in _LABEL_KEYS if name in names), None) or next(like_label, None)
 
 
 def find_labels(
@@ -48,7 +50,7 @@ def find_labels(
 def find_file_names(
     sample: Any, labels_getter: Callable[[Any], Any] | Literal["default"] | None
 ) -> Any:
-    """The file name of a sample, or those of a batch, by which captions are found; None: none."""
+    """The file name of a sample, or those of a batch, that captions are found by, or None."""
     if callable(labels_getter):
         return labels_getter(sample)
     return sample.get("file_name") if isinstance(sample, Mapping) else None
@@ -87,14 +89,16 @@ def class_number(label: Any, classes: int | None = None) -> int:
     """
     number = plain_label(label)
     if isinstance(number, bool) or not isinstance(number, int):
+        is_array = isinstance(label, torch.Tensor | np.ndarray) and label.ndim
         raise ValueError(
             "a label must be the number of one class (an integer, or a tensor, array or list of "
-            f"one integer), got {_described(label)}."
+            "one integer), got "
+            f"{f'{label.dtype} of shape {tuple(label.shape)}' if is_array else shown(number)}."
         )
     most = MAX_CLASSES if classes is None else classes
     if not 0 <= number < most:
         raise ValueError(f"a label must be one of the {most:,} classes, 0 to {most - 1:,}, got "
-                         f"{shorten(number)}.")
+                         f"{shown(number)}.")
     return number
 
 
@@ -126,42 +130,42 @@ def check_integers(
 
 def number_labels(
     labels: Sequence[Any], names: Sequence[str] | None
-) -> tuple[list[int], list[str]]:
+) -> tuple[list[int], list[str] | None]:
     """The class number of each label, and the names of the classes.
 
     Args:
         labels: numbers of classes, or names of them.
-        names: of the classes, in label order; or None: then names among the labels are sorted,
-            and classes that are numbers are called 0, 1, ... up to the largest.
+        names: of the classes, in label order, or None to take names among the labels, sorted.
+
+    Returns:
+        Both; None for names where classes are numbers alone.
 
     Raises:
-        ValueError: a label is no class, or none of these.
+        ValueError: a label is no class, or none of these; or a name is not UTF-8.
     """
-    plain = [plain_label(label) for label in labels]
-    labels = [text if isinstance(text, str) else label
-              for text, label in zip(plain, labels, strict=True)]
-    if names is None and any(isinstance(label, str) for label in labels):
-        names = sorted({label if isinstance(label, str) else str(class_number(label))
-                        for label in labels})
-    if names is not None:
-        position = {name: number for number, name in enumerate(names)}
-        unknown = [each for each in labels if isinstance(each, str) and each not in position]
-        if unknown:
-            raise ValueError(f"a label must be one of the class names {shorten(list(names))}, got "
-                             f"{shorten(unknown[0])}.")
-        labels = [position[each] if isinstance(each, str) else each for each in labels]
-    numbers = [class_number(each, None if names is None else len(names)) for each in labels]
-    return numbers, list(map(str, range(max(numbers, default=-1) + 1)) if names is None else names)
+    found = [text if isinstance(text := plain_label(label), str) else label for label in labels]
+    if names is None and any(isinstance(each, str) for each in found):
+        found = [each if isinstance(each, str) else str(class_number(each)) for each in found]
+        names = sorted(set(found))
+    if names is None:
+        return [class_number(each) for each in found], None
+    check_names(names)
+    position = {name: number for number, name in enumerate(names)}
+    numbers = []
+    for each in found:
+        if isinstance(each, str) and each not in position:
+            raise ValueError(f"a label must be one of the class names {shown(list(names))}, got "
+                             f"{shown(each)}.")
+        numbers.append(position[each] if isinstance(each, str) else class_number(each, len(names)))
+    return numbers, list(names)
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim:
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return shorten(plain_label(value))
-
-
-# What a folder's name has in the place of a space, or of a sign that it cannot have.
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_\-/\\:|](?=[^\W_])")
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that no record can hold, before anything is made, with a ValueError."""
+    for name in names:
+        if SURROGATES.search(name):
+            raise ValueError(
+                f"the name {name!r} is not UTF-8 and could not be written down; rename it.")
 
 
 def plain_name(name: str) -> str:

@@ -8,115 +8,60 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from dreamda_aug.errors import ExpansionError
+from dreamda_aug.errors import ExpansionError, StorageError
 from dreamda_aug.files import parse_json, read_lines, regular_file
-from dreamda_aug.inputs.labels import number_labels
 from dreamda_aug.inputs.pixels import open_image
-from dreamda_aug.inputs.reader import Reader, Sample
 
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "target")
 
 
-class FileReader(Reader):
-    """Image files.
+class Files:
+    """Image files as a map-style dataset of ``(image, label)``, or of images without classes.
 
-    Args:
+    Attributes:
+        source: the folder or list that names them.
         root: the folder that ``paths`` are relative to.
         paths: of the files, with "/".
-        labels: the class of each; None if there are no classes.
-        names: of the classes, in label order; None if they are numbers.
+        targets: number or name of each one's class, or None if there are no classes.
+        classes: names of the classes in label order, or None to find them among the targets.
         problems: what was left out while listing, as text.
         skipped: how many entries of a list were left out.
+        sizes: of the files when they were listed, in bytes; -1 for those that were not there.
     """
 
     def __init__(
-        self, root: Path, paths: list[str], labels: list[int] | None, names: list[str] | None,
-        problems: Sequence[str] = (), skipped: int = 0,
+        self, source: Path, root: Path, paths: list[str], targets: list[Any] | None = None,
+        classes: list[str] | None = None, problems: Sequence[str] = (), skipped: int = 0,
     ):
-        self.root, self.paths, self.file_names, self.names = root, paths, paths, names
-        self.problems, self.skipped = problems, skipped
-        self.has_labels, self._labels = labels is not None, labels
-        self._sizes = [_size(os.path.join(root, path)) for path in paths]
+        self.source, self.root, self.paths, self.targets = source, root, paths, targets
+        self.classes, self.problems, self.skipped = classes, problems, skipped
+        self.sizes = [_size(self._place(index)) for index in range(len(paths))]
 
-    def fetch(self, index: int) -> Any:
-        return open_image(os.path.join(str(self.root), self.paths[index]))
+    def __len__(self) -> int:
+        return len(self.paths)
 
-    def sample(self, index: int, found: Any) -> Sample:
-        if self._labels is None:
-            return super().sample(index, found)
-        label = self._labels[index]
-        return Sample(found, label, lambda image: (image, label))
+    def __getitem__(self, index: int) -> Any:
+        image = open_image(self._place(index))
+        return image if self.targets is None else (image, self.targets[index])
 
-    def labels(self, indices: Sequence[int]) -> list[Any]:
-        return [None if self._labels is None else self._labels[index] for index in indices]
-
-    def file_digest(self, index: int) -> str:
+    def digest(self, index: int) -> str:
+        """SHA-256 of a file, in hexadecimal; empty if it cannot be read."""
         try:
-            with open(regular_file(os.path.join(str(self.root), self.paths[index])), "rb") as file:
+            with open(regular_file(self._place(index)), "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (PermissionError, FileNotFoundError, ExpansionError, ValueError):
             return ""
 
-    def size(self, index: int) -> int:
-        return self._sizes[index]
-
     def lies_at(self, index: int, path: str) -> bool:
-        # records of before name the absolute path
-        now = self.paths[index]
-        return path == now or os.path.isabs(path) and os.path.normpath(path) == os.path.normpath(
-            os.path.join(os.path.abspath(str(self.root)), now))
+        """Whether a file is the one at this path, which records of before name absolutely."""
+        here = os.path.abspath(self._place(index))
+        return path == self.paths[index] or os.path.isabs(path) and os.path.normpath(path) == here
 
-
-def list_folder(root: Path) -> FileReader:
-    """Images of class folders, in the order of torchvision's ``ImageFolder``, or of one folder.
-
-    Raises:
-        ValueError: there are none.
-    """
-    entries = sorted((entry for entry in os.scandir(root) if not entry.name.startswith(".")),
-                     key=lambda entry: entry.name)
-    classes = [entry.name for entry in entries if entry.is_dir()]
-    loose = [entry.name for entry in entries if not entry.is_dir() and _is_image(entry.name)]
-    labels: list[int] = []
-    paths: list[str] = []
-    problems: list[str] = []
-    for label, name in enumerate(classes):
-        for folder, names in sorted(_walk(root / name, problems)):
-            for file in filter(_is_image, sorted(names)):
-                path = os.path.join(folder, file)
-                labels.append(label)
-                paths.append(os.path.relpath(path, root).replace(os.sep, "/"))
-    if not paths and not loose:
-        raise ValueError(
-            f"{root}: the class folders hold no image files." if classes else
-            f"{root}: expected one sub-folder per class, or image files, found none.")
-    if not paths:
-        return FileReader(root, loose, None, None, problems)
-    if loose:
-        problems.append(f"{len(loose)} images beside the class folders are left out")
-    return FileReader(root, paths, labels, classes, problems)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-
-
-def _walk(folder: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Folders and the names of their files; links are followed, but never in a circle."""
-    above: dict[str, set[str]] = {os.path.dirname(folder): set()}
-    for path, folders, names in os.walk(folder, followlinks=True):
-        seen = above.get(os.path.dirname(path), set()) | {os.path.realpath(path)}
-        above[path] = seen
-        circles = [name for name in folders if os.path.realpath(os.path.join(path, name)) in seen]
-        problems += [f"{name}: a link to a folder that it lies in was not followed"
-                     for name in circles]
-        folders[:] = [name for name in folders
-                      if name not in circles and not name.startswith(".")]
-        yield path, names
+    def _place(self, index: int) -> str:
+        return os.path.join(self.root, self.paths[index])
 
 
 def _size(path: str) -> int:
@@ -126,52 +71,116 @@ def _size(path: str) -> int:
         return -1
 
 
-def read_list(path: Path, class_names: Sequence[str] | None) -> FileReader:
-    """Images of a ``.csv`` or ``.jsonl`` list with the columns ``path`` and ``label``.
+def open_named(
+    name: str | Path, class_names: Sequence[str] | None, split: str, data_root: str | None,
+    download: bool,
+) -> Any:
+    """The dataset that a path or a name stands for; arguments are those of `open_seed_images`."""
+    text, path = str(name), Path(name)
+    if not text.strip():
+        raise ValueError("source must name a folder, a list or a dataset, got an empty text.")
+    if text == "bundled":
+        from dreamda_aug.bundled import FashionMNISTSample
+
+        return FashionMNISTSample(split)
+    if text.startswith("torchvision:"):
+        return _open_torchvision(text.partition(":")[2], split, data_root, download)
+    if text.startswith("hf:"):
+        return _open_hugging_face(text[3:], split, data_root)
+    if path.is_dir():
+        return _list_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: expected a folder of class folders, a .csv or .jsonl list, "
+            "torchvision:NAME, hf:NAME or bundled; found nothing."
+        )
+    return _read_list(path, class_names)
+
+
+def _list_folder(root: Path) -> Files:
+    """Images of class folders, in the order of torchvision's ``ImageFolder``, or of one folder."""
+    entries = sorted((entry for entry in os.scandir(root) if not entry.name.startswith(".")),
+                     key=lambda entry: entry.name)
+    classes = [entry.name for entry in entries if entry.is_dir()]
+    loose = [entry.name for entry in entries if not entry.is_dir() and _is_image(entry.name)]
+    problems: list[str] = []
+    found = [(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"), label)
+             for label, of_class in enumerate(classes)
+             for folder, names in sorted(_walk(root / of_class, problems))
+             for name in sorted(filter(_is_image, names))]
+    if not found and not loose:
+        raise ValueError(
+            f"{root}: the class folders hold no image files." if classes else
+            f"{root}: expected one sub-folder per class, or image files, found none.")
+    if not found:
+        return Files(root, root, loose, problems=problems)
+    if loose:
+        problems.append(f"{len(loose)} images beside the class folders are left out")
+    paths, labels = map(list, zip(*found))
+    return Files(root, root, paths, labels, classes, problems)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+
+
+def _walk(folder: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the names of their files; links are followed, but never in a circle."""
+    for path, folders, names in os.walk(folder, followlinks=True):
+        above = set(map(os.path.realpath, [path, *map(str, Path(path).parents)]))
+        circles = {name for name in folders if os.path.realpath(os.path.join(path, name)) in above}
+        problems += [f"{name}: a link to a folder that it lies in was not followed"
+                     for name in sorted(circles)]
+        folders[:] = [name for name in folders
+                      if name not in circles and not name.startswith(".")]
+        yield path, names
+
+
+def read_table(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a ``.csv`` or ``.jsonl`` file, each with its place for messages.
 
     Raises:
-        ExpansionError: a line is damaged.
-        ValueError: the list holds no images, or labels that are none of the class names.
+        ValueError: it is another kind of file; the message names what was ``expected``.
+        StorageError: it is no regular file, or damaged.
     """
-    rows = [(where, *_path_and_label(row, where)) for where, row in (
-        _read_csv(path) if path.suffix.lower() == ".csv" else _read_jsonl(path))]
-    root = _common_root(path, [name for _, name, _ in rows])
-    found: dict[str, Any] = {}
-    problems, repeated = [], 0
-    for where, name, label in rows:
-        if root != path.parent or os.path.isabs(name):
-            name = os.path.relpath(path.parent / name, root).replace(os.sep, "/")
-        if name in found and found[name] != label:
-            raise ExpansionError(f"{where}: {name} is listed as {found[name]!r} and as {label!r}.")
-        repeated += name in found
-        found[name] = label
-    if not found:
-        raise ValueError(f"{path}: the list holds no images.")
-    if repeated:
-        problems.append(f"{repeated} images are listed more than once; they are used once")
-    values = list(found.values())
-    if path.suffix.lower() == ".csv" and all(value.isdecimal() for value in values):
-        values = [int(value) for value in values]
-    try:
-        labels, classes = number_labels(values, class_names)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    is_named = class_names is not None or any(isinstance(value, str) for value in values)
-    return FileReader(root, list(found), labels, classes if is_named else None, problems, repeated)
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
+        raise ValueError(f"{path}: expected {expected}.")
+    if kind == ".jsonl":
+        for where, text in read_lines(path):
+            yield where, parse_json(text, where)
+        return
     with open(regular_file(path), newline="", encoding="utf-8-sig") as file:
         try:
             for number, row in enumerate(csv.DictReader(file), 2):
                 yield f"{path}, line {number}", row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ExpansionError(f"{path}: expected CSV in UTF-8 ({error}).") from error
+            raise StorageError(f"{path}: expected CSV in UTF-8 ({error}).") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, text in read_lines(path):
-        yield where, parse_json(text, where)
+def _read_list(path: Path, class_names: Sequence[str] | None) -> Files:
+    """Images of a list with the columns ``path`` and ``label``."""
+    rows = [(where, *_path_and_label(row, where))
+            for where, row in read_table(path, "a folder, a .csv or a .jsonl list")]
+    root = _common_root(path, [name for _, name, _ in rows])
+    found: dict[str, Any] = {}
+    for where, name, label in rows:
+        if root != path.parent or os.path.isabs(name):
+            name = os.path.relpath(path.parent / name, root).replace(os.sep, "/")
+        if found.setdefault(name, label) != label:
+            raise ExpansionError(f"{where}: {name} is listed as {found[name]!r} and as {label!r}.")
+    if not found:
+        raise ValueError(f"{path}: the list holds no images.")
+    repeated, labels = len(rows) - len(found), list(found.values())
+    if path.suffix.lower() == ".csv" and all(map(str.isdecimal, labels)):
+        try:
+            labels = list(map(int, labels))
+        except ValueError as error:  # Python reads no more than 4,300 digits
+            raise ExpansionError(f"{path}: a label is too large a number: {error}.") from error
+    return Files(
+        path, root, list(found), labels, None if class_names is None else list(class_names),
+        [f"{repeated} images are listed more than once; they are used once"] * bool(repeated),
+        repeated)
 
 
 def _path_and_label(row: dict[str, Any], where: str) -> tuple[str, Any]:
@@ -210,9 +219,7 @@ def _common_root(path: Path, names: Sequence[str]) -> Path:
         ) from error
 
 
-def open_torchvision(
-    name: str, split: str, root: str | Path | None, download: bool
-) -> Dataset[Any]:
+def _open_torchvision(name: str, split: str, root: str | None, download: bool) -> Any:
     """A dataset of torchvision by its name; raises ValueError if it cannot be opened."""
     from torchvision import datasets
 
@@ -220,32 +227,27 @@ def open_torchvision(
     if name not in datasets.__all__ or not isinstance(cls, type):
         raise ValueError(f"torchvision has no dataset {name!r}; see torchvision.datasets.")
     takes = inspect.signature(cls).parameters
-    arguments: dict[str, Any] = {}
-    if "root" in takes:
-        arguments["root"] = str(root or "data")
-    if "split" in takes:
-        arguments["split"] = split
-    elif "train" in takes:
-        if split not in ("train", "test"):
-            raise ValueError(f"split of {name} must be 'train' or 'test', got {split!r}.")
-        arguments["train"] = split == "train"
-    if download and "download" in takes:
-        arguments["download"] = True
+    arguments: dict[str, Any] = {"root": root or "data", "split": split,
+                                 "train": split == "train", "download": True}
+    if "split" not in takes and "train" in takes and split not in ("train", "test"):
+        raise ValueError(f"split of {name} must be 'train' or 'test', got {split!r}.")
+    unused = {"train"} if "split" in takes else set()
+    unused |= set() if download else {"download"}
+    arguments = {key: value for key, value in arguments.items() if key in takes.keys() - unused}
     try:
-        dataset: Dataset[Any] = cls(**arguments)
+        dataset = cls(**arguments)
+        len(dataset)
+    except NotImplementedError as error:
+        raise ValueError(f"torchvision's {name} holds no images of its own.") from error
     except (RuntimeError, OSError, TypeError) as error:
         raise ValueError(
             f"torchvision's {name} could not be opened in {arguments.get('root')}: {error} "
             "(download=True fetches it where torchvision can.)"
         ) from error
-    try:
-        len(dataset)  # type: ignore[arg-type]  # not all have one
-    except (TypeError, NotImplementedError) as error:
-        raise ValueError(f"torchvision's {name} holds no images of its own.") from error
     return dataset
 
 
-def open_hugging_face(name: str, split: str, root: str | Path | None) -> Any:
+def _open_hugging_face(name: str, split: str, root: str | None) -> Any:
     """A Hugging Face dataset by its name; raises ValueError if it cannot be opened."""
     try:
         import datasets
@@ -256,6 +258,6 @@ def open_hugging_face(name: str, split: str, root: str | Path | None) -> Any:
     if not name.strip():
         raise ValueError("hf: must be followed by a dataset's name, such as hf:user/name.")
     try:
-        return datasets.load_dataset(name, split=split, cache_dir=root and str(root))
+        return datasets.load_dataset(name, split=split, cache_dir=root)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise ValueError(f"Hugging Face dataset {name!r} could not be opened: {error}") from error

@@ -27,11 +27,9 @@ MAX_PIXELS = 2**26
 
 _ORIENTATION = 0x0112
 _KEPT_INFO = ("icc_profile", "dpi", "gamma", "srgb", "transparency")
-# Modes that a PNG file has, and those that are stored as RGB.
+# PIL's modes that a PNG file has, and those with transparency.
 _OF_PNG = {"L", "LA", "RGB", "RGBA", "I;16"}
-_AS_COLOUR = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"}
-_ROUNDED = "rounded to 8 bits"
-_RESCALED = "rescaled to 16 bits, from the darkest to the brightest pixel"
+_TRANSPARENT = {"LA", "RGBA", "PA", "La", "RGBa"}
 
 
 class TooLarge(ValueError):
@@ -97,7 +95,8 @@ def read_pixels(image: Image) -> Pixels:
             `MAX_PIXELS` pixels (`TooLarge`).
     """
     if isinstance(image, PIL.Image.Image):
-        return _read_pil(image)
+        _check_size(*image.size)
+        return _read_deep(image) if image.mode.startswith(("I", "F")) else _read_pil(image)
     if isinstance(image, Tensor):
         return _read_tensor(image)
     if isinstance(image, np.ndarray):
@@ -204,6 +203,27 @@ class _Range:
     dtype: torch.dtype
     is_window: bool
 
+    @classmethod
+    def of(cls, numbers: Tensor, is_window: bool) -> "_Range":
+        """Refuses NaN, and floats outside [0, 1] without a window."""
+        is_float = numbers.is_floating_point()
+        if numbers.dtype == torch.uint8:
+            return _BYTES
+        if is_float and not numbers.isfinite().all():
+            raise ValueError("the image holds NaN or infinite pixels.")
+        wide = numbers if is_float else numbers.double()
+        low, high = wide.min().item(), wide.max().item()
+        if is_window or not is_float:
+            # the next number that differs: 1 is lost beside the largest integers
+            high = high if high > low else low + max(1.0, abs(low) * 2**-50)
+            return cls(low, high, numbers.dtype, True)
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(
+                f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}; "
+                "divide images in [0, 255] by 255, and put DreamDAugment before Normalize."
+            )
+        return cls(0, 1, numbers.dtype, False)
+
     def to_values(self, numbers: Tensor) -> Tensor:
         scaled = (numbers.to(self._wide) - self.low) / (self.high - self.low)
         return scaled.clamp(0, 1).float()
@@ -211,20 +231,24 @@ class _Range:
     def to_numbers(self, values: Tensor) -> Tensor:
         numbers = values.to(self._wide) * (self.high - self.low) + self.low
         if not self.dtype.is_floating_point:
-            numbers = _to_integers(numbers, self.dtype)
+            limits = torch.iinfo(self.dtype)
+            # the largest float64 that is an int64: what lies above would wrap
+            numbers = numbers.round().clamp(limits.min, min(limits.max, 2**63 - 1024)).long()
         return numbers.to(self.dtype)
 
     def loss(self, channels: int) -> str:
         """What a PNG file does not keep."""
-        if self.is_window and channels == 1:
-            fits = not self.dtype.is_floating_point and self.low >= 0 and self.high <= 0xFFFF
-            return "" if fits else _RESCALED
-        return "" if self.dtype == torch.uint8 else _ROUNDED
+        if not self.is_window or channels == 3:
+            return "" if self.dtype == torch.uint8 else "rounded to 8 bits"
+        if not self.dtype.is_floating_point and self.low >= 0 and self.high <= 0xFFFF:
+            return ""
+        return "rescaled to 16 bits, from the darkest to the brightest pixel"
 
     def store(self, values: Tensor) -> PIL.Image.Image:
         """Values (1, C, H, W) as a PNG file keeps them."""
         if not self.is_window or values.shape[1] == 3:
-            return _to_bytes(values)
+            stored: PIL.Image.Image = F.to_pil_image(_BYTES.to_numbers(values)[0])
+            return stored
         numbers = values.double() * 0xFFFF if self.loss(1) else self.to_numbers(values).double()
         return PIL.Image.fromarray(numbers[0, 0].cpu().round().numpy().astype(np.uint16))
 
@@ -241,30 +265,32 @@ class _Range:
         return torch.float64 if self.is_window else torch.float32
 
 
-def _range_of(numbers: Tensor, is_window: bool) -> _Range:
-    """The range of an image; refuses NaN, and floats outside [0, 1] without a window."""
-    if numbers.dtype == torch.uint8:
-        return _Range(0, 255, numbers.dtype, False)
-    if not numbers.is_floating_point():
-        numbers_wide = numbers.double()
-        return _Range(*_window(numbers_wide), numbers.dtype, True)
-    if not numbers.isfinite().all():
-        raise ValueError("the image holds NaN or infinite pixels.")
-    if is_window:
-        return _Range(*_window(numbers), numbers.dtype, True)
-    low, high = numbers.min().item(), numbers.max().item()
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
-            f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}; divide "
-            "images in [0, 255] by 255, and put DreamDAugment before Normalize."
-        )
-    return _Range(0, 1, numbers.dtype, False)
+_BYTES = _Range(0, 255, torch.uint8, False)
 
 
-def _window(numbers: Tensor) -> tuple[float, float]:
-    low, high = numbers.min().item(), numbers.max().item()
-    # the next number that differs: 1 is lost beside the largest integers
-    return low, high if high > low else low + max(1.0, abs(low) * 2**-50)
+def _pixels(
+    values: Tensor, span: _Range, hashed: list[Tensor], wrap: Callable[[Tensor], Any], *,
+    decorate: Callable[[PIL.Image.Image], PIL.Image.Image] = lambda png: png,
+    is_png: bool = False, is_fixed: bool = False,
+) -> Pixels:
+    """Pixels of an image or a batch.
+
+    Args:
+        hashed: what the digest of each image is of; its bytes, if it has 8 bits.
+        wrap: from numbers, shaped as the values, to the image's own type.
+        decorate: adds to a PNG file what is no pixel.
+        is_png: whether what is stored is the image itself.
+    """
+    def restore(new: Tensor) -> Any:
+        return wrap(span.to_numbers(new))
+
+    is_exact = all(each.dtype == torch.uint8 for each in hashed)
+    return Pixels(
+        values, [image_digest(each) for each in hashed], restore,
+        lambda new: decorate(span.store(new)),
+        lambda stored: stored if is_png else restore(span.load(stored)),
+        "" if is_exact else span.loss(values.shape[1]),
+        has_8_bits=span.dtype == torch.uint8, is_fixed=is_png or is_fixed)
 
 
 def _read_tensor(image: Tensor) -> Pixels:
@@ -280,43 +306,35 @@ def _read_tensor(image: Tensor) -> Pixels:
         raise ValueError(f"an image tensor must have 1 or 3 channels, got {channels}.")
     if image.dtype == torch.bool or image.is_complex():
         raise ValueError(f"an image tensor must be integer or float, got {image.dtype}.")
-    span = _range_of(numbers, False)
-    values, hashed = span.to_values(numbers), list(numbers)
-    if image.is_floating_point():
-        for row, as_bytes in enumerate(map(_as_bytes, numbers)):
-            if as_bytes is not None:
-                values[row], hashed[row] = as_bytes.float() / 255, as_bytes
+    span = _Range.of(numbers, False)
 
-    def restore(new: Tensor) -> Tensor:
-        made = span.to_numbers(new).to(image.device)
-        return _of_the_kind_of(image, made if image.ndim == 4 else made[0])
+    def wrap(made: Tensor) -> Tensor:
+        made = (made if image.ndim == 4 else made[0]).to(image.device)
+        if isinstance(image, tv_tensors.TVTensor):
+            return tv_tensors.wrap(made, like=image)
+        if type(image) not in (Tensor, torch.nn.Parameter):
+            made = made.as_subclass(type(image))
+            vars(made).update(vars(image))
+        return made
 
-    exact = all(each.dtype == torch.uint8 for each in hashed)
-    return Pixels(
-        values, [image_digest(each) for each in hashed], restore, span.store,
-        lambda stored: restore(span.load(stored)), "" if exact else span.loss(channels),
-        has_8_bits=image.dtype == torch.uint8, is_fixed=not span.is_window and not vars(image))
+    values, hashed = span.to_values(numbers), list(map(_as_bytes, numbers))
+    for row, each in enumerate(hashed):
+        if each.dtype == torch.uint8:
+            values[row] = each.float() / 255
+    return _pixels(values, span, hashed, wrap, is_fixed=not span.is_window and not vars(image))
 
 
-def _as_bytes(numbers: Tensor) -> Tensor | None:
-    """Floats in [0, 1] as uint8, if they are multiples of 1/255."""
+def _as_bytes(numbers: Tensor) -> Tensor:
+    """Floats that are multiples of 1/255 as uint8; other numbers as they are."""
+    if not numbers.is_floating_point():
+        return numbers
     wide = numbers.double() * 255
     rounded = wide.round()
     if numbers.dtype in (torch.float16, torch.bfloat16):
         exact = (rounded / 255).to(numbers.dtype) == numbers
     else:
         exact = (wide - rounded).abs() < 1e-4
-    return rounded.to(torch.uint8) if exact.all() else None
-
-
-def _of_the_kind_of(like: Tensor, made: Tensor) -> Tensor:
-    if isinstance(like, tv_tensors.TVTensor):
-        return tv_tensors.wrap(made, like=like)
-    if type(like) in (Tensor, torch.nn.Parameter):
-        return made
-    made = made.as_subclass(type(like))
-    vars(made).update(vars(like))
-    return made
+    return rounded.to(torch.uint8) if exact.all() else numbers
 
 
 def _read_array(array: np.ndarray[Any, Any]) -> Pixels:
@@ -345,59 +363,41 @@ def _read_array(array: np.ndarray[Any, Any]) -> Pixels:
 
 
 def _read_pil(image: PIL.Image.Image) -> Pixels:
-    mode = image.mode
-    _check_size(*image.size)
-    if mode.startswith(("I", "F")):
-        return _read_deep(image)
-    planes = _planes(image)
+    """A PIL image of 8 bits."""
+    mode, planes = image.mode, _planes(image)
 
-    def restore(new: Tensor) -> PIL.Image.Image:
-        made = _to_bytes(new)
-        if mode == "P":
-            if image.getpalette():
-                made = made.quantize(palette=image, dither=PIL.Image.Dither.NONE)
-            else:  # made without one, and all black
-                made = made.convert("P")
+    def wrap(numbers: Tensor) -> PIL.Image.Image:
+        made: PIL.Image.Image = F.to_pil_image(numbers[0])
+        if mode == "P" and image.getpalette():  # one that is made without, and all black, has none
+            made = made.quantize(palette=image, dither=PIL.Image.Dither.NONE)
         elif mode in ("RGBA", "LA"):
             made.putalpha(image.getchannel("A"))
-        elif mode == "1":
-            made = made.convert("1", dither=PIL.Image.Dither.NONE)
         elif made.mode != mode:
-            made = made.convert(mode)
+            made = made.convert(mode, dither=PIL.Image.Dither.NONE)
         return _with_info(made, image)
 
-    def store(new: Tensor) -> PIL.Image.Image:
-        made = _to_bytes(new)
-        if mode in ("RGBA", "LA"):
-            made.putalpha(image.getchannel("A"))
-        elif mode in ("PA", "RGBa", "La") or mode in _AS_COLOUR and "transparency" in image.info:
+    def decorate(made: PIL.Image.Image) -> PIL.Image.Image:
+        if mode in _TRANSPARENT or mode == "P" and "transparency" in image.info:
             made.putalpha(image.convert("RGBA").getchannel("A"))
         return _with_info(made, image)
 
-    span = _Range(0, 255, torch.uint8, False)
-    return Pixels(
-        planes.float() / 255, [image_digest(planes[0])], restore, store,
-        lambda stored: stored if mode in _OF_PNG else restore(span.load(stored)), "",
-        has_8_bits=True, is_fixed=mode in _OF_PNG)
+    return _pixels(planes.float() / 255, _BYTES, [planes[0]], wrap, decorate=decorate,
+                   is_png=mode in _OF_PNG)
 
 
 def _read_deep(image: PIL.Image.Image) -> Pixels:
     """A PIL image of one channel of more than 8 bits."""
     array = np.asarray(image)
     numbers = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))[None, None]
-    span = _range_of(numbers, True)
 
-    def restore(new: Tensor) -> PIL.Image.Image:
-        made = span.to_numbers(new)[0, 0].cpu().numpy().astype(array.dtype)
-        return _with_info(PIL.Image.fromarray(made), image)
+    def wrap(made: Tensor) -> PIL.Image.Image:
+        return _with_info(PIL.Image.fromarray(made[0, 0].cpu().numpy().astype(array.dtype)), image)
 
     # floats in a window are other images than the same floats in [0, 1]
     hashed = numbers[0, 0] if image.mode == "F" else numbers[0].float()
-    return Pixels(
-        span.to_values(numbers), [image_digest(hashed)], restore,
-        lambda new: _with_info(span.store(new), image),
-        lambda stored: stored if image.mode in _OF_PNG else restore(span.load(stored)),
-        span.loss(1), has_8_bits=False, is_fixed=image.mode in _OF_PNG)
+    span = _Range.of(numbers, True)
+    return _pixels(span.to_values(numbers), span, [hashed], wrap,
+                   decorate=lambda png: _with_info(png, image), is_png=image.mode in _OF_PNG)
 
 
 def _planes(image: PIL.Image.Image) -> Tensor:
@@ -405,22 +405,6 @@ def _planes(image: PIL.Image.Image) -> Tensor:
     array = np.array(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB"))
     planes = torch.from_numpy(array)
     return planes[None, None] if planes.ndim == 2 else planes.permute(2, 0, 1)[None]
-
-
-def _to_bytes(values: Tensor) -> PIL.Image.Image:
-    """Values (1, C, H, W) as a PIL image of mode L or RGB."""
-    made: PIL.Image.Image = F.to_pil_image((values[0] * 255).round().to(torch.uint8))
-    return made
-
-
-def _to_integers(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded float64 values within a type's range, as int64 where float64 would round up."""
-    limits = torch.iinfo(dtype)
-    rounded = values.round()
-    # the largest int64 is no float64: what reaches it is set, not converted
-    whole = rounded.clamp(limits.min, limits.max - 1023 if limits.bits == 64 else limits.max)
-    integers = whole.to(torch.int64)
-    return torch.where(rounded >= float(limits.max), limits.max, integers)
 
 
 def _with_info(made: PIL.Image.Image, like: PIL.Image.Image) -> PIL.Image.Image:

@@ -6,7 +6,13 @@ from string import Formatter
 from typing import Any, Literal, Protocol
 
 from dreamda_aug.inputs.captions import Captions
-from dreamda_aug.inputs.labels import class_number, number_labels, plain_label, plain_name
+from dreamda_aug.inputs.labels import (
+    check_names,
+    class_number,
+    number_labels,
+    plain_label,
+    plain_name,
+)
 
 # The authors' template, with "a" or "an" as the class name needs it.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
@@ -58,10 +64,13 @@ class Conditioner:
     """Turns labels, or the names of images, into conditions.
 
     Args:
-        class_names: the name of each class, in label order; None: labels are names already, or
-            are not needed.
+        class_names: the name of each class in label order, or None where labels are names already
+            or are not needed.
         prompt: a template, see `class_prompt`, or a function from a label to a prompt.
         captions: one prompt for each image, instead of ``prompt``.
+
+    Raises:
+        ValueError: the template has other fields, or a name is not UTF-8.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class Conditioner:
         if isinstance(class_names, str):
             raise TypeError(f"class_names must be a list of names, got the string {class_names!r}.")
         self.class_names = list(class_names) if class_names is not None else None
+        check_names(self.class_names or ())
         self.prompt, self.captions = prompt, captions
         self._unknown_classes: set[str] = set()
         self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
@@ -112,19 +122,17 @@ class Conditioner:
             return self.captions.text(image)
         if model.condition_kind == "text":
             return self._prompt_for(label)
-        if model.condition_kind == "none":
-            return None
-        if label is None and model.guidable:
-            return None  # the null class
-        name = self._class_name(label)
-        if name is None or not model.class_names:
-            count = len(model.class_names) if model.class_names else None
-            return class_number(self._number(label), count)
-        known = _known_as(name, model.class_names)
-        if known is None and model.guidable:
+        if model.condition_kind == "none" or label is None and model.guidable:
+            return None  # for a model of classes: the null class
+        number, name = self._class_of(label)
+        known = model.class_names
+        if name is None or not known:
+            return class_number(number, len(known) if known else None)
+        same = _known_as(name, known)
+        if same is None and model.guidable:
             self._warn_of_unknown_classes(name, model)
             return None
-        return known or name
+        return same or name
 
     def _warn_of_unknown_classes(self, name: str, model: Conditioned) -> None:
         """Warn once of this class and of all others that the model has no class for."""
@@ -159,24 +167,21 @@ class Conditioner:
             return self.prompt(plain_label(label))
         if not self.fields:
             return self.prompt
-        name = self._class_name(label)
+        number, name = self._class_of(label)
         if name is None:
             raise ValueError(
-                f"class_names must be given to put label {class_number(label)} into a prompt, or a "
-                "prompt without {class_name}."
+                f"class_names must be given to put label {class_number(number)} into a prompt, or "
+                "a prompt without {class_name}."
             )
         return class_prompt(self.prompt, name)
 
-    def _class_name(self, label: Any) -> str | None:
-        """The name of a class, or None if it has a number alone."""
-        plain, names = plain_label(label), self.class_names
-        if isinstance(plain, str):
-            return plain if names is None else names[number_labels([plain], names)[0][0]]
-        return None if names is None else names[class_number(label, len(names))]
-
-    def _number(self, label: Any) -> Any:
-        """The number of a class that may be given by name."""
-        return number_labels([label], self.class_names)[0][0] if self.class_names else label
+    def _class_of(self, label: Any) -> tuple[Any, str | None]:
+        """Number and name of a class; the label itself for the first where no names are given."""
+        if self.class_names is not None:
+            number = number_labels([label], self.class_names)[0][0]
+            return number, self.class_names[number]
+        name = plain_label(label)
+        return label, name if isinstance(name, str) else None
 
 
 def _known_as(name: str, known: Sequence[str]) -> str | None:

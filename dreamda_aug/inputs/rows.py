@@ -51,7 +51,9 @@ def read_row(sample: Any, index: int, keys: tuple[Any, Any] | None = None) -> Ro
     """
     refuse_annotations(sample)
     if isinstance(sample, Mapping):
-        return _read_mapping(sample, index, keys)
+        image_key, label_at = keys or _find_keys(sample, index)
+        return Row(sample[image_key], sample[label_at],
+                   lambda image, label: {**sample, image_key: image, label_at: label})
     if not isinstance(sample, tuple | list) or len(sample) < 2:
         raise ValueError(
             f"dataset must give (image, label), sample {index} is a {type(sample).__name__}"
@@ -61,6 +63,27 @@ def read_row(sample: Any, index: int, keys: tuple[Any, Any] | None = None) -> Ro
     if isinstance(label, PIL.Image.Image):
         class_number(label)
     return Row(image, label, lambda image, label: (image, label, *rest))
+
+
+def _find_keys(sample: Mapping[Any, Any], index: int) -> tuple[Any, Any]:
+    """Keys of image and label in a dict."""
+    images = [key for key, value in sample.items() if is_image(value)]
+    named = [key for key in _IMAGE_KEYS if key in images] or images
+    label = label_key(key for key in sample if key not in images)
+    paths = [key for key in _IMAGE_KEYS if isinstance(sample.get(key), str | os.PathLike)]
+    if paths and not images:
+        raise ValueError(
+            f"dataset must give images, sample {index} has the path {sample[paths[0]]!r} under "
+            f"{paths[0]!r}: its transform loads the file, as MONAI's LoadImaged does, and runs "
+            "after generation. Load images in the dataset itself; or put DreamDAugment into "
+            "that transform, behind what loads the file."
+        )
+    if len(named) != 1 or label is None:
+        raise ValueError(
+            f"dataset must give dicts with one 'image' and a 'label', sample {index} has "
+            f"{', '.join(f'{key!r} ({type(each).__name__})' for key, each in sample.items())}."
+        )
+    return named[0], label
 
 
 def is_image(value: Any, *, surely: bool = False) -> bool:
@@ -144,32 +167,7 @@ def _plane(value: Any, is_batch: bool) -> tuple[int, tuple[int, ...]] | None:
         return (channels[value.ndim], tuple(value.shape[-2:])) if channels else None
     if not is_image(value):
         return None
+    shape = tuple(value.shape)
     if value.ndim == 2:
-        return 1, tuple(value.shape)
-    if isinstance(value, Tensor):
-        return value.shape[0], tuple(value.shape[1:])
-    return value.shape[2], value.shape[:2]
-
-
-def _read_mapping(sample: Mapping[Any, Any], index: int, keys: tuple[Any, Any] | None) -> Row:
-    if keys is None:
-        images = [key for key, value in sample.items() if is_image(value)]
-        named = [key for key in _IMAGE_KEYS if key in images] or images
-        label = label_key(key for key in sample if key not in images)
-        paths = [key for key in _IMAGE_KEYS if isinstance(sample.get(key), str | os.PathLike)]
-        if paths and not images:
-            raise ValueError(
-                f"dataset must give images, sample {index} has the path {sample[paths[0]]!r} under "
-                f"{paths[0]!r}: its transform loads the file, as MONAI's LoadImaged does, and runs "
-                "after generation. Load images in the dataset itself; or put DreamDAugment into "
-                "that transform, behind what loads the file."
-            )
-        if not named or len(named) > 1 and named == images or label is None:
-            raise ValueError(
-                f"dataset must give dicts with one 'image' and a 'label', sample {index} has "
-                f"{', '.join(f'{key!r} ({type(each).__name__})' for key, each in sample.items())}."
-            )
-        keys = named[0], label
-    image_key, label = keys
-    return Row(sample[image_key], sample[label],
-               lambda image, new: {**sample, image_key: image, label: new})
+        return 1, shape
+    return (shape[0], shape[1:]) if isinstance(value, Tensor) else (shape[2], shape[:2])

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,10 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from dreamda_aug.inputs.dataset_reader import DatasetReader, SizedDataset
-from dreamda_aug.inputs.labels import number_labels
-from dreamda_aug.inputs.listing import (
-    list_folder,
-    open_hugging_face,
-    open_torchvision,
-    read_list,
-)
+from dreamda_aug.inputs.dataset_reader import DatasetReader, SizedDataset, find_classes, find_names
+from dreamda_aug.inputs.labels import check_names, number_labels
+from dreamda_aug.inputs.listing import Files, open_named
 from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, read_pixels
-from dreamda_aug.inputs.reader import MemoryReader, Reader
 
 # Empty classes that a note names.
 _NAMED = 5
@@ -66,6 +59,8 @@ class SeedImages(Sequence[SeedImage]):
         paths: a name for each image, the same on every machine: the path of its file relative to
             ``root``, or its number, as in ``"#3"``.
         file_names: what captions find the images by; None if the source keeps no file names.
+        names: of the classes, in label order; None if they are numbers without names, and for
+            names among the labels of a dataset until they are looked at.
         root: the folder that ``paths`` are relative to; None for images that are in no files.
         is_folder: whether ``root`` is the folder of class folders itself, not that of a list.
         spec: the arguments of `open_seed_images` that open them again; None if an object was given.
@@ -73,31 +68,38 @@ class SeedImages(Sequence[SeedImage]):
     """
 
     def __init__(
-        self, reader: Reader, labels: Labels = "source", class_names: Sequence[str] | None = None,
-        spec: dict[str, str | None] | None = None,
+        self, reader: DatasetReader, class_names: Sequence[str] | None,
+        spec: dict[str, str | None] | None,
     ):
         if not len(reader):
             raise ValueError("the source holds no images.")
-        self._reader, self._rows = reader, list(range(len(reader)))
-        self.spec, self.root, self.skipped = spec, reader.root, reader.skipped
-        self.is_folder = spec is not None and os.path.isdir(str(spec["spec"]))
-        self.paths, self.file_names = reader.paths, reader.file_names
-        _check_text(self.paths)
-        self._set_labels(labels, class_names)
+        self._reader, self._rows, self.spec = reader, list(range(len(reader))), spec
+        self._files = files = reader.dataset if isinstance(reader.dataset, Files) else None
+        self.root: Path | None = files.root if files else None
+        self.skipped = files.skipped if files else 0
+        self.is_folder = files is not None and files.source == files.root
+        self.paths = files.paths if files else [f"#{row}" for row in self._rows]
+        self.file_names = files.paths if files else find_names(reader.dataset)
+        check_names(self.paths)
+        names, is_renumbered = class_names, False
+        if reader.has_labels and (class_names is None or self.is_folder):
+            names = find_classes(reader.dataset)
+            is_renumbered = names is not None and reader.changes_labels(len(names))
+        self._set_labels(reader.has_labels, None, None if is_renumbered else names)
+        self._is_renumbered = is_renumbered
 
-    def _set_labels(self, labels: Labels, class_names: Sequence[str] | None) -> None:
-        self._has_labels = labels is not None and (
-            not isinstance(labels, str) or self._reader.has_labels)
-        of_folders = self.is_folder and isinstance(labels, str)
-        named = self._reader.names if class_names is None or of_folders else class_names
-        self._names = None if labels is None or named is None else list(named)
-        _check_text(self._names or ())
-        self._given = None if labels is None or isinstance(labels, str) else list(labels)
-        if self._given is not None and len(self._given) != len(self):
+    def _set_labels(
+        self, has_labels: bool, given: list[Any] | None, names: Sequence[str] | None
+    ) -> None:
+        """Take these labels, or those of the samples for None."""
+        if given is not None and len(given) != len(self):
             raise ValueError(f"labels must be one for each of the {len(self)} images, got "
-                             f"{len(self._given)}.")
-        self._read: list[Any] | None = None
-        self._numbered: tuple[list[int], list[str]] | None = None
+                             f"{len(given)}.")
+        self._has_labels, self._given, self._is_own = has_labels, given, given is None
+        self.names = None if names is None else list(names)
+        self._numbers: list[int] | None = None
+        self._classes: list[str] = []
+        self._is_renumbered = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,12 +116,12 @@ class SeedImages(Sequence[SeedImage]):
 
     def open(self, index: int) -> SeedImage:
         """Open an image; raises what `UNREADABLE` lists if it is broken."""
-        sample = self._reader.read(self._rows[index])
-        label = None if self._numbered is None else self._numbered[0][index]
+        row = self._reader.read(self._rows[index])
+        label = None if self._numbers is None else self._numbers[index]
         return SeedImage(
-            sample.image, label, None if label is None else self.classes[label],
-            None if self.file_names is None else self.file_names[index], sample.label,
-            sample.put_back)
+            row.image, label, None if label is None else self.classes[label],
+            None if self.file_names is None else self.file_names[index], row.label,
+            lambda image: row.put(image, row.label))
 
     def read(self, index: int) -> Pixels:
         """The pixels of an image; raises a ValueError that names one that is broken."""
@@ -134,16 +136,11 @@ class SeedImages(Sequence[SeedImage]):
         return self._reader.put_back(self._rows[index], image, self.given_labels[index])
 
     @property
-    def names(self) -> list[str] | None:
-        """Names of the classes, in label order; None if they are numbers without names."""
-        return self._names
-
-    @property
     def classes(self) -> list[str]:
         """Names of the classes, in label order, or their numbers as text; [] without labels."""
-        if not self._has_labels:
-            return []
-        return self._number()[1] if self._names is None else self._names
+        if self._has_labels and self.names is None:
+            self._number()
+        return self.names or self._classes if self._has_labels else []
 
     @property
     def labels(self) -> list[int]:
@@ -154,16 +151,25 @@ class SeedImages(Sequence[SeedImage]):
         Raises:
             ValueError: a label is no class number.
         """
-        return self._number()[0] if self._has_labels else []
+        return self._number() if self._has_labels else []
 
     @property
     def given_labels(self) -> list[Any]:
         """Labels of whatever kind, as the samples have them."""
-        if self._given is not None:
-            return self._given
-        if self._read is None:
-            self._read = self._reader.labels(self._rows)
-        return self._read
+        if self._given is None:
+            self._given = list(map(self._reader.label, self._rows))
+        return self._given
+
+    def _number(self) -> list[int]:
+        if self._numbers is None:
+            try:
+                self._numbers, self.names = number_labels(self.given_labels, self.names)
+            except ValueError as error:
+                if self._files is None or self.is_folder:
+                    raise
+                raise ValueError(f"{self._files.source}: {error}") from error
+            self._classes = list(map(str, range(max(self._numbers, default=-1) + 1)))
+        return self._numbers
 
     @property
     def problems(self) -> list[str]:
@@ -172,12 +178,15 @@ class SeedImages(Sequence[SeedImage]):
         empty = [f"class {name!r} has no images"
                  for number, name in enumerate(self.classes) if number not in present]
         more = [f"{len(empty) - _NAMED} more classes have no images"] * (len(empty) > _NAMED)
-        return [*self._reader.problems, *empty[:_NAMED], *more]
+        return [*(self._files.problems if self._files else ()), *empty[:_NAMED], *more]
 
-    def relabeled(self, labels: Labels, class_names: Sequence[str] | None = None) -> "SeedImages":
-        """The same images with other labels, as `open_seed_images` takes them."""
-        other = copy.copy(self)
-        other._set_labels(labels, class_names)
+    def relabeled(
+        self, labels: Sequence[Any] | Tensor | None, class_names: Sequence[str] | None = None
+    ) -> "SeedImages":
+        """The same images with other labels, or None for none."""
+        other, has_labels = copy.copy(self), labels is not None
+        other._set_labels(has_labels, None if labels is None else list(labels),
+                          class_names if has_labels else None)
         return other
 
     def labeled(self) -> "SeedImages":
@@ -190,17 +199,9 @@ class SeedImages(Sequence[SeedImage]):
     def subset(self, indices: Iterable[int]) -> "SeedImages":
         """Some of the images, under the same names and classes."""
         other, chosen = copy.copy(self), list(indices)
-        other._rows = [self._rows[index] for index in chosen]
-        other.paths = [self.paths[index] for index in chosen]
-        if self.file_names is not None:
-            other.file_names = [self.file_names[index] for index in chosen]
-        if self._given is not None:
-            other._given = [self._given[index] for index in chosen]
-        if self._read is not None:
-            other._read = [self._read[index] for index in chosen]
-        if self._numbered is not None:
-            labels, names = self._numbered
-            other._numbered = [labels[index] for index in chosen], names
+        for name in ("_rows", "paths", "file_names", "_given", "_numbers"):
+            values = getattr(self, name)
+            setattr(other, name, None if values is None else [values[index] for index in chosen])
         return other
 
     def spread(
@@ -236,35 +237,27 @@ class SeedImages(Sequence[SeedImage]):
         if self.root is None:
             return hashlib.sha256(json.dumps([self.classes, self.labels]).encode()).hexdigest()
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        labels = self.labels
-        for index, path in enumerate(self.paths):
-            label = labels[index] if labels else None
+        for index, (path, label) in enumerate(zip_longest(self.paths, self.labels)):
             digest.update(json.dumps([path, label, self.size(index)]).encode())
         return digest.hexdigest()
 
     def file_digest(self, index: int) -> str:
         """SHA-256 of an image's file, in hexadecimal; empty if there is none."""
-        return self._reader.file_digest(self._rows[index])
+        return self._files.digest(self._rows[index]) if self._files else ""
 
     def size(self, index: int) -> int:
         """Size of an image's file when it was listed, in bytes; -1 if there was none."""
-        return self._reader.size(self._rows[index])
+        return self._files.sizes[self._rows[index]] if self._files else -1
 
     def lies_at(self, index: int, path: str) -> bool:
         """Whether an image is the one that a record calls by this path."""
-        return self._reader.lies_at(self._rows[index], path)
-
-    def _number(self) -> tuple[list[int], list[str]]:
-        if self._numbered is None:
-            self._numbered = number_labels(self.given_labels, self._names)
-            if any(isinstance(label, str) for label in self.given_labels):
-                self._names = self._numbered[1]
-                _check_text(self._names)
-        return self._numbered
+        if self._files:
+            return self._files.lies_at(self._rows[index], path)
+        return path == self.paths[index]
 
     def check_names(self) -> None:
         """Refuse classes whose names are known, but for other numbers, with a ValueError."""
-        if self._names is None and self._reader.is_renumbered:
+        if self._is_renumbered:
             raise ValueError(
                 "class_names must be given for a dataset whose target_transform changes labels: "
                 "its classes name those before."
@@ -282,26 +275,26 @@ class SeedImages(Sequence[SeedImage]):
             self._number()
         if self.root is not None:
             return
-        reader, row = self._reader, self._rows[0]
+        reader, first = self._reader, self._rows[0]
         try:
-            found = reader.fetch(row)
+            found = reader.fetch(first)
         except UNREADABLE:
             return  # counted when its turn comes
-        sample = reader.sample(row, found)
+        row = reader.row(first, found)
         try:
-            if isinstance(sample.image, PIL.Image.Image):
-                sample.image.load()
-            pixels = read_pixels(sample.image)
+            if isinstance(row.image, PIL.Image.Image):
+                row.image.load()
+            pixels = read_pixels(row.image)
         except (OSError, SyntaxError, TooLarge):
             return
-        if self._numbered is not None and reader.has_labels and self._given is None:
-            label, listed = number_labels([sample.label], self.classes)[0][0], self._numbered[0][0]
+        if self._numbers is not None and self._is_own:
+            label, listed = number_labels([row.label], self.classes)[0][0], self._numbers[0]
             if label != listed:
                 raise ValueError(
                     "dataset must keep the labels of its samples in targets or labels: sample 0 "
                     f"has label {label}, and the list says {listed}."
                 )
-        if reader.may_vary and read_pixels(reader.read(row).image).digests != pixels.digests:
+        if reader.may_vary and read_pixels(reader.read(first).image).digests != pixels.digests:
             warnings.warn(
                 "the dataset gives sample 0 other pixels each time it is read: a random transform "
                 "runs before generation, and what it returns is inverted anew each time. Let the "
@@ -328,7 +321,7 @@ def open_seed_images(
         labels: ``"source"`` for those that the source has; ``"later"`` for the same, looked at when
             they are first asked for; None for none; or one for each image.
         class_names: the classes in label order, for lists and datasets.
-        split: for torchvision, Hugging Face and bundled data; None is ``"train"``.
+        split: for torchvision, Hugging Face and bundled data, or None for ``"train"``.
         data_root: folder of torchvision's or Hugging Face's data.
         download: let torchvision download what is missing.
 
@@ -342,62 +335,37 @@ def open_seed_images(
     if isinstance(labels, str) and labels not in ("source", "later"):
         raise ValueError(f"labels must be 'source', 'later', None or one for each image, got "
                          f"{labels!r}.")
+    is_own = isinstance(labels, str)
     if isinstance(source, SeedImages):
-        is_same = isinstance(labels, str) and class_names is None
-        return source if is_same else source.relabeled(labels, class_names)
-    spec: dict[str, str | None] | None = None
-    if isinstance(source, str | Path):
-        spec = {"spec": str(source), "split": split,
-                "data_root": str(data_root) if data_root else None}
-        source = _open_named(spec, class_names, download)
-    if isinstance(source, Reader):
-        reader = source
-    elif _is_memory(source):
-        if isinstance(labels, str):
-            raise ValueError("labels must be given for images in memory, labels=[...], or "
-                             "labels=None for none.")
-        reader = MemoryReader(source)
-    elif isinstance(source, SizedDataset):
-        reader = DatasetReader(source, only_images=not isinstance(labels, str))
-        if isinstance(labels, str) and class_names is None:
-            reader.name_classes()
+        if is_own and (class_names is None or not source._has_labels):
+            return source
+        images, labels = source, source.given_labels if isinstance(labels, str) else labels
     else:
-        raise TypeError("source must be a path, a name, images or a map-style dataset, got "
-                        f"{type(source).__name__}.")
-    images = SeedImages(reader, labels, class_names, spec)
-    if labels == "source":
+        spec: dict[str, str | None] | None = None
+        if isinstance(source, str | Path):
+            place = str(data_root) if data_root else None
+            source, spec = (
+                open_named(source, class_names, split or "train", place, download),
+                {"spec": str(source), "split": split, "data_root": place})
+            if isinstance(source, Files):
+                spec["spec"] = str(source.source.absolute())
+        elif _is_memory(source):
+            if is_own:
+                raise ValueError("labels must be given for images in memory, labels=[...], or "
+                                 "labels=None for none.")
+            if isinstance(source, Tensor) and source.ndim == 3:
+                source = source[:, None]
+        elif not isinstance(source, SizedDataset):
+            raise TypeError("source must be a path, a name, images or a map-style dataset, got "
+                            f"{type(source).__name__}.")
+        has_labels = source.targets is not None if isinstance(source, Files) else is_own
+        images = SeedImages(DatasetReader(source, has_labels), class_names, spec)
+    if not isinstance(labels, str):
+        images = images.relabeled(labels, class_names)
+    elif labels == "source":
         images.check_names()
     images.check(with_labels=labels != "later")
     return images
-
-
-def _open_named(
-    spec: dict[str, str | None], class_names: Sequence[str] | None, download: bool
-) -> Any:
-    """What a path or a name stands for; the path in ``spec`` becomes absolute."""
-    text, split, root = spec["spec"] or "", spec["split"] or "train", spec["data_root"]
-    if not text.strip():
-        raise ValueError("source must name a folder, a list or a dataset, got an empty text.")
-    if text == "bundled":
-        from dreamda_aug.bundled import FashionMNISTSample
-
-        return FashionMNISTSample(split)
-    if text.startswith("torchvision:"):
-        return open_torchvision(text.partition(":")[2], split, root, download)
-    if text.startswith("hf:"):
-        return open_hugging_face(text[3:], split, root)
-    path = Path(text)
-    spec["spec"] = str(path.absolute())
-    if path.is_dir():
-        return list_folder(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: expected a folder of class folders, a .csv or .jsonl list, "
-            "torchvision:NAME, hf:NAME or bundled; found nothing."
-        )
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise ValueError(f"{path}: expected a folder, a .csv or a .jsonl list.")
-    return read_list(path, class_names)
 
 
 def _is_memory(source: Any) -> bool:
@@ -408,14 +376,3 @@ def _is_memory(source: Any) -> bool:
         return True
     return isinstance(source, list | tuple) and not (
         source and isinstance(source[0], tuple | list | Mapping))
-
-
-def _check_text(names: Iterable[str]) -> None:
-    """Refuse a name that no record can hold, before anything is made."""
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"the name {name!r} is not UTF-8 and could not be written down; rename it."
-            ) from None

@@ -10,7 +10,12 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
-from dreamda_aug.inputs.dataset_reader import DatasetReader, find_classes, occurrences
+from dreamda_aug.inputs.dataset_reader import (
+    DatasetReader,
+    find_classes,
+    find_targets,
+    occurrences,
+)
 from dreamda_aug.inputs.rows import read_row
 from dreamda_aug.inputs.seed_images import open_seed_images
 
@@ -164,14 +169,14 @@ def test_the_image_is_untransformed_and_the_transform_runs_as_the_dataset_runs_i
         sample = reader.read(index)
         assert value(sample.image) == 100
         # with its own image: what the dataset gives
-        assert parts_of(sample.put_back(sample.image)) == parts_of(dataset[index])
+        assert parts_of(sample.put(sample.image, sample.label)) == parts_of(dataset[index])
         other = np.asarray(OTHER) if kind == "named" else OTHER
         expected = {"one class only": 7 + 50 * index, "both": 107}.get(kind, 57)
-        made = read_row(sample.put_back(other), index)
+        made = read_row(sample.put(other, sample.label), index)
         assert value(made.image) == expected
         assert made.label == read_row(dataset[index], index).label
         assert parts_of(reader.put_back(index, other, sample.label)) == parts_of(
-            sample.put_back(other))
+            sample.put(other, sample.label))
         assert value(sample.image) == 100
 
 
@@ -224,10 +229,10 @@ class Changed(Asks):
 
 def test_labels_are_those_of_the_samples():
     data = FakeData(4, (1, 4, 4), 3, target_transform=lambda label: label + 10)
-    assert DatasetReader(data).labels(range(4)) == [data[i][1] for i in range(4)]
+    assert list(map(DatasetReader(data).label, range(4))) == [data[i][1] for i in range(4)]
     kept = Subset(ConcatDataset([Asks(), Changed()]), [3, 1])
-    assert DatasetReader(kept).labels([0, 1]) == [kept[0][1], kept[1][1]] == [101, 1]
-    assert DatasetReader(kept).kept_labels() == [1, 1]
+    assert list(map(DatasetReader(kept).label, (0, 1))) == [kept[0][1], kept[1][1]] == [101, 1]
+    assert find_targets(kept) == [1, 1]
 
 
 def test_samples_are_read_once_where_no_list_of_labels_is_kept():
@@ -244,8 +249,7 @@ def test_samples_are_read_once_where_no_list_of_labels_is_kept():
             return GREY, index
 
     reader = DatasetReader(Bare())
-    assert reader.labels(range(3)) == reader.kept_labels() == reader.labels(range(3)) == [0, 1, 2]
-    assert read == [0, 1, 2] and reader.labels([2]) == [2] and read == [0, 1, 2]
+    assert list(map(reader.label, (0, 1, 2, 1))) == [0, 1, 2, 1] and read == [0, 1, 2]
 
 
 def test_parts_name_their_classes_alike_or_are_refused():
@@ -281,8 +285,8 @@ def test_hugging_face_rows_are_read_and_keep_their_form(table):
     reader = DatasetReader(Subset(table, [0, 1]))
     sample = reader.read(0)
     assert value(sample.image) == 100 and sample.label == 1
-    assert parts_of(sample.put_back(OTHER)) == {"image": 7, "id": 5, "species": 1}
-    assert reader.labels([0, 1]) == [1, 0] and find_classes(table) == ["cat", "dog"]
+    assert parts_of(sample.put(OTHER, sample.label)) == {"image": 7, "id": 5, "species": 1}
+    assert list(map(reader.label, (0, 1))) == [1, 0] and find_classes(table) == ["cat", "dog"]
     with pytest.raises(TypeError, match="must have no format, .* got 'torch'"):
         DatasetReader(table.with_format("torch"))
 
@@ -299,7 +303,7 @@ def test_the_transform_of_hugging_face_rows_runs_after(table, how):
     dataset = table if changed is None else changed
     sample = DatasetReader(dataset).read(0)
     assert value(sample.image) == 100
-    made, real = sample.put_back(sample.image), dataset[0]
+    made, real = sample.put(sample.image, sample.label), dataset[0]
     assert made.keys() == real.keys() == {"pixel_values", "labels"} and made["labels"] == 1
     assert torch.equal(made["pixel_values"], real["pixel_values"])
-    assert sample.put_back(OTHER)["pixel_values"].max() < 0.03
+    assert sample.put(OTHER, sample.label)["pixel_values"].max() < 0.03

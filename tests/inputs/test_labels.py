@@ -93,7 +93,9 @@ def test_a_number_outside_the_classes_is_refused(label, classes, shown):
 def test_labels_are_numbered_by_their_names_or_are_numbers():
     assert number_labels(["b", "a", "b"], None) == ([1, 0, 1], ["a", "b"])
     assert number_labels(["b", 0], ["b", "a"]) == ([0, 0], ["b", "a"])
-    assert number_labels([torch.tensor([2]), 0], None) == ([2, 0], ["0", "1", "2"])
+    assert number_labels([torch.tensor([2]), 0], None) == ([2, 0], None)
+    # all of them are names where one is
+    assert number_labels(["b", 1, ["a"]], None) == ([2, 0, 1], ["1", "a", "b"])
     with pytest.raises(ValueError, match=r"one of the class names \['b'\], got 'c'"):
         number_labels(["b", "c"], ["b"])
 
