@@ -17,7 +17,7 @@ from benchmarks import RESULTS
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug import Synthesizer
 from dreamda_aug.bundled import CLASSES, FashionMNISTSample, fashion_mnist_judge
-from dreamda_aug.calibration.judge import GivenJudge
+from dreamda_aug.calibration.judge import given_judge
 from dreamda_aug.calibration.search import Measurement
 
 # Name -> strength, replay, noise scale.
@@ -42,9 +42,9 @@ def measure(per_class: int, expansion_ratio: int) -> list[dict]:
             synthesizer = Synthesizer(
                 "bundled", cache=None, strength=strength, replay=replay, noise_scale=noise_scale,
                 guidance_scale=1.0 if conditions is None else 2.0)
-            point = Measurement(synthesizer.sampler, images, labels, conditions,
-                                GivenJudge(fashion_mnist_judge()), expansion_ratio,
-                                ).point(synthesizer.settings)
+            measurement = Measurement(synthesizer.sampler, images, labels, conditions,
+                                      given_judge(fashion_mnist_judge()), expansion_ratio)
+            point, _ = measurement.look(synthesizer.settings)
             found.append({"name": name, **asdict(point)})
             print(table(found[-1:], head=len(found) == 1), end="", flush=True)
     return found

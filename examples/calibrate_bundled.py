@@ -14,7 +14,7 @@ import torch
 from dreamda_aug import Synthesizer, calibrate
 from dreamda_aug.bundled import WEIGHTS, FashionMNISTSample, fashion_mnist_judge
 from dreamda_aug.calibration import automatic
-from dreamda_aug.generation.dials import calibration_key
+from dreamda_aug.generation.dials import calibration_path
 from dreamda_aug.report.pictures import plot_calibration
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -36,8 +36,7 @@ result = calibrate(
     **automatic.GRID._asdict(),
     progress=lambda point: print(point, flush=True),
 )
-name = calibration_key(synthesizer.requested_settings, synthesizer.model) + ".json"
-result.save(WEIGHTS / "calibration" / name)
+result.save(calibration_path(WEIGHTS, synthesizer.requested_settings, synthesizer.model))
 print(result.summary())
 if args.plot:
     plot_calibration(result, args.plot)

@@ -15,7 +15,7 @@ from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
 from dreamda_aug.adaptation.training_images import read_images
 from dreamda_aug.amst import RunPlan
 from dreamda_aug.amst.batches import BatchLoading
-from dreamda_aug.calibration.samples import draw_sample
+from dreamda_aug.calibration.automatic import draw_sample
 from dreamda_aug.evaluation.draw import Small
 from dreamda_aug.expansion import expand, regenerate
 from dreamda_aug.inputs.pixels import fit_to, read_pixels

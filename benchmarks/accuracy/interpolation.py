@@ -47,7 +47,7 @@ def interpolate(
 def _between(first: Trajectory, second: Trajectory, share: float) -> Trajectory:
     mixed = {name: _slerp(value, second.tensors()[name], share)
              for name, value in first.tensors().items()}  # fmt: skip
-    return Trajectory(**{"x_T": None, **mixed})
+    return Trajectory(**mixed)
 
 
 def _slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

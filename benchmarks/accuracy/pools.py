@@ -16,7 +16,7 @@ from benchmarks.accuracy.adapted import ADAPTATION_CODE, ADAPTED_TO
 from benchmarks.accuracy.interpolation import interpolate
 from benchmarks.accuracy.tasks import Images, Task, read_corpus
 from dreamda_aug import Settings, Synthesizer, load_model, method
-from dreamda_aug.generation import recording, sampler, sampling
+from dreamda_aug.generation import sampler, sampling
 from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.inputs.pixels import fit_back, fit_to
 from dreamda_aug.models import DiffusionModel
@@ -24,7 +24,7 @@ from dreamda_aug.models import DiffusionModel
 # What decides the pixels of synthetic images; a changed line means that they are made anew.
 GENERATION_CODE = [
     *sorted(Path(method.__file__).parent.glob("*.py")),
-    *(Path(module.__file__) for module in (recording, sampling, sampler, interpolation)),
+    *(Path(module.__file__) for module in (sampling, sampler, interpolation)),
 ]
 SLICE = 128  # images per file
 # Seed images (N, C, H, W) in [0, 1] and requests -> synthetic images.

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 
+from benchmarks.accuracy import cross_validation
 from benchmarks.accuracy.adapted import adapted_model
 from benchmarks.accuracy.arms import Arm
 from benchmarks.accuracy.classifiers import CLASSIFIERS
+from benchmarks.accuracy.cross_validation import cross_validated_probe
 from benchmarks.accuracy.pools import (
     Pool,
     PoolSpec,
@@ -31,9 +33,9 @@ from benchmarks.accuracy.tasks import Images, Split, Task, read_corpus, split
 from benchmarks.accuracy.training import LABELLING_CODE, TRAINING_CODE, train
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
-from dreamda_aug.calibration import diffusion_classifier, judge, out_of_fold, probe
+from dreamda_aug.calibration import diffusion_classifier, judge, probe
 from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
-from dreamda_aug.calibration.probe import LinearProbe, model_features
+from dreamda_aug.calibration.probe import model_features
 from dreamda_aug.evaluation import draw
 from dreamda_aug.evaluation.draw import estimate_label_prior
 from dreamda_aug.evaluation.training import class_accuracy, predict
@@ -44,9 +46,10 @@ from dreamda_aug.models import DiffusionModel
 LONGER = 8
 # Where pseudo-labels are made, their code decides a classifier's weights too.
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
-                  "probe": [*LABELLING_CODE, Path(probe.__file__)],
+                  "probe": [*LABELLING_CODE, *(Path(each.__file__)
+                                               for each in (probe, cross_validation))],
                   "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
-CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judge, out_of_fold, probe, draw)]
+CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judge, probe, draw)]
 
 
 @dataclass(frozen=True)
@@ -272,10 +275,9 @@ def labeler_of(setup: Setup, arm: Arm, images: Split, pool: Pool) -> Labeler | N
     model, shots = _model(setup), images.shots
     resize = v2.Lambda(partial(fit_to, model=model))
     if arm.labels == "probe":
-        classifier = LinearProbe(model_features(model), resize(shots.pixels.float() / 255),
-                                 shots.labels, num_classes=setup.task.classes,
-                                 inverse_penalty=None)  # fmt: skip
-        classifier = classifier.matched_to(resize(pool.pixels.float() / 255))
+        classifier = cross_validated_probe(
+            model_features(model), resize(shots.pixels.float() / 255), shots.labels,
+            setup.task.classes).matched_to(resize(pool.pixels.float() / 255))
     else:
         classifier = DiffusionClassifier(model, range(setup.task.classes))
     return SingleHeadLabeler(nn.Sequential(resize, classifier), soft=True)

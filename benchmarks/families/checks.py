@@ -9,8 +9,7 @@ from torch import Tensor
 
 from benchmarks.families.own_pipelines import LABEL, OWN, PROMPT
 from benchmarks.families.pipelines import SIDE
-from dreamda_aug.generation.recording import record_trajectories
-from dreamda_aug.generation.sampling import sample
+from dreamda_aug.generation.sampling import Run
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
 from dreamda_aug.models import DiffusionModel
@@ -35,19 +34,23 @@ def images(count: int) -> Tensor:
     return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
+def run_of(model: DiffusionModel, dials: ResolvedSettings) -> Run:
+    """A run of the model with these dials."""
+    schedule = model.schedule(dials.steps, dials.strength, dials.timestep_spacing)
+    return Run(model, dials, schedule)
+
+
 def latents(
     model: DiffusionModel, dials: ResolvedSettings, conditions: Sequence[Condition],
     seeds: Sequence[int] | None = None, source: Condition = None,
 ) -> Tensor:
     """Clean latents of one sample for each of the first images, (count, C, H, W)."""
     count = len(conditions)
-    schedule = model.schedule(dials.steps, dials.strength, dials.timestep_spacing)
+    run = run_of(model, dials)
     # float32, so that nothing but the arithmetic is compared
-    made = record_trajectories(model, dials, schedule, images(7)[:count], [source] * count,
-                               list(range(count)), torch.float32)
-    seeds = seeds or list(range(10, 10 + count))
+    made = run.invert(images(7)[:count], [source] * count, list(range(count)), torch.float32)
     with torch.no_grad():
-        return sample(model, dials, schedule, made, conditions, seeds)
+        return run.sample(made, conditions, seeds or list(range(10, 10 + count)))
 
 
 def difference_from_own_pipeline(name: str, model: TransformerModel) -> float:
@@ -89,14 +92,12 @@ def rows_per_step(model: TransformerModel, count: int = 3) -> tuple[float, float
     dials = settings(guidance_scale=4.0)
     blocks = [block for each in (*model._before, *model._lists) for block in each]
     source = told(model)
-    schedule = model.schedule(dials.steps, dials.strength, dials.timestep_spacing)
-    made = record_trajectories(model, dials, schedule, images(7)[:count], [source] * count,
-                               list(range(count)), torch.float32)
+    run, seeds = run_of(model, dials), list(range(count))
+    made = run.invert(images(7)[:count], [source] * count, seeds, torch.float32)
     with _counted(blocks[0]) as first, _counted(blocks[-1]) as last, torch.no_grad():
-        sample(model, dials, schedule, made, [source] * count, list(range(count)),
-               share_first_step=False)
-    assert len(first) == len(last) == len(schedule), (first, last)
-    return (sum(first) / count / len(schedule), sum(last) / count / len(schedule))
+        run.sample(made, [source] * count, seeds, share_first_step=False)
+    assert len(first) == len(last) == len(run.schedule), (first, last)
+    return (sum(first) / count / len(run.schedule), sum(last) / count / len(run.schedule))
 
 
 def difference_alone_and_in_a_batch(model: DiffusionModel) -> float:

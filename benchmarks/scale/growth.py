@@ -80,7 +80,7 @@ def planned_images(size: int) -> Stages:
 
 def _made_at_once(images: Tensor, requests: Sequence[Request], digests: Any = None) -> Synthesized:
     made = torch.stack([images[r.image].roll(1 + r.replica, -1) for r in requests])
-    return Synthesized(made, [""] * len(requests), len(requests))
+    return Synthesized(made, [""] * len(requests), [len(requests)] * len(requests))
 
 
 def cache_entries(size: int) -> Stages:

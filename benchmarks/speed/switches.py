@@ -78,7 +78,7 @@ def cached_inversion(bench: Bench) -> Sides:
     ]
 
     def off() -> Tensor:
-        trajectories = synthesizer.invert(images[rows], [digests[row] for row in rows])
+        trajectories = synthesizer.invert(images[rows])
         return synthesizer.generate(trajectories, [r.condition for r in requests], sample_seeds)
 
     return lambda: bench.run(synthesizer), off

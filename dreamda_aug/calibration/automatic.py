@@ -1,9 +1,12 @@
 """Automatic calibration, run once per dataset on a small sample of its images, and cached."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,17 +14,26 @@ from torch.utils.data import get_worker_info
 
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.samples import Sample, draw_sample
-from dreamda_aug.calibration.search import Dials, Grid, Measurement, Target, choose, coarse
-from dreamda_aug.calibration.sweep import save
+from dreamda_aug.calibration.probe import noised
+from dreamda_aug.calibration.search import (
+    COARSE_IMAGES,
+    Grid,
+    Measurement,
+    Target,
+    choose,
+    coarse,
+)
 from dreamda_aug.files import locked
-from dreamda_aug.generation.dials import Calibration, calibration_path, find_calibration
+from dreamda_aug.generation.dials import (
+    Calibration,
+    calibration_path,
+    find_calibration,
+    keep_calibration,
+)
 from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.pixels import fit_to
+from dreamda_aug.inputs.pixels import UNREADABLE, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
-from dreamda_aug.method.seeding import SOURCE, seeded_normal
-from dreamda_aug.method.settings import Settings
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.conditioning import Condition
@@ -36,12 +48,18 @@ MIN_AGREEMENT = 0.9
 EXPANSION_RATIO = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
 MAX_ROWS = 7_000
+# Choices that a search looks at, for its price: coarse ones, and full ones.
+_USUAL_LOOKS = (8, 2)
 # Of a judge that is right on fewer seed images, agreement means little.
 _ENOUGH_RIGHT = 6
 # Where classes cannot be judged, images go this share of the way to their nearest neighbour.
 _NEIGHBOUR_SHARE = 0.5
-# Choices that a search looks at, for its price: coarse ones, and full ones.
-_USUAL_LOOKS = (8, 2)
+
+# Images that dials are measured on, and labeled images that the judge learns from, these included.
+MEASURED, JUDGED = 24, 256
+# More classes than these are not told apart by so few images; the rule takes some of them.
+MAX_CLASSES = 16
+_MAX_BYTES = 2**29
 
 # How much worse than known images the bundled model denoises others before they are called foreign.
 # Unseen images of its own kind lie at 0.9, handwritten digits at 1.5, photographs at 1.6.
@@ -99,6 +117,72 @@ def calibrated(
     return synthesizer.with_settings(found.resolve(requested)), found
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Images of a dataset, as a model takes them.
+
+    Attributes:
+        images: (N, C, H, W) in [0, 1]; dials are measured on the first `MEASURED` of them.
+        labels: their classes, numbered anew, (N,) int64.
+        conditions: what generation is conditioned on for each.
+        digest: of all three.
+        indices: number of each image in the dataset.
+    """
+
+    images: Tensor
+    labels: Tensor
+    conditions: list[Condition]
+    digest: str
+    indices: list[int]
+
+    @property
+    def measured(self) -> int:
+        """How many images dials are measured on."""
+        return min(MEASURED, len(self.images))
+
+
+def draw_sample(
+    images: SeedImages, indices: Iterable[int], model: DiffusionModel,
+    condition_of: Callable[[int], Condition] | None, most: int | None = None,
+    first: Collection[int] = (),
+) -> Sample | None:
+    """Draw images evenly over classes, without unreadable ones and duplicates.
+
+    Args:
+        images: the dataset.
+        indices: which of its images may be drawn.
+        model: gives their size and channels.
+        condition_of: the condition of an image, by its index, or None for no conditions.
+        most: the largest number of images, or None for as many as a judge learns from.
+        first: those of the indices to draw before all others.
+
+    Returns:
+        The sample, or None where fewer than two images differ and can be read.
+    """
+    channels, (height, width) = model.channels, model.image_size
+    count = most or max(MEASURED, min(JUDGED, _MAX_BYTES // (4 * channels * height * width)))
+    classes = images.labels or [0] * len(images)
+    number: dict[int, int] = {}
+    found: dict[str, tuple[Tensor, int, Condition, int]] = {}
+    spread = images.spread(among=indices, most_classes=MAX_CLASSES)
+    for index in sorted(spread, key=lambda index: index not in first):
+        if len(found) == count:
+            break
+        try:
+            pixels = images.open(index).pixels
+        except UNREADABLE:
+            continue
+        if pixels.digests[0] not in found:
+            found[pixels.digests[0]] = (
+                fit_to(pixels.values[:1], model), number.setdefault(classes[index], len(number)),
+                condition_of(index) if condition_of else None, index)
+    if len(found) < 2:
+        return None
+    values, labels, conditions, drawn = map(list, zip(*found.values(), strict=True))
+    digest = hashlib.sha256(json.dumps([list(found), labels, conditions]).encode()).hexdigest()
+    return Sample(torch.cat(values), torch.tensor(labels), conditions, digest, drawn)
+
+
 def _measure_once(synthesizer: Synthesizer, sample: Sample) -> Calibration:
     """What another process has measured on this sample, or measures now; else measured here."""
     if synthesizer.cache is None:
@@ -106,32 +190,34 @@ def _measure_once(synthesizer: Synthesizer, sample: Sample) -> Calibration:
     path = calibration_path(synthesizer.cache.root, synthesizer.requested_settings,
                             synthesizer.model, sample.digest)
     with contextlib.ExitStack() as alone:
-        with contextlib.suppress(OSError):  # a cache that cannot be written; saving warns of it
+        with contextlib.suppress(OSError):  # a cache that cannot be written; keeping warns of it
             alone.enter_context(locked(path.with_suffix(".lock"), wait=True))
         if path.exists():
             return Calibration.load(path)
         found = _measure(synthesizer, sample)
-        save(found, path)
+        keep_calibration(found, path)
         return found
 
 
 def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
-    model, requested = synthesizer.model, synthesizer.requested_settings
-    choices = GRID._replace(strengths=_strengths(model, requested)).choices(requested)
-    count = sample.measured
-    judge = fold_judge(model, sample.images, sample.labels)
+    choices, count = GRID.choices(synthesizer.requested_settings), sample.measured
+    judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
-        synthesizer.sampler_with(choices[0].of(requested)), sample.images[:count],
+        synthesizer.sampler_with(choices[0]), sample.images[:count],
         sample.labels[:count], sample.conditions[:count], judge, EXPANSION_RATIO)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
-    rows = min(MAX_ROWS, _usual_rows(measurement, requested, choices))
+    middle = choices[len(choices) // 2]
+    looks, full = (min(each, len(choices)) for each in _USUAL_LOOKS)
+    rows = min(MAX_ROWS, looks * measurement.rows(coarse(middle), COARSE_IMAGES)
+               + full * measurement.rows(middle))
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
         "about %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
-        "defaults instead.", model.name, count, f"{rows:,}", rows * measurement.seconds_per_row())
-    return choose(measurement, requested, choices, target, MAX_ROWS, sample=sample.digest)
+        "defaults instead.", synthesizer.name, count, f"{rows:,}",
+        rows * measurement.seconds_per_row())
+    return choose(measurement, choices, target, MAX_ROWS, sample=sample.digest)
 
 
 def _reach(sample: Sample) -> float:
@@ -139,23 +225,6 @@ def _reach(sample: Sample) -> float:
     flat = sample.images.flatten(1)
     distances, _ = nearest(flat, flat, exclude=torch.arange(len(flat)))
     return round(_NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5, 3)
-
-
-def _strengths(model: DiffusionModel, settings: Settings) -> list[float]:
-    """Those that the model's schedule has: some leave no signal at the noisiest level."""
-    found = []
-    for strength in GRID.strengths:
-        with contextlib.suppress(ValueError):
-            model.schedule(settings.steps, strength, settings.timestep_spacing)
-            found.append(strength)
-    return found
-
-
-def _usual_rows(measurement: Measurement, settings: Settings, choices: list[Dials]) -> int:
-    middle = choices[len(choices) // 2].of(settings)
-    looks, full = _USUAL_LOOKS
-    return (min(looks, len(choices)) * measurement.rows(coarse(middle), 16)
-            + min(full, len(choices)) * measurement.rows(middle))
 
 
 def warn_if_foreign(model: DiffusionModel, images: Tensor) -> bool:
@@ -173,44 +242,28 @@ def warn_if_foreign(model: DiffusionModel, images: Tensor) -> bool:
     if len(images) < _FOREIGN_LEAST:
         return False
     known = FashionMNISTSample("train").data[::6, None].float() / 255
-    errors = [denoising_errors(model, each[:_FOREIGN_MOST])
-              for each in (images, fit_to(known, model))]
-    ratio = float(errors[0].median() / errors[1].median())
-    if ratio > _FOREIGN_RATIO:
-        warnings.warn(
-            f"these images are unlike what the bundled model was trained on, small grey "
-            f"pictures of clothes: it restores them {ratio:.1f} times worse. It serves to try "
-            "the library out. For photographs take a model of natural images, such as "
-            "--model stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of "
-            "its own, adapt it with `dreamda adapt`, or train one with "
-            "`dreamda train`.", stacklevel=4)
-    return ratio > _FOREIGN_RATIO
+    errors, usual = (_denoising_error(model, each[:_FOREIGN_MOST])
+                     for each in (images, fit_to(known, model)))
+    if errors <= _FOREIGN_RATIO * usual:
+        return False
+    warnings.warn(
+        "these images are unlike what the bundled model was trained on, small grey pictures of "
+        f"clothes: it restores them {errors / usual:.1f} times worse. It serves to try the library "
+        "out. For photographs take a model of natural images, such as --model "
+        "stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of its own, adapt it "
+        "with `dreamda adapt`, or train one with `dreamda train`.", stacklevel=4)
+    return True
 
 
 @torch.no_grad()
-def denoising_errors(model: DiffusionModel, images: Tensor) -> Tensor:
-    """How badly a model restores images from noise that it is given, without a condition.
-
-    Args:
-        model: the diffusion model.
-        images: (N, C, H, W) in [0, 1], of its size.
-
-    Returns:
-        Root mean square error of the predicted clean latents, mean over noise levels, (N,) float32
-        on the CPU.
-
-    Source: ours; the training loss itself, at fixed levels and with fixed noise.
-    """
+def _denoising_error(model: DiffusionModel, images: Tensor) -> float:
+    """How badly a model restores images from noise: the RMS error of latents, median over images,
+    mean over noise levels."""
+    errors = []
     with in_turn(model):
-        x_0 = model.encode(images)
-        seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
-        noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
-        condition = model.embed([None] * len(x_0))
-        errors = torch.zeros(len(x_0), device=x_0.device)
-        for strength in (0.2, 0.4, 0.6):
-            schedule = model.schedule(100, strength)
-            x_t = schedule.add_noise(x_0, noise, 0)
+        condition = model.embed([None] * len(images))
+        for x_0, x_t, schedule in noised(model, images, (0.2, 0.4, 0.6)):
             output = model.predict(schedule.model_input(x_t, 0), schedule.timesteps[0], condition)
             clean, _ = schedule.predictions(output, x_t, 0)
-            errors += (clean - x_0).flatten(1).square().mean(1).sqrt()
-        return errors.cpu() / 3
+            errors.append((clean - x_0).flatten(1).square().mean(1).sqrt())
+    return float(torch.stack(errors).mean(0).median())

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamda_aug.arguments import whole
+from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.conditioning import Condition
@@ -40,19 +41,14 @@ class DiffusionClassifier(nn.Module):
     """
 
     def __init__(
-        self,
-        model: DiffusionModel,
-        conditions: Sequence[Condition],
-        *,
-        stages: Sequence[tuple[int, int]] = ((8, 3), (32, 1)),
-        batch_size: int = 64,
+        self, model: DiffusionModel, conditions: Sequence[Condition], *,
+        stages: Sequence[tuple[int, int]] = ((8, 3), (32, 1)), batch_size: int = 64,
         rng_seed: int = 0,
     ) -> None:
         super().__init__()
         if len(conditions) < 2:
             raise ValueError(f"conditions must be two or more, got {len(conditions)}.")
-        levels = [whole("stages", count, 1) for count, _ in stages]
-        kept = [whole("stages", keep, 1) for _, keep in stages]
+        levels, kept = ([whole("stages", stage[i], 1) for stage in stages] for i in (0, 1))
         if not stages or levels != sorted(set(levels)) or kept != sorted(kept, reverse=True):
             raise ValueError(
                 f"stages must try more noise levels on fewer classes each time, got {stages!r}.")
@@ -65,8 +61,16 @@ class DiffusionClassifier(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1], of the model's size."""
-        x_0 = self.model.encode(images)
-        levels = self.stages[-1][0]
+        with in_turn(self.model):
+            mean, alive = self._errors(self.model.encode(images))
+        # classes that were given up stay behind all others
+        worst = mean.masked_fill(~alive, -math.inf).amax(1, keepdim=True)
+        mean = torch.where(alive, mean, torch.maximum(mean, worst))
+        return (-mean / self.temperature).to(images.device)
+
+    def _errors(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean error under each class, and which classes were not given up; (B, classes)."""
+        levels, done = self.stages[-1][0], 0
         schedule = self.model.schedule(levels, 1.0)
         # neighbours in this order lie far apart, so that every stage sees all noise levels
         order = sorted(range(levels), key=lambda level: level * (math.sqrt(5) - 1) / 2 % 1)
@@ -74,14 +78,11 @@ class DiffusionClassifier(nn.Module):
         errors = x_0.new_zeros(len(x_0), len(self.conditions))
         counts = torch.zeros_like(errors)
         alive = torch.ones_like(errors, dtype=torch.bool)
-        done = 0
         for count, keep in self.stages:
-            for call in range(done, count):
-                level = order[call]
+            for call, level in enumerate(order[done:count], done):
                 noise = seeded_normal(seed, call, SOURCE, tuple(x_0.shape[1:]))
                 x_t = schedule.add_noise(x_0, noise, level)
-                rows = alive.nonzero()
-                for part in rows.split(self.batch_size):
+                for part in alive.nonzero().split(self.batch_size):
                     image, of_class = part.unbind(1)
                     condition = self.model.embed(
                         [self.conditions[number] for number in of_class.tolist()])
@@ -92,25 +93,18 @@ class DiffusionClassifier(nn.Module):
                     errors[image, of_class] += (eps - noise).square().flatten(1).mean(1)
                 counts += alive
             done = count
-            mean = (errors / counts).masked_fill(~alive, math.inf)
-            best = mean.topk(min(keep, mean.shape[1]), dim=1, largest=False).indices
             if count != levels:
+                mean = (errors / counts).masked_fill(~alive, math.inf)
+                best = mean.topk(min(keep, mean.shape[1]), dim=1, largest=False).indices
                 alive &= torch.zeros_like(alive).scatter_(1, best, True)
-        mean = errors / counts
-        # whoever was given up stays behind all that went on
-        worst = mean.masked_fill(~alive, -math.inf).amax(1, keepdim=True)
-        mean = torch.where(alive, mean, torch.maximum(mean, worst))
-        return (-mean / self.temperature).to(images.device)
+        return errors / counts, alive
 
     def fit_temperature(self, images: Tensor, targets: Tensor) -> float:
-        """Choose the temperature under which labeled images are most likely.
+        """Keep and return the temperature under which labeled images are most likely.
 
         Args:
             images: (N, C, H, W) in [0, 1].
             targets: their classes, (N,) int64.
-
-        Returns:
-            The temperature, which is kept too.
         """
         self.temperature = 1.0
         logits = self(images).cpu()

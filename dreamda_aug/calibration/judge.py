@@ -1,66 +1,71 @@
-"""Which replicas keep their seed image's class: said by judges that have not seen the seed."""
-
-from __future__ import annotations
+"""Which images keep their seed image's class, judged by probes that have not seen the seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.probe import (
+    INVERSE_PENALTY,
     deal_out,
     deviations,
     features_for_labels,
     logistic_regression,
 )
+from dreamda_aug.inputs.labels import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features
 from dreamda_aug.models import DiffusionModel
 
-FOLDS = 4
-# C of the logistic regression, as in `LinearProbe`.
-_INVERSE_PENALTY = 30.0
-
-
-class Judge(Protocol):
-    """Says which class an image shows.
-
-    Attributes:
-        name: what it is, in words.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def classify(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Classes of images.
-
-        Args:
-            images: (B, C, H, W) in [0, 1], of the model's size.
-            rows: which seed image each one comes from, or is, (B,) int64.
-
-        Returns:
-            Class indices, (B,) int64 on the CPU.
-        """
-        ...
+_FOLDS = 4
 
 
 @dataclass(frozen=True)
-class GivenJudge:
-    """A classifier that somebody trained: images to logits (B, K) or to classes (B,)."""
+class Judge:
+    """Tells which class an image shows.
 
-    classifier: Callable[[Tensor], Tensor]
-    name: str = "the given classifier"
+    Attributes:
+        name: what it is, as text.
+        classify: from images, (B, C, H, W) in [0, 1], of the model's size, and the number of the
+            seed image that each one is or comes from, (B,) int64, to classes, (B,) int64 on the
+            CPU.
+    """
 
+    name: str
+    classify: Callable[[Tensor, Tensor], Tensor]
+
+
+def given_judge(classifier: Callable[[Tensor], Tensor]) -> Judge:
+    """The judge that a classifier is: images to logits (B, K) or to classes (B,)."""
     @torch.no_grad()
-    def classify(self, images: Tensor, rows: Tensor) -> Tensor:
-        output = self.classifier(images)
+    def classify(images: Tensor, rows: Tensor) -> Tensor:
+        output = classifier(images)
         return (output.argmax(1) if output.ndim == 2 else output).cpu()
 
+    return Judge("the given classifier", classify)
 
-class FoldJudge:
+
+def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge | None:
+    """A judge from a diffusion model's own features, or from pixels where it gives none.
+
+    Args:
+        model: the diffusion model that makes the images.
+        images: labeled images, (N, C, H, W) in [0, 1], of its size; seed images first.
+        labels: their classes, (N,) int64.
+
+    Returns:
+        The judge, or None where all images are of one class.
+    """
+    if len(labels.unique()) < 2:
+        return None
+    features, name = features_for_labels(model)
+    return Judge(f"a linear probe on {name}, out of fold",
+                 FoldProbes(features, images, labels).classify)
+
+
+class FoldProbes:
     """Logistic regressions on features, each fitted without a part of the labeled images.
 
     What was made from an image is judged by the regression that has not seen that image: one that
@@ -72,12 +77,9 @@ class FoldJudge:
         features: images (B, C, H, W) in [0, 1] to (B, D).
         images: labeled images, (N, C, H, W) in [0, 1]; seed images first.
         labels: their classes, (N,) int64, of at least two classes.
-        name: what the features are, in words.
         folds: how many parts there are, at most.
-        inverse_penalty: as in `LinearProbe`.
 
     Attributes:
-        fold: which part each labeled image belongs to, (N,).
         held_out: the class that each labeled image is seen as, (N,) int64.
 
     Source: ours; the regression is that of `LinearProbe`, the match of moments that of Li et al.
@@ -85,39 +87,31 @@ class FoldJudge:
     """
 
     def __init__(
-        self, features: FeatureFunction, images: Tensor, labels: Tensor, name: str,
-        folds: int = FOLDS, inverse_penalty: float = _INVERSE_PENALTY,
+        self, features: FeatureFunction, images: Tensor, labels: Tensor, folds: int = _FOLDS
     ):
-        self.name = name
-        self._features = features
         found = extract_features(images, features).double()
+        self._features, self._labels = features, labels.cpu()
         self._mean, self._deviation = found.mean(0), deviations(found)
-        self._standardised = (found - self._mean) / self._deviation
-        self._labels = labels.cpu()
-        scaled = F.normalize(self._standardised, dim=1)
-        self.fold = deal_out(labels, folds)
-        classes = int(labels.max()) + 1
+        self._seeds = (found - self._mean) / self._deviation
+        scaled = F.normalize(self._seeds, dim=1)
+        self._fold = deal_out(labels, folds)
         self._fitted = [
-            logistic_regression(scaled[self.fold != number], labels[self.fold != number], classes,
-                                inverse_penalty)
-            for number in range(int(self.fold.max()) + 1)
-        ]
-        self.held_out = self._classes(scaled, self.fold)
+            logistic_regression(scaled[self._fold != number], labels[self._fold != number],
+                                int(labels.max()) + 1, INVERSE_PENALTY)
+            for number in range(int(self._fold.max()) + 1)]
+        self.held_out = self._classes(scaled, self._fold)
 
     def classify(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Classes of images; all that were made by the same settings in one call."""
+        """As `Judge.classify`; all that were made by the same settings in one call."""
         found = extract_features(images, self._features).double()
-        standardised = (found - self._mean) / self._deviation
-        matched = self._matched(standardised, rows)
-        return self._classes(F.normalize(matched, dim=1), self.fold[rows])
+        matched = self._matched((found - self._mean) / self._deviation, rows)
+        return self._classes(F.normalize(matched, dim=1), self._fold[rows])
 
     def _matched(self, made: Tensor, rows: Tensor) -> Tensor:
-        """Features shifted and scaled to the moments of their seed images.
-
-        Each class counts the same: a shift of one class that most images belong to would else be
-        taken for the look of all, and undone. For the same reason one class alone is left as it is.
-        """
-        labels, seeds = self._labels[rows], self._standardised[rows]
+        """Features shifted and scaled to the moments of their seed images."""
+        labels, seeds = self._labels[rows], self._seeds[rows]
+        # each class counts the same: a shift of one class that most images belong to would else be
+        # taken for the look of all, and undone; for the same reason one class alone stays
         counts = labels.bincount()
         if (counts > 0).sum() < 2:
             return made
@@ -135,17 +129,38 @@ class FoldJudge:
         return classes
 
 
-def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> FoldJudge | None:
-    """A judge from a diffusion model's own features, or from pixels where it gives none.
+def predict_out_of_fold(
+    features: FeatureFunction, images: Tensor, targets: Tensor, synthetic: Tensor,
+    seed_index: Tensor, *, num_classes: int, folds: int = 3,
+) -> tuple[Tensor, Tensor]:
+    """Classes of synthetic images, each by a probe that has not seen the image it was made from.
 
-    None where all images are of one class.
+    With the second answer, what `LabelPrior.estimate` needs to learn how often the requested class
+    is the class that came out.
 
     Args:
-        model: the diffusion model that makes the images.
-        images: labeled images, (N, C, H, W) in [0, 1], of its size; seed images first.
-        labels: their classes, (N,) int64.
+        features: images (B, C, H, W) in [0, 1] to (B, D), such as `model_features`.
+        images: labeled images, (N, C, H, W) in [0, 1].
+        targets: their class indices, (N,).
+        synthetic: (M, C, H, W) in [0, 1].
+        seed_index: the labeled image that each was made from, (M,) integers.
+        num_classes: C.
+        folds: at least 2; each class is dealt out to them in turn.
+
+    Returns:
+        Predicted classes (M,) int64, and how often each class is seen in labeled images of each
+        class out of fold, (true, predicted) int64.
+
+    Raises:
+        ValueError: labels or indices out of range, or a class with fewer than two images.
+
+    Source: ours (cross-fitting).
     """
-    if len(labels.unique()) < 2:
-        return None
-    features, name = features_for_labels(model)
-    return FoldJudge(features, images, labels, f"a linear probe on {name}, out of fold")
+    targets = check_integers("targets", targets, len(images)).cpu()
+    seed_index = check_integers("seed_index", seed_index, len(synthetic), 0, len(images) - 1).cpu()
+    if int(targets.bincount(minlength=num_classes).min()) < 2:
+        raise ValueError("every class needs two labeled images or more: one to learn from while "
+                         "the other is held out.")
+    probes = FoldProbes(features, images, targets, whole("folds", folds, 2))
+    cells = torch.bincount(targets * num_classes + probes.held_out, minlength=num_classes**2)
+    return probes.classify(synthetic, seed_index), cells.view(num_classes, num_classes)

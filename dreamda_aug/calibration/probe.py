@@ -1,30 +1,27 @@
-"""Labels from what the diffusion model already knows: a linear probe on its features.
+"""Classes from what a diffusion model sees in images: a linear probe on its features.
 
 With a handful of labeled images a classifier is a poor judge of images that leave them far
 behind. A diffusion model has seen many more images, if without labels, and its features tell
-classes apart; so a logistic regression on them, fitted to the labeled images, can label what
-the same model made.
+classes apart; so a logistic regression on them can label what the same model made.
 """
 
-from __future__ import annotations
-
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.inputs.labels import check_integers
+from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
 from dreamda_aug.models import DiffusionModel
 
-# Values of C to choose from.
-_CHOICES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+# C of the regressions; one serves all features, which are standardised.
+INVERSE_PENALTY = 30.0
 # The number of noise levels that a strength chooses from.
 _STEPS = 100
 # Features that vary less than this share of the others are not scaled up to them.
@@ -32,10 +29,7 @@ _LEAST = 0.1
 
 
 def model_features(
-    model: DiffusionModel,
-    *,
-    strengths: tuple[float, ...] = (0.05, 0.2),
-    grid: int = 2,
+    model: DiffusionModel, *, strengths: tuple[float, ...] = (0.05, 0.2), grid: int = 2
 ) -> FeatureFunction:
     """What a diffusion model's U-Net sees in an image: its first up block, after the bottleneck.
 
@@ -60,18 +54,17 @@ def model_features(
     """
     if not strengths or not all(1 / _STEPS <= strength <= 1 for strength in strengths):
         raise ValueError(
-            f"strengths must lie in [{1 / _STEPS}, 1], and be one or more, got {strengths}."
-        )
+            f"strengths must lie in [{1 / _STEPS}, 1], and be one or more, got {strengths}.")
     if grid < 1:
         raise ValueError(f"grid must be at least 1, got {grid}.")
     return _ModelFeatures(model, tuple(strengths), grid)
 
 
 def features_for_labels(model: DiffusionModel) -> tuple[FeatureFunction, str]:
-    """The features that classes are told apart by, and what they are, in words.
+    """The features that classes are told apart by, and their name.
 
     Those of the model itself; or pixels, where it is class-conditional without a null class:
-    such a model sees nothing in an image whose class it is not told.
+    such a model sees nothing in an image of an unknown class.
     """
     if model.condition_kind == "class" and not model.guidable:
         return pixel_features(), "pixels"
@@ -90,20 +83,16 @@ class LinearProbe(nn.Module):
             makes the synthetic images, or any other.
         images: labeled images, (N, C, H, W) in [0, 1].
         targets: their class indices, (N,) integers.
-        num_classes: None: one more than the largest target.
+        num_classes: how many, or None for one more than the largest target.
         inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0: the larger, the closer
-            the fit. None: chosen by cross-validation on the labeled images, and with it a
-            temperature under which held-out images are most likely.
-        folds: of that cross-validation; fewer where a class has fewer images.
+            the fit.
         batch_size: labeled images per call of ``features``.
 
     Attributes:
-        inverse_penalty: the C that was used.
-        temperature: what logits are divided by; 1 unless it was chosen.
+        temperature: what logits are divided by; 1 unless you set another one.
 
     Raises:
-        ValueError: an argument is out of range, or targets do not fit the images; or a class has
-            one image alone, and cross-validation is asked for.
+        ValueError: an argument is out of range, or targets do not fit the images.
 
     Source: ours; the probe is the usual one of representation learning.
     """
@@ -114,41 +103,31 @@ class LinearProbe(nn.Module):
     bias: Tensor
 
     def __init__(
-        self,
-        features: FeatureFunction,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        num_classes: int | None = None,
-        inverse_penalty: float | None = 30.0,
-        folds: int = 5,
+        self, features: FeatureFunction, images: Tensor, targets: Tensor, *,
+        num_classes: int | None = None, inverse_penalty: float = INVERSE_PENALTY,
         batch_size: int = 64,
     ) -> None:
         super().__init__()
-        if inverse_penalty is not None and inverse_penalty <= 0:
+        if inverse_penalty <= 0:
             raise ValueError(f"inverse_penalty must be above 0, got {inverse_penalty}.")
         targets = check_integers("targets", targets, len(images)).cpu()
-        self.features = features
-        found = extract_features(images, features, batch_size=batch_size).double()
         classes = int(targets.max()) + 1 if num_classes is None else num_classes
         if classes < 2 or targets.min() < 0 or targets.max() >= classes:
             raise ValueError(
                 "targets must be 0 ... num_classes - 1, of at least two classes, got "
-                f"{targets.min()} ... {targets.max()} with num_classes={num_classes}."
-            )
-        self.register_buffer("mean", found.mean(0))
-        self.register_buffer("deviation", deviations(found))
-        scaled = self._scaled(found)
-        self.temperature = 1.0
-        if inverse_penalty is None:
-            inverse_penalty, self.temperature = cross_validate(
-                scaled, targets, classes, whole("folds", folds, 2))
-        self.inverse_penalty = inverse_penalty
-        weight, bias = logistic_regression(scaled, targets, classes, inverse_penalty)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+                f"{targets.min()} ... {targets.max()} with num_classes={num_classes}.")
+        self.features, self.temperature = features, 1.0
+        found = extract_features(images, features, batch_size=batch_size).double()
+        mean, deviation = found.mean(0), deviations(found)
+        weight, bias = logistic_regression(
+            F.normalize((found - mean) / deviation, dim=1), targets, classes, inverse_penalty)
+        # not float64, which Apple's GPUs do not have
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("deviation", deviation.float())
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("bias", bias.float())
 
-    def matched_to(self, images: Tensor, *, batch_size: int = 64) -> LinearProbe:
+    def matched_to(self, images: Tensor, *, batch_size: int = 64) -> "LinearProbe":
         """The same probe for images of another look, such as synthetic ones.
 
         Their features are standardised with their own mean and deviation, so that what all of them
@@ -172,31 +151,26 @@ class LinearProbe(nn.Module):
             raise ValueError(f"images must be two or more, to have a deviation, got {len(images)}.")
         found = extract_features(images, self.features, batch_size=batch_size).to(self.mean)
         matched = copy.copy(self)
-        matched._buffers = {**self._buffers, "mean": found.mean(0),
-                            "deviation": deviations(found)}  # fmt: skip
+        matched._buffers = {
+            **self._buffers, "mean": found.mean(0), "deviation": deviations(found)}
         return matched
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1]."""
-        found = self._scaled(self.features(images).to(self.mean))
-        logits = (found @ self.weight.T + self.bias) / self.temperature
-        return logits.to(images.device, torch.float32)
-
-    def _scaled(self, features: Tensor) -> Tensor:
-        return F.normalize((features - self.mean) / self.deviation, dim=1)
+        found = (self.features(images).to(self.mean) - self.mean) / self.deviation
+        logits = F.normalize(found, dim=1) @ self.weight.T + self.bias
+        return (logits / self.temperature).to(images.device)
 
 
-def deviations(
-    features: Tensor, weight: Tensor | None = None, least: float = _LEAST
-) -> Tensor:
+def deviations(features: Tensor, weight: Tensor | None = None, least: float = _LEAST) -> Tensor:
     """Standard deviation of each feature, (D,), of (N, D); what hardly varies counts as little.
 
     A pixel that is black in all labeled images would else outweigh all others where it is not.
 
     Args:
         features: (N, D).
-        weight: of each row, (N, 1), with sum 1; None: all alike.
+        weight: of each row, (N, 1), with sum 1, or None for all alike.
         least: smallest answer, as a share of the root mean square of all.
     """
     if weight is None:
@@ -220,8 +194,7 @@ def logistic_regression(
     weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
     bias = features.new_zeros(num_classes).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
-    )
+        [weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -244,44 +217,19 @@ def deal_out(targets: Tensor, folds: int) -> Tensor:
     return fold
 
 
-def cross_validate(
-    features: Tensor, targets: Tensor, num_classes: int, folds: int,
-    choices: Sequence[float] = _CHOICES,
-) -> tuple[float, float]:
-    """The C and the temperature under which held-out images are most likely.
+def noised(
+    model: DiffusionModel, images: Tensor, strengths: Iterable[float]
+) -> Iterator[tuple[Tensor, Tensor, NoiseSchedule]]:
+    """Clean latents, and for each strength the noisy ones and the schedule that begins there.
 
-    Args:
-        features: (N, D), float64.
-        targets: (N,) int64.
-        num_classes: how many.
-        folds: at most this many; each class is dealt out to them in turn.
-        choices: of C.
-
-    Returns:
-        C and temperature.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, for the temperature.
+    The noise is always the same, so that no result depends on batch mates.
     """
-    smallest = int(targets.bincount(minlength=num_classes)[targets.unique()].min())
-    if smallest < 2:
-        raise ValueError(
-            "inverse_penalty must be given where a class has one image alone: there is nothing to "
-            "cross-validate on."
-        )
-    folds = min(folds, smallest)
-    fold = deal_out(targets, folds)
-    best = (math.inf, 0.0, 1.0)
-    for penalty in choices:
-        logits = features.new_zeros(len(targets), num_classes)
-        for number in range(folds):
-            held_out = fold == number
-            weight, bias = logistic_regression(
-                features[~held_out], targets[~held_out], num_classes, penalty)
-            logits[held_out] = features[held_out] @ weight.T + bias
-        for temperature in torch.logspace(-1, 1, 21).tolist():
-            loss = F.cross_entropy(logits / temperature, targets).item()
-            best = min(best, (loss, penalty, temperature))
-    return best[1], best[2]
+    x_0 = model.encode(images)
+    seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
+    noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
+    for strength in strengths:
+        schedule = model.schedule(_STEPS, strength)
+        yield x_0, schedule.add_noise(x_0, noise, 0), schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,20 +240,15 @@ class _ModelFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        model = self.model
-        x_0 = model.encode(images)
-        # the same noise for every image, so that features do not depend on batch mates
-        seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
-        noise = seeded_normal(seed, 0, SOURCE, tuple(x_0.shape[1:]))
-        condition = model.embed([None] * len(x_0))
-        found = []
-        for strength in self.strengths:
-            schedule = model.schedule(_STEPS, strength)
-            x_t = schedule.add_noise(x_0, noise, 0)
-            maps = model.features(x_t, schedule.timesteps[0], condition)
-            found.append(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
+        model, found = self.model, []
+        with in_turn(model):
+            condition = model.embed([None] * len(images))
+            for _, x_t, schedule in noised(model, images, self.strengths):
+                maps = model.features(
+                    schedule.model_input(x_t, 0), schedule.timesteps[0], condition)
+                found.append(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
         return torch.cat(found, 1)
 
     def __repr__(self) -> str:
         return (f"model_features({self.model.name!r}, strengths={self.strengths}, "
-                f"grid={self.grid})")  # fmt: skip
+                f"grid={self.grid})")

@@ -4,22 +4,22 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dreamda_aug import progress as bars
 from dreamda_aug.calibration.judge import Judge
 from dreamda_aug.generation.dials import Calibration, CalibrationPoint
 from dreamda_aug.generation.price import denoiser_rows
-from dreamda_aug.generation.sampler import Sampler, in_turn
+from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.method.inversion import Trajectory
-from dreamda_aug.method.settings import ResolvedSettings, Settings
-from dreamda_aug.metrics.distances import measure_variation
+from dreamda_aug.method.settings import DIALS, ResolvedSettings, Settings
+from dreamda_aug.metrics.distances import distance_and_diversity
 from dreamda_aug.models.conditioning import Condition
+from dreamda_aug.progress import bar
 
 # The first, coarse look at a choice: so many steps, on so many of the images.
 COARSE_STEPS, COARSE_IMAGES = 6, 16
@@ -27,24 +27,6 @@ COARSE_STEPS, COARSE_IMAGES = 6, 16
 _COARSE_SHARE = 0.5
 # What is expected of a choice that is one step milder: this share of the distance.
 _MILDER = 0.9
-
-
-@dataclass(frozen=True)
-class Dials:
-    """A choice to be measured; see `Settings`."""
-
-    strength: float
-    replay: float
-    noise_scale: float
-
-    def reaches(self, other: "Dials") -> bool:
-        """True if every dial is at least as strong as in ``other``."""
-        return (self.strength >= other.strength and self.replay <= other.replay
-                and self.noise_scale >= other.noise_scale)
-
-    def of(self, settings: Settings) -> ResolvedSettings:
-        """Settings with these dials."""
-        return settings.with_dials(**vars(self))
 
 
 class Grid(NamedTuple):
@@ -60,13 +42,15 @@ class Grid(NamedTuple):
     replays: Sequence[float]
     noise_scales: Sequence[float]
 
-    def choices(self, settings: Settings | None = None) -> list[Dials]:
-        """Every choice, the mildest first; dials that are numbers in the settings keep them."""
-        given = ("strength", "replay", "noise_scale")
-        own = [None if settings is None else getattr(settings, name) for name in given]
-        values = [sorted(set(map(float, several))) if number is None else [number]
-                  for several, number in zip(self, own, strict=True)]
-        return [Dials(*each) for each in product(values[0], reversed(values[1]), values[2])]
+    def choices(self, settings: Settings, keep: bool = True) -> list[ResolvedSettings]:
+        """Every choice, the mildest first; ``keep`` dials that are numbers in the settings."""
+        names, values = ("strength", "replay", "noise_scale"), []
+        for name, several in zip(names, self, strict=True):
+            own = getattr(settings, name) if keep else None
+            values.append([own] if own is not None else
+                          sorted(set(map(float, several)), reverse=name == "replay"))
+        return [settings.with_dials(**dict(zip(names, each, strict=True)))
+                for each in product(*values)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,9 @@ class Target:
     """What images must keep.
 
     Attributes:
-        min_agreement: share of replicas that keep their seed's class.
+        min_agreement: share of replicas that keep their seed's class. The measured share counts,
+            and not the lower end of its interval, which is 0.86 even where all replicas of 24
+            images keep their class: nothing would ever be chosen.
         max_distance: root mean square pixel distance from the seed image, which counts instead of
             the agreement unless it is None.
     """
@@ -122,76 +108,61 @@ class Measurement:
         conditions: Sequence[Condition] | None, judge: Judge | None, expansion_ratio: int,
     ):
         self.sampler = replace(sampler, cache=None)
-        self.images, self.conditions = images.cpu(), conditions
-        self.expansion_ratio = expansion_ratio
+        self.images, self.expansion_ratio = images.cpu(), expansion_ratio
+        self.conditions = list(conditions or [None] * len(images))
         self.judge = None if labels is None else judge
         self._labels = None if labels is None else labels.cpu()
-        self._rows = torch.arange(len(images))
-        self._right = self._keeps(self.images, self._rows)
+        self._right = self._keeps(self.images, torch.arange(len(images)))
         self._inverted: dict[str, list[Trajectory]] = {}
 
     @property
     def right(self) -> int:
         """How many seed images the judge puts into their own class."""
-        return len(self.images) if self._right is None else int(self._right.sum())
-
-    def point(self, settings: ResolvedSettings, images: int | None = None) -> CalibrationPoint:
-        """What settings do, on the first ``images`` of them, or on all."""
-        return self.look(settings, images)[0]
+        return int(self._right.sum())
 
     def look(
         self, settings: ResolvedSettings, images: int | None = None
     ) -> tuple[CalibrationPoint, Tensor]:
-        """The same, and what was made: replicas of one image after each other, (B, C, H, W)."""
-        count, ratio = self._count(images), self.expansion_ratio
-        sampler = replace(self.sampler, settings=settings)
+        """What settings do, on the first ``images`` of them or on all; and what was made.
+
+        Replicas of one image come after each other, (B, C, H, W).
+        """
+        sampler, count = replace(self.sampler, settings=settings), len(self.images[:images])
         trajectories = self._invert(sampler, count)
-        made = sampler.generate(
-            [t for t in trajectories for _ in range(ratio)],
-            [c for c in self.conditions[:count] for _ in range(ratio)] if self.conditions else None,
-        ).cpu()
-        variation = measure_variation(
-            self.images[:count], made, ratio, lambda batch: batch, None)
-        agreement, judged = 1.0, None
-        rows = self._rows[:count].repeat_interleave(ratio)
-        same = self._keeps(made, rows)
-        if same is not None and self._right is not None:
-            right = self._right[rows]
-            agreement = same[right].double().mean().item() if right.any() else 0.0
-            judged = int(self._right[:count].sum())
+        rows = torch.arange(count).repeat_interleave(self.expansion_ratio)
+        made = sampler.generate([trajectories[row] for row in rows],
+                                [self.conditions[row] for row in rows]).cpu()
+        right, agreement = self._right[rows], 0.0
+        if right.any():
+            agreement = self._keeps(made, rows)[right].double().mean().item()
+        distance, diversity = distance_and_diversity(self.images[:count], made)
         return CalibrationPoint(
-            settings.strength, settings.noise_scale, settings.replay, agreement,
-            variation.distance, variation.diversity, len(sampler.schedule), count,
-            sampler.model.block_index, judged), made
+            settings.strength, settings.noise_scale, settings.replay, agreement, distance,
+            diversity, len(sampler.schedule), count, sampler.model.block_index,
+            int(self._right[:count].sum()) if self.judge else None), made
 
     def rows(self, settings: ResolvedSettings, images: int | None = None) -> int:
-        """U-Net rows that `point` takes, its inversions included; see `denoiser_rows`."""
-        count, sampler = self._count(images), replace(self.sampler, settings=settings)
-        return denoiser_rows(
-            sampler, inversions=count, samples=count * self.expansion_ratio).whole
+        """U-Net rows that `look` takes, its inversions included; see `denoiser_rows`."""
+        count = len(self.images[:images])
+        return denoiser_rows(replace(self.sampler, settings=settings), inversions=count,
+                             samples=count * self.expansion_ratio).whole
 
     def seconds_per_row(self) -> float:
-        """Time that a U-Net row takes here: two short calls, the first of which warms up."""
-        model = self.sampler.model
-        condition = None if self.conditions is None else self.conditions[0]
-        x_0 = model.encode(self.images[:1]).expand(min(8, self.sampler.batch_size), -1, -1, -1)
-        schedule = model.schedule(COARSE_STEPS, 0.5, "uniform")
-        embedded = model.embed([condition] * len(x_0))
-        with in_turn(model), torch.no_grad():
-            for _ in range(2):
-                started = time.perf_counter()
-                # .sum().item(): an accelerator is done only when a value is wanted
-                model.predict(x_0.contiguous(), schedule.timesteps[0], embedded).sum().item()
-                seconds = time.perf_counter() - started
-        return seconds / len(x_0)
+        """Time that a U-Net row takes here: two short runs, the first of which warms up."""
+        settings = self.sampler.settings
+        sampler = replace(self.sampler, settings=replace(
+            settings, steps=math.ceil(2 / settings.strength), timestep_spacing="uniform"))
+        requests = [Request(0, self.conditions[0], replica) for replica in range(8)]
+        for _ in range(2):
+            started = time.perf_counter()
+            sampler.synthesize(self.images[:1], requests)
+        seconds = time.perf_counter() - started
+        return seconds / denoiser_rows(sampler, inversions=1, samples=len(requests)).whole
 
-    def _count(self, images: int | None) -> int:
-        return len(self.images) if images is None else min(images, len(self.images))
-
-    def _keeps(self, images: Tensor, rows: Tensor) -> Tensor | None:
-        """Which images show the class of their seed image, (B,) bool, or None if not judged."""
+    def _keeps(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Which images show the class of their seed image, (B,) bool; all, if nothing judges."""
         if self.judge is None or self._labels is None:
-            return None
+            return torch.ones(len(images), dtype=torch.bool)
         return self.judge.classify(images, rows) == self._labels[rows]
 
     def _invert(self, sampler: Sampler, count: int) -> list[Trajectory]:
@@ -201,14 +172,13 @@ class Measurement:
         known = self._inverted.get(key, [])
         if len(known) < count:
             rest = slice(len(known), count)
-            known = known + sampler.invert(
-                self.images[rest], conditions=self.conditions and self.conditions[rest])
+            known = known + sampler.invert(self.images[rest], self.conditions[rest])
             self._inverted = {key: known}  # the last ones only: each may weigh megabytes
         return known[:count]
 
 
 def choose(
-    measurement: Measurement, settings: Settings, choices: Sequence[Dials], target: Target,
+    measurement: Measurement, choices: Sequence[ResolvedSettings], target: Target,
     max_rows: int | None, progress: Callable[[CalibrationPoint], None] | None = None,
     sample: str = "",
 ) -> Calibration:
@@ -221,8 +191,7 @@ def choose(
 
     Args:
         measurement: on which images.
-        settings: all that is not chosen here.
-        choices: among them, the mildest first.
+        choices: settings that differ in their dials, the mildest first.
         target: what must be kept.
         max_rows: U-Net rows to spend, about; one choice is confirmed in any case. None measures
             every choice at the settings' own steps on all images.
@@ -233,40 +202,44 @@ def choose(
     """
     points: list[CalibrationPoint] = []
     spent = 0
-    total = max_rows or sum(measurement.rows(each.of(settings)) for each in choices)
-    with bars.bar("calibrating", total, "rows") as shown:
-        def measure(of: ResolvedSettings, images: int | None = None) -> CalibrationPoint:
+    total = max_rows or sum(map(measurement.rows, choices))
+    with bar("calibrating", total, "rows") as shown:
+        def measure(settings: ResolvedSettings, images: int | None = None) -> CalibrationPoint:
             nonlocal spent
-            rows = measurement.rows(of, images)
-            points.append(measurement.point(of, images))
-            shown.update(min(rows, total - min(total, spent)))
+            points.append(measurement.look(settings, images)[0])
+            rows = measurement.rows(settings, images)
             spent += rows
+            shown.update(rows)
             if progress:
                 progress(points[-1])
             return points[-1]
 
         if max_rows is None:
-            chosen = target.furthest([measure(each.of(settings)) for each in choices])
+            chosen = target.furthest(list(map(measure, choices)))
         else:
-            left, holding = list(choices), {choices[0]: 0.0}
+            reaches = [[_reaches(one, other) for other in choices] for one in choices]
+            left, holding = list(range(len(choices))), {0: 0.0}
             while left and spent < _COARSE_SHARE * max_rows:
-                dials = _most_telling(left)
-                point = measure(coarse(dials.of(settings)), COARSE_IMAGES)
+                # the one that settles most others, whether it holds or not
+                telling = max(left, key=lambda one: min(
+                    sum(reaches[one][each] for each in left),
+                    sum(reaches[each][one] for each in left)))
+                point = measure(coarse(choices[telling]), COARSE_IMAGES)
                 kept = target.kept(point)
                 if kept:
-                    holding[dials] = point.distance
-                left = [each for each in left if each != dials and not (
-                    dials.reaches(each) if kept else each.reaches(dials))]
-            confirmed: dict[Dials, CalibrationPoint] = {}
+                    holding[telling] = point.distance
+                left = [each for each in left if each != telling and not (
+                    reaches[telling][each] if kept else reaches[each][telling])]
+            confirmed: dict[int, CalibrationPoint] = {}
             while holding and not (confirmed and spent >= max_rows):
-                dials = max(holding, key=lambda each: holding[each])
-                distance = holding.pop(dials)
-                if any(dials.reaches(each) for each in confirmed):
+                furthest = max(holding, key=lambda one: holding[one])
+                distance = holding.pop(furthest)
+                if any(reaches[furthest][each] for each in confirmed):
                     continue
-                confirmed[dials] = measure(dials.of(settings))
-                if target.kept(confirmed[dials]):
+                confirmed[furthest] = measure(choices[furthest])
+                if target.kept(confirmed[furthest]):
                     break
-                for milder in _one_milder(dials, choices):
+                for milder in _one_milder(furthest, choices, reaches):
                     holding.setdefault(milder, _MILDER * distance)
             chosen = target.furthest(list(confirmed.values()))
     if not target.kept(chosen):
@@ -284,19 +257,17 @@ def coarse(settings: ResolvedSettings) -> ResolvedSettings:
         settings, steps=steps, timestep_spacing="uniform")
 
 
-def _one_milder(dials: Dials, choices: Sequence[Dials]) -> list[Dials]:
+def _reaches(one: ResolvedSettings, other: ResolvedSettings) -> bool:
+    """True if every dial is at least as strong as in ``other``."""
+    return (one.strength >= other.strength and one.replay <= other.replay
+            and one.noise_scale >= other.noise_scale)
+
+
+def _one_milder(
+    one: int, choices: Sequence[ResolvedSettings], reaches: Sequence[Sequence[bool]]
+) -> list[int]:
     """The choices that differ in one dial, by one step, and are milder."""
-    below = [each for each in choices if each != dials and dials.reaches(each)
-             and sum(getattr(each, f.name) != getattr(dials, f.name) for f in fields(Dials)) == 1]
-    return [each for each in below if not any(
-        other != each and other.reaches(each) for other in below)]
-
-
-def _most_telling(choices: Sequence[Dials]) -> Dials:
-    """The choice that settles most others, whether it holds or not."""
-    def settled(dials: Dials) -> int:
-        milder = sum(dials.reaches(each) for each in choices)
-        stronger = sum(each.reaches(dials) for each in choices)
-        return min(milder, stronger)
-
-    return max(choices, key=settled)
+    below = [each for each, other in enumerate(choices) if reaches[one][each] and sum(
+        getattr(other, name) != getattr(choices[one], name) for name in DIALS) == 1]
+    return [each for each in below
+            if not any(reaches[other][each] for other in below if other != each)]

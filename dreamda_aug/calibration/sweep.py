@@ -1,22 +1,20 @@
 """`calibrate`: how far a model may take images, measured on the user's own images."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
 from dreamda_aug.arguments import checked, real, whole
-from dreamda_aug.calibration.judge import GivenJudge, Judge, fold_judge
+from dreamda_aug.calibration.judge import fold_judge, given_judge
 from dreamda_aug.calibration.search import Grid, Measurement, Target, choose
-from dreamda_aug.errors import StorageError
 from dreamda_aug.generation.dials import (
     LABEL_FREE,
     Calibration,
     CalibrationPoint,
     calibration_path,
+    keep_calibration,
 )
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.models import DiffusionModel
@@ -64,10 +62,10 @@ def calibrate(
         replays: what to try, in [0, 1]; only where the setting is None.
         block_indices: for transformers, blocks behind which noise may enter: all other dials are
             measured behind each, with the same judge, and the block is kept that moves images
-            furthest. None measures the block of the synthesizer.
+            furthest; or None to measure the block of the synthesizer.
         expansion_ratio: replicas per image, at least 2.
         max_rows: U-Net rows to spend, about: a coarse look at some choices, and a full one at what
-            it found, see `choose`; blocks share them. None takes a full look at every choice.
+            it found, see `choose`; blocks share them. Or None for a full look at every choice.
         progress: called with each point as it is measured.
 
     Returns:
@@ -90,28 +88,25 @@ def calibrate(
     requested, model = synthesizer.requested_settings, synthesizer.model
     choices = Grid(strengths, replays, noise_scales).choices(requested)
     with _hooked_at(model, block_indices) as models:
-        judge: Judge | None = None if classifier is None else GivenJudge(classifier)
+        judge = None if classifier is None else given_judge(classifier)
         if labels is not None and judge is None:
             judge = fold_judge(model, images.cpu(), labels.cpu())
             if judge is None and max_distance is None:
-                raise ValueError(
-                    "labels must be of two classes or more for the agreement target, got one "
-                    "class; give max_distance instead, or a classifier."
-                )
+                raise ValueError("labels must be of two classes or more for the agreement target, "
+                                 "got one class; give max_distance instead, or a classifier.")
         share = None if max_rows is None else max(1, max_rows // len(models))
-        sampler = synthesizer.sampler_with(choices[0].of(requested))
+        sampler = synthesizer.sampler_with(choices[0])
         found = [choose(Measurement(replace(sampler, model=each), images, labels, conditions, judge,
-                                    expansion_ratio), requested, choices, target, share, progress)
+                                    expansion_ratio), choices, target, share, progress)
                  for each in models]
         chosen = [each.chosen for each in found]
         best = chosen.index(target.furthest([point for point in chosen if point is not None]))
-        found[best] = replace(
-            found[best], points=[point for each in found for point in each.points])
+        found[best] = replace(found[best], points=[p for each in found for p in each.points])
         if synthesizer.cache is not None:
             label_free = conditions is None and synthesizer.conditioner.needs_label(model)
             for one, each in zip(models, found, strict=True):
-                save(each, calibration_path(synthesizer.cache.root, requested, one,
-                                            LABEL_FREE if label_free else ""))
+                keep_calibration(each, calibration_path(
+                    synthesizer.cache.root, requested, one, LABEL_FREE if label_free else ""))
     return found[best]
 
 
@@ -119,21 +114,15 @@ def calibrate(
 def _hooked_at(
     model: DiffusionModel, block_indices: Sequence[int] | None
 ) -> Iterator[list[DiffusionModel]]:
-    """The same model perturbed behind each of these blocks; None: as it is.
-
-    Raises:
-        ValueError: there is no such block, or the model is no transformer.
-    """
+    """The same model perturbed behind each of these blocks, or as it is."""
     from dreamda_aug.models.transformer import TransformerModel
 
     if block_indices is None:
         yield [model]
         return
     if not isinstance(model, TransformerModel):
-        raise ValueError(
-            f"block_indices are for transformers, and {model.name} has a U-Net, got "
-            f"{list(block_indices)}; leave them out."
-        )
+        raise ValueError(f"block_indices are for transformers, and {model.name} has a U-Net, got "
+                         f"{list(block_indices)}; leave them out.")
     if len(block_indices) == 0:
         raise ValueError("block_indices must name one block or more, got none.")
     others: list[DiffusionModel] = []
@@ -144,12 +133,3 @@ def _hooked_at(
     finally:
         for other in others:
             other.hook.remove()
-
-
-def save(result: Calibration, path: Path) -> None:
-    """Keep a calibration; where that fails, a warning says so."""
-    try:
-        result.save(path)
-    except (OSError, StorageError) as error:
-        warnings.warn(f"the calibration could not be saved, and holds for this object only: "
-                      f"{error}", stacklevel=4)

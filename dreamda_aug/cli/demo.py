@@ -17,7 +17,7 @@ from dreamda_aug.datasets import AugmentedDataset
 from dreamda_aug.expansion import expand
 from dreamda_aug.generation.cache import LatentCache
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.metrics.distances import measure_variation
+from dreamda_aug.metrics.distances import distance_and_diversity
 from dreamda_aug.report.pictures import labeled_grid
 
 SEEDS_PER_CLASS = 2
@@ -95,9 +95,8 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     say(f"wrote {out / 'grid.png'}")
     labels = torch.tensor([sample.targets[row] for row in rows])
     same = fashion_mnist_judge()(made).argmax(1) == labels.repeat_interleave(EXPANSION_RATIO)
-    variation = measure_variation(real, made, EXPANSION_RATIO, lambda batch: batch, None)
     return DemoFigures(
-        len(made), same.float().mean().item(), variation.distance, variation.diversity,
+        len(made), same.float().mean().item(), *distance_and_diversity(real, made),
         (hook.encoder_rows - before[0]) / len(made), (hook.decoder_rows - before[1]) / len(made),
         seconds / len(made))
 

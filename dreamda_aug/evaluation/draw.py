@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.amst import LabelPrior
-from dreamda_aug.calibration.out_of_fold import predict_out_of_fold
+from dreamda_aug.calibration.judge import predict_out_of_fold
 from dreamda_aug.calibration.probe import features_for_labels
 from dreamda_aug.evaluation.result import REAL, Arm, Run
 from dreamda_aug.evaluation.training import PARTS, Pool, Trainer, class_accuracy, rand_augment

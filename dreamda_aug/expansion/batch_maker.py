@@ -114,7 +114,7 @@ class BatchMaker:
                 batch=number,
                 row=row,
                 layout=shape,
-                batch_size=made.batch_size,
+                batch_size=made.batch_sizes[row],
                 settings=self._settings,
                 model=sampler.model.fingerprint,
                 versions=self._versions,

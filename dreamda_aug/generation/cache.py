@@ -3,14 +3,13 @@
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -27,8 +26,6 @@ from dreamda_aug.files import (
     regular_file,
     write_atomically,
 )
-
-logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
@@ -98,23 +95,17 @@ class LatentCache:
         root: folder of the cache; made if it does not exist.
         max_bytes: size budget of all writers together, or None for no limit; the files that were
             not used for longest are deleted to stay within it.
-        on_damage: ``"error"`` raises for a file that is damaged, foreign or of another format
-            version; ``"rebuild"`` deletes it, logs that and reports it as absent.
 
     Raises:
         ValueError: an argument breaks its rule.
     """
 
     @checked
-    def __init__(
-        self, root: str | Path, *, max_bytes: int | None = None,
-        on_damage: Literal["error", "rebuild"] = "error",
-    ):
+    def __init__(self, root: str | Path, *, max_bytes: int | None = None):
         if not str(root):
             raise ValueError("root must name a folder, got an empty string.")
         self.root = Path(root).expanduser()
         self.max_bytes = None if max_bytes is None else whole("max_bytes", max_bytes, 1)
-        self.on_damage = on_damage
         self._has_counted = self._has_warned = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -143,8 +134,7 @@ class LatentCache:
         """The tensors stored under a key, on the CPU, or None.
 
         Raises:
-            CacheError: the file is damaged, foreign or of another version, and ``on_damage`` is
-                ``"error"``.
+            CacheError: the file is damaged, foreign or of another version.
         """
         path = self.path(key)
         try:
@@ -158,15 +148,8 @@ class LatentCache:
             return None
         tensors = _decode(data, key)
         if tensors is None:
-            found = (f"{path}: expected an inversion under this key, found {len(data)} bytes that "
-                     "are damaged, foreign or of another version.")
-            if self.on_damage == "error":
-                raise CacheError(
-                    f"{found} Delete the file, or open the cache with on_damage='rebuild'.")
-            logger.warning("deleting %s", found)
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            return None
+            raise CacheError(f"{path}: expected an inversion under this key, found {len(data)} "
+                             "bytes that are damaged, foreign or of another version. Delete it.")
         # marks it as recently used, unless another process evicted it meanwhile
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -222,7 +205,7 @@ class LatentCache:
                         path.unlink(missing_ok=True)
                     used -= size
             self._has_counted = True
-        count.write_text(str(used + needed))
+        write_atomically(count, str(used + needed).encode())
 
     def _go_without(self, error: Exception) -> None:
         if not self._has_warned:
@@ -233,17 +216,6 @@ class LatentCache:
                 "where they are not in it. Choose another folder with cache= or $DREAMDA_CACHE.",
                 stacklevel=3,
             )
-
-
-def estimate_bytes(latent_shape: tuple[int, ...], steps: int, images: int) -> int:
-    """Size of a cache of float16 inversions with residuals, in bytes.
-
-    Args:
-        latent_shape: (C, H, W).
-        steps: steps that are run per image.
-        images: number of images, times paths per image.
-    """
-    return images * (2 * (steps + 2) * torch.Size(latent_shape).numel() + 512)
 
 
 def _checksum(tensors: dict[str, Tensor], key: str) -> str:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreamda_aug.arguments import check_fields, real
+from dreamda_aug.arguments import check_fields
+from dreamda_aug.bundled import WEIGHTS
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import read_json, write_atomically
 from dreamda_aug.generation.cache import LatentCache
@@ -22,8 +23,8 @@ UNCALIBRATED = {"noise_scale": 1.0, "replay": 0.9, "strength": 0.5}
 WITHOUT_LABELS = {"noise_scale": 1.0, "replay": 0.0, "strength": 0.3}
 # What takes the place of a sample's digest where a calibration is for images without labels.
 LABEL_FREE = "label-free"
-
-_SHIPPED = Path(__file__).parent.parent / "weights" / "calibration"
+# What names a point.
+_NAMES = (*DIALS, "block_index")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ class Calibration:
     @property
     def chosen(self) -> CalibrationPoint | None:
         """The point that was chosen, as it was measured last; None where points were not kept."""
-        names = (*DIALS, "block_index")
         found = [point for point in self.points
-                 if all(getattr(point, name) == getattr(self, name) for name in names)]
+                 if all(getattr(point, name) == getattr(self, name) for name in _NAMES)]
         return found[-1] if found else None
 
     def metadata(self) -> dict[str, Any]:
@@ -113,22 +113,19 @@ class Calibration:
 
     def summary(self) -> str:
         """What was chosen and why, in one line."""
-        dials = [f"{name}={getattr(self, name):g}" for name in ("strength", "noise_scale", "replay",
-                                                                "block_index")
-                 if getattr(self, name) is not None]
+        dials = ", ".join(f"{name}={getattr(self, name):g}" for name in _NAMES
+                          if getattr(self, name) is not None)
         why = f"{self.target}{'' if self.met else ', which nothing kept: the closest was taken'}"
         point = self.chosen
         if point is None:
-            return f"{', '.join(dials)} ({why})"
-        measured = f"distance {point.distance:.3f}"
+            return f"{dials} ({why})"
+        agreement = judged_by = ""
         if self.judge:
-            measured += f", agreement {point.agreement:.2f}"
+            agreement, judged_by = f", agreement {point.agreement:.2f}", f", judged by {self.judge}"
             if point.interval:
-                low, high = point.interval
-                measured += f" (95 % interval {low:.2f} to {high:.2f})"
-        measured += f" on {point.images} images"
-        return (f"{', '.join(dials)}: the furthest that images go with {why} ({measured}"
-                f"{f', judged by {self.judge}' if self.judge else ''})")
+                agreement += " (95 % interval {:.2f} to {:.2f})".format(*point.interval)
+        return (f"{dials}: the furthest that images go with {why} (distance {point.distance:.3f}"
+                f"{agreement} on {point.images} images{judged_by})")
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, as a whole or not at all."""
@@ -147,12 +144,9 @@ class Calibration:
         data = read_json(path)
         try:
             found = cls(**{**data, "points": [CalibrationPoint(**p) for p in data["points"]]})
-            measured: list[Calibration | CalibrationPoint] = [found, *found.points]
-            for point in measured:
-                check_fields(point)
-                real("noise_scale", point.noise_scale, "be a number >= 0", 0)
-                real("replay", point.replay, "lie in [0, 1]", 0, 1)
-                real("strength", point.strength, "lie in [0, 1]", 0, 1)
+            for each in (found, *found.points):
+                check_fields(each)
+                Settings().with_dials(**{name: getattr(each, name) for name in DIALS})
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path}: expected a calibration, found other JSON ({error}). Delete the file, and "
@@ -165,44 +159,47 @@ class Calibration:
         return settings.with_dials(**{name: getattr(self, name) for name in settings.open_dials})
 
 
-def calibration_key(settings: Settings, model: DiffusionModel) -> str:
-    """Names a calibration: the model and every setting that is not measured."""
-    return hashlib.sha256(f"{model.fingerprint}{settings!r}".encode()).hexdigest()[:32]
-
-
 def calibration_path(
-    cache_root: Path, settings: Settings, model: DiffusionModel, sample: str = ""
+    root: Path, settings: Settings, model: DiffusionModel, sample: str = ""
 ) -> Path:
-    """Where a calibration lies.
+    """Where a calibration lies: named by the model and every setting that is not measured.
 
     Args:
-        cache_root: the folder of the cache that it lies beside.
-        settings: as they were asked for, with None for what was measured.
+        root: the folder of the cache that it lies beside.
+        settings: as requested, with None for what was measured.
         model: which it was measured with.
         sample: digest of the images that it holds for, or "" where it holds for the model.
     """
-    key = calibration_key(settings, model)
-    return cache_root / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
+    key = hashlib.sha256(f"{model.fingerprint}{settings!r}".encode()).hexdigest()[:32]
+    return root / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
+
+
+def keep_calibration(found: Calibration, path: Path) -> None:
+    """Save a calibration; where that fails, a warning tells why."""
+    try:
+        found.save(path)
+    except (OSError, StorageError) as error:
+        warnings.warn(f"the calibration could not be saved, and holds for this object only: "
+                      f"{error}", stacklevel=4)
 
 
 def find_calibration(
     settings: Settings, model: DiffusionModel, cache: LatentCache | None, *, shipped: bool = True,
     labeled: bool = True,
 ) -> Calibration | None:
-    """What was measured by hand for a model, or comes with the package; None: nothing.
+    """What was measured by hand for a model, or comes with the package; None if there is nothing.
 
     Args:
-        settings: as they were asked for, with None for what was measured.
+        settings: as requested, with None for what was measured.
         model: which it was measured with.
         cache: beside which it lies, or None for no cache.
         shipped: whether one that comes with the package will do.
         labeled: whether the model is conditioned on what images show.
     """
-    name = calibration_path(Path(), settings, model, "" if labeled else LABEL_FREE).name
-    folders = [] if cache is None else [cache.root / "calibration"]
-    for folder in [*folders, _SHIPPED] if shipped else folders:
-        if (folder / name).exists():
-            return Calibration.load(folder / name)
+    for root in ([] if cache is None else [cache.root]) + [WEIGHTS] * shipped:
+        path = calibration_path(root, settings, model, "" if labeled else LABEL_FREE)
+        if path.exists():
+            return Calibration.load(path)
     return None
 
 

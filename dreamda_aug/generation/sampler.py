@@ -4,21 +4,16 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dreamda_aug.errors import GenerationError
-from dreamda_aug.generation.cache import LatentCache
+from dreamda_aug.generation.cache import LatentCache, cache_key
 from dreamda_aug.generation.guards import Watch, broken, guard
-from dreamda_aug.generation.recording import (
-    inversion_keys,
-    record_trajectories,
-    source_condition,
-)
-from dreamda_aug.generation.sampling import sample
+from dreamda_aug.generation.sampling import Run
 from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
@@ -68,13 +63,13 @@ class Synthesized(NamedTuple):
         images: (B, C, H, W), float32 in [0, 1], on the model's device.
         events: what the guards did, one string per image: ``""``, ``"retried"``, ``"replaced"``
             or ``"unsafe"``; see `guard`.
-        batch_size: the size of batches; smaller than asked for where memory ran out. The last bits
-            of an image depend on the shape of its batch.
+        batch_sizes: the largest batch that each image was allowed; smaller than requested where
+            memory ran out. The last bits of an image depend on the shape of its batch.
     """
 
     images: Tensor
     events: list[str]
-    batch_size: int
+    batch_sizes: list[int]
 
 
 @dataclass(eq=False)
@@ -111,6 +106,10 @@ class Sampler:
         s = self.settings
         return self.model.schedule(s.steps, s.strength, s.timestep_spacing)
 
+    @property
+    def _run(self) -> Run:
+        return Run(self.model, self.settings, self.schedule)
+
     def synthesize(
         self, images: Tensor, requests: Sequence[Request], digests: Sequence[str] | None = None
     ) -> Synthesized:
@@ -138,12 +137,12 @@ class Sampler:
         digests = digests or [image_digest(image) for image in images]
         found: dict[tuple[int, int, Condition], Trajectory] = {}
 
-        def make(batch: slice) -> tuple[Tensor, list[str]]:
+        def make(batch: slice) -> tuple[Tensor, list[str], list[int]]:
             nonlocal found
             part = requests[batch]
             # the condition belongs to it: without a null class, an inversion depends on the class
-            sources = [(r.image, r.replica % self.settings.paths,
-                        source_condition(self.model, self.settings, r.condition)) for r in part]
+            sources = [(r.image, r.replica % self.settings.paths, self._source(r.condition))
+                       for r in part]
             # replicas of an image may continue in the next batch: keep what this one uses, no more
             found = {source: found[source] for source in sources if source in found}
             new = [source for source in dict.fromkeys(sources) if source not in found]
@@ -160,23 +159,20 @@ class Sampler:
             made = make_rows(range(len(part)))
             acts = guard(made, images[[r.image for r in part]], self.model, make_rows)
             self.watch.made_images(acts, self.model.name)
-            return made, acts
+            return made, acts, [self.batch_size] * len(part)
 
         batches = self._in_batches(make, len(requests))
-        return Synthesized(self._stack([made for made, _ in batches]),
-                           [act for _, acts in batches for act in acts], self.batch_size)
+        return Synthesized(self._stack([made for made, _, _ in batches]),
+                           [act for _, acts, _ in batches for act in acts],
+                           [size for _, _, sizes in batches for size in sizes])
 
     def invert(
-        self,
-        images: Tensor,
-        digests: Sequence[str] | None = None,
-        conditions: Sequence[Condition] | None = None,
+        self, images: Tensor, conditions: Sequence[Condition] | None = None
     ) -> list[Trajectory]:
         """Invert images, or read their inversions from the cache.
 
         Args:
             images: (B, C, H, W) in [0, 1], of the model's size and channels.
-            digests: one per image, or None to take that of the pixels given here.
             conditions: only for class-conditional models without a null class, which cannot
                 invert without the label.
 
@@ -184,9 +180,8 @@ class Sampler:
             One trajectory per image, on the CPU.
         """
         self._check_images(images)
-        digests = digests or [image_digest(image) for image in images]
-        sources = [source_condition(self.model, self.settings, each)
-                   for each in conditions or [None] * len(images)]
+        digests = [image_digest(image) for image in images]
+        sources = [self._source(each) for each in conditions or [None] * len(images)]
         with bar("inverting", len(images), "images") as shown:
             def invert(batch: slice) -> list[Trajectory]:
                 part = digests[batch]
@@ -223,49 +218,68 @@ class Sampler:
         if count := int(broken(made).sum()):
             raise GenerationError(
                 f"{self.model.name} gave NaN or infinite pixels in {count} of {len(made)} "
-                "images; load the model with dtype=torch.float32 or torch.bfloat16."
-            )
+                "images; load the model with dtype=torch.float32 or torch.bfloat16.")
         return made
+
+    def _source(self, condition: Condition) -> Condition:
+        """What an inversion is conditioned on: nothing, where the model has such a branch."""
+        if self.model.condition_kind == "class" and not self.model.guidable:
+            return condition
+        return self.settings.source_prompt if self.model.condition_kind == "text" else None
 
     def _invert(
         self, images: Tensor, digests: Sequence[str], paths: Sequence[int],
         sources: Sequence[Condition],
     ) -> list[Trajectory]:
-        found: list[Trajectory | None] = [None] * len(digests)
-        keys: list[str] = []
-        if self.cache is not None and digests:
-            keys = inversion_keys(self.model, self.settings, self.schedule, self.rng_seed,
-                                  digests, paths, sources, STORAGE_DTYPE)
-            stored = [self.cache.get(key) for key in keys]
-            found = [None if s is None else Trajectory(**{"x_T": None, **s}) for s in stored]
-        missing = [i for i, trajectory in enumerate(found) if trajectory is None]
+        run, keys, found = self._run, list[str](), dict[int, Trajectory]()
+        if self.cache is not None:
+            keys = self._keys(run.schedule, digests, paths, sources)
+            for i, key in enumerate(keys):
+                stored = self.cache.get(key)
+                if stored is not None:
+                    found[i] = Trajectory(**stored)
+        missing = [i for i in range(len(digests)) if i not in found]
         # replicas make inversions few: with static shapes, small slices waste little on padding
         size = max(1, self.batch_size // 8) if self.static_shapes else max(1, len(missing))
         for start in range(0, len(missing), size):
             part = missing[start : start + size]
             rows = _pad(part, size) if self.static_shapes else part
             seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
-            made = record_trajectories(
-                self.model, self.settings, self.schedule, images[rows],
-                [sources[i] for i in rows], seeds, STORAGE_DTYPE)
+            made = run.invert(images[rows], [sources[i] for i in rows], seeds, STORAGE_DTYPE)
             for i, trajectory in zip(part, made):  # not strict: without the padding
                 found[i] = trajectory
                 if self.cache is not None:
                     self.cache.put(keys[i], trajectory.tensors())
         self.inversions += len(missing)
-        return [trajectory for trajectory in found if trajectory is not None]
+        return [found[i] for i in range(len(digests))]
+
+    def _keys(
+        self, schedule: NoiseSchedule, digests: Sequence[str], paths: Sequence[int],
+        sources: Sequence[Condition],
+    ) -> list[str]:
+        """The cache key of each inversion: everything that it depends on."""
+        model, s = self.model, self.settings
+        common: dict[str, Any] = {
+            "model": model.fingerprint, "image_size": list(model.image_size),
+            "in_tiles": model.in_tiles, "rng_seed": self.rng_seed, "dtype": str(STORAGE_DTYPE),
+        }
+        of_source: dict[Condition, dict[str, str]] = dict.fromkeys(sources, {})
+        if s.replay > 0:  # else nothing is recorded
+            common |= {"inversion": repr(s.inversion), "schedule": schedule.digest(),
+                       "solver": s.solver, "eta": s.eta}
+            of_source = {each: {"source": model.condition_digest(each)} for each in of_source}
+        return [cache_key(**common, image=digest, path=path, **of_source[source])
+                for digest, path, source in zip(digests, paths, sources, strict=True)]
 
     def _generate(
         self, trajectories: Sequence[Trajectory], conditions: Sequence[Condition],
         seeds: Sequence[int],
     ) -> Tensor:
-        count = len(seeds)
+        count, size = len(seeds), self.batch_size
         if self.static_shapes:
             trajectories, conditions, seeds = (
-                _pad(trajectories, self.batch_size), _pad(conditions, self.batch_size),
-                _pad(seeds, self.batch_size))
-        latents = sample(self.model, self.settings, self.schedule, trajectories, conditions, seeds,
-                         share_first_step=not self.static_shapes)
+                _pad(trajectories, size), _pad(conditions, size), _pad(seeds, size))
+        latents = self._run.sample(trajectories, conditions, seeds, not self.static_shapes)
         return self.model.decode(latents[:count])
 
     def _check_images(self, images: Tensor) -> None:
@@ -273,8 +287,7 @@ class Sampler:
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must have shape (B, {', '.join(map(str, expected))}) for "
-                f"{self.model.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself."
-            )
+                f"{self.model.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself.")
 
     def _stack(self, batches: list[Tensor]) -> Tensor:
         empty = torch.empty(0, self.model.channels, *self.model.image_size)

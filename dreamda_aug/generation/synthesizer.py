@@ -178,11 +178,8 @@ class Synthesizer:
         return self.with_settings(replace(settings, guidance_scale=1.0))
 
     def synthesize(
-        self,
-        images: Sequence[Any],
-        labels: Sequence[Any] | None = None,
-        replicas: Sequence[int] | None = None,
-        epoch: int = 0,
+        self, images: Sequence[Any], labels: Sequence[Any] | None = None,
+        replicas: Sequence[int] | None = None, epoch: int = 0,
         names: Sequence[str | int] | None = None,
     ) -> list[Any]:
         """Synthetic versions of single images, made in batches; the same for the same arguments.
@@ -205,11 +202,8 @@ class Synthesizer:
             images, labels, replicas, epoch, names)]
 
     def synthesize_values(
-        self,
-        images: Sequence[Any],
-        labels: Sequence[Any] | None = None,
-        replicas: Sequence[int] | None = None,
-        epoch: int = 0,
+        self, images: Sequence[Any], labels: Sequence[Any] | None = None,
+        replicas: Sequence[int] | None = None, epoch: int = 0,
         names: Sequence[str | int] | None = None,
     ) -> list[tuple[Pixels, Tensor]]:
         """As `synthesize`, before the images are put into their own types.
@@ -222,19 +216,18 @@ class Synthesizer:
         images = list(images)
         if not images:
             return []
-        count = len(images)
-        # the same image may be asked for several times: read it once
+        nothing = [None] * len(images)
+        # the same image may be requested several times: read it once
         single = {id(image): image for image in images}
         row_of = {key: row for row, key in enumerate(single)}
         pixels = _read_single(single.values())
         requests = [
             Request(row_of[id(image)], self.conditioner.condition(label, self.model, name),
-                    int(replica), epoch)
+                    int(replica or 0), epoch)
             for image, label, replica, name in zip(
-                images, [None] * count if labels is None else labels,
-                [0] * count if replicas is None else replicas,
-                [None] * count if names is None else names, strict=True)
-        ]
+                images, nothing if labels is None else labels,
+                nothing if replicas is None else replicas,
+                nothing if names is None else names, strict=True)]
         made = self.synthesize_rows(pixels, requests)
         return [(pixels[r.image], new) for r, new in zip(requests, made, strict=True)]
 
@@ -266,12 +259,7 @@ class Synthesizer:
 
 
 class _SharedModel:
-    """A diffusion model that is loaded at its first use; copies of a synthesizer share it.
-
-    Args:
-        source: a loaded model, or what to load.
-        compile: as in `Synthesizer`.
-    """
+    """A diffusion model that is loaded at its first use; copies of a synthesizer share it."""
 
     def __init__(self, source: DiffusionModel | ModelSpec, compile: bool | Mapping[str, Any]):
         self.source, self.compile = source, compile
@@ -281,11 +269,8 @@ class _SharedModel:
         self._embedded: set[str | None] | None = None
 
     def get(self, prompts: Sequence[str | None] | None) -> DiffusionModel:
-        """The model, loaded if necessary.
-
-        Args:
-            prompts: all that will be asked for, so that text encoders can go, or None to keep them.
-        """
+        """The model, loaded if necessary; ``prompts`` are all that can occur, or None to keep text
+        encoders."""
         with _loading:
             # a copy with other class names needs encoders that this one has dropped
             if self._loaded is None or self.is_named and self._embedded is not None and (
@@ -315,8 +300,7 @@ class _SharedModel:
             raise GenerationError(
                 "CUDA cannot be used in a forked DataLoader worker. Pass "
                 "multiprocessing_context='spawn' (and persistent_workers=True) to the DataLoader, "
-                "or num_workers=0."
-            )
+                "or num_workers=0.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None, "_embedded": None}
@@ -343,8 +327,7 @@ def _read_single(images: Iterable[Any]) -> list[Pixels]:
         if len(each.values) != 1:
             raise ValueError(
                 f"images must be single ones, (C, H, W), got a batch of {len(each.values)} among "
-                "them; list(batch) is a list of single images."
-            )
+                "them; list(batch) is a list of single images.")
     return pixels
 
 
@@ -365,6 +348,4 @@ def as_synthesizer(value: Synthesizer | HasSynthesizer) -> Synthesizer:
         return value
     if isinstance(value, HasSynthesizer):
         return value.synthesizer
-    raise TypeError(
-        f"a Synthesizer or a DreamDAugment was expected, got {type(value).__name__}."
-    )
+    raise TypeError(f"a Synthesizer or a DreamDAugment was expected, got {type(value).__name__}.")

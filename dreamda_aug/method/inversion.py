@@ -31,7 +31,7 @@ class Trajectory:
         x_0: the clean latents, (C, H, W), only where nothing is replayed (replay 0).
     """
 
-    x_T: Tensor | None
+    x_T: Tensor | None = None
     residuals: Tensor | None = None
     x_0: Tensor | None = None
 

@@ -6,7 +6,7 @@ float64. Distances are Euclidean and made in tiles, so memory grows with N, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -56,21 +56,6 @@ class DensityCoverage(NamedTuple):
 
     density: float
     coverage: float
-
-
-class Variation(NamedTuple):
-    """How replicas differ from their seed images and from each other.
-
-    Attributes:
-        agreement: share of replicas that the classifier gives their seed's label, among seeds that
-            it labels right itself, in [0, 1]; 1 without labels.
-        distance: mean root mean square pixel distance from the seed image, in [0, 1].
-        diversity: the same between two replicas of one seed image.
-    """
-
-    agreement: float
-    distance: float
-    diversity: float
 
 
 def nearest(
@@ -140,34 +125,18 @@ def replica_diversity(features: Tensor, groups: Tensor) -> float:
     return sum(found) / len(found)
 
 
-def measure_variation(
-    images: Tensor, made: Tensor, replicas: int, classify: Callable[[Tensor], Tensor],
-    labels: Tensor | None,
-) -> Variation:
-    """Compare replicas with their seed images.
+def distance_and_diversity(images: Tensor, made: Tensor) -> tuple[float, float]:
+    """Mean root mean square distance of replicas from their seed image, and from each other.
 
     Args:
         images: seed images, (N, C, H, W) in [0, 1].
-        made: their replicas, (N · replicas, C, H, W), those of one image after each other.
-        replicas: replicas per image, at least 2.
-        classify: images to class indices.
-        labels: of the seed images, (N,) int64, or None to leave the agreement out.
-
-    Source: ours.
+        made: as many replicas of each, at least 2, those of one image after each other.
     """
-    seeds = images.repeat_interleave(replicas, 0)
-    agreement = 1.0
-    if labels is not None:
-        right = (classify(images) == labels).repeat_interleave(replicas)
-        same = classify(made) == labels.repeat_interleave(replicas)
-        agreement = same[right].float().mean().item() if right.any() else 0.0
-    grouped = made.unflatten(0, (len(images), replicas)).flatten(2)
+    count = len(made) // len(images)
+    distances = (made - images.repeat_interleave(count, 0)).flatten(1).square().mean(1).sqrt()
+    grouped = made.unflatten(0, (len(images), count)).flatten(2)
     pairs = torch.cdist(grouped, grouped) / grouped.shape[2] ** 0.5
-    return Variation(
-        agreement,
-        (made - seeds).flatten(1).square().mean(1).sqrt().mean().item(),
-        (pairs.sum() / (len(images) * replicas * (replicas - 1))).item(),
-    )
+    return distances.mean().item(), (pairs.sum() / (len(made) * (count - 1))).item()
 
 
 def precision_recall(real: Tensor, synthetic: Tensor, *, k: int = 3) -> PrecisionRecall:

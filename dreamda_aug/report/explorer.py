@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from dreamda_aug.arguments import checked, whole
-from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT
+from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT, Sample, draw_sample
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.samples import Sample, draw_sample
 from dreamda_aug.calibration.search import Grid, Measurement, Target
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
@@ -131,9 +130,8 @@ def explore(
     expansion_ratio, steps = whole("expansion_ratio", expansion_ratio, 2), whole("steps", steps, 1)
     synthesizer = as_synthesizer(synthesizer)
     usual = synthesizer.requested_settings
-    choices = Grid(strengths, replays, noise_scales).choices()
-    settings = [dials.of(replace(usual, steps=min(steps, usual.steps), timestep_spacing="uniform"))
-                for dials in choices]
+    settings = Grid(strengths, replays, noise_scales).choices(
+        replace(usual, steps=min(steps, usual.steps), timestep_spacing="uniform"), keep=False)
     seeds = open_seed_images(source)
     synthesizer = synthesizer.with_class_names(seeds.names)
     sample, labels = _draw(seeds, synthesizer)
@@ -144,8 +142,8 @@ def explore(
         sample.conditions[:count], judge, expansion_ratio)
     rows = sum(map(measurement.rows, settings))
     if announce:
-        announce(f"{len(choices)} positions of the sliders, {count * expansion_ratio} images each: "
-                 f"about {rows:,} U-Net rows, {rows * measurement.seconds_per_row():.0f} s")
+        announce(f"{len(settings)} positions of the sliders, {count * expansion_ratio} images "
+                 f"each: about {rows:,} U-Net rows, {rows * measurement.seconds_per_row():.0f} s")
     found, images = [], min(images, count)
     with bar("exploring", rows, "rows") as moved:
         for each in settings:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dreamda_aug.calibration.automatic import draw_sample
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.samples import draw_sample
 from dreamda_aug.errors import DreamDAError
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
@@ -71,7 +71,8 @@ def judge_labels(
     judge = None if sample is None else fold_judge(model, sample.images, sample.labels)
     if sample is None or judge is None:
         return "too few seed images can be read"
-    right = (judge.held_out == sample.labels).tolist()
+    everything = torch.arange(len(sample.labels))
+    right = (judge.classify(sample.images, everything) == sample.labels).tolist()
     row_of = {index: row for row, index in enumerate(sample.indices)
               if right[row] and index in made}
     row_of = dict(list(row_of.items())[:_SEED_IMAGES])

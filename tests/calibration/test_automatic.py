@@ -1,4 +1,4 @@
-"""Calibration without being asked: once for a dataset, and the same for every process."""
+"""Automatic calibration: once for a dataset, and the same for every process."""
 
 import copy
 import logging
@@ -13,8 +13,10 @@ from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug import Synthesizer, load_model
 from dreamda_aug.bundled import FashionMNISTSample
-from dreamda_aug.calibration.automatic import calibrated, warn_if_foreign
+from dreamda_aug.calibration import automatic
+from dreamda_aug.calibration.automatic import calibrated, draw_sample, warn_if_foreign
 from dreamda_aug.calibration.sweep import calibrate
+from dreamda_aug.errors import StorageError
 from dreamda_aug.generation.dials import calibration_path
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
@@ -23,12 +25,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
               pytest.mark.usefixtures("few_choices")]
 
 
-def noise(count=12, classes=2):
+def noise(count=12, classes=2, labeled=True):
     """Dark and bright noise, by class."""
     labels = [i % classes for i in range(count)]
     images = [0.5 * label + 0.5 * torch.rand(
         1, 16, 16, generator=torch.Generator().manual_seed(i)) for i, label in enumerate(labels)]
-    return open_seed_images(images, labels=labels)
+    return open_seed_images(images, labels=labels if labeled else None)
 
 
 @pytest.fixture
@@ -93,80 +95,112 @@ def test_numbers_in_the_settings_stay_and_are_not_measured(tmp_path, measured):
     assert ready.settings.replay == found.replay == 0.7 and len(measured) == 1
 
 
-def test_one_class_goes_part_of_the_way_to_its_neighbours(synthesizer):
-    _, found = run(synthesizer, noise(classes=1))
+@pytest.mark.parametrize("images", [noise(classes=1), noise(classes=1, labeled=False)])
+def test_without_classes_images_go_part_of_the_way_to_their_neighbours(synthesizer, images):
+    _, found = run(synthesizer, images)
     # uniform noise of half the range: the distance of two images is 0.5 / sqrt(6)
     limit = float(found.target.removeprefix("distance <= "))
-    assert limit == pytest.approx(0.5 * 0.5 / 6**0.5, rel=0.1)
+    assert limit == pytest.approx(0.5 * 0.5 / 6**0.5, rel=0.1) and not found.judge
     assert not found.met or found.chosen.distance <= limit
 
 
 @pytest.mark.parametrize("kind", ["null class", "text"])
-def test_images_without_labels_are_measured_without_judge_and_conditions(
+def test_images_without_labels_are_measured_without_conditions(
     kind, tmp_path, sd_pipeline, measured
 ):
     model = (PixelModel(pixel_pipeline(num_classes=3), null_class=2) if kind == "null class"
              else load_model(copy.deepcopy(sd_pipeline)))
-    images = open_seed_images([torch.rand(
-        1, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(6)], labels=None)
-    synthesizer = Synthesizer(model, steps=3, strength=None, cache=tmp_path)
+    images, synthesizer = noise(6, labeled=False), Synthesizer(
+        model, steps=3, strength=None, cache=tmp_path)
     ready, found = calibrated(synthesizer, images, range(6))
-    assert found.target.startswith("distance <= ") and not found.judge
     assert ready.settings.strength == found.strength and len(measured) == 1
-    _, again = calibrated(synthesizer, images, range(6), lambda _: None)
-    assert again == found and len(measured) == 1
+    assert calibrated(synthesizer, images, range(6), lambda _: None)[1] == found
+    assert len(measured) == 1
 
 
 def test_one_image_is_nothing_to_measure_on(synthesizer, measured):
     assert run(synthesizer, noise(1)) == (synthesizer, None) and not measured
 
 
-def test_a_cache_that_cannot_be_written_costs_a_warning(synthesizer, monkeypatch):
+def test_a_cache_that_cannot_be_written_costs_a_warning(synthesizer):
     (synthesizer.cache.root / "calibration").write_text("in the way")
     with pytest.warns(UserWarning, match="could not be saved"):
         ready, found = run(synthesizer)
     assert ready.settings.strength == found.strength
 
 
-@pytest.fixture(scope="module")
-def clothes():
-    return FashionMNISTSample("test").data[::12, None].float()[:16] / 255
+def test_a_damaged_file_is_named(synthesizer):
+    run(synthesizer)
+    path, = (synthesizer.cache.root / "calibration").glob("*.json")
+    assert path == calibration_path(synthesizer.cache.root, synthesizer.requested_settings,
+                                    synthesizer.model, path.name.split(".")[1])
+    path.write_text("{}")
+    with pytest.raises(StorageError, match=f"{path.name}.*expected a calibration"):
+        run(synthesizer)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    images = torch.tensor(load_digits().images[:16, None] / 16, dtype=torch.float32)
-    return F.resize(images, [28, 28], antialias=True)
-
-
-def test_the_bundled_model_warns_of_images_unlike_its_own(bundled, clothes, digits):
+def test_the_bundled_model_warns_of_images_unlike_its_own(bundled, tmp_path, measured):
+    clothes = FashionMNISTSample("test").data[::12, None].float()[:16] / 255
+    digits = F.resize(torch.tensor(load_digits().images[:16, None] / 16, dtype=torch.float32),
+                      [28, 28], antialias=True)
     with pytest.warns(UserWarning, match="unlike what the bundled model was trained on.*take a"):
         assert warn_if_foreign(bundled, digits)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not warn_if_foreign(bundled, clothes)
-        assert not warn_if_foreign(bundled, digits[:7])  # too few to tell
-
-
-def test_a_dataset_of_the_bundled_model_is_looked_at_even_if_nothing_is_measured(
-    tmp_path, bundled, measured, synthesizer
-):
+    # whether something is measured or not
     numbers = Synthesizer(bundled, "paper", cache=tmp_path)
     with pytest.warns(UserWarning, match="unlike what the bundled model was trained on"):
         assert run(numbers) == (numbers, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert not warn_if_foreign(bundled, clothes)
+        assert not warn_if_foreign(bundled, digits[:7])  # too few to tell
         _, found = run(Synthesizer(bundled, cache=tmp_path),
                        open_seed_images("bundled", split="test"), range(0, 300, 20))
     assert not measured and found.sample == "" and found.strength == 0.85
 
 
-def test_a_damaged_file_is_named(synthesizer, tmp_path):
-    run(synthesizer)
-    path, = (synthesizer.cache.root / "calibration").glob("*.json")
-    sample = path.name.split(".")[1]
-    assert path == calibration_path(synthesizer.cache.root, synthesizer.requested_settings,
-                                    synthesizer.model, sample)
-    path.write_text("{}")
-    with pytest.raises(Exception, match=f"{path.name}.*expected a calibration"):
-        run(synthesizer)
+class Pictures(list):
+    """Numbered images; some cannot be read, some are equal."""
+
+    def __init__(self, count, broken=(), equal=()):
+        self.opened = []
+        for index in range(count):
+            generator = torch.Generator().manual_seed(0 if index in equal else index + 1)
+            self.append("broken" if index in broken else torch.randint(
+                256, (1, 20, 16), generator=generator, dtype=torch.uint8))
+
+    def __getitem__(self, index):
+        self.opened.append(index)
+        return super().__getitem__(index)
+
+
+def draw(pictures, labels, indices=None):
+    seeds = open_seed_images(pictures, labels=labels)
+    pictures.opened.clear()
+    return draw_sample(seeds, range(len(labels)) if indices is None else indices,
+                       PixelModel(pixel_pipeline()), lambda index: labels[index])
+
+
+def test_a_sample_is_the_same_every_time_and_even_over_classes():
+    labels = [0] * 50 + [1] * 10 + [2] * 3
+    sample, again = (draw(Pictures(63), labels) for _ in range(2))
+    assert sample.digest == again.digest and torch.equal(sample.images, again.images)
+    assert sample.images.shape[1:] == (1, 16, 16) and sample.measured == 24
+    counts = torch.tensor(sample.conditions[:12]).bincount().tolist()
+    assert sum(counts) == 12 and max(counts) - counts[2] <= 2
+    # numbered anew, each class by one number
+    assert len(set(zip(sample.conditions, sample.labels.tolist()))) == 3
+    assert draw(Pictures(63), labels, range(50, 60)).digest != sample.digest
+
+
+def test_unreadable_images_and_second_copies_are_passed_over():
+    sample = draw(Pictures(12, broken=(1, 2), equal=(3, 4, 5)), [0, 1] * 6)
+    assert len(sample.images) == 12 - 2 - 2
+    assert draw(Pictures(2, broken=(1,)), [0, 1]) is None
+
+
+def test_no_more_is_read_than_is_used(monkeypatch):
+    monkeypatch.setattr(automatic, "JUDGED", 30)
+    pictures = Pictures(1000)
+    sample = draw(pictures, [i % 100 for i in range(1000)])
+    assert len(pictures.opened) == len(sample.images) == 30
+    assert len(set(sample.conditions)) == automatic.MAX_CLASSES

@@ -1,38 +1,17 @@
-"""Judges that have not seen the seed image."""
+"""Judges that have not seen the seed image, and predictions by them."""
 
 import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.calibration.judge import FoldJudge, GivenJudge, fold_judge
+from dreamda_aug.calibration.judge import (
+    FoldProbes,
+    fold_judge,
+    given_judge,
+    predict_out_of_fold,
+)
 from dreamda_aug.metrics.features import pixel_features
 from dreamda_aug.models.unet import PixelModel
-
-
-@pytest.fixture
-def noise():
-    """Images that carry nothing about their labels."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 2
-
-
-def test_an_image_is_judged_by_a_regression_that_has_not_seen_it(noise):
-    images, labels = noise
-    judge = FoldJudge(pixel_features(), images, labels, "pixels")
-    own = (judge.classify(images, torch.arange(40)) == labels).float().mean()
-    other = torch.arange(40).roll(2)  # of another part
-    known = (judge.classify(images, other) == labels).float().mean()
-    # pixels of noise foretell no label; who has seen the image knows it by heart
-    assert own < 0.75 < 0.9 < known
-
-
-def test_classes_that_differ_are_told_apart():
-    labels = torch.arange(24) % 3
-    torch.manual_seed(0)
-    images = (labels[:, None, None, None] / 3 + 0.1 * torch.rand(24, 1, 16, 16))
-    judge = fold_judge(PixelModel(pixel_pipeline()), images, labels)
-    assert torch.equal(judge.classify(images, torch.arange(24)), labels)
-    assert "own features" in judge.name
 
 
 @pytest.fixture
@@ -46,16 +25,40 @@ def patches():
     return images, labels
 
 
+def right(images, labels, made, rows=None):
+    rows = torch.arange(len(made)) if rows is None else rows
+    found = FoldProbes(pixel_features(), images, labels).classify(made, rows)
+    return (found == labels[rows]).float().mean()
+
+
+def test_an_image_is_judged_by_a_regression_that_has_not_seen_it():
+    """Pixels of noise foretell no label; a probe that has seen an image knows it by heart."""
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 2
+    of_another_part = torch.arange(40).roll(2)
+    assert right(images, labels, images) < 0.75 < 0.9 < right(
+        images, labels, images, of_another_part)
+
+
+def test_classes_that_differ_are_told_apart():
+    labels = torch.arange(24) % 3
+    torch.manual_seed(0)
+    images = (labels[:, None, None, None] / 3 + 0.1 * torch.rand(24, 1, 16, 16))
+    judge = fold_judge(PixelModel(pixel_pipeline()), images, labels)
+    assert torch.equal(judge.classify(images, torch.arange(24)), labels)
+    assert "own features" in judge.name
+    without_null_class = PixelModel(pixel_pipeline(num_classes=3))
+    assert "pixels" in fold_judge(without_null_class, images, labels).name
+
+
 def test_images_of_another_look_are_judged_by_what_differs_among_them(patches):
     images, labels = patches
-    judge = FoldJudge(pixel_features(), images, labels, "pixels")
-    rows = torch.arange(80)
     # flatter, brighter, and darker at the left
     other = 0.4 * images + 0.5 - torch.linspace(0.4, 0, 8)
-    assert (judge.classify(other, rows) == labels).float().mean() > 0.9
+    assert right(images, labels, other) > 0.9
     # the match does not bring back classes that are lost
     lost = other[torch.randperm(80, generator=torch.Generator().manual_seed(1))]
-    assert (judge.classify(lost, rows) == labels).float().mean() < 0.5
+    assert right(images, labels, lost) < 0.5
 
 
 def test_a_class_that_most_images_belong_to_is_not_taken_for_the_look_of_all():
@@ -67,34 +70,47 @@ def test_a_class_that_most_images_belong_to_is_not_taken_for_the_look_of_all():
     images[labels == 1, :, 4:] += 0.2
     made = 0.3 * torch.rand(80, 1, 8, 8, generator=generator)
     made[..., 4:, :] += 0.2
-    judge = FoldJudge(pixel_features(), images, labels, "pixels")
-    rows = torch.arange(80)
-    assert (judge.classify(images, rows) == labels).float().mean() > 0.9
-    assert (judge.classify(made, rows) == labels).float().mean() < 0.7
+    assert right(images, labels, images) > 0.9 and right(images, labels, made) < 0.7
     # images of one class alone are not matched: nothing says what is look and what is class
-    one = rows[labels == 0]
-    assert (judge.classify(made[one], one) == 0).float().mean() < 0.1
+    one = torch.arange(80)[labels == 0]
+    assert right(images, labels, made[one], one) < 0.1
 
 
 def test_a_pixel_that_is_black_in_all_labeled_images_does_not_decide(patches):
     images, labels = patches
     images[..., 0, :2] = 0
-    judge = FoldJudge(pixel_features(), images, labels, "pixels")
     made = images.clone()
     made[..., 0, :2] += 0.02 * torch.rand(80, 1, 2, generator=torch.Generator().manual_seed(1))
-    assert (judge.classify(made, torch.arange(80)) == labels).float().mean() > 0.9
-
-
-def test_a_model_without_an_unconditional_branch_leaves_the_pixels():
-    model = PixelModel(pixel_pipeline(num_classes=3))
-    assert not model.guidable
-    torch.manual_seed(0)
-    assert "pixels" in fold_judge(model, torch.rand(6, 1, 16, 16), torch.arange(6) % 2).name
+    assert right(images, labels, made) > 0.9
 
 
 def test_a_given_classifier_may_give_logits_or_classes():
     images = torch.rand(4, 1, 2, 2)
-    logits = torch.eye(4)
-    for classifier in (lambda batch: logits, lambda batch: torch.arange(4)):
-        found = GivenJudge(classifier).classify(images, torch.arange(4))
+    for classifier in (lambda batch: torch.eye(4), lambda batch: torch.arange(4)):
+        found = given_judge(classifier).classify(images, torch.arange(4))
         assert found.tolist() == [0, 1, 2, 3]
+
+
+def test_no_image_is_predicted_by_a_probe_that_learned_from_its_seed_image():
+    """One image has a wrong label, which only a probe that learned it could repeat."""
+    images = torch.zeros(16, 1, 3, 3)
+    truth = torch.arange(16) % 2
+    images[truth == 0, 0, 0, 0] += 0.8
+    images[truth == 1, 0, 2, 2] += 0.8
+    targets = truth.clone()
+    targets[6] = 1
+    predicted, confusion = predict_out_of_fold(
+        pixel_features(), images, targets, images, torch.arange(16), num_classes=2, folds=4)
+    assert predicted.tolist() == truth.tolist()
+    # of nine images labeled 1 eight are seen as 1
+    assert confusion.tolist() == [[7, 0], [1, 8]]
+
+
+def test_single_images_and_indices_out_of_range_are_refused():
+    images, given = torch.rand(3, 1, 2, 2), torch.arange(3)
+    with pytest.raises(ValueError, match="two labeled images or more"):
+        predict_out_of_fold(pixel_features(), images, torch.tensor([0, 0, 1]), images, given,
+                            num_classes=2)
+    with pytest.raises(ValueError, match="seed_index must lie in"):
+        predict_out_of_fold(pixel_features(), images, torch.tensor([0, 0, 0]), images, given + 1,
+                            num_classes=1)

@@ -9,9 +9,9 @@ from dreamda_aug.calibration import sweep
 from dreamda_aug.models.unet import PixelModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")
-SCALES = (0.0, 1.0, 4.0)
 OPEN = Settings(steps=4, strength=0.5, replay=None, noise_scale=None, guidance_scale=2.0,
                 timestep_spacing="scheduler")
+LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
 
 
 @pytest.fixture
@@ -25,11 +25,8 @@ def images():
     return torch.rand(6, 1, 16, 16)
 
 
-LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
-
-
 def run(synthesizer, images, **settings):
-    return calibrate(images, LABELS, synthesizer=synthesizer, noise_scales=SCALES,
+    return calibrate(images, LABELS, synthesizer=synthesizer, noise_scales=(0.0, 1.0, 4.0),
                      replays=(1.0, 0.8), expansion_ratio=2, **settings)
 
 
@@ -38,58 +35,36 @@ def test_noise_and_freedom_raise_distance_and_diversity(synthesizer, images):
     assert len(points) == 6
     still = points[1.0, 0.0]
     assert still.distance < 1e-4 and still.diversity < 1e-4 and still.agreement == 1
-    rising = [(1.0, 0.0), (1.0, 1.0), (1.0, 4.0)]
-    for one, other in [*zip(rising, rising[1:]), ((1.0, 0.0), (0.8, 0.0))]:
+    for one, other in (((1.0, 0.0), (1.0, 1.0)), ((1.0, 1.0), (1.0, 4.0)),
+                       ((1.0, 0.0), (0.8, 0.0))):
         assert points[one].distance < points[other].distance
         assert points[one].diversity < points[other].diversity
 
 
-def test_the_point_that_moves_images_most_and_keeps_the_target_is_chosen(synthesizer, images):
+def test_the_point_that_moves_images_most_and_keeps_the_target_is_found_again(synthesizer, images):
     result = run(synthesizer, images, max_distance=0.1)
     good = [p for p in result.points if p.distance <= 0.1]
-    best = max(good, key=lambda p: p.distance)
-    assert result.met
-    assert (result.noise_scale, result.replay) == (best.noise_scale, best.replay)
+    assert result.met and result.chosen == max(good, key=lambda p: p.distance)
     assert 0 < len(good) < 6  # otherwise the target decided nothing
+    again = Synthesizer(synthesizer.model, OPEN, cache=synthesizer.cache)
+    assert (again.settings.noise_scale, again.settings.replay) == (
+        result.noise_scale, result.replay)
+    with pytest.warns(UserWarning, match="not calibrated"):  # other settings, other calibration
+        _ = Synthesizer(synthesizer.model, steps=5, cache=synthesizer.cache).settings
+    assert run(DreamDAugment(synthesizer), images, max_distance=0.1) == result
 
 
 def test_a_given_classifier_is_the_judge(synthesizer, images):
     """A judge that calls everything class 0 is right on class 0 alone, and always agrees there."""
-    seen = []
-
-    def classifier(batch):
-        seen.append(len(batch))
-        return torch.nn.functional.one_hot(torch.zeros(len(batch), dtype=torch.long), 2).float()
-
-    result = run(synthesizer, images, classifier=classifier)
-    assert seen and all(p.agreement == 1 for p in result.points)
+    result = run(synthesizer, images, classifier=lambda batch: torch.zeros(len(batch)).long())
+    assert result.judge == "the given classifier"
+    assert all(p.agreement == 1 and p.judged == 3 for p in result.points)
 
 
 def test_a_target_that_nothing_keeps_is_said_and_the_closest_is_taken(synthesizer, images):
     with pytest.warns(UserWarning, match="no setting kept distance <= -1"):
         result = run(synthesizer, images, max_distance=-1.0)
     assert not result.met and (result.noise_scale, result.replay) == (0.0, 1.0)
-
-
-def test_it_is_found_again_beside_the_cache(synthesizer, images):
-    result = run(synthesizer, images, max_distance=0.1)
-    again = Synthesizer(synthesizer.model, OPEN, cache=synthesizer.cache)
-    assert again.settings.noise_scale == result.noise_scale
-    assert again.settings.replay == result.replay
-    with pytest.warns(UserWarning, match="not calibrated"):  # other settings, other calibration
-        _ = Synthesizer(synthesizer.model, steps=5, cache=synthesizer.cache).settings
-
-
-def test_a_transform_is_calibrated_for_its_synthesizer(synthesizer, images):
-    expected = run(synthesizer, images, max_distance=0.1)
-    assert run(DreamDAugment(synthesizer), images, max_distance=0.1) == expected
-
-
-def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
-    model = PixelModel(pixel_pipeline(), "tiny")
-    fixed = Synthesizer(model, OPEN, replay=0.7, cache=None)
-    points = run(fixed, images).points
-    assert {p.replay for p in points} == {0.7} and len(points) == 3
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -99,6 +74,7 @@ def test_a_number_in_the_settings_is_not_swept(tmp_path, images):
     (dict(labels=None), "labels must be given for the agreement target"),
     (dict(labels=torch.zeros(6, dtype=torch.int64)), "labels must be of two classes or more"),
     (dict(max_rows=0), "max_rows must be an integer >= 1, got 0"),
+    (dict(block_indices=[1]), r"block_indices are for transformers.*U-Net, got \[1\]"),
 ])
 def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -107,15 +83,15 @@ def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
 
 def test_strength_is_swept_where_it_is_none_and_found_again(tmp_path, images):
     model = PixelModel(pixel_pipeline(), "tiny")
-    synthesizer = Synthesizer(model, steps=4, strength=None, cache=tmp_path)
+    synthesizer = Synthesizer(model, steps=4, strength=None, replay=0.7, cache=tmp_path)
     result = run(synthesizer, images, max_distance=0.2, strengths=(0.25, 0.5, 1.0))
-    assert {p.strength for p in result.points} == {0.25, 0.5, 1.0} and len(result.points) == 18
-    assert {p.steps for p in result.points} == {1, 2, 4}
-    again = Synthesizer(model, steps=4, strength=None, cache=tmp_path)
+    assert {(p.strength, p.steps) for p in result.points} == {(0.25, 1), (0.5, 2), (1.0, 4)}
+    assert {p.replay for p in result.points} == {0.7} and len(result.points) == 9
+    again = Synthesizer(model, steps=4, strength=None, replay=0.7, cache=tmp_path)
     assert again.settings.strength == result.strength == result.chosen.strength
 
 
-def test_a_budget_of_rows_finds_something_close_for_less(tmp_path, images):
+def test_a_budget_of_rows_finds_something_close_for_less(images):
     model = PixelModel(pixel_pipeline(), "tiny")
     synthesizer = Synthesizer(model, steps=12, strength=None, cache=None)
     options = dict(strengths=(0.25, 0.5, 1.0), max_distance=0.15)
@@ -137,9 +113,14 @@ def transformer():
 
 def measure(model, cache, **options):
     torch.manual_seed(0)
-    given = {"noise_scales": (1.0, 8.0), "replays": (1.0,), "max_distance": 1.0, **options}
+    given = {"noise_scales": (1.0, 8.0), "replays": (1.0,), "max_distance": 1.0,
+             "conditions": [0] * 6, **options}
     return calibrate(torch.rand(6, 3, 16, 16), LABELS, expansion_ratio=2,
                      synthesizer=Synthesizer(model, steps=4, cache=cache), **given)
+
+
+def hooks(model):
+    return [len(each._forward_hooks) for each in model.denoiser.modules()]
 
 
 def test_blocks_are_measured_alike_and_the_furthest_that_keeps_the_target_is_chosen(
@@ -148,22 +129,22 @@ def test_blocks_are_measured_alike_and_the_furthest_that_keeps_the_target_is_cho
     def bright(batch):
         return (batch.mean((1, 2, 3)) > 0.5).long()
 
-    single = {hook: measure(transformer.with_block(hook), None, classifier=bright)
-              for hook in (0, 1, 3)}
+    single = {block: measure(transformer.with_block(block), None, classifier=bright)
+              for block in (0, 1, 3)}
     assert len({each.chosen.distance for each in single.values()}) == 3
     seen = []
     result = measure(transformer, tmp_path, classifier=bright, block_indices=[3, 0, 1, 0],
                      progress=seen.append)
-    assert result.points == seen == [p for hook in (3, 0, 1) for p in single[hook].points]
-    best = max(single, key=lambda hook: single[hook].chosen.distance)
+    assert result.points == seen == [p for block in (3, 0, 1) for p in single[block].points]
+    best = max(single, key=lambda block: single[block].chosen.distance)
     assert result.block_index == best and result.chosen == single[best].chosen and result.met
 
 
-def test_each_hook_has_its_own_calibration_and_no_other_hook_takes_it(transformer, tmp_path):
-    hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
+def test_each_block_has_its_own_calibration_and_no_other_block_takes_it(transformer, tmp_path):
+    before = hooks(transformer)
     result = measure(transformer, tmp_path, block_indices=[0, 1])
-    assert hooks == [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    assert transformer.block_index == 2  # the synthesizer's model is as it was
+    # the synthesizer's model is as it was
+    assert hooks(transformer) == before and transformer.block_index == 2
 
     def found(**options):
         return Synthesizer(transformer.pipeline, steps=4, cache=tmp_path, **options).settings
@@ -180,21 +161,17 @@ def test_blocks_have_one_judge_and_share_the_rows(transformer, monkeypatch):
     monkeypatch.setattr(sweep, "fold_judge", lambda model, *rest: (
         judged.append(model.block_index), fold_judge(model, *rest))[1])
     monkeypatch.setattr(sweep, "choose", lambda *given: (
-        rows.append(given[4]), choose(*given))[1])
+        rows.append(given[3]), choose(*given))[1])
     measure(transformer, None, block_indices=[0, 1, 3], max_rows=1000)
     assert judged == [2] and rows == [333, 333, 333]
 
 
+@pytest.mark.parametrize("blocks, message", [
+    ([0, 4], "block_index must be an integer from 0 to 3.*got 4"), ([], "must name one block")])
 def test_blocks_that_are_not_there_are_refused_before_anything_is_measured(
-    transformer, synthesizer, images
+    transformer, blocks, message
 ):
-    hooks = [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    before = transformer.hook.encoder_rows
-    with pytest.raises(ValueError, match="block_index must be an integer from 0 to 3.*got 4"):
-        measure(transformer, None, block_indices=[0, 4])
-    with pytest.raises(ValueError, match="block_indices must name one block or more, got none"):
-        measure(transformer, None, block_indices=[])
-    assert transformer.hook.encoder_rows == before
-    assert hooks == [len(each._forward_hooks) for each in transformer.denoiser.modules()]
-    with pytest.raises(ValueError, match=r"block_indices are for transformers.*U-Net, got \[1\]"):
-        run(synthesizer, images, block_indices=[1])
+    before = hooks(transformer), transformer.hook.encoder_rows
+    with pytest.raises(ValueError, match=message):
+        measure(transformer, None, block_indices=blocks)
+    assert before == (hooks(transformer), transformer.hook.encoder_rows)

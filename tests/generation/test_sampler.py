@@ -9,7 +9,7 @@ import pytest
 import torch
 from pipelines import pixel_pipeline, sampler
 
-from dreamda_aug import PRESETS, LatentCache
+from dreamda_aug import PRESETS, DDIMInversion, LatentCache
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.sampler import Request, Synthesized
 from dreamda_aug.models import load_model
@@ -78,36 +78,52 @@ def test_cached_and_uncached_generation_are_equal(pixel, tmp_path):
     assert (first.inversions, second.inversions) == (2, 0)
 
 
-def test_memory_that_runs_out_halves_the_batch_and_goes_on(pixel, monkeypatch, caplog):
-    predict = pixel.predict
-
-    def limited(x_t, t, condition):
-        if len(x_t) > 2:
-            raise torch.OutOfMemoryError("simulated")
-        return predict(x_t, t, condition)
-
-    generator = make(pixel, batch_size=8, noise_scale=0.0)
-    x, wanted = images(pixel, 5), [Request(i) for i in range(5)]
-    monkeypatch.setattr(pixel, "predict", limited)
-    made = generator.synthesize(x, wanted)
-    torch.testing.assert_close(made.images, x, atol=1e-4, rtol=0)
-    assert made.batch_size == 2 and "batch_size=2" in caplog.text
+def inverted(model, cache, image=0, condition=None, **settings):
+    """How many inversions are computed for one image."""
+    run = make(model, cache=cache, **settings)
+    run.synthesize(images(model)[image][None], [Request(0, condition)])
+    return run.inversions
 
 
-def test_what_the_failed_batch_held_is_free_when_memory_is_cleared(pixel, monkeypatch):
-    held, free_when_cleared, predict = [], [], pixel.predict
+def test_whatever_changes_an_inversion_is_inverted_anew_and_nothing_else_is(
+    pixel, text, tmp_path
+):
+    cache = LatentCache(tmp_path)
+    for change in ({}, dict(eta=0.5), dict(steps=10), dict(strength=0.5), dict(rng_seed=1),
+                   dict(inversion=DDIMInversion()), dict(replay=0.0), dict(solver="heun"),
+                   dict(timestep_spacing="uniform"), dict(image=1)):
+        assert inverted(pixel, cache, **change) == 1, change
+    for change in ({}, dict(batch_size=3), dict(noise_scale=9.0), dict(guidance_scale=2.0),
+                   dict(replay=0.5), dict(update_rule="symmetric")):
+        assert inverted(pixel, cache, **change) == 0, change
+    # generation's own prompt plays no role, the inversion's does; without a null class both do
+    asked = [("a cat", ""), ("a dog", ""), ("a cat", "a photo")]
+    assert [inverted(text, cache, condition=condition, source_prompt=source)
+            for condition, source in asked] == [1, 0, 1]
+    for model, computed in ((PixelModel(pixel_pipeline(num_classes=4), null_class=3), [1, 0]),
+                            (PixelModel(pixel_pipeline(num_classes=3)), [1, 1])):
+        assert [inverted(model, cache, condition=label) for label in (0, 1)] == computed
+
+
+def test_memory_that_runs_out_halves_the_batch_and_is_freed(pixel, monkeypatch, caplog):
+    """It runs out after the first batch; the record says which images had smaller ones."""
+    held, free_when_cleared, predict, decode, tight = [], [], pixel.predict, pixel.decode, []
 
     def limited(x_t, t, condition):
         held.append(weakref.ref(x_t))
-        if len(x_t) > 2:
+        if tight and len(x_t) > 2:
             raise torch.OutOfMemoryError("simulated")
         return predict(x_t, t, condition)
 
     monkeypatch.setattr(pixel, "predict", limited)
+    monkeypatch.setattr(pixel, "decode", lambda latents: tight.append(1) or decode(latents))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache",
                         lambda: free_when_cleared.append(held[-1]() is None))
-    make(pixel, batch_size=8).synthesize(images(pixel, 4), [Request(i) for i in range(4)])
+    x = images(pixel, 16)
+    made = make(pixel, batch_size=8, noise_scale=0.0).synthesize(x, [*map(Request, range(16))])
+    torch.testing.assert_close(made.images, x, atol=1e-4, rtol=0)
+    assert made.batch_sizes == [8] * 8 + [2] * 8 and "batch_size=2" in caplog.text
     assert free_when_cleared == [True, True]
 
 
@@ -166,7 +182,7 @@ def test_every_preset_runs_on_every_kind_of_model(preset, pixel, text):
 def test_what_was_made_comes_with_what_the_guards_did(pixel):
     made = make(pixel).synthesize(images(pixel), [Request(1), Request(0), Request(1, None, 1)])
     assert isinstance(made, Synthesized) and made.images.shape == (3, 1, 16, 16)
-    assert made.events == ["", "", ""] and made.batch_size == 32
+    assert made.events == ["", "", ""] and made.batch_sizes == [32, 32, 32]
     nothing = make(pixel).synthesize(images(pixel), [])
     assert nothing.images.shape == (0, 1, 16, 16) and nothing.events == []
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from pipelines import pixel_pipeline, sampler
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dreamda_aug import CycleDiffusion, DDIMInversion
 from dreamda_aug.generation.sampler import Request
+from dreamda_aug.generation.sampling import Run
 from dreamda_aug.models import load_model
 from dreamda_aug.models.unet import PixelModel
 
@@ -93,46 +95,41 @@ def test_replay_zero_is_img2img_and_makes_no_inversion(pixel):
     torch.testing.assert_close(made, (latent / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
 
 
-def test_lower_replay_moves_images_further(bundled):
-    x, requests = images(bundled, 4), [Request(i) for i in range(4)]
-    moved = [
-        (make(bundled, replay=a, noise_scale=0.0).synthesize(x, requests).images - x)
-        .abs().mean() for a in (1.0, 0.95, 0.8)
-    ]
-    assert moved[0] < 1e-4 < moved[1] < moved[2]
-
-
-def test_more_noise_moves_images_further_and_asymmetric_more_than_symmetric(bundled):
+def test_less_replay_more_noise_and_the_asymmetric_rule_move_images_further(bundled):
     x = images(bundled, 4)
 
     def moved(**settings):
         made = make(bundled, **settings).synthesize(x, [Request(i) for i in range(4)]).images
         return (made - x).abs().mean()
 
+    still, less, least = (moved(replay=replay, noise_scale=0.0) for replay in (1.0, 0.95, 0.8))
+    assert still < 1e-4 < less < least
     assert moved(noise_scale=0.5) < moved(noise_scale=4.0)
     assert moved(noise_scale=1.0, update_rule="symmetric") < moved(noise_scale=1.0)
 
 
-def test_a_guidance_interval_of_the_whole_run_changes_nothing_and_a_part_does(text):
+def test_guidance_in_a_part_of_the_run_is_neither_that_in_the_whole_nor_none(text):
     x, requests = images(text, 1), [Request(0, "a cat")]
-    full, same, part = (
-        make(text, guidance_interval=interval).synthesize(x, requests).images
-        for interval in ((0.0, 1.0), (0, 1), (0.2, 0.5)))
-    assert torch.equal(full, same) and not torch.allclose(full, part)
+    full, part, none = (make(text, guidance_interval=interval).synthesize(x, requests).images
+                        for interval in ((0.0, 1.0), (0.2, 0.5), (0.0, 0.0)))
+    assert not torch.allclose(full, part) and not torch.allclose(none, part)
+    plain = make(text, guidance_scale=1.0).synthesize(x, requests).images
+    assert torch.equal(none, plain)
 
 
 class Waits(TorchDispatchMode):
     """Counts what makes the CPU wait for a GPU, or copy to it: between two calls of the U-Net.
 
     ``item()``, ``bool()`` and ``tolist()`` read a number; masks are looked up with ``nonzero``;
-    ``torch.tensor`` makes a tensor on the CPU first.
+    ``torch.tensor`` makes a tensor on the CPU first. And what makes float64, which Apple's GPUs
+    do not have.
     """
 
     NAMES = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "equal")
 
     def __init__(self):
         super().__init__()
-        self.calls, self.found, self._recent = 0, [], []
+        self.calls, self.found, self._recent, self.wide = 0, [], [], []
 
     def unet_is_called(self):
         if self.calls:  # before the first call, the batch is prepared
@@ -143,7 +140,10 @@ class Waits(TorchDispatchMode):
         name = function.overloadpacket.__name__
         if name.startswith(self.NAMES):
             self._recent.append(name)
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        self.wide += [name for each in tree_leaves(result)
+                      if isinstance(each, torch.Tensor) and each.dtype == torch.float64]
+        return result
 
 
 @pytest.mark.parametrize("settings", [
@@ -151,7 +151,7 @@ class Waits(TorchDispatchMode):
     {"inversion": DDIMInversion(), "eta": 0.0},
 ])
 @pytest.mark.parametrize("kind", ["pixel", "text"])
-def test_no_step_waits_for_the_gpu(kind, settings, sd_pipeline, monkeypatch):
+def test_no_step_waits_for_the_gpu_or_needs_float64(kind, settings, sd_pipeline, monkeypatch):
     pipeline = pixel_pipeline("sample") if kind == "pixel" else copy.deepcopy(sd_pipeline)
     model, waits = load_model(pipeline), Waits()
     predict = model.predict
@@ -167,7 +167,50 @@ def test_no_step_waits_for_the_gpu(kind, settings, sd_pipeline, monkeypatch):
         assert (waits.calls, waits.found) == (4, [])
         waits.calls = 0
         generator.invert(torch.rand(2, model.channels, *model.image_size))
-        assert waits.calls >= (4 if generator.settings.replay else 0) and not waits.found
+        assert waits.calls >= 4 and not waits.found
+        generator.synthesize(torch.rand(2, model.channels, *model.image_size),
+                             [Request(0, condition), Request(1, condition)])
+        assert not waits.wide
+
+
+def run_of(model, **settings):
+    core = make(model, strength=1.0, **settings)
+    return Run(model, core.settings, core.schedule)
+
+
+def inverted(model, seeds=(3, 4), dtype=torch.float32, **settings):
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return run_of(model, **settings).invert(x, (None, None), seeds, dtype)
+
+
+@pytest.mark.parametrize("inversion", [CycleDiffusion(), DDIMInversion()])
+def test_a_start_and_one_residual_more_than_steps_are_kept_in_the_dtype_of_the_cache(
+    pixel, inversion
+):
+    for trajectory in inverted(pixel, inversion=inversion, dtype=torch.float16):
+        assert trajectory.x_T.shape == (1, 16, 16) and trajectory.x_0 is None
+        assert trajectory.residuals.shape == (STEPS + 1, 1, 16, 16)
+        assert {each.dtype for each in trajectory.tensors().values()} == {torch.float16}
+
+
+def test_without_residuals_the_start_alone_and_without_replay_the_image_alone_is_kept(pixel):
+    inexact, exact = (inverted(pixel, eta=0.0, inversion=DDIMInversion(exact=exact))
+                      for exact in (False, True))
+    for one, other in zip(inexact, exact, strict=True):
+        assert one.residuals is one.x_0 is None and torch.equal(one.x_T, other.x_T)
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for trajectory, image in zip(inverted(pixel, replay=0.0), x, strict=True):
+        assert set(trajectory.tensors()) == {"x_0"}
+        assert torch.equal(trajectory.x_0, image * 2 - 1)
+
+
+def test_an_inversion_follows_its_seed_and_runs_on_the_plain_unet(pixel):
+    first, second = inverted(pixel)
+    # what an earlier call left in the hook must not perturb it
+    pixel.hook.set(lambda h, **arguments: h + 1, None, 0, 2)
+    again, other = inverted(pixel, seeds=(3, 5))
+    assert torch.equal(first.residuals, again.residuals) and torch.equal(first.x_T, again.x_T)
+    assert not torch.equal(second.x_T, other.x_T)
 
 
 def test_replicas_part_where_nothing_is_replayed(bundled):
@@ -182,16 +225,3 @@ def test_replicas_part_where_nothing_is_replayed(bundled):
 
     whole, late, half, none = map(spread, ((0.0, 1.0), (0.0, 0.7), (0.0, 0.4), (0.0, 0.0)))
     assert whole < 1e-4 < late < min(half, none)
-
-
-def test_an_interval_of_the_whole_run_changes_nothing_and_an_empty_one_draws_as_no_replay_does(
-    pixel
-):
-    """From the recorded start, a free step is the sampler's own: mean plus fresh noise."""
-    x = images(pixel, 1)
-    default = make(pixel, replay=0.7).synthesize(x, [Request(0)]).images
-    stated = make(pixel, replay=0.7, replay_interval=(0, 1)).synthesize(x, [Request(0)])
-    assert torch.equal(default, stated.images)
-    free = [make(pixel, replay=a, replay_interval=(0.5, 0.5)).synthesize(x, [Request(0)])
-            for a in (0.2, 1.0)]
-    assert torch.equal(free[0].images, free[1].images)

@@ -85,16 +85,12 @@ def test_a_damaged_calibration_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=str)
-@pytest.mark.parametrize("policy", ["error", "rebuild"])
-def test_a_damaged_cache_entry_is_named_or_made_anew(tmp_path, damage, policy):
-    cache = LatentCache(tmp_path, on_damage=policy)
+def test_a_damaged_cache_entry_is_named(tmp_path, damage):
+    cache = LatentCache(tmp_path)
     cache.put(KEY, TENSORS)
     cache.path(KEY).write_bytes(DAMAGE[damage])
-    if policy == "error":
-        with pytest.raises(CacheError, match=str(cache.path(KEY))):
-            cache.get(KEY)
-    else:
-        assert cache.get(KEY) is None and KEY not in cache
+    with pytest.raises(CacheError, match=str(cache.path(KEY))):
+        cache.get(KEY)
 
 
 def test_eviction_touches_no_foreign_file(tmp_path):
