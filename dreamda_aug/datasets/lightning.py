@@ -31,8 +31,6 @@ def _augmented(found: Any) -> Iterator[RealAndSynthetic | Part]:
         inner = found.values()
     elif isinstance(found, list | tuple):
         inner = found
-    elif hasattr(found, "iterables"):  # a CombinedLoader
-        inner = [found.iterables]
     elif hasattr(found, "datasets"):
         inner = found.datasets
     elif hasattr(found, "dataset"):

@@ -45,13 +45,6 @@ def both(folder, augment):
     return AugmentedDataset(folder, augment, K, with_origin=True)
 
 
-class Joint(FakeData):
-    """Calls ``transforms``, as torchvision's detection datasets do."""
-
-    def __getitem__(self, index):
-        return self.transforms(*super().__getitem__(index))
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
 
 
@@ -139,15 +132,6 @@ def test_the_untransformed_image_is_inverted_and_the_transform_runs_after(folder
     assert image.shape == (1, 8, 8) and image.min() < 0  # normalised after generation
     assert seen == [(16, 16)]
     assert flipped.transform is not None  # the user's dataset is untouched
-
-
-def test_target_transforms_and_joint_transforms_are_kept(augment):
-    data = FakeData(3, (1, 16, 16), 2, transform=TO_FLOAT, target_transform=lambda y: y + 10)
-    assert AugmentedDataset(data, augment, 1)[3][1] >= 10
-    joint = Joint(3, (1, 16, 16), 2)
-    joint.transforms = lambda image, label: (TO_FLOAT(image), label + 20)
-    image, label = AugmentedDataset(joint, augment, 1)[3]
-    assert torch.is_tensor(image) and 20 <= label < 40
 
 
 def test_plain_datasets_take_a_transform_of_their_own(augment):

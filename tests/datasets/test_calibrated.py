@@ -81,14 +81,6 @@ def test_an_expansion_measures_once_and_its_record_says_what_and_why(
     assert len(measured) == 1
 
 
-def test_an_expansion_does_not_go_on_with_another_calibration(data, synthesizer, tmp_path):
-    expand(data, tmp_path / "out", synthesizer, 1)
-    other = Expansion(data, synthesizer, 1)
-    other.metadata["calibration"] = {**other.metadata["calibration"], "digest": "0" * 32}
-    with pytest.raises(Exception, match="calibration.digest: '"):
-        other.run(tmp_path / "out")
-
-
 def test_numbers_leave_nothing_to_measure_and_nothing_in_the_record(data, tmp_path, measured):
     numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, cache=None)
     expand(data, tmp_path / "out", numbers, 1)

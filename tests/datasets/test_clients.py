@@ -42,17 +42,6 @@ class Rows:
         return self.samples[index]
 
 
-@pytest.mark.parametrize("channels", [(), (1,)])
-def test_arrays_come_back_as_arrays(synthesizer, channels):
-    seeds = arrays(2, channels)
-    both = AugmentedDataset(Rows((seeds[0], 0), (seeds[1], 1)), synthesizer, 2)
-    made, label = both[5]
-    assert isinstance(made, np.ndarray) and made.dtype == np.uint8 and label == 1
-    assert made.shape == seeds[0].shape and (made != seeds[1]).any()
-    images, labels = next(iter(DataLoader(both, 6)))
-    assert images.shape == (6, 16, 16, *channels) and labels.tolist() == [0, 1, 0, 0, 1, 1]
-
-
 def test_dicts_stay_dicts_and_what_else_they_hold_stays_with_the_seed(synthesizer):
     rows = Rows(*({"image": image, "label": i, "patient": f"p{i}"}
                   for i, image in enumerate(arrays(2))))

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 
@@ -56,7 +56,8 @@ def test_an_epoch_that_is_none_is_refused(data, epoch):
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda loader, _: loader, lambda loader, _: [DataLoader([0]), loader],
+    lambda loader, _: loader,
+    lambda loader, _: [DataLoader([0]), DataLoader(ConcatDataset([loader.dataset]), 6)],
     lambda loader, _: {"a": DataLoader([0]), "b": loader},
     lambda loader, combined: combined({"a": [loader], "b": DataLoader([0])}, "max_size"),
 ], ids=["loader", "list", "dict", "CombinedLoader"])
