@@ -23,7 +23,8 @@ from benchmarks.accuracy.tasks import Split, Task
 from benchmarks.accuracy.views import OPERATIONS
 from dreamda_aug import amst, evaluation
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler, WeakView
-from dreamda_aug.evaluation.training import AMST_PLAN, Trained, Trainer, View
+from dreamda_aug.amst.views import View
+from dreamda_aug.evaluation.training import AMST_PLAN, Trained, Trainer
 from dreamda_aug.evaluation.training import Pool as Labeled
 
 # A single head's labels: the learning rate comes down this often, the last times with a pool.

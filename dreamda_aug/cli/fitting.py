@@ -24,9 +24,7 @@ from dreamda_aug.cli.options import (
     say,
 )
 from dreamda_aug.evaluation import evaluate as evaluate_model
-from dreamda_aug.evaluation.protocol import PRESETS
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.method.settings import resolve_settings
 from dreamda_aug.models import ModelSpec
 
 _ADAPTATION = tuple(field.name for field in fields(AdaptationSettings))
@@ -85,17 +83,16 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Run ``evaluate``."""
     options, found = model_options(args), given(args, *_EVALUATION)
-    if args.set:
-        changes = read_settings(args.set)
-        found["presets"] = {name: resolve_settings(name, **changes)
-                            for name in found.get("presets", PRESETS)}
+    if hasattr(args, "preset"):
+        found.setdefault("presets", [args.preset])
     look = [name for name in LOOK if name != "preset"]
     words = ["dreamda", "expand", args.source, "--out", str(found.get("apply", "OUT")),
-             *repeated(args, *look), *(word for text in args.set for word in ("--set", text))]
+             *repeated(args, *look), *(word for text in args.set for word in ("--set", text)),
+             *["--no-calibrate"] * (not found.get("calibrate", True))]
     command = shlex.join(words).replace("{", "{{").replace("}", "}}")
     say(evaluate_model(
         args.source, Synthesizer(**options), **found, **given(args, "device", "rng_seed"),
-        out=args.out, progress=say,
+        settings=read_settings(args.set), out=args.out, progress=say,
         command=f"{command} --preset {{preset}} --expansion-ratio {{expansion_ratio}}"))
 
 

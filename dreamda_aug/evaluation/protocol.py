@@ -50,6 +50,7 @@ def evaluate(
     draws: int = 6,
     expansion_ratios: Sequence[int] = (5, 10),
     presets: Sequence[str] | Mapping[str, Settings] | None = None,
+    settings: Mapping[str, Any] | None = None,
     train_steps: int = 320,
     train_batch_size: int = 64,
     learning_rate: float = 2e-3,
@@ -83,6 +84,7 @@ def evaluate(
         expansion_ratios: synthetic images per labeled one.
         presets: names, or name -> settings; or None for ``"samples"`` (if the model is conditioned
             on the class), ``"recommended"`` and ``"fast"``.
+        settings: what differs from each named preset, such as ``{"steps": 20}``.
         train_steps: optimizer steps of every training, a multiple of 8.
         train_batch_size: images per step, at least 2.
         learning_rate: AdamW's.
@@ -123,7 +125,7 @@ def evaluate(
     shots = count_shots(labels, classes, shots)
     maker = as_synthesizer(synthesizer).with_class_names(images.names)
     conditioned = _knows_classes(maker, len(classes))
-    settings = _presets(presets, maker, conditioned)
+    compared = _settings(presets, dict(settings or {}), maker, conditioned)
     side = image_size or min(_IMAGE_SIZE, *maker.model.image_size)
     small = Small(maker.model.channels, (side, side))
 
@@ -131,7 +133,7 @@ def evaluate(
         return draw_images(labels, shots, derive_seed(rng_seed, "draw", draw))
 
     began = time.perf_counter()
-    makers = make_makers(maker, settings, images.subset(draw_rows(0)[0].tolist()), calibrate)
+    makers = make_makers(maker, compared, images.subset(draw_rows(0)[0].tolist()), calibrate)
     seconds = {"calibration": time.perf_counter() - began}
     arms = [Arm(REAL), Arm(CLASSICAL), *(
         Arm(f"{name} x{ratio}", name, ratio, price=denoiser_rows(
@@ -148,8 +150,8 @@ def evaluate(
                            'synthesizer with preset "{preset}"'))
     announced = False
     for draw in range(draws):
-        contenders = found.contenders(found.rung(draw))
-        missing = [arm for arm in contenders if draw not in found.accuracies(arm)]
+        missing = [arm for arm in found.contenders(found.rung(draw))
+                   if draw not in found.accuracies(arm)]
         if not missing:
             continue
         chosen, held_out = draw_rows(draw)
@@ -170,23 +172,21 @@ def evaluate(
                 found.save(out)
             say(f"draw {draw + 1} of {draws}  {arm.name}: {100 * run.accuracy:.1f} % "
                 f"({run.seconds:.0f} s)")
-    if apply is not None and found.recommended.preset:
-        arm = found.recommended
-        expand(source, apply, maker.with_settings(settings[arm.preset]), arm.expansion_ratio)
+    arm = found.recommended
+    if apply is not None and arm.preset:
+        expand(source, apply, maker.with_settings(compared[arm.preset]), arm.expansion_ratio,
+               calibrate=calibrate)
     return found
 
 
 def count_shots(labels: Tensor, classes: Sequence[str], shots: int | None) -> int:
     """Labeled images per class, checked: some of each class must be left to test on."""
     counts = labels.bincount(minlength=len(classes))
-    smallest = int(counts.min())
+    smallest, fix = int(counts.min()), "Use fewer shots, or add images."
     if shots is None:
         shots = max(2, min(2 * smallest // 3, _LABELED // len(classes)))
         fix = "Add images, or leave the class out."
-    else:
-        whole("shots", shots, 2)
-        fix = "Use fewer shots, or add images."
-    if smallest <= shots:
+    if smallest <= whole("shots", shots, 2):
         raise ValueError(
             f"source must hold at least {shots + 1} images of each class, {shots} to train on and "
             f"one to test on; class {classes[int(counts.argmin())]!r} has {smallest}. {fix}")
@@ -202,19 +202,18 @@ def draw_images(labels: Tensor, shots: int, rng_seed: int) -> tuple[Tensor, Tens
     return chosen, order[left[order]][:_LARGEST_TEST]
 
 
-def _presets(
-    presets: Sequence[str] | Mapping[str, Settings] | None, maker: Synthesizer, conditioned: bool
+def _settings(
+    presets: Sequence[str] | Mapping[str, Settings] | None, changes: dict[str, Any],
+    maker: Synthesizer, conditioned: bool,
 ) -> dict[str, Settings]:
     """What is compared: name -> settings."""
-    if presets is None:
-        names = PRESETS if conditioned else PRESETS[1:]
-        found = {name: resolve_settings(name) for name in names}
-        if maker.requested_settings not in found.values():
-            found[GIVEN] = maker.requested_settings
-        return found
     if isinstance(presets, Mapping):
         return dict(presets)
-    return {name: resolve_settings(name) for name in presets}
+    names = presets or (PRESETS if conditioned else PRESETS[1:])
+    found = {name: resolve_settings(name, **changes) for name in names}
+    if not (presets or changes) and maker.requested_settings not in found.values():
+        found[GIVEN] = maker.requested_settings
+    return found
 
 
 def _knows_classes(maker: Synthesizer, classes: int) -> bool:

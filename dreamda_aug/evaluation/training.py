@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.amst.batches import MixedBatchSampler
 from dreamda_aug.amst.labeling import CollapseWarning
+from dreamda_aug.amst.self_training import seeded
+from dreamda_aug.amst.views import View
 from dreamda_aug.method.seeding import derive_seed
 
 # AMST divides the steps into eight parts, so that all arms take equally many.
@@ -34,8 +36,6 @@ POOL_SHARE = 2  # synthetic images per real one in a batch
 # One labeling round, since more of them changed nothing (results/accuracy/usps_amst.md).
 AMST_PLAN = RunPlan(pretraining_epochs=1, epochs=3, relabel_every=3, ratio=AMST_PLUS.ratio)
 
-# Images (N, C, H, W) in [0, 1] to the same.
-View = Callable[[Tensor], Tensor]
 # A batch and its labels to the same, as v2's MixUp and CutMix.
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # A classifier's optimizer, and the schedule of its learning rate.
@@ -174,8 +174,8 @@ class Trainer:
         plan = replace(plan, batch_size=self.train_batch_size, steps_per_epoch=period)
         began, model = time.process_time(), self.fresh()
         with self.seeded(name):
-            wrapper = AMSTWrapper(model, weak=self.weak, strong=strong,
-                                  **{"main_view": "strong", **(options or {})})
+            wrapper = AMSTWrapper(model, **{"weak": self.weak, "strong": strong,
+                                            "main_view": "strong", **(options or {})})
             groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
             optimizer, schedule = self.optimizer(groups, period, longer)
             training = SelfTraining(
@@ -227,13 +227,9 @@ class Trainer:
         with self.seeded("classifier"):
             return self.build().to(self.device)
 
-    @contextmanager
-    def seeded(self, name: str) -> Iterator[None]:
+    def seeded(self, name: str) -> AbstractContextManager[None]:
         """Draws from the global generators follow from the name in here, and go on after it."""
-        cuda = [self.device] if torch.device(self.device).type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(derive_seed(self.rng_seed, name))
-            yield
+        return seeded(derive_seed(self.rng_seed, name), torch.device(self.device))
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], period: int,

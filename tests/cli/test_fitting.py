@@ -63,12 +63,14 @@ def test_train_writes_a_model_that_other_commands_take(images, tmp_path, capsys)
 def test_evaluate_recommends_a_command_and_keeps_its_numbers(images, prior, tmp_path, capsys):
     out = tmp_path / "found.json"
     assert main(["evaluate", str(images), "--model", prior, "--set", "steps=2", "--no-calibrate",
-                 "--presets", "fast", "--expansion-ratios", "1", "--draws", "6", "--shots", "2",
+                 "--preset", "fast", "--expansion-ratios", "1", "--draws", "6", "--shots", "2",
                  "--train-steps", "8", "--out", str(out), "--device", "cpu"]) == 0
     assert "RandAugment" in capsys.readouterr().out
-    assert json.loads(out.read_text())["command"] == (
-        f"dreamda expand {images} --out OUT --model {prior} --set steps=2 --preset {{preset}} "
-        "--expansion-ratio {expansion_ratio}")
+    found = json.loads(out.read_text())
+    assert [arm["name"] for arm in found["arms"][2:]] == ["fast x1"]
+    assert found["command"] == (
+        f"dreamda expand {images} --out OUT --model {prior} --set steps=2 --no-calibrate "
+        "--preset {preset} --expansion-ratio {expansion_ratio}")
 
 
 @pytest.mark.parametrize("command, message", [

@@ -14,6 +14,8 @@ from dreamda_aug.amst import LabelPrior
 from dreamda_aug.errors import StorageError
 from dreamda_aug.evaluation.protocol import count_shots, draw_images
 from dreamda_aug.evaluation.training import Trainer
+from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.settings import resolve_settings
 
 OPTIONS = {"shots": 2, "draws": 3, "train_steps": 8, "train_batch_size": 6, "flip": 0.0,
            "learning_rate": 0.1, "calibrate": False}
@@ -74,16 +76,14 @@ def test_arms_are_halved_and_the_same_call_gives_the_same_numbers(call):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_another_rng_seed_shares_no_draw(monkeypatch):
+def test_another_rng_seed_shares_no_draw():
     labels = torch.arange(60) % 3
-    from dreamda_aug.method.seeding import derive_seed
-
     draws = {tuple(draw_images(labels, 4, derive_seed(seed, "draw", draw))[0].tolist())
              for seed in range(4) for draw in range(5)}
     assert len(draws) == 20
-    for chosen, held_out in (draw_images(labels, 4, seed) for seed in range(3)):
-        assert labels[chosen].bincount().tolist() == [4, 4, 4]
-        assert sorted([*chosen.tolist(), *held_out.tolist()]) == list(range(60))
+    chosen, held_out = draw_images(labels, 4, 0)
+    assert labels[chosen].bincount().tolist() == [4, 4, 4]
+    assert sorted([*chosen.tolist(), *held_out.tolist()]) == list(range(60))
 
 
 def test_an_interrupted_evaluation_resumes_to_the_same_numbers(call, tmp_path, monkeypatch):
@@ -150,19 +150,21 @@ def test_a_model_that_knows_the_classes_has_samples_and_a_label_prior(
     assert [arm.preset for arm in other.arms[2:]] == ["recommended", "fast"] and not other.plus
 
 
-def test_settings_of_no_preset_are_compared_too():
-    synthesizer = Synthesizer(pixel_pipeline(), cache=None, steps=3, strength=0.6, replay=0.5,
-                              noise_scale=1.0)
-    found = evaluate(Marked(), synthesizer, expansion_ratios=(1,), classifier=tiny, **OPTIONS)
+def test_settings_of_no_preset_are_compared_too_and_presets_may_be_changed(call):
+    own = Synthesizer(pixel_pipeline(), cache=None, steps=3, strength=0.6, replay=0.5,
+                      noise_scale=1.0)
+    options = OPTIONS | {"expansion_ratios": (1,), "classifier": tiny}
+    found = evaluate(Marked(), own, **options)
     assert [arm.name for arm in found.arms[2:]] == ["recommended x1", "fast x1",
                                                     "given settings x1"]
+    changed = call(presets=None, settings={"steps": 2}, expansion_ratios=(1,))
+    assert [arm.name for arm in changed.arms[2:]] == ["recommended x1", "fast x1"]
+    assert all("steps=2" in dials for dials in changed.settings["dials"].values())
 
 
 def test_dials_are_measured_once_on_the_labeled_images_of_the_first_draw(
     call, measured, few_choices
 ):
-    from dreamda_aug.method.settings import resolve_settings
-
     call(shots=4, calibrate=True, expansion_ratios=(1,),
          presets={"open": resolve_settings("fast", steps=3)})
     assert len(measured) == 1 and len(measured[0][1].images) == 8

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.accuracy import presets
-from benchmarks.accuracy.presets import _beats
 from dreamda_aug import Settings
 
 
@@ -44,9 +43,3 @@ def test_what_was_measured_is_kept_unless_its_settings_changed(
     assert made == [["few"], ["one"], ["few"]]
     rows = json.loads((tmp_path / "presets.json").read_text())["settings"]
     assert {row["name"]: row["rows"] for row in rows} == {"few": 3, "one": 1}
-
-
-def test_the_front_holds_what_nothing_else_beats_in_all_figures():
-    row = {"rows": 10, "frechet": 20, "agreement": 0.9, "diversity": 0.1, "distance": 0.2}
-    assert _beats({**row, "rows": 5}, row) and not _beats(row, {**row, "rows": 5})
-    assert not _beats({**row, "rows": 5, "agreement": 0.8}, row) and not _beats(row, row)

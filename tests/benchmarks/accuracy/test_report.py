@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.accuracy.arms import arms_of
-from benchmarks.accuracy.report import comparisons, plot_by_number, sentences, summary, table
+from benchmarks.accuracy.report import comparisons, sentences, summary, table
 
 
 def test_gains_are_paired_by_rng_seed():
@@ -47,9 +47,3 @@ def test_pretrained_arms_are_compared_among_themselves(tiny, tmp_path):
     assert (scratch["arm"], scratch["other"]) == ("DreamDA, tuned", "RandAugment")
     assert pretrained["arm"] == "pretrained, DreamDA, tuned, AMST+"
     assert pretrained["other"] == "pretrained, classical"
-
-
-def test_a_plot_over_a_number_is_drawn(tmp_path):
-    runs = [{"arm": arm, "shots": 1, "test": 0.5 + 0.1 * seed} for arm in "ab" for seed in (0, 1)]
-    plot_by_number(runs, {"line": {5: "a", 10: "b"}}, "K", tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000

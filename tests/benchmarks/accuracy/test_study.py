@@ -37,15 +37,6 @@ def test_an_ablation_can_be_thinned(tmp_path, command):
     assert {run["pool"] for run in found} == {12} and all(run["diversity"] > 0 for run in found)
 
 
-def test_steps_are_those_that_are_asked_for_in_parts_of_eight(tmp_path, command, capsys):
-    command("--arms", "real only", "--steps", "24")
-    found = json.loads((tmp_path / "out" / "tiny.json").read_text())
-    assert found["steps"] == 24 and {run["steps"] for run in found["runs"]} == {24}
-    with pytest.raises(SystemExit):
-        command("--steps", "20")
-    assert "must be a multiple of eight, AMST's parts, got 20" in capsys.readouterr().err
-
-
 def test_the_whole_command_resumes_to_the_same_json(tmp_path, command):
     arms = ("--arms", "real only", "DreamDA, tuned, AMST")
     command(*arms)
@@ -82,28 +73,6 @@ def test_a_dry_run_counts_what_is_missing(command, capsys):
     assert "0 of 4 runs are missing" in capsys.readouterr().out
 
 
-def test_the_training_images_are_exported_for_a_model(tmp_path, command):
-    command("--export", str(tmp_path / "images"))
-    assert len(list((tmp_path / "images" / "images").glob("*.png"))) == 300
-    assert not (tmp_path / "out").exists()
-
-
-def test_minutes_that_are_over_stop_the_command_and_keep_what_is_finished(command, capsys):
-    command("--minutes", "0")
-    assert "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
-
-
-def test_an_earlier_result_that_lacks_a_recipe_is_completed(tmp_path, command):
-    command("--arms", "real only", "DreamDA, tuned")
-    earlier = tmp_path / "earlier.json"
-    earlier.write_text((tmp_path / "out" / "tiny.json").read_text())
-    command("--arms", "interpolated inversions", "--choices", str(earlier))
-    found = json.loads((tmp_path / "out" / "tiny.json").read_text())["choices"]
-    before = json.loads(earlier.read_text())["choices"]
-    assert "interpolation" in found and "interpolation" not in before
-    assert {name: found[name] for name in before} == before
-
-
 def test_a_quick_run_takes_the_recorded_choices_and_says_where_they_should_be(
     tmp_path, command, monkeypatch
 ):
@@ -120,10 +89,3 @@ def test_a_quick_run_takes_the_recorded_choices_and_says_where_they_should_be(
     assert {(run["arm"], run["rng_seed"]) for run in runs} == {
         (arm, seed) for arm in ("affine", "DreamDA, tuned + classical") for seed in (0, 1, 2)}
     assert (tmp_path / "build" / "quick" / "pictures" / "tiny_tuned.png").exists()
-
-
-def test_samples_of_no_class_are_no_arm(tmp_path, command):
-    command("--arms", "real only", "samples from noise")  # the model knows no classes
-    facts = json.loads((tmp_path / "out" / "tiny.json").read_text())
-    assert {run["arm"] for run in facts["runs"]} == {"real only"}
-    assert "noise" not in facts["choices"]

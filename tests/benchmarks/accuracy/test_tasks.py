@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -17,11 +16,9 @@ from benchmarks.accuracy.tasks import (
     TASKS,
     Images,
     ReadClassFolders,
-    ReadUSPS,
     read_atlases,
     read_idx,
     split,
-    stratified,
 )
 from benchmarks.accuracy.xrays import prepare
 
@@ -36,52 +33,22 @@ def test_tasks_are_consistent():
         assert len({arm.name for arm in arms_of(task)}) == len(arms_of(task))
 
 
-# --- splits
-
-
-def test_shots_are_equally_many_per_class_and_disjoint_from_validation(tiny):
-    data = tiny.read(Path())
-    for rng_seed in range(3):
-        images = split(tiny, data, 5, rng_seed)
-        assert images.shots.labels.bincount().tolist() == [5, 5, 5]
-        assert images.validation.labels.bincount().tolist() == [10, 10, 10]
-        assert not number_of(images.shots) & number_of(images.validation)
-        assert number_of(images.test) == set(range(60))
-
-
-def test_validation_is_fixed_while_shots_follow_the_rng_seed(tiny):
-    first, second = (split(tiny, tiny.read(Path()), 5, rng_seed) for rng_seed in (0, 1))
+def test_no_image_serves_twice_and_the_prior_has_seen_none(tiny):
+    task = replace(tiny, seen=100, unlabeled=40)
+    first, second = (split(task, task.read(Path()), 5, rng_seed) for rng_seed in (0, 1))
+    parts = [number_of(part) for part in (first.shots, first.validation, first.unlabeled)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 15 + 30 + 40
+    assert min(set().union(*parts, number_of(first.rest))) >= 100
+    assert first.shots.labels.bincount().tolist() == [5, 5, 5]
     assert torch.equal(first.validation.pixels, second.validation.pixels)
     assert number_of(first.shots) != number_of(second.shots)
+    assert number_of(first.test) == set(range(60))
 
 
-def test_nothing_is_drawn_from_what_the_prior_has_seen(tiny):
-    images = split(replace(tiny, seen=100), tiny.read(Path()), 5, 0)
-    for part in (images.shots, images.validation, images.rest):
-        assert min(number_of(part)) >= 100
-
-
-def test_unlabeled_images_are_neither_shots_nor_validation(tiny):
-    task = replace(tiny, unlabeled=40)
-    images = split(task, task.read(Path()), 5, 0)
-    assert len(number_of(images.unlabeled)) == 40
-    assert not number_of(images.unlabeled) & number_of(images.shots)
-    assert not number_of(images.unlabeled) & number_of(images.validation)
-
-
-def test_a_class_with_fewer_images_gives_all_it_has():
-    labels = torch.tensor([0, 1, 1, 1, 0, 1])
-    assert sorted(stratified(labels, 3, 0)[:2].tolist()) == [0, 4]
-    assert len(stratified(labels, 3, 0)) == 5
-
-
-# --- readers
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_idx_files_are_read(tmp_path, packed, numbered):
+def test_idx_files_are_read(tmp_path, numbered):
     images = {"train": numbered(7, 5), "t10k": numbered(4, 5)}
     for part, content in images.items():
+        packed = part == "train"
         for kind, values in (("images-idx3", content.pixels[:, 0]),
                              ("labels-idx1", content.labels)):  # fmt: skip
             sizes = np.array(values.shape, ">i4").tobytes()
@@ -104,16 +71,6 @@ def test_atlases_are_read(tmp_path):
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     assert torch.equal(torch.cat([train.pixels, test.pixels]), expected)
     assert train.labels.tolist() == [3, 1, 4, 1] and test.labels.tolist() == [5, 9]
-
-
-def test_usps_is_read_in_both_looks(tmp_path):
-    arrays = {f"{part}_{kind}": values for part in ("train", "test") for kind, values in
-              (("images", np.full((2, 16, 16), 40, np.uint8)), ("labels", np.array([3, 9])))}
-    np.savez(tmp_path / "usps.npz", **arrays)
-    for inverse, value in ((False, 40), (True, 215)):
-        train, test = ReadUSPS(inverse)(tmp_path / "usps.npz")
-        assert train.pixels.shape == (2, 1, 16, 16) and (test.pixels == value).all()
-        assert train.labels.tolist() == [3, 9]
 
 
 def test_class_folders_are_read_alike_from_a_folder_and_from_inside_a_zip(tmp_path):

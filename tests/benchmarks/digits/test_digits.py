@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.common.amst_parts import AMST_PARTS
 from benchmarks.digits import arms, data
-from benchmarks.digits.arms import ARMS, TrueLabeler, run_arm
-from benchmarks.digits.data import PER_CLASS, REPLICAS, RunData, train_model
+from benchmarks.digits.arms import ARMS, run_arm
+from benchmarks.digits.data import PER_CLASS, RunData, train_model
 from benchmarks.digits.runs import Job, perform, table
 
 # two steps are too few for heads that agree
@@ -34,20 +34,6 @@ def test_validation_looks_at_no_test_digit(folder):
     assert len(test.held_out) == 797 and len(validation.held_out) == 1000 - 10 * PER_CLASS
     held = {tuple(image.flatten().tolist()) for image in validation.held_out}
     assert not held & {tuple(image.flatten().tolist()) for image in validation.real}
-
-
-def test_synthetic_digits_are_made_once(folder, monkeypatch):
-    first = RunData(0, folder, False)
-    assert first.synthetic.shape == (10 * PER_CLASS * REPLICAS, 1, 8, 8)
-    monkeypatch.setattr(data, "Synthesizer", None)  # would fail if it were called
-    assert torch.equal(RunData(0, folder, False).synthetic, first.synthetic)
-
-
-def test_the_true_labeler_knows_every_synthetic_digit(folder):
-    run = RunData(0, folder, False)
-    order = torch.randperm(len(run.synthetic), generator=torch.Generator().manual_seed(0))
-    found = TrueLabeler(run).label(run.synthetic[order])
-    assert torch.equal(found.labels, run.truth[order])
 
 
 @pytest.mark.parametrize("arm", [*ARMS, *list(AMST_PARTS)[1:]])

@@ -30,14 +30,3 @@ def test_training_beside_the_producer_is_compared_with_files(tmp_path):
     assert len(record["seconds_on_files"]) == len(record["seconds_ahead"]) == 2
     assert record["throughput"] > 0 and record["seed_images"] == 4
     assert "of its speed on files" in page.read_text() and "served" in page.read_text()
-
-
-def test_memory_is_noted_on_the_way_for_each_batch_size(tmp_path):
-    main(["memory", "--images", "4", "--ratio", "2", "--steps", "2", "--batch-sizes", "2", "4",
-          "--out", str(tmp_path)])
-    record = json.loads((tmp_path / "memory.json").read_text())
-    small, large = record["results"]
-    assert (small["batch_size"], large["batch_size"]) == (2, 4)
-    assert small["inversions"] == large["inversions"] == 4  # each image once, for both replicas
-    assert len(small["peak_mb_on_the_way"]) == 5  # four batches, and the end
-    assert small["peak_mb_on_the_way"] == sorted(small["peak_mb_on_the_way"])

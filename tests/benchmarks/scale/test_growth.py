@@ -7,7 +7,6 @@ import pytest
 from benchmarks.scale import growth
 from benchmarks.scale.__main__ import main
 from benchmarks.scale.growth import exponent
-from benchmarks.scale.page import summary
 
 
 @pytest.fixture
@@ -32,19 +31,6 @@ def test_every_stage_gets_a_curve_a_plot_and_a_line_in_the_page(small, tmp_path)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_sizes_above_the_largest_are_left_out(small, capsys):
-    main(["growth", "--largest", "20"])
-    record = json.loads(capsys.readouterr().out.split("\n", 3)[3])
-    assert all(curve["sizes"] == [20] and curve["exponent"] is None for curve in record["curves"])
-    assert "| – |" in summary(record)
-
-
 def test_the_exponent_is_that_of_a_power():
     assert exponent([1, 10, 100], [2.0, 9.0, 2e4]) == pytest.approx(2)
     assert exponent([10, 1000], [3.0, 3.0]) == 0 and exponent([5], [1.0]) is None
-
-
-def test_a_page_without_a_record_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["growth", "--docs", str(tmp_path / "cost.md")])
-    assert "give --out too" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.speed.__main__ import main
-from benchmarks.speed.page import FORMAT, section, write_docs
+from benchmarks.speed.page import section
 from benchmarks.speed.switches import COMPILE, SWITCHES
 
 
@@ -68,43 +68,6 @@ def test_the_page_has_a_section_for_each_record_and_no_times_of_a_busy_machine(r
     assert "| ms |" in section(calm) and "TFLOP/s" in section(calm)
     assert "| ms |" not in section(busy) and "TFLOP/s" not in section(busy)
     assert "ratios only" in section(busy)
-
-
-def test_figures_are_filled_into_their_marked_places(record, tmp_path):
-    made, folder = record
-    page = tmp_path / "cost.md"
-    page.write_text("# Cost\n\n<!-- figures: speed/model -->\nold\n<!-- end of figures -->\n\n"
-                    "<!-- figures: speed/other -->\nkept\n<!-- end of figures -->\nprose\n")
-    write_docs(folder / "results", page)
-    text = page.read_text()
-    assert "old" not in text and "kept" in text and text.endswith("prose\n")
-    assert f"| **{made['targets'][0]['median']:.2f}×**" in text
-    again = page.read_text()
-    write_docs(folder / "results", page)
-    assert page.read_text() == again
-
-
-def test_what_a_gpu_told_is_filled_in(tmp_path):
-    (tmp_path / "gpu").mkdir()
-    for name, state, result in (("memory", "done", [
-            {"dtype": "torch.float16", "low_memory": low, "peak_bytes": 3e9 - low * 1e9}
-            for low in (False, True)]), ("compile", "out of time", None)):
-        (tmp_path / "gpu" / f"{name}.json").write_text(json.dumps(
-            {"state": state, "result": result, "machine": "A card, torch 9"}))
-    page = tmp_path / "cost.md"
-    page.write_text("<!-- figures: speed/gpu -->\nold\n<!-- end of figures -->\n")
-    write_docs(tmp_path, page)
-    text = page.read_text()
-    assert "A card, torch 9." in text and "takes 3.00 GB, and 2.00 GB with `low_memory`" in text
-    assert "compile" not in text and "old" not in text
-
-
-def test_records_of_another_format_are_left_out(tmp_path):
-    (tmp_path / "throughput_old.json").write_text(json.dumps({"format": FORMAT - 1}))
-    page = tmp_path / "cost.md"
-    page.write_text("<!-- figures: speed/old -->\nkept\n<!-- end of figures -->\n")
-    write_docs(tmp_path, page)
-    assert "kept" in page.read_text()
 
 
 @pytest.mark.parametrize("option", ["--page", "--docs"])

@@ -1,7 +1,5 @@
 """What others would run: the same weights, without our hooks."""
 
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from diffusers import DDIMScheduler
 from pipelines import pixel_pipeline
 
 from benchmarks.common.architectures import build, made, sample_images
-from benchmarks.speed import energy
 from benchmarks.speed.peers import Peer, ddim_loop, without_hooks
 from dreamda_aug import BottleneckNoise, Settings
 from dreamda_aug.models.unet import PixelModel
@@ -72,17 +69,3 @@ def test_pixel_models_are_guided_where_they_know_classes(classes, rows):
     peer = Peer(model, Settings(steps=2, strength=0.5, guidance_scale=3.0))
     made = peer.img2img(torch.rand(2, 1, 16, 16))
     assert made.shape == (2, 1, 16, 16) and made.isfinite().all() and peer.rows == rows
-
-
-def test_energy_is_read_from_the_driver_where_it_says_so(monkeypatch):
-    assert energy.energy_meter(torch.device("cpu")) is None
-    counter = iter([5_000, 9_000])
-    asked = []
-    nvml = SimpleNamespace(
-        NVMLError=RuntimeError, nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByUUID=lambda uuid: asked.append(uuid),
-        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counter))
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(uuid="12"))
-    assert energy.energy_meter(torch.device("cuda"))() == 9.0 and asked == ["GPU-12"]
-    assert energy.per_kwh(10, 36.0) == pytest.approx(1e6) and energy.per_kwh(10, None) is None

@@ -5,7 +5,7 @@ from pipelines import pixel_pipeline
 
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.switches import COMPILE, SWITCHES, compare
-from dreamda_aug import Settings, load_model
+from dreamda_aug import Settings
 from dreamda_aug.models.unet import PixelModel
 
 
@@ -23,11 +23,3 @@ def test_every_switch_runs_on_a_pixel_model_and_is_set_back():
         if name not in skipped:
             limit = 1.0 if name.startswith("a quarter") else 1e-3
             assert 0 < row["ratio"] and row["max_difference"] <= limit
-
-
-def test_fused_projections_give_the_same_images_and_leave_no_weights_behind(sd_pipeline):
-    model = load_model(sd_pipeline)
-    bench = Bench(model, Settings(steps=3), batch_size=2, replicas=2, repeats=1)
-    names = set(model.unet.state_dict())
-    row = compare(bench, next(each for each in SWITCHES if each.name.startswith("query, key")))
-    assert row["max_difference"] < 1e-4 and set(model.unet.state_dict()) == names
