@@ -44,8 +44,6 @@ from dreamda_aug.models.adapted import (
 from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.load import BUNDLED
 
-Verdict = Literal["helped", "did not help", "not measured"]
-
 # Steps with early stopping, where no number is given: few images stop long before.
 DEFAULT_STEPS = 1000
 _PIXEL_RATE, _LATENT_RATE = 1e-3, 1e-4
@@ -138,7 +136,7 @@ class Adaptation:
     before: float | None
     after: float | None
     chance: float | None
-    verdict: Verdict
+    verdict: Literal["helped", "did not help", "not measured"]
     history: list[tuple[int, float | None, float]]
     left_out: list[str]
     started_from: dict[str, str]

@@ -66,11 +66,8 @@ class LoopSettings:
 def open_processes(*needed: str) -> Any:
     """accelerate's view of the processes; among several, it chooses this one's device.
 
-    Args:
-        needed: other libraries that training needs.
-
     Raises:
-        ImportError: one of them, or accelerate, is not installed.
+        ImportError: accelerate, or one of the libraries ``needed`` beside it, is not installed.
     """
     try:
         from accelerate import PartialState

@@ -64,31 +64,20 @@ class _Rows(nn.Module):
 
 
 class ClassRows:
-    """Rows of a class embedding: one for each of the user's classes, and the null class.
+    """Rows of a class embedding, which replaces the model's: one for each of the user's classes,
+    and the null class.
 
-    A class that the model knows by name begins as a copy of its row; any other at the null class,
-    or, in a model without one, at the mean of all rows. Without classes the rows stay what they
-    are, and images are trained under the null class. The model's embedding is replaced;
-    ``class_names`` and ``null_class`` are its classes from then on.
-
-    Args:
-        model: a class-conditional model of the caller's own.
-        classes: names of the user's classes, in label order; empty: there are none.
-        class_map: for a class of another name, the model's own class, by name or row.
-
-    Raises:
-        ModelError: the model's embedding is no table; or there are neither labels nor a null
-            class.
-        ValueError: ``class_map`` names what is not there.
+    A class that the model knows by name (or by its name in ``class_map``) begins as a copy of its
+    row; any other at the null class, or, in a model without one, at the mean of all rows. Without
+    ``classes`` the rows stay what they are, and images are trained under the null class.
     """
 
     def __init__(self, model: Adaptable, classes: Sequence[str], class_map: ClassMap):
         conditioning = model.conditioning
         table = getattr(model.unet, "class_embedding", None)
         if not isinstance(conditioning, ClassConditioning) or not isinstance(table, nn.Embedding):
-            raise ModelError(
-                f"{model.name} has no table of class embeddings "
-                f"({type(table).__name__}), so there are no rows to train; pass another model.")
+            raise ModelError(f"{model.name} has no table of class embeddings, and no rows to train "
+                             f"({type(table).__name__}); pass another model.")
         old, null = table.weight.detach(), conditioning.null_class
         if not classes and null is None:
             raise ModelError(
@@ -129,17 +118,7 @@ class ClassRows:
 def prepare_conditions(
     model: Adaptable, classes: Sequence[str], prompt: str, class_map: ClassMap
 ) -> FixedConditions | ClassRows:
-    """The conditions that a model of this kind is trained under.
-
-    Args:
-        model: the model, the caller's own.
-        classes: names of the user's classes; empty: images have no labels.
-        prompt: template with ``{class_name}`` and ``{article}``, for text models.
-        class_map: see `ClassRows`.
-
-    Raises:
-        ValueError: an argument that suits another kind of model.
-    """
+    """The conditions that a model of this kind is trained under; arguments are those of `adapt`."""
     kind = model.condition_kind
     if class_map and (kind != "class" or not classes):
         raise ValueError("class_map is for class-conditional models and images with labels, got "
@@ -221,14 +200,7 @@ class AdaptedModel:
 
 
 def own_model(source: Any) -> Adaptable:
-    """A model that may be changed: loaded anew, or with a copy of a lent one's denoiser.
-
-    Args:
-        source: what `load_model` takes, a `ModelSpec` or a loaded model.
-
-    Raises:
-        ModelError: it is no U-Net model, or LoRA weights are in it already.
-    """
+    """A model that may be changed: loaded anew, or with a copy of a lent one's denoiser."""
     model = as_model(source)
     if not isinstance(model, PixelModel | LatentModel):
         raise ModelError(

@@ -40,14 +40,12 @@ def read_images(
     images: SeedImages, model: DiffusionModel, held_out: float, rng_seed: int, *,
     budget: int | None = None, most: int = MOST_HELD_OUT,
 ) -> TrainingImages:
-    """Read and encode images, and hold some out.
-
-    Those that cannot be read are left out, with a warning.
+    """Read and encode images, and hold some out; a warning names those that cannot be read.
 
     Args:
         images: the images.
         model: encodes them.
-        held_out: share of the images to measure on; 0: none.
+        held_out: share of the images to measure on, in [0, 0.5].
         rng_seed: another one holds out others.
         budget: how many images training can see at most, or None for all; more are not read.
         most: images to hold out at most.
@@ -92,17 +90,9 @@ def read_images(
 
 
 def split(labels: Tensor, held_out: float, most: int = MOST_HELD_OUT) -> tuple[Tensor, Tensor]:
-    """Which images are trained on, and which are held out: the same share of each class.
+    """Rows to train on, and rows to hold out: the same share of each class in ``labels``, (N,).
 
     At least one image of each class is trained on.
-
-    Args:
-        labels: of the images in their (random) order, (N,) int64.
-        held_out: share of the images to hold out; 0: none.
-        most: images to hold out at most.
-
-    Returns:
-        Two tensors of rows, int64, rising.
 
     Raises:
         ValueError: too few images to hold any out.

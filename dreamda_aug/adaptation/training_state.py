@@ -56,12 +56,7 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def check_out(folder: Path, source: Any, own: Set[str]) -> None:
-    """Refuse a folder that holds other files than ``own``, or lies among the images.
-
-    Raises:
-        AdaptationError: it holds other files.
-        ValueError: it is a file, or lies in the images' folder.
-    """
+    """Refuse a file, a folder that holds other files than ``own``, or one among the images."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must name a folder, got the file {folder}.")
     for name in sorted(path.name for path in folder.glob("[!.]*")):
@@ -75,11 +70,7 @@ def check_out(folder: Path, source: Any, own: Set[str]) -> None:
 
 
 def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Refuse to resume with other settings, images or another model.
-
-    Raises:
-        AdaptationError: something differs; the message names it.
-    """
+    """Refuse to resume with other settings, images or another model, and name what differs."""
     before, now = _flat(begun), _flat(json.loads(json.dumps(identity)))
     changes = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
                for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
@@ -104,6 +95,7 @@ def load_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Progress, T
 
     Raises:
         AdaptationError: it is damaged, or of another training.
+        StorageError: it is no regular file.
     """
     path = folder / CHECKPOINT
     if not path.exists():

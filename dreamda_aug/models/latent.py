@@ -51,8 +51,8 @@ class OnLatents(DiffusionModel):
             self.vae.to("cpu")
 
     def _take_size(self, size: Sequence[int], multiple: int) -> None:
-        height, width = self.image_size = pair(size)
-        if height % multiple or width % multiple:
+        self.image_size = pair(size)
+        if any(side % multiple for side in self.image_size):
             raise ValueError(
                 f"image_size must be a multiple of {multiple} for this VAE, got {self.image_size}.")
 
@@ -108,18 +108,12 @@ class LatentModel(OnLatents, UNetModel):
         pipeline: as in `UNetModel`, with ``vae`` or ``vqvae``.
         name: as in `UNetModel`, as are ``class_names`` and ``null_class``.
         image_size: as in `ModelSpec`, as is ``low_memory``.
-
-    Attributes are those of `DiffusionModel`.
     """
 
     def __init__(
-        self,
-        pipeline: Any,
-        name: str = "latent pipeline",
-        image_size: tuple[int, int] | None = None,
-        class_names: Sequence[str] | None = None,
-        null_class: int | None = None,
-        low_memory: bool = False,
+        self, pipeline: Any, name: str = "latent pipeline",
+        image_size: tuple[int, int] | None = None, class_names: Sequence[str] | None = None,
+        null_class: int | None = None, low_memory: bool = False,
     ):
         check_unet(pipeline.unet)
         self._take_vae(getattr(pipeline, "vae", None) or pipeline.vqvae, low_memory)

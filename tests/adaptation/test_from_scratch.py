@@ -7,6 +7,8 @@ import PIL.Image
 import pytest
 import torch
 from adaptation_images import squares
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dreamda_aug import load_model, train
 from dreamda_aug.adaptation import from_scratch, loop, new_model
@@ -33,6 +35,16 @@ def colour_without_labels():
     return squares(12, 3, 20), dict(labels=None, flip=0.5)
 
 
+def _without_losses_by_image(path):
+    """As checkpoints were before they kept the loss of each image at each measurement."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    progress = json.loads(metadata["progress"])
+    progress["before"] = progress.pop("measured")[0]
+    save_file(tensors, path, metadata | {"progress": json.dumps(progress)})
+
+
 @pytest.mark.parametrize("kind", ["grey_classes", "colour_without_labels"])
 def test_an_interrupted_training_resumes_to_the_same_model(kind, request, tmp_path, monkeypatch):
     source, options = request.getfixturevalue(kind)
@@ -55,6 +67,7 @@ def test_an_interrupted_training_resumes_to_the_same_model(kind, request, tmp_pa
     assert [path.name for path in (tmp_path / "broken").iterdir()] == ["checkpoint.safetensors"]
     with pytest.raises(AdaptationError, match="width was 'small' and is 'medium'"):
         train(source, tmp_path / "broken", **QUICK | {"width": "medium"}, **options)
+    _without_losses_by_image(tmp_path / "broken" / "checkpoint.safetensors")
     resumed = train(source, tmp_path / "broken", **QUICK, **options)
     assert steps[4:] == [4, 4, 5, 6, 7]
     assert resumed.history == straight.history and straight.loss < straight.history[0][2]
@@ -62,6 +75,12 @@ def test_an_interrupted_training_resumes_to_the_same_model(kind, request, tmp_pa
     for name in (WEIGHTS, "samples.png"):
         assert (tmp_path / "broken" / name).read_bytes() == (
             tmp_path / "straight" / name).read_bytes()
+    model = load_model(tmp_path / "broken", device="cpu")
+    labeled = kind == "grey_classes"
+    assert (model.condition_kind, model.channels, model.guidable) == (
+        ("class", 1, True) if labeled else ("none", 3, False))
+    assert PIL.Image.open(tmp_path / "broken" / "samples.png").size == (
+        8 * 17 + 1, (2 if labeled else 8) * 17 + 1)
 
 
 def test_the_model_loads_with_its_classes_and_its_sheet_has_a_row_for_each(image_folder, tmp_path):
@@ -69,8 +88,6 @@ def test_the_model_loads_with_its_classes_and_its_sheet_has_a_row_for_each(image
     assert found.class_names == ["left", "right"] and found.steps == 8
     model = load_model(tmp_path / "model", device="cpu")
     assert model.class_names == ["left", "right"] and model.conditioning.null_class == 2
-    assert (model.channels, model.image_size, model.guidable) == (1, (16, 16), True)
-    assert PIL.Image.open(tmp_path / "model" / "samples.png").size == (8 * 17 + 1, 2 * 17 + 1)
     card = json.loads((tmp_path / "model" / "training.json").read_text())
     assert card["data"] == {"name": "images", "images": 7, "held_out": 5}
     assert str(tmp_path) not in json.dumps(card)

@@ -16,7 +16,6 @@ from dreamda_aug.bundled import CLASSES
 from dreamda_aug.errors import ModelError
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.method.perturbation import BottleneckNoise
-from dreamda_aug.models import conditioning
 from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.unet import PixelModel
 
@@ -144,18 +143,14 @@ SCHEDULER = "scheduler/scheduler_config.json"
 @pytest.mark.parametrize("damage, message", [
     (without_a_tensor, "lack the weights unet.conv_in.weight"),
     (lambda f: damaged(f, "unet/config.json", norm_num_groups=0), "modulo by zero"),
-    (lambda f: damaged(f, "unet/config.json", block_out_channels=[]), "index out of range"),
     (lambda f: damaged(f, "unet/config.json", sample_size=None), "sample_size .* found None"),
     (lambda f: damaged(f, SCHEDULER, num_train_timesteps=0), "num_train_timesteps .* got 0"),
     (lambda f: damaged(f, SCHEDULER, num_train_timesteps=10**400), "num_train_timesteps .* >= 1"),
-    (lambda f: damaged(f, SCHEDULER, num_train_timesteps="x"), "num_train_timesteps .* got 'x'"),
     (lambda f: damaged(f, "training.json", class_names=[1]), "class_names must be a list of text"),
     (lambda f: damaged(f, "training.json", class_names=list("abcde")), "has 4 classes.* got 5"),
     (lambda f: as_fifo(f, "training.json"), "training.json: expected a regular file, found a FIFO"),
     (lambda f: as_fifo(f, "model_index.json"), "model_index.json: expected a regular file"),
-    (lambda f: as_fifo(f, SCHEDULER), "expected a regular file, found a FIFO"),
     (lambda f: as_fifo(f, "unet/diffusion_pytorch_model.safetensors"), "expected a regular file"),
-    (lambda f: (f / "model_index.json").write_text("[1]"), "expected a JSON object"),
     (lambda f: (f / "model_index.json").unlink(), r"model_index\.json is missing"),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_damaged_folders_are_refused_with_the_reason(class_folder, damage, message):
@@ -241,18 +236,6 @@ def test_text_encoders_stay_where_prompts_are_not_known_ahead_or_the_pipeline_is
         assert augment.synthesizer.model.pipeline.text_encoder is not None
     DreamDAugment(pipeline, prompt="a cat", keep_text_encoder=False, **QUICK)(torch.rand(3, 16, 16))
     assert pipeline.text_encoder is None
-
-
-def test_many_prompts_are_neither_all_kept_nor_worth_dropping_the_encoders(pipeline, monkeypatch):
-    monkeypatch.setattr(conditioning, "MAX_PROMPTS", 3)
-    model = load_model(pipeline)
-    first = model.embed(["0"])["encoder_hidden_states"]
-    for number in range(1, 6):
-        model.embed([str(number)])
-    assert list(model.conditioning._embedded) == ["3", "4", "5"]
-    assert torch.equal(model.embed(["0"])["encoder_hidden_states"], first)
-    model.embed_only(["a", "b", "c", "d"])
-    assert pipeline.text_encoder is not None
 
 
 def test_low_memory_gives_the_same_images_with_the_vae_at_rest(pipeline, tmp_path, monkeypatch):
