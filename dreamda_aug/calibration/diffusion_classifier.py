@@ -1,4 +1,4 @@
-"""The diffusion model as a classifier: the class under which an image is denoised best."""
+"""The diffusion model as a classifier, by its denoising error under each class."""
 
 import math
 from collections.abc import Sequence
@@ -17,22 +17,21 @@ from dreamda_aug.models.conditioning import Condition
 class DiffusionClassifier(nn.Module):
     """Labels images by a conditional diffusion model's denoising error, without any training.
 
-    Every class sees the same noise at the same noise levels, so that differences between classes
-    are the model's own. Classes that fall behind are given up after the first stage, which saves
-    most of the denoiser's rows.
+    All classes are compared with the same noise at the same noise levels. Classes that fall behind
+    are dropped after the first stage, which saves most of the denoiser's rows.
 
     As a labeler for AMST: ``SingleHeadLabeler(DiffusionClassifier(model, conditions))``.
 
     Args:
         model: conditioned on classes or on text.
         conditions: the condition of each class, in label order: class numbers, or prompts.
-        stages: pairs (noise levels to try in all, classes to keep afterwards), in rising order of
-            the first and falling order of the second; the last number of classes plays no role.
+        stages: pairs (noise levels tried so far, classes kept afterwards); the first rises, the
+            second falls, and the last number of classes is not used.
         batch_size: denoiser rows per call.
         rng_seed: of the noise.
 
     Attributes:
-        temperature: what errors are divided by to become logits; see `fit_temperature`.
+        temperature: divides errors into logits; see `fit_temperature`.
 
     Raises:
         ValueError: fewer than two conditions, or stages that do not narrow down.
@@ -100,7 +99,7 @@ class DiffusionClassifier(nn.Module):
         return errors / counts, alive
 
     def fit_temperature(self, images: Tensor, targets: Tensor) -> float:
-        """Keep and return the temperature under which labeled images are most likely.
+        """Set and return the temperature under which labeled images are most likely.
 
         Args:
             images: (N, C, H, W) in [0, 1].

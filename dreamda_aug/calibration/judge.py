@@ -24,13 +24,12 @@ _FOLDS = 4
 
 @dataclass(frozen=True)
 class Judge:
-    """Tells which class an image shows.
+    """Classifies images.
 
     Attributes:
         name: what it is, as text.
-        classify: from images, (B, C, H, W) in [0, 1], of the model's size, and the number of the
-            seed image that each one is or comes from, (B,) int64, to classes, (B,) int64 on the
-            CPU.
+        classify: images, (B, C, H, W) in [0, 1], of the model's size, and the number of each one's
+            seed image, (B,) int64, to classes, (B,) int64 on the CPU.
     """
 
     name: str
@@ -68,10 +67,10 @@ def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge |
 class FoldProbes:
     """Logistic regressions on features, each fitted without a part of the labeled images.
 
-    What was made from an image is judged by the regression that has not seen that image: one that
-    has would know its near-copies by heart. And images of another look (a model's strokes are
-    thinner than yours, say) are compared in what differs among them: their features are shifted
-    and scaled, all classes alike, to the mean and deviation of the seed images that they come from.
+    Replicas are judged by a regression that was not fitted to their seed image, or near-copies
+    would always be right. The style of the model (such as thinner strokes) does not count:
+    features of replicas are shifted and scaled, all classes alike, to the mean and deviation of
+    their seed images.
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D).
@@ -133,23 +132,23 @@ def predict_out_of_fold(
     features: FeatureFunction, images: Tensor, targets: Tensor, synthetic: Tensor,
     seed_index: Tensor, *, num_classes: int, folds: int = 3,
 ) -> tuple[Tensor, Tensor]:
-    """Classes of synthetic images, each by a probe that has not seen the image it was made from.
+    """Classes of synthetic images, each predicted by a probe that was not fitted to its seed image.
 
-    With the second answer, what `LabelPrior.estimate` needs to learn how often the requested class
-    is the class that came out.
+    `LabelPrior.estimate` takes both results, and estimates how often images keep the requested
+    class.
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D), such as `model_features`.
         images: labeled images, (N, C, H, W) in [0, 1].
         targets: their class indices, (N,).
         synthetic: (M, C, H, W) in [0, 1].
-        seed_index: the labeled image that each was made from, (M,) integers.
-        num_classes: C.
-        folds: at least 2; each class is dealt out to them in turn.
+        seed_index: row of each one's seed image in ``images``, (M,) integers.
+        num_classes: number of classes.
+        folds: at least 2; each class is spread evenly over them.
 
     Returns:
-        Predicted classes (M,) int64, and how often each class is seen in labeled images of each
-        class out of fold, (true, predicted) int64.
+        Predicted classes, (M,) int64, and the confusion matrix of the labeled images out of fold,
+        (true, predicted) counts, int64.
 
     Raises:
         ValueError: labels or indices out of range, or a class with fewer than two images.

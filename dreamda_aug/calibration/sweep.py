@@ -1,4 +1,4 @@
-"""`calibrate`: how far a model may take images, measured on the user's own images."""
+"""`calibrate`: how far a model may move images, measured on the user's own images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,9 +48,9 @@ def calibrate(
         images: a sample of the seed images, (N, C, H, W) in [0, 1], of the model's size; a few
             per class, 50 or more in all.
         labels: their classes, (N,) int64; needed unless ``max_distance`` is the target.
-        synthesizer: what is to be calibrated; settings that are numbers stay as they are.
-        conditions: what generation is conditioned on for each image, or None for nothing: then
-            the calibration is for images without labels.
+        synthesizer: what to calibrate; settings that are numbers are not changed.
+        conditions: what generation is conditioned on for each image, or None to calibrate for
+            images without labels.
         classifier: images (B, C, H, W) in [0, 1] to logits (B, K) or classes (B,), or None for
             linear probes on the model's own features, each fitted without the images that it
             judges.
@@ -61,17 +61,17 @@ def calibrate(
         noise_scales: what to try, >= 0; only where the setting is None.
         replays: what to try, in [0, 1]; only where the setting is None.
         block_indices: for transformers, blocks behind which noise may enter: all other dials are
-            measured behind each, with the same judge, and the block is kept that moves images
-            furthest; or None to measure the block of the synthesizer.
+            measured behind each with the same judge, and the block that moves images furthest is
+            kept; or None for the block of the synthesizer.
         expansion_ratio: replicas per image, at least 2.
-        max_rows: U-Net rows to spend, about: a coarse look at some choices, and a full one at what
-            it found, see `choose`; blocks share them. Or None for a full look at every choice.
+        max_rows: approximate number of U-Net rows to spend, all blocks together: some choices are
+            measured coarsely, and the best ones fully; or None to measure every choice fully.
         progress: called with each point as it is measured.
 
     Returns:
-        The calibration; it is also saved beside the synthesizer's cache, where it is found again.
-        With ``block_indices`` that of each block is saved, and the best is returned. The
-        synthesizer keeps its block: load the model with ``block_index=calibration.block_index``.
+        The calibration. It is also stored beside the synthesizer's cache, and used from there.
+        With ``block_indices`` one is stored per block, and the best is returned. The synthesizer
+        keeps its block: load the model with ``block_index=calibration.block_index``.
 
     Raises:
         ValueError: an argument breaks its rule.

@@ -79,10 +79,10 @@ class Pixels:
 def read_pixels(image: Image) -> Pixels:
     """Read a PIL image, an image tensor or an array.
 
-    Integers of 8 bits and floats in [0, 1] have a fixed range. What is deeper (PIL's ``I;16``,
-    ``I`` and ``F``, and other integers than uint8) is read between the image's own darkest and
-    brightest pixel, and put back there: medical images rarely use their type's full range.
-    Floats that are multiples of 1/255 are the same image as their uint8: same values and digest.
+    8-bit integers and floats in [0, 1] have a fixed range. Deeper images (PIL's ``I;16``, ``I`` and
+    ``F``, and other integers than uint8) are scaled between their own darkest and brightest pixel,
+    and back, since medical images rarely use the full range of their type. Floats that are
+    multiples of 1/255 equal their uint8 image: same values and digest.
 
     Args:
         image: PIL in any mode; a tensor (C, H, W) or (B, C, H, W) with 1 or 3 channels, integer

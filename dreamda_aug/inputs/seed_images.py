@@ -53,17 +53,17 @@ class SeedImage:
 
 
 class SeedImages(Sequence[SeedImage]):
-    """Images that are opened one at a time, with their classes; made by `open_seed_images`.
+    """A sequence of labeled images that are opened one at a time; made by `open_seed_images`.
 
     Attributes:
         paths: a name for each image, the same on every machine: the path of its file relative to
             ``root``, or its number, as in ``"#3"``.
-        file_names: what captions find the images by; None if the source keeps no file names.
+        file_names: names by which captions are found, or None if the source has none.
         names: of the classes, in label order; None if they are numbers without names, and for
             names among the labels of a dataset until they are looked at.
-        root: the folder that ``paths`` are relative to; None for images that are in no files.
+        root: the folder that ``paths`` are relative to, or None for images without files.
         is_folder: whether ``root`` is the folder of class folders itself, not that of a list.
-        spec: the arguments of `open_seed_images` that open them again; None if an object was given.
+        spec: the arguments of `open_seed_images` that open them again, or None for an object.
         skipped: how many entries of a list were left out.
     """
 
@@ -173,7 +173,7 @@ class SeedImages(Sequence[SeedImage]):
 
     @property
     def problems(self) -> list[str]:
-        """What was left out while listing, and classes without images, as text."""
+        """Entries that were left out, and classes without images, as text."""
         present = set(self.labels)
         empty = [f"class {name!r} has no images"
                  for number, name in enumerate(self.classes) if number not in present]
@@ -208,7 +208,7 @@ class SeedImages(Sequence[SeedImage]):
         self, count: int | None = None, among: Iterable[int] | None = None,
         most_classes: int | None = None,
     ) -> list[int]:
-        """Draw images evenly over classes, by rule: one of each class, a second of each, ...
+        """Draw images evenly over classes, deterministically: one of each class, then a second.
 
         Args:
             count: how many, or None for all.
@@ -306,10 +306,10 @@ def open_seed_images(
     source: Any, *, labels: Labels = "source", class_names: Sequence[str] | None = None,
     split: str | None = None, data_root: str | Path | None = None, download: bool = False,
 ) -> SeedImages:
-    """The images that a path, a name, a dataset or images in memory stand for.
+    """Open a folder, list, name, dataset or images in memory as one sequence.
 
-    Nothing is decoded, but for the first image of a dataset, and all samples of a dataset that
-    keeps no list of its labels.
+    No image is decoded, except the first of a dataset, and all samples of a dataset without a list
+    of its labels.
 
     Args:
         source: a folder with one sub-folder per class, as torchvision's ``ImageFolder`` has it, or
@@ -318,8 +318,8 @@ def open_seed_images(
             ``"hf:user/name"``; ``"bundled"``; a map-style dataset of ``(image, label)``, ``(image,
             label, ...)`` or dicts with both, such as Hugging Face's; a tensor (N, C, H, W) or
             (N, H, W); a list of images; or `SeedImages`.
-        labels: ``"source"`` for those that the source has; ``"later"`` for the same, looked at when
-            they are first asked for; None for none; or one for each image.
+        labels: ``"source"`` for those of the source, ``"later"`` to read these at first use, None
+            for none, or one for each image.
         class_names: the classes in label order, for lists and datasets.
         split: for torchvision, Hugging Face and bundled data, or None for ``"train"``.
         data_root: folder of torchvision's or Hugging Face's data.
