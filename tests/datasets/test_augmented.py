@@ -6,8 +6,6 @@ from torch.utils.data import (
     DataLoader,
     Subset,
     TensorDataset,
-    WeightedRandomSampler,
-    random_split,
 )
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
@@ -101,15 +99,6 @@ def test_batches_reach_the_unet_as_batches(both, model):
 def test_labels_and_classes_pass_through(both, folder):
     assert both.classes == ["cat", "dog"] and both.class_to_idx == {"cat": 0, "dog": 1}
     assert both.targets == [both[i][1] for i in range(len(both))]
-
-
-def test_subsets_splits_and_weighted_samplers_work(both):
-    part, rest = random_split(both, [6, len(both) - 6], torch.Generator().manual_seed(0))
-    assert len(next(iter(DataLoader(part, 6)))[0]) == 6
-    sampler = WeightedRandomSampler([1.0] * len(both), 5)
-    assert len(next(iter(DataLoader(both, 5, sampler=sampler)))[0]) == 5
-    assert len(next(iter(DataLoader(Subset(both, [0, 7]), 2)))[0]) == 2
-    assert len(ConcatDataset([both, both])[len(both) + 7]) == 3
 
 
 def test_subsets_and_concatenations_can_be_wrapped(folder, augment):
