@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from benchmarks.common.memory import resident_peak
 from dreamda_aug import AugmentedDataset, Synthesizer, load_model
 from dreamda_aug.expansion import Expansion
-from dreamda_aug.expansion.sharding import Progress
+from dreamda_aug.expansion.engines import Progress
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.report import write_report
 

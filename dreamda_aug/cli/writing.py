@@ -23,8 +23,7 @@ from dreamda_aug.cli.options import (
 from dreamda_aug.expansion import Expansion, estimate, open_filter
 from dreamda_aug.expansion import regenerate as regenerate_image
 from dreamda_aug.expansion.batch_maker import encode_png
-from dreamda_aug.expansion.ray_engine import RayEngine
-from dreamda_aug.expansion.sharding import Progress, join_processes
+from dreamda_aug.expansion.engines import Progress, RayEngine, join_processes
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import write_atomically
 from dreamda_aug.generation.synthesizer import Synthesizer

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import PIL.Image
@@ -65,21 +66,31 @@ class BatchMaker:
         """
         sampler, paths = self.sampler, self.images.paths
         seeds: dict[int, Seed] = {}
+        reasons: dict[int, str] = {}
         skipped = []
+
+        def skip(sample: PlannedSample, reason: str, digest: str, file_digest: str) -> None:
+            index = sample.seed_index
+            skipped.append(Skipped(
+                number, sample.id, index, paths[index], reason, digest, file_digest))
+
         for index in dict.fromkeys(sample.seed_index for sample in planned):
             try:
                 seeds[index] = open_seed(self.images, index, sampler.model)
             except Unreadable as error:
                 if self.strict:
                     raise ExpansionError(f"strict: {paths[index]}: {error}") from error
-                file_digest = self.images.file_digest(index)
-                skipped += [Skipped(number, sample.id, index, paths[index], str(error), "",
-                                    file_digest)
-                            for sample in planned if sample.seed_index == index]
+                reasons[index] = str(error)
+        file_digests = {index: self.images.file_digest(index) for index in reasons}
+        for sample in planned:
+            if reason := reasons.get(sample.seed_index):
+                skip(sample, reason, "", file_digests[sample.seed_index])
         planned = [sample for sample in planned if sample.seed_index in seeds]
         if not planned:
             return [], skipped
-        shape = _layout_of(planned)
+        counts = Counter(sample.seed_index for sample in planned)
+        first = {sample.seed_index: sample.replica for sample in reversed(planned)}
+        shape = [[first[index], counts[index]] for index in seeds]
         made = generate(sampler, list(seeds.values()), shape,
                         [self.condition_of(index) for index in seeds])
         batch = Batch(
@@ -94,37 +105,20 @@ class BatchMaker:
             index, label = sample.seed_index, batch.labels[row]
             seed, class_name = seeds[index], self.images.classes[label]
             if flags[row] and not self.keep_flagged:
-                skipped.append(Skipped(number, sample.id, index, paths[index],
-                                       FLAGGED + ", ".join(flags[row]), seed.digest,
-                                       seed.file_digest))
+                skip(sample, FLAGGED + ", ".join(flags[row]), seed.digest, seed.file_digest)
                 continue
             image = seed.store(batch.images[row : row + 1])
             line = ManifestLine(
-                id=sample.id,
-                file=layout.file(number, class_name, sample.id),
-                class_name=class_name,
-                label=label,
-                seed_index=index,
-                seed_path=paths[index],
-                seed_digest=seed.digest,
-                replica=sample.replica,
-                epoch=0,
-                rng_seed=sampler.rng_seed,
+                id=sample.id, file=layout.file(number, class_name, sample.id),
+                class_name=class_name, label=label,
+                seed_index=index, seed_path=paths[index], seed_digest=seed.digest,
+                replica=sample.replica, epoch=0, rng_seed=sampler.rng_seed,
                 condition=self.condition_of(index),
-                batch=number,
-                row=row,
-                layout=shape,
-                batch_size=made.batch_sizes[row],
-                settings=self._settings,
-                model=sampler.model.fingerprint,
-                versions=self._versions,
-                pixels=pixel_digest(image),
-                distance=round(distances[row], 5),
-                scores=scores[row],
-                flags=flags[row],
-                events=list(batch.events[row]),
-                loss=seed.loss,
-                seed_file_digest=seed.file_digest,
+                batch=number, row=row, layout=shape, batch_size=made.batch_sizes[row],
+                settings=self._settings, model=sampler.model.fingerprint, versions=self._versions,
+                pixels=pixel_digest(image), distance=round(distances[row], 5),
+                scores=scores[row], flags=flags[row], events=list(batch.events[row]),
+                loss=seed.loss, seed_file_digest=seed.file_digest,
             )
             samples.append((line, encode_png(image, line)))
         return samples, skipped
@@ -150,7 +144,7 @@ def generate(
                 for row, ((first, count), condition) in enumerate(zip(layout, conditions))
                 for k in range(count)]
     return sampler.synthesize(torch.cat([seed.values for seed in seeds]), requests,
-                           [seed.digest for seed in seeds])
+                              [seed.digest for seed in seeds])
 
 
 def pixel_digest(image: PIL.Image.Image) -> str:
@@ -171,11 +165,3 @@ def encode_png(image: PIL.Image.Image, line: ManifestLine) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text, exif=image.info.get("exif", b""))
     return buffer.getvalue()
-
-
-def _layout_of(planned: Sequence[PlannedSample]) -> list[list[int]]:
-    """First replica and number of replicas of each seed image, in order."""
-    layout: dict[int, list[int]] = {}
-    for sample in planned:
-        layout.setdefault(sample.seed_index, [sample.replica, 0])[1] += 1
-    return list(layout.values())

@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass, replace
 
 from dreamda_aug.expansion.batch_maker import BatchMaker
+from dreamda_aug.expansion.engines import cpu_threads
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.layouts import FolderLayout
-from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
 from dreamda_aug.generation.price import denoiser_rows
@@ -72,15 +72,8 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         share = len(plan) / plan.batch_length(0)
         seconds = max(short + per_step * (steps - few), 0.0) * share
         disk_bytes = round(size * share)
-    return Estimate(
-        seed_images=plan.seed_images,
-        samples=len(plan),
-        batches=plan.batches,
-        steps=steps,
-        denoiser_rows=rows.whole,
-        disk_bytes=disk_bytes,
-        seconds=seconds,
-    )
+    return Estimate(plan.seed_images, len(plan), plan.batches, steps, rows.whole, disk_bytes,
+                    seconds)
 
 
 def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:

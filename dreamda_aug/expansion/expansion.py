@@ -18,6 +18,13 @@ from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import BatchMaker
 from dreamda_aug.expansion.card import license_of
+from dreamda_aug.expansion.engines import (
+    Engine,
+    Progress,
+    cpu_threads,
+    first_process_first,
+    join_processes,
+)
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.layouts import WORK
 from dreamda_aug.expansion.manifest import MAX_BATCH, library_versions, settings_to_json
@@ -28,19 +35,11 @@ from dreamda_aug.expansion.metadata import (
     PATHS,
     PLAN,
     check_out,
-    differences,
     paths_from,
     read_metadata,
 )
 from dreamda_aug.expansion.replicas import DEFAULT_RATIO, Plan, count_replicas
-from dreamda_aug.expansion.seeds import SeedCheck, conditions_of, first_replicas
-from dreamda_aug.expansion.sharding import (
-    Engine,
-    Progress,
-    cpu_threads,
-    first_process_first,
-    join_processes,
-)
+from dreamda_aug.expansion.seeds import conditions_of, first_replicas, seed_check
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.expansion.store import State, Store
@@ -131,6 +130,7 @@ class Expansion:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self._calibration: Calibration | None = None
         self._synthesizer = as_synthesizer(
             Synthesizer() if self.synthesizer is None else self.synthesizer)
         self.shard_samples = whole("shard_samples", self.shard_samples, 1)
@@ -155,7 +155,6 @@ class Expansion:
         model, chosen = synthesizer.model, [index for index, _ in self.plan.counts()]
         self._conditions, condition_of = conditions_of(
             images, synthesizer.conditioner, model, chosen)
-        self._calibration: Calibration | None = None
         if self.calibrate:
             # all of them, however few are used; captions are known for those alone
             usable = range(len(images)) if synthesizer.conditioner.captions is None else chosen
@@ -289,7 +288,7 @@ class Expansion:
                     f"{folder}: another process is at work here as number {number} of {count}; "
                     "wait for it, or give each process its own --shard."
                 )
-            state = store.check(mine, SeedCheck(self.images, str(folder)),
+            state = store.check(mine, seed_check(self.images, str(folder)),
                                 lambda done: report(done, "checking"))
             if not state.is_sound:
                 store.reopen(state)
@@ -311,11 +310,12 @@ class Expansion:
             # with the dials that were measured here
             again = replace(self, source=self.images, synthesizer=self._synthesizer,
                             calibrate=False)
-            engine.run(partial(_open_elsewhere, again, store.folder, store.metadata), pending,
-                       done, threads)
+            again._calibration = self._calibration
+            engine.run(partial(_open_elsewhere, again, store.folder), pending, done, threads)
             return
         with cpu_threads(threads):
-            self._prepare(pending)
+            if pending:
+                self._prepare()
             for batch in pending:
                 self._make(batch, store)
                 done(batch)
@@ -330,24 +330,21 @@ class Expansion:
         first = (read_metadata(folder)["repeats"] if folder.exists(PLAN)
                  else first_replicas(self.images, self.plan))
         paths = paths_from(folder, self.images, self.maker.sampler.model)
-        store = self._store(folder, self.metadata | {"repeats": first, PATHS: paths})
+        plan = self.plan.beginning_at({int(index): replica for index, replica in first.items()})
+        store = Store(folder, self.metadata | {"repeats": first, PATHS: paths}, plan)
         changed = store.join()
         if len(changed) == 1 and changed[0].startswith("source.digest"):
             # one of these is of another size: say which
-            store.check(range(self.plan.batches), SeedCheck(self.images, str(folder)))
+            store.check(range(self.plan.batches), seed_check(self.images, str(folder)))
         if changed:
             raise ExpansionError(
                 f"{folder} was begun with other settings: {'; '.join(changed)}. Use the old "
-                "ones, another --out, or --new, which sets the old result aside."
+                "ones, on every machine, another --out, or --new, which sets the old result aside."
             )
         return store
 
-    def _store(self, folder: OutputFolder, metadata: dict[str, Any]) -> Store:
-        first = {int(index): replica for index, replica in metadata["repeats"].items()}
-        return Store(folder, metadata, self.plan.beginning_at(first))
-
-    def _prepare(self, pending: Sequence[int]) -> None:
-        for each in self.filters if pending else ():
+    def _prepare(self) -> None:
+        for each in self.filters:
             each.prepare(self.images, self.maker.sampler.model)
 
     def _make(self, batch: int, store: Store) -> None:
@@ -395,25 +392,16 @@ def expand(
     return expansion.run(out, new=new, shard=shard, progress=progress, engine=engine)
 
 
-def _open_elsewhere(
-    expansion: Expansion, folder: OutputFolder, metadata: dict[str, Any]
-) -> Callable[[int], None]:
+def _open_elsewhere(expansion: Expansion, folder: OutputFolder) -> Callable[[int], None]:
     """What makes a batch and writes it, in another process than the one that planned it."""
-    own = expansion.metadata | {name: metadata[name] for name in ("calibration", "repeats", PATHS)}
-    changed = differences(metadata, own)
-    if changed:
-        raise ExpansionError(
-            f"{folder}: a process on another machine would make other images: "
-            f"{'; '.join(changed)}. Every machine needs the same versions, model and seed images."
-        )
     if not folder.exists(PLAN):
         raise ExpansionError(
             f"{folder}: a process on another machine does not see this folder; give one that all "
             "machines share."
         )
+    store = expansion._join(folder)
     threads = expansion._cpu_threads
     if threads is not None:
         torch.set_num_threads(threads)
-    expansion._prepare([0])
-    store = expansion._store(folder, metadata)
+    expansion._prepare()
     return lambda batch: expansion._make(batch, store)

@@ -4,10 +4,12 @@ Source: ours, on the measures of `dreamda_aug.metrics.distances`.
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -55,7 +57,8 @@ class Filter(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Everything that its scores depend on, as JSON, for the settings of a dataset."""
-        return {"name": self.name, **vars(self)}
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"name": self.name, **own}
 
     def prepare(self, images: SeedImages, model: DiffusionModel) -> None:
         """Called once before the first batch."""
@@ -110,9 +113,6 @@ class OtherImageCopy(Filter):
     threshold: float = 0.3
     size: int = 16
     name = "copy"
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "threshold": self.threshold, "size": self.size}
 
     def prepare(self, images: SeedImages, model: DiffusionModel) -> None:
         rows = {}
@@ -204,40 +204,28 @@ def open_filter(text: str) -> Filter:
     if name in kinds:
         if not given:
             return kinds[name]()
-        try:
-            threshold = float(value)
-        except ValueError:
-            threshold = -1.0
-        if not 0 <= threshold < float("inf"):
-            raise ValueError(f"filter {name}: the threshold must be a number >= 0, got {value!r}.")
-        return kinds[name](threshold)
+        with suppress(ValueError):
+            if 0 <= (threshold := float(value)) < math.inf:
+                return kinds[name](threshold)
+        raise ValueError(f"filter {name}: the threshold must be a number >= 0, got {value!r}.")
     if text == "guard":
         return GuardEvents()
     if name == "label" and value:
-        classifier = _OpenedClassifier(value)
-        return LabelAgreement(classifier, classifier.identity)
+        _open_classifier(value)  # refused now, not at the first batch
+        architecture, colon, path = value.rpartition(":")
+        identity = "bundled" if value == "bundled" else architecture + colon + hashlib.sha256(
+            read_file(path, sys.maxsize)).hexdigest()
+        return LabelAgreement(partial(_classify, value), identity)
     raise ValueError(f"filter must be guard, copy, seed-copy or label=CLASSIFIER, got {text!r}.")
 
 
-class _OpenedClassifier:
-    """A classifier in a file; another process opens it anew, since its program has no pickle."""
-
-    def __init__(self, text: str):
-        self._text, self.identity = text, "bundled"
-        self._classify: Callable[[Tensor], Tensor] = _open_classifier(text)
-        if text != "bundled":
-            architecture, colon, path = text.rpartition(":")
-            digest = hashlib.sha256(read_file(path, sys.maxsize)).hexdigest()
-            self.identity = f"{architecture}{colon}{digest}"
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self._classify(images)
-
-    def __reduce__(self) -> tuple[type["_OpenedClassifier"], tuple[str]]:
-        return _OpenedClassifier, (self._text,)
+def _classify(text: str, images: Tensor) -> Tensor:
+    return _open_classifier(text)(images)
 
 
+@cache
 def _open_classifier(text: str) -> Callable[[Tensor], Tensor]:
+    """A classifier in a file; each process opens it, since a program has no pickle."""
     if text == "bundled":
         return fashion_mnist_judge()
     architecture, _, name = text.rpartition(":")

@@ -5,7 +5,9 @@ import io
 import re
 import tarfile
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,12 @@ class FolderLayout:
                 self.folder.write(f"{name}/{_NO_IMAGES}", [])
 
     def _holds(self, line: ManifestLine) -> bool:
-        if line.file != f"{self.folders.get(line.class_name)}/{line.id}.png":
-            return False
         try:
             png = self.folder.read(line.file)
         except FileNotFoundError:
             return False
-        return _sha256(png) == line.file_digest and line.in_image().encode() in png
+        return (line.file == f"{self.folders.get(line.class_name)}/{line.id}.png"
+                and _sha256(png) == line.file_digest and line.in_image().encode() in png)
 
 
 class ShardLayout:
@@ -92,8 +93,8 @@ class ShardLayout:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for line, png in samples:
-                for suffix, data in _members(line, png):
-                    member = tarfile.TarInfo(f"{line.id}.{suffix}")
+                for name, data in _members(line, png).items():
+                    member = tarfile.TarInfo(name)
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
             end = tar.offset
@@ -102,53 +103,46 @@ class ShardLayout:
     def damaged(self, batch: int, lines: Sequence[ManifestLine]) -> list[str]:
         part, shard = self._part(batch), self._shard(batch)
         found = self._digests(part if self.folder.exists(part) else shard)
-        return [line.file for line in lines if line.file != f"{shard}/{line.id}.png"
-                or found.get(f"{line.id}.png") != line.file_digest
-                or any(found.get(f"{line.id}.{suffix}") != _sha256(data)
-                       for suffix, data in _members(line, b"")[1:])]
+
+        def holds(line: ManifestLine) -> bool:
+            expected = {name: _sha256(data) for name, data in _members(line, b"").items()}
+            expected[f"{line.id}.png"] = line.file_digest
+            return line.file == f"{shard}/{line.id}.png" and expected.items() <= found.items()
+
+        return [line.file for line in lines if not holds(line)]
 
     def beside(self, batches: Collection[int]) -> set[int]:
-        of_shards = {batch // self.batches_per_shard for batch in batches
-                     if not self.folder.exists(self._part(batch))
-                     and self.folder.exists(self._shard(batch))}
-        return set(batches).union(*(
-            range(shard * self.batches_per_shard, (shard + 1) * self.batches_per_shard)
-            for shard in of_shards))
+        size, found = self.batches_per_shard, set(batches)
+        for batch in batches:
+            if self.folder.exists(self._shard(batch)) and not self.folder.exists(self._part(batch)):
+                first = batch // size * size
+                found |= {*range(first, first + size)}
+        return found
 
     def finish(self, batches: int) -> None:
-        present = set(self.folder.names(WORK))
         for first in range(0, batches, self.batches_per_shard):
-            shard, last = self._shard(first), min(first + self.batches_per_shard, batches)
-            parts = [self._part(batch) for batch in range(first, last)]
+            last = min(first + self.batches_per_shard, batches)
+            parts = list(map(self._part, range(first, last)))
+            # a tar file ends with two blocks of zeros
+            content = chain(map(self.folder.read, parts), [bytes(2 * tarfile.BLOCKSIZE)])
             try:
-                if not all(part.partition("/")[2] in present for part in parts):
-                    raise FileNotFoundError(f"{self.folder}: a part of {shard} is missing.")
-                self.folder.write(shard, self._contents(parts))
+                self.folder.write(self._shard(first), content)
             except FileNotFoundError:
-                if not self.folder.exists(shard):  # if it does, it was put together before
+                if not self.folder.exists(self._shard(first)):  # else it was put together before
                     raise
             for part in parts:
                 self.folder.remove(part)
-
-    def _contents(self, parts: Sequence[str]) -> Iterator[bytes]:
-        for part in parts:
-            yield self.folder.read(part)
-        yield bytes(2 * tarfile.BLOCKSIZE)  # a tar file ends with two blocks of zeros
 
     def _digests(self, name: str) -> dict[str, str]:
         """SHA-256 of each member of a tar file; of those before it, if one is damaged."""
         if self._looked_at[0] != name:
             found: dict[str, str] = {}
             self._looked_at = (name, found)
-            try:
+            with suppress(tarfile.TarError, FileNotFoundError, EOFError, ValueError):
                 with self.folder.open(name) as file, tarfile.open(fileobj=file, mode="r|") as tar:
                     for member in tar:
                         content = tar.extractfile(member)
-                        data = content.read() if content else b""
-                        if len(data) == member.size:
-                            found[member.name] = _sha256(data)
-            except (tarfile.TarError, FileNotFoundError, EOFError, ValueError):
-                pass
+                        found[member.name] = _sha256(content.read() if content else b"")
         return self._looked_at[1]
 
     def _shard(self, batch: int) -> str:
@@ -200,15 +194,14 @@ class StoredImages:
     def open(self, file: str) -> PIL.Image.Image:
         """The image, decoded; ExpansionError if it is damaged or missing."""
         try:
-            if not self.in_shard(file):
+            if file not in self._found:
                 return open_image(self.out / file)
             offset, size = self._found[file]
             with open_file((self.out / file).parent) as shard:
                 shard.seek(offset)
-                data = io.BytesIO(shard.read(size))
-            with PIL.Image.open(data) as image:
-                image.load()
-                return image
+                with PIL.Image.open(io.BytesIO(shard.read(size))) as image:
+                    image.load()
+                    return image
         except (*UNREADABLE, StorageError) as error:
             raise _unreadable(self.out / file, "an image", error) from error
 
@@ -242,8 +235,9 @@ def in_label_order(names: dict[str, str]) -> dict[str, str]:
             for label, (class_name, name) in enumerate(names.items())}
 
 
-def _members(line: ManifestLine, png: bytes) -> list[tuple[str, bytes]]:
-    return [("png", png), ("cls", str(line.label).encode()), ("json", line.in_image().encode())]
+def _members(line: ManifestLine, png: bytes) -> dict[str, bytes]:
+    return {f"{line.id}.png": png, f"{line.id}.cls": str(line.label).encode(),
+            f"{line.id}.json": line.in_image().encode()}
 
 
 def _sha256(data: bytes) -> str:

@@ -43,9 +43,6 @@ def read_metadata(out: str | Path | OutputFolder) -> dict[str, Any]:
         and isinstance(found["source"].get("images"), int)
         and isinstance(found[PATHS].get("model"), str)
         and isinstance(found[PATHS].get("source"), dict | None)
-        and all(index.isdecimal() and isinstance(first, int) and first >= 0
-                for index, first in found["repeats"].items())
-        and found.get("threads") in (None, *range(1, 4096))
     ):
         raise ExpansionError(f"{where}: expected the metadata of an expansion, found other JSON.")
     if found.get("format_version") != FORMAT_VERSION:

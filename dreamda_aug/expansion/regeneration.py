@@ -10,10 +10,10 @@ import PIL.Image
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import generate, pixel_digest
 from dreamda_aug.expansion.card import model_file
+from dreamda_aug.expansion.engines import cpu_threads
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, settings_from_json
 from dreamda_aug.expansion.metadata import PATHS, find_path, read_metadata, recorded_images
 from dreamda_aug.expansion.seeds import Unreadable, open_seed
-from dreamda_aug.expansion.sharding import cpu_threads
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import DiffusionModel, load_model

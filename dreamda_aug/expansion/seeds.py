@@ -45,8 +45,7 @@ class Seed(NamedTuple):
 
 def open_seed(images: SeedImages, index: int, model: DiffusionModel) -> Seed:
     """Open and prepare a seed image; raises as `read_seed` does."""
-    file_digest = images.file_digest(index)
-    pixels = read_seed(images, index)
+    file_digest, pixels = images.file_digest(index), read_seed(images, index)
     store = pixels.store
     # one number, expanded: only shape and device are looked at, and large pixels are not kept
     like = torch.zeros(1).expand(pixels.values.shape)
@@ -61,27 +60,22 @@ def read_seed(images: SeedImages, index: int) -> Pixels:
         Unreadable: the file is broken, too large or missing.
         ValueError, TypeError: a dataset's image is none that `read_pixels` takes.
     """
+    is_decoded = False
     try:
         seed = images.open(index)
         if isinstance(seed.image, PIL.Image.Image):
             seed.image.load()
-    except UNREADABLE as error:
-        raise _unreadable(error) from error
-    try:
+        is_decoded = True
         return seed.pixels
+    except TooLarge as error:
+        raise Unreadable(str(error)) from error
     except UNREADABLE as error:
-        if images.root is None and not isinstance(error, TooLarge):
-            raise  # what the user's program made is refused, as everywhere
-        raise _unreadable(error) from error
-
-
-def _unreadable(error: Exception) -> Exception:
-    if isinstance(error, TooLarge):
-        return Unreadable(str(error))
-    if isinstance(error, OSError) and error.errno in _OURS:
-        return error
-    # without the message: it may hold paths, and the record must be the same everywhere
-    return Unreadable(f"unreadable ({type(error).__name__})")
+        # errors of the machine; and what the user's program made is refused, as everywhere
+        is_theirs = is_decoded and images.root is None
+        if is_theirs or isinstance(error, OSError) and error.errno in _OURS:
+            raise
+        # without the message: it may hold paths, and the record must be the same everywhere
+        raise Unreadable(f"unreadable ({type(error).__name__})") from error
 
 
 def conditions_of(
@@ -103,34 +97,31 @@ def conditions_of(
     return dict(zip(classes, of_class, strict=True)), lambda index: of_class[labels[index]]
 
 
-class SeedCheck:
-    """Compares the seed image of each record with what it is now.
+def seed_check(images: SeedImages, out: str) -> Callable[[Record], None]:
+    """A function that raises ExpansionError if the seed image of a record was changed since.
 
-    A file with the same bytes is not decoded. One that was stored anew with the same pixels is
-    the same image.
+    Records of one seed image follow each other. A file with the same bytes is not decoded; one
+    that was stored anew with the same pixels is the same image.
     """
+    last = -1
 
-    def __init__(self, images: SeedImages, out: str):
-        self._images, self._out = images, out
-        self._last = -1
-
-    def __call__(self, record: Record) -> None:
-        """Raise ExpansionError if it was changed; records of one seed image follow each other."""
+    def check(record: Record) -> None:
+        nonlocal last
         index = record.seed_index
-        if index == self._last:
+        if index == last:
             return
-        if index < len(self._images) and self._images.paths[index] == record.seed_path:
-            now = self._images.file_digest(index)
-            if now and now == record.seed_file_digest or (
-                _pixel_digest(self._images, index) == record.seed_digest
-            ):
-                self._last = index
-                return
-        raise ExpansionError(
-            f"{self._out}: seed image {record.seed_path} was changed since images were made from "
-            "it. Put the old image back; or begin anew with --new (new=True), which sets the old "
-            "result aside."
-        )
+        if index >= len(images) or images.paths[index] != record.seed_path or not (
+            images.file_digest(index) == record.seed_file_digest != ""
+            or _pixel_digest(images, index) == record.seed_digest
+        ):
+            raise ExpansionError(
+                f"{out}: seed image {record.seed_path} was changed since images were made from "
+                "it. Put the old image back; or begin anew with --new (new=True), which sets the "
+                "old result aside."
+            )
+        last = index
+
+    return check
 
 
 def first_replicas(images: SeedImages, plan: Plan) -> dict[str, int]:

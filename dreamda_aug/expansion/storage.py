@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -33,7 +33,6 @@ class OutputFolder:
     Args:
         out: a path, or a URL that fsspec opens, such as ``s3://bucket/folder``. The folder is made
             when something is written.
-        options: for the file system, such as a profile; see fsspec's ``url_to_fs``.
 
     Attributes:
         path: the folder's path, or None if it is not on this machine.
@@ -43,14 +42,14 @@ class OutputFolder:
         ValueError: fsspec opens no such URL; or it is a Path made of a URL, which lacks a slash.
     """
 
-    def __init__(self, out: str | Path, **options: Any):
+    def __init__(self, out: str | Path):
         if not (isinstance(out, str) and "://" in out):
             self.path: Path | None = local_path(out, "out", "give a URL as text, with both slashes")
             self._name, self._fs = str(self.path), LocalFileSystem()
             self._root = os.path.abspath(self.path)
             return
         try:
-            self._fs, root = url_to_fs(out, **options)
+            self._fs, root = url_to_fs(out)
         except ImportError as error:
             raise ImportError(
                 f"{out}: {error}; pip install 'dreamda_aug[remote]' has the packages for s3:// and "
@@ -70,7 +69,7 @@ class OutputFolder:
             raise ExpansionError(f"{self}: expected a folder, found a file.")
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or folder of this name."""
+        """Whether there is anything of this name."""
         self._fs.invalidate_cache()
         return bool(self._fs.exists(self._at(name)))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dreamda_aug.cli.main import main
 from dreamda_aug.cli.writing import _Bar
 from dreamda_aug.expansion import read_manifest
-from dreamda_aug.expansion.sharding import Progress
+from dreamda_aug.expansion.engines import Progress
 
 # Small enough for a test, and the same for every process.
 QUICK = ["--preset", "paper", "--set", "steps=2", "--set", "strength=0.5", "--batch-size", "4",

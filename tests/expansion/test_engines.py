@@ -17,7 +17,7 @@ from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.filters import open_filter
 
 ray = pytest.importorskip("ray")
-from dreamda_aug.expansion.ray_engine import RayEngine, make_batches  # noqa: E402
+from dreamda_aug.expansion.engines import RayEngine, make_batches  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 
