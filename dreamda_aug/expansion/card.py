@@ -1,33 +1,48 @@
-"""The card of a synthetic dataset: what it holds, what it was made with, and its licence."""
+"""What describes a dataset to people and programs: its card, Hugging Face's metadata, Croissant."""
 
+import io
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path, PurePosixPath
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dreamda_aug.expansion.exports import hub_fields
-from dreamda_aug.expansion.metadata import LICENSE, PATHS
+from dreamda_aug.expansion.manifest import MANIFEST, read_manifest
+from dreamda_aug.expansion.metadata import LICENSE, PATHS, flat
 from dreamda_aug.expansion.stats import Stats
+from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.method.settings import DIALS
 from dreamda_aug.models.load import BUNDLED
 
-# What means something to HTML, to CommonMark, or to the extensions that GitHub and the hub read:
-# tables, strikethrough, formulas. A backslash before the first four works in every Markdown;
-# before the others it does not, and character references do.
-_SPECIAL = {ord(c): f"\\{c}" for c in "`*_#"} | {ord(c): f"&#{ord(c)};" for c in "\\[]|~$!{}"} | {
-    ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"}
-# Line breaks, other control characters, what turns the reading direction, and lone surrogates,
-# which stand for bytes of a file name that are no text.
-_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"
+# Columns of ``load_dataset``, beside the image itself.
+_COLUMNS = {"label": "int64", "class_name": "string", "synthetic": "bool", "seed_path": "string",
+            "replica": "int64", "distance": "float64"}
+# What images are, by format of the dataset.
+_IMAGES = {
+    "folder": {"description": "PNG files in a folder for each class.",
+               "encodingFormat": "image/png", "includes": "*/*.png"},
+    "webdataset": {"description": "Tar files of ID.png, ID.cls and ID.json.",
+                   "encodingFormat": "application/x-tar", "includes": "shard-*.tar"},
+}
+# What means something to HTML, to CommonMark, or to the extensions that GitHub and the hub read
+# (tables, strikethrough, formulas), but for underscores inside of words.
+_MARKUP = re.compile(r"[\\`*#\[\]|~$!{}<>&]|(?<![^\W_])_|_(?![^\W_])")
 # At the start of a line these open a list, a quotation or a heading.
-_OPENING = re.compile(r"\A(?P<number>\d{0,9})(?P<mark>[-+=.)])(?=\s|\Z|[-=])")
-# Inside of a word an underscore is a letter.
-_INNER_UNDERSCORES = re.compile(r"(?<=[^\W_])_+(?=[^\W_])")
+_OPENING = re.compile(r"\A(\d{0,9})([-+=.)])(?=\s|\Z|[-=])")
+# Line breaks, other control characters, and what turns the reading direction.
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+# These stand for bytes of a file name that are no text.
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# Not in the table of settings: it stands elsewhere on the card, or says nothing about the images.
+_ELSEWHERE = ("format", "format_version", "samples", "calibration", "conditions", "source", LICENSE,
+              PATHS, "repeats")
 _NOT_STATED = "not stated where the model lies on this machine; look it up before publishing"
 
 
@@ -35,15 +50,12 @@ def dataset_card(metadata: Mapping[str, Any], stats: Stats) -> str:
     """The card: YAML, and Markdown in which names and texts from outside are never markup."""
     import yaml
 
-    source = metadata["source"]
+    source, model = metadata["source"], metadata[PATHS]["model"]
     fields = yaml.safe_dump(hub_fields(metadata), sort_keys=False, allow_unicode=True,
                             width=float("inf"))
     return f"---\n{fields}---\n\n" + _template().render(
-        made=stats.made,
-        seed_images=source["images"],
-        model=PurePosixPath(metadata[PATHS]["model"]).name
-        if metadata[PATHS]["model"].startswith(("./", "../")) else metadata[PATHS]["model"],
-        license=metadata[LICENSE],
+        made=stats.made, seed_images=source["images"], license=metadata[LICENSE],
+        model=model.rpartition("/")[2] if model.startswith(("./", "../")) else model,
         classes=[(name, count, stats.images[name]) for name, count in source["classes"].items()],
         flagged=[(title, sorted(counts.items())) for title, counts in (
             ("Flagged and kept", stats.flags), ("Flagged and left out", stats.dropped),
@@ -52,7 +64,7 @@ def dataset_card(metadata: Mapping[str, Any], stats: Stats) -> str:
         warnings=[*source["problems"], *stats.warnings(source["classes"])],
         conditions=[(name, value) for name, value in metadata["conditions"].items()
                     if isinstance(value, str) and name in source["classes"]],
-        settings=[(name, _plain(value)) for name, value in _settings(metadata)],
+        settings=flat({name: value for name, value in metadata.items() if name not in _ELSEWHERE}),
     )
 
 
@@ -69,16 +81,13 @@ def license_of(model: str) -> str:
 
     try:
         stated = ModelCard(card.read_text("utf-8-sig", errors="replace"),
-                           ignore_metadata_errors=True).data.to_dict()
+                           ignore_metadata_errors=True).data
     except (ValueError, TypeError, yaml.YAMLError):
         return _NOT_STATED  # its front matter is none
-    name, link = stated.get("license"), stated.get("license_link")
-    if name == "other":
-        name = stated.get("license_name") or name
-    if not name:
-        return _NOT_STATED
-    name = ", ".join(map(str, name)) if isinstance(name, list) else str(name)
-    return f"{name} ({link})" if link else name
+    name = stated.get("license_name") or stated.get("license") or _NOT_STATED
+    text = ", ".join(map(str, name)) if isinstance(name, list) else str(name)
+    link = stated.get("license_link")
+    return f"{text} ({link})" if link else text
 
 
 def model_file(model: str, name: str) -> Path | None:
@@ -96,19 +105,6 @@ def model_file(model: str, name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _settings(metadata: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    yield from metadata["settings"].items()
-    for name in ("rng_seed", "batch_size", "image_format", "device", "threads", "model"):
-        yield name, metadata[name]
-    for name in ("block_index", "embedded_guidance"):  # of transformers alone
-        if metadata.get(name) is not None:
-            yield name, metadata[name]
-    yield from metadata["expansion"].items()
-    for described in metadata["filters"]:
-        yield f"filter {described['name']}", described
-    yield from metadata["versions"].items()
-
-
 def _calibration(found: Mapping[str, Any] | None) -> str:
     """Which dials were chosen by measurement, and why; empty if none were."""
     if found is None:
@@ -119,20 +115,11 @@ def _calibration(found: Mapping[str, Any] | None) -> str:
     return f"{dials}: the furthest that images go with {found['target']}{missed}{judge}"
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={item}" for name, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
-
-
 def escape_markdown(text: object) -> Markup:
     """The text as one line that Markdown, and HTML after it, show character for character."""
     line = _SURROGATES.sub("\ufffd", _BREAKS.sub(" ", str(text))).strip()
-    line = _INNER_UNDERSCORES.sub(lambda found: "\0" * len(found[0]), line)
-    line = line.translate(_SPECIAL).replace("\0", "_")
-    return Markup(_OPENING.sub(lambda found: f"{found['number']}&#{ord(found['mark'])};", line))
+    line = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", line)
+    return Markup(_OPENING.sub(lambda found: f"{found[1]}&#{ord(found[2])};", line))
 
 
 @cache
@@ -141,3 +128,85 @@ def _template() -> Template:
         loader=PackageLoader("dreamda_aug.expansion"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=escape_markdown)
     return environment.get_template("README.md.jinja")
+
+
+def are_exported(folder: OutputFolder, metadata: Mapping[str, Any]) -> bool:
+    """Whether a dataset has the files for other programs."""
+    return folder.exists(CROISSANT) and (
+        metadata["image_format"] != "folder" or folder.exists(PARQUET) or folder.exists(JSONL))
+
+
+def write_exports(folder: OutputFolder, metadata: Mapping[str, Any]) -> None:
+    """Write these files for a finished dataset; the same bytes whenever it is done.
+
+    ``metadata.parquet`` and ``metadata.jsonl`` are for class folders alone: shards carry their
+    labels themselves. Only the first can name classes; without pyarrow it is the second.
+    """
+    if metadata["image_format"] == "folder":
+        try:
+            folder.write(PARQUET, [_parquet(_rows(folder), list(metadata["source"]["classes"]))])
+            folder.remove(JSONL)  # Hugging Face refuses both
+        except ImportError:
+            folder.write(JSONL, (json.dumps(row, separators=(",", ":")).encode() + b"\n"
+                                 for row in _rows(folder)))
+            folder.remove(PARQUET)
+    text = json.dumps(croissant(folder, metadata), indent=2, ensure_ascii=False) + "\n"
+    folder.write(CROISSANT, [text.encode()])
+
+
+def hub_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The YAML of a card that ``load_dataset`` reads: files, columns and names of the classes."""
+    in_folders = metadata["image_format"] == "folder"
+    # said outright: a class folder called "test" would be taken for a split
+    config: dict[str, Any] = {"config_name": "default", "data_files": [{
+        "split": "train", "path": ["*/*.png", "metadata.*"] if in_folders else "shard-*.tar"}]}
+    if in_folders:
+        names = {str(label): name for label, name in enumerate(metadata["source"]["classes"])}
+        kinds = {"image": "image", **_COLUMNS, "label": {"class_label": {"names": names}}}
+        config["features"] = [{"name": name, "dtype": kind} for name, kind in kinds.items()]
+    fields = {"tags": ["synthetic"], "task_categories": ["image-classification"],
+              "configs": [config]}
+    if metadata[LICENSE].lower().startswith("apache-2.0"):
+        fields["license"] = "apache-2.0"
+    return fields
+
+
+def _rows(folder: OutputFolder) -> Iterator[dict[str, Any]]:
+    for line in read_manifest(folder):
+        yield {"file_name": line.file, "label": line.label, "class_name": line.class_name,
+               "synthetic": True, "seed_path": line.seed_path, "replica": line.replica,
+               "distance": float(line.distance)}
+
+
+def _parquet(rows: Iterator[dict[str, Any]], classes: list[str]) -> bytes:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    features = {"label": {"names": classes, "_type": "ClassLabel"}}
+    schema = pyarrow.schema(
+        [(name, pyarrow.type_for_alias(kind))
+         for name, kind in {"file_name": "string", **_COLUMNS}.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    buffer = io.BytesIO()
+    with ParquetWriter(buffer, schema) as writer:
+        while some := list(islice(rows, 10_000)):
+            writer.write_table(pyarrow.Table.from_pylist(some, schema))
+    return buffer.getvalue()
+
+
+def croissant(folder: OutputFolder, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The dataset as Croissant 1.0 describes one: its files, and a record for each image."""
+    classes = list(metadata["source"]["classes"])
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    template = files("dreamda_aug.expansion") / "templates" / CROISSANT
+    found: dict[str, Any] = json.loads(template.read_text("utf-8"))
+    manifest, images = found["distribution"]
+    manifest["sha256"] = folder.digest(MANIFEST)
+    images |= _IMAGES[metadata["image_format"]]
+    return found | {
+        "license": metadata[LICENSE],
+        "description": (
+            f"Synthetic images of {len(classes)} classes ({shown}), made from "
+            f"{metadata['source']['images']} real images with dreamda_aug. They carry the label of "
+            "the image that they were made from."),
+    }

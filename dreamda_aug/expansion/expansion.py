@@ -39,7 +39,7 @@ from dreamda_aug.expansion.metadata import (
     read_metadata,
 )
 from dreamda_aug.expansion.replicas import DEFAULT_RATIO, Plan, count_replicas
-from dreamda_aug.expansion.seeds import conditions_of, first_replicas, seed_check
+from dreamda_aug.expansion.seeds import first_replicas, seed_check
 from dreamda_aug.expansion.stats import Stats
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.expansion.store import State, Store
@@ -131,13 +131,14 @@ class Expansion:
     def __post_init__(self) -> None:
         check_fields(self)
         self._calibration: Calibration | None = None
-        self._synthesizer = as_synthesizer(
+        synthesizer = as_synthesizer(
             Synthesizer() if self.synthesizer is None else self.synthesizer)
         self.shard_samples = whole("shard_samples", self.shard_samples, 1)
         self.threads = whole("threads", self.threads, 1, 4095)
         self.images = open_seed_images(self.source).labeled()
         if self.strict and self.images.problems:
             raise ValueError(f"strict: {'; '.join(self.images.problems)}.")
+        self._synthesizer = synthesizer.with_class_names(self.images.names)
         names, classes = self._synthesizer.conditioner.class_names, self.images.classes
         if names is not None and len(names) != len(classes):
             raise ValueError(
@@ -153,11 +154,17 @@ class Expansion:
         join_processes()  # before the model is loaded: it chooses this process's device
         synthesizer, images = self._synthesizer, self.images
         model, chosen = synthesizer.model, [index for index, _ in self.plan.counts()]
-        self._conditions, condition_of = conditions_of(
-            images, synthesizer.conditioner, model, chosen)
+        conditioner = synthesizer.conditioner
+        condition_of = conditioner.of_images(images, model)
+        if conditioner.captions is None:
+            self._conditions = {name: conditioner.condition(label, model)
+                                for label, name in enumerate(images.classes)}
+        else:
+            texts = [(index, condition_of(index)) for index in chosen]
+            self._conditions = {"captions": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
         if self.calibrate:
             # all of them, however few are used; captions are known for those alone
-            usable = range(len(images)) if synthesizer.conditioner.captions is None else chosen
+            usable = range(len(images)) if conditioner.captions is None else chosen
             synthesizer, self._calibration = calibrated(
                 synthesizer, images, usable, condition_of)
         elif synthesizer.requested_settings.open_dials:

@@ -39,7 +39,7 @@ class FolderLayout:
 
     def __init__(self, folder: OutputFolder, classes: Sequence[str]):
         self.folder = folder
-        self.folders = in_label_order(folder_names(classes))
+        self.folders = folder_names(classes)
 
     def file(self, batch: int, class_name: str, sample_id: str) -> str:
         """Path of a sample's image in the dataset, with "/"."""
@@ -207,7 +207,11 @@ class StoredImages:
 
 
 def folder_names(classes: Sequence[str]) -> dict[str, str]:
-    """A folder name for each class: the class's name if every file system allows it."""
+    """A folder for each class: its name, as far as every file system allows it.
+
+    ``ImageFolder`` and Hugging Face's ``imagefolder`` number classes as their folders sort; where
+    that is not the order of labels, names have the label in front.
+    """
     names: dict[str, str] = {}
     taken = set(_TAKEN)
     for class_name in classes:
@@ -220,19 +224,11 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
             name, number = f"{clean}_{number}", number + 1
         taken.add(name.casefold())
         names[class_name] = name
+    if list(names.values()) != sorted(names.values()):
+        digits = len(str(len(names) - 1))
+        names = {each: f"{label:0{digits}d}_{name}"
+                 for label, (each, name) in enumerate(names.items())}
     return names
-
-
-def in_label_order(names: dict[str, str]) -> dict[str, str]:
-    """Folder names with a number in front, if they would not sort in label order.
-
-    ``ImageFolder`` and Hugging Face's ``imagefolder`` number classes as their folders sort.
-    """
-    if list(names.values()) == sorted(names.values()):
-        return names
-    digits = len(str(len(names) - 1))
-    return {class_name: f"{label:0{digits}d}_{name}"
-            for label, (class_name, name) in enumerate(names.items())}
 
 
 def _members(line: ManifestLine, png: bytes) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """What a dataset was begun with, and where its seed images and model lie: ``plan.json``."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         elif old != new and f"{prefix}{name}" != LICENSE:
             lines.append(f"{prefix}{name}: {old!r} -> {new!r}")
     return [line for line in lines if not line.startswith(f"{PATHS}.")]
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Everything in a nested dict but None, by the names of its keys, joined by dots."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else key)
+    elif value is not None:
+        yield name, value
 
 
 def check_out(images: SeedImages, folder: OutputFolder) -> None:

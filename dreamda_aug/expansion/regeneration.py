@@ -66,7 +66,9 @@ def regenerate(
         FileNotFoundError: the folder holds no finished dataset, or the seed images are gone.
     """
     metadata = read_metadata(out)
-    line = find_line(out, sample_id)
+    line = next((each for each in read_manifest(out) if sample_id in (each.id, each.file)), None)
+    if line is None:
+        raise ExpansionError(f"{out}: the manifest has no image {sample_id!r}.")
     images = recorded_images(out, metadata) if source is None else open_seed_images(source)
     if images is None:
         raise ExpansionError(
@@ -135,18 +137,6 @@ def load_recorded(
         name, device=device, lora=lora, low_memory=metadata["low_memory"],
         image_size=pair(metadata["image_size"]), block_index=metadata["block_index"],
         embedded_guidance=metadata["embedded_guidance"])
-
-
-def find_line(out: str | Path, sample_id: str) -> ManifestLine:
-    """The manifest line of an image, by its ``id`` or its ``file``.
-
-    Raises:
-        ExpansionError: there is none.
-    """
-    for line in read_manifest(out):
-        if sample_id in (line.id, line.file):
-            return line
-    raise ExpansionError(f"{out}: the manifest has no image {sample_id!r}.")
 
 
 def _find_seed_image(images: SeedImages, line: ManifestLine) -> int:

@@ -68,8 +68,14 @@ class Plan:
 
     def batch(self, number: int) -> list[PlannedSample]:
         """The samples of one batch, in order."""
+        samples = []
         start = number * self.batch_size
-        return [self._sample(i) for i in range(start, start + self.batch_length(number))]
+        for place in range(start, start + self.batch_length(number)):
+            position = bisect_right(self._ends, place)
+            index = self._seed_indices[position]
+            begin = self._ends[position - 1] if position else 0
+            samples.append(PlannedSample(index, place - begin + self._first.get(index, 0)))
+        return samples
 
     def batch_length(self, number: int) -> int:
         """How many samples a batch holds; 0 for batches that are not planned."""
@@ -86,12 +92,6 @@ class Plan:
             begin = end
         return total
 
-    def _sample(self, number: int) -> PlannedSample:
-        position = bisect_right(self._ends, number)
-        begin = self._ends[position - 1] if position else 0
-        index = self._seed_indices[position]
-        return PlannedSample(index, number - begin + self._first.get(index, 0))
-
 
 def count_replicas(
     images: SeedImages,
@@ -105,17 +105,16 @@ def count_replicas(
 
     Seed images have the same replicas with a limit as without one.
     """
-    if isinstance(expansion_ratio, Mapping):
-        ratios = dict.fromkeys(images.classes, DEFAULT_RATIO) | dict(expansion_ratio)
-    else:
-        ratios = dict.fromkeys(images.classes, expansion_ratio)
-    chosen = set(images.classes if only_classes is None else only_classes)
+    classes, labels = images.classes, images.labels
+    ratios = dict.fromkeys(classes, DEFAULT_RATIO) | dict(expansion_ratio) if isinstance(
+        expansion_ratio, Mapping) else dict.fromkeys(classes, expansion_ratio)
+    chosen = set(classes if only_classes is None else only_classes)
     for name, given in (("expansion_ratio", ratios), ("only_classes", chosen)):
-        for unknown in sorted(set(given) - set(images.classes)):
+        for unknown in sorted(set(given) - set(classes)):
             raise ValueError(f"{name}: there is no class {unknown!r} in the source.")
-    ratio_of = [whole("expansion_ratio", ratios[name], 0) for name in images.classes]
+    ratio_of = [whole("expansion_ratio", ratios[name], 0) for name in classes]
     limit = None if limit is None else whole("limit", limit, 1)
-    labels, of_class = images.labels or [], dict[int, list[int]]()
+    of_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(label, []).append(index)
     target = max((len(each) * (ratio_of[label] + 1) for label, each in of_class.items()), default=0)
@@ -123,8 +122,8 @@ def count_replicas(
     for label, members in of_class.items():
         wanted = target - len(members) if balance else ratio_of[label] * len(members)
         each, more = divmod(wanted, len(members))
-        if images.classes[label] in chosen:
-            replicas.update({index: each + (i < more) for i, index in enumerate(members)})
+        if classes[label] in chosen:
+            replicas |= {index: each + (i < more) for i, index in enumerate(members)}
     if limit is not None:
         # the first of each class, the second of each class, ...
         in_turn = sorted((rank, label, index) for label, members in of_class.items()
@@ -136,6 +135,6 @@ def count_replicas(
     if replicas[most] > MAX_REPLICAS:
         raise ValueError(
             f"expansion_ratio (and balance) must give a seed image at most {MAX_REPLICAS:,} "
-            f"replicas, got {replicas[most]:,} for class {images.classes[labels[most]]!r}."
+            f"replicas, got {replicas[most]:,} for class {classes[labels[most]]!r}."
         )
     return replicas

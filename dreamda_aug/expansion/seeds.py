@@ -1,10 +1,8 @@
 """Seed images on their way to the model and to PNG, and whether they are what they were."""
 
 import errno
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import NamedTuple
 
 import PIL.Image
@@ -15,10 +13,8 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.manifest import Record
 from dreamda_aug.expansion.replicas import Plan
 from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, fit_back, fit_to
-from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.conditioning import Condition
 
 # Errors of the machine rather than of the file.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
@@ -76,25 +72,6 @@ def read_seed(images: SeedImages, index: int) -> Pixels:
             raise
         # without the message: it may hold paths, and the record must be the same everywhere
         raise Unreadable(f"unreadable ({type(error).__name__})") from error
-
-
-def conditions_of(
-    images: SeedImages, conditioner: Conditioner, model: DiffusionModel, chosen: Collection[int]
-) -> tuple[dict[str, Condition], Callable[[int], Condition]]:
-    """Conditions by class name for the metadata, and a function from image number to condition.
-
-    ``chosen`` are the images that are used. Raises ValueError if there is no condition for one.
-    """
-    if conditioner.captions is not None:
-        known = conditioner.captions.images(images.file_names, len(images))
-        texts = {index: conditioner.condition(None, model, known[index]) for index in chosen}
-        digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
-        return {"captions": digest}, texts.__getitem__
-    classes, labels = images.classes, images.labels or []
-    names = images.names if conditioner.class_names is None else conditioner.class_names
-    conditioner = Conditioner(names, conditioner.prompt)
-    of_class = [conditioner.condition(label, model) for label in range(len(classes))]
-    return dict(zip(classes, of_class, strict=True)), lambda index: of_class[labels[index]]
 
 
 def seed_check(images: SeedImages, out: str) -> Callable[[Record], None]:

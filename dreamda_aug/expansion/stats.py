@@ -55,49 +55,34 @@ class Stats:
         Args:
             classes: the dataset's, to name those without images.
         """
-        found = []
         every = self.made + self.dropped.total()
         close = self.flags["seed-copy"] + self.dropped["seed-copy"]
-        if close > 0.2 * every:
-            found.append(
-                f"{close} of {every} images hardly differ from their seed image: the perturbation "
-                "is too weak. Measure a stronger one with `dreamda calibrate`."
-            )
         copies = self.flags["copy"] + self.dropped["copy"]
-        if copies:
-            found.append(
-                f"{copies} images look like a training image other than their seed: the model "
-                "may have memorised it. Look at them before you publish the dataset."
-            )
-        if self.same_pixels:
-            pairs = _first_of([f"{path} = {other}" for path, other in self.same_pixels.items()])
-            found.append(
-                f"{len(self.same_pixels)} seed images are pixel for pixel equal to another one, "
-                f"and so are their replicas ({pairs}): delete one file of each pair, or overwrite "
-                "it with the other, since copies get replicas of their own; then begin anew with "
-                "--new (new=True)."
-            )
-        if self.unreadable:
-            found.append(f"{self.unreadable.total()} images were not made, because their seed "
-                         "image is unreadable; see skipped.jsonl.")
-        if self.events:
-            found.append(f"{self.events} images failed a check and were retried or replaced; see "
-                         "events in the manifest.")
-        if self.small_batches:
-            found.append(
-                f"memory ran out: {self.small_batches} images were made in smaller batches than "
-                "planned (see batch_size in the manifest), so another run may make other last bits."
-            )
-        for loss, number in self.losses.items():
-            found.append(f"{number} images are {loss}: PNG files keep no more of such images.")
+        pairs = _first_of([f"{path} = {other}" for path, other in self.same_pixels.items()])
         empty = [repr(name) for name in classes if not self.images[name]]
-        if empty:
-            found.append(
-                f"{len(empty)} classes have no synthetic image ({_first_of(empty)}). Their "
-                "folders are empty, so that the other classes keep their numbers: read the "
-                "dataset with ImageFolder(out, allow_empty=True)."
-            )
-        return found
+        found = {
+            f"{close} of {every} images hardly differ from their seed image: the perturbation is "
+            "too weak. Measure a stronger one with `dreamda calibrate`.": close > 0.2 * every,
+            f"{copies} images look like a training image other than their seed: the model may have "
+            "memorised it. Look at them before you publish the dataset.": copies,
+            f"{len(self.same_pixels)} seed images are pixel for pixel equal to another one, and so "
+            f"are their replicas ({pairs}): delete one file of each pair, or overwrite it with the "
+            "other, since copies get replicas of their own; then begin anew with --new "
+            "(new=True).": self.same_pixels,
+            f"{self.unreadable.total()} images were not made, because their seed image is "
+            "unreadable; see skipped.jsonl.": self.unreadable,
+            f"{self.events} images failed a check and were retried or replaced; see events in the "
+            "manifest.": self.events,
+            f"memory ran out: {self.small_batches} images were made in smaller batches than "
+            "planned (see batch_size in the manifest), so another run may make other last "
+            "bits.": self.small_batches,
+            **{f"{number} images are {loss}: PNG files keep no more of such images.": number
+               for loss, number in self.losses.items()},
+            f"{len(empty)} classes have no synthetic image ({_first_of(empty)}). Their folders are "
+            "empty, so that the other classes keep their numbers: read the dataset with "
+            "ImageFolder(out, allow_empty=True).": empty,
+        }
+        return [warning for warning, holds in found.items() if holds]
 
 
 def read_stats(out: str | Path | OutputFolder) -> Stats:

@@ -9,8 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.card import dataset_card
-from dreamda_aug.expansion.exports import are_exported, write_exports
+from dreamda_aug.expansion.card import are_exported, dataset_card, write_exports
 from dreamda_aug.expansion.layouts import WORK, layout_of
 from dreamda_aug.expansion.manifest import MANIFEST, SKIPPED, ManifestLine, Record, Skipped
 from dreamda_aug.expansion.metadata import CARD, PLAN, differences, read_metadata

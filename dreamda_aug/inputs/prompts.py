@@ -13,6 +13,7 @@ from dreamda_aug.inputs.labels import (
     plain_label,
     plain_name,
 )
+from dreamda_aug.inputs.seed_images import SeedImages
 
 # The authors' template, with "a" or "an" as the class name needs it.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
@@ -149,6 +150,16 @@ class Conditioner:
             "classes with class_names, adapt the model to your images (dreamda adapt), or use "
             "another one.", stacklevel=3,
         )
+
+    def of_images(
+        self, images: SeedImages, model: Conditioned
+    ) -> Callable[[int], str | int | None]:
+        """A function from the number of an image to its condition; raises as `condition` does."""
+        labels, names = images.labels, None
+        if self.captions is not None:
+            names = self.captions.images(images.file_names, len(images))
+        return lambda index: self.condition(
+            labels[index] if labels else None, model, None if names is None else names[index])
 
     def known_prompts(self) -> list[str] | None:
         """Every prompt that `condition` can give, or None where a function or labels decide."""

@@ -18,6 +18,7 @@ from dreamda_aug.expansion.metadata import (
     PATHS,
     UNKNOWN,
     find_path,
+    flat,
     read_metadata,
     recorded_images,
 )
@@ -161,7 +162,7 @@ def report_page(
                              for each in (maker.seed_features, maker.features))),
         "classes": overview.class_table(classes, stats), "tile": tile_side(maker.largest),
         "metrics": [(name, public(value)) for name, value in _read_metrics(root)],
-        "settings": [(name, public(value)) for name, value in _flat(
+        "settings": [(name, public(value)) for name, value in flat(
             {name: value for name, value in metadata.items()
              if name not in ("conditions", "source")})],
     }
@@ -270,12 +271,3 @@ def _read_metrics(root: Path) -> Iterator[tuple[str, str]]:
             text = " ".join(map(str, value)) if isinstance(value, list) else value
             if text not in (None, ""):
                 yield name, f"{text:.4g}" if isinstance(text, float) else str(text)
-
-
-def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """Everything in a nested dict, by the names of its keys, joined by dots."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    else:
-        yield name, value

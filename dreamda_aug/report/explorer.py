@@ -18,7 +18,6 @@ from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_s
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import path_name
 from dreamda_aug.progress import bar
-from dreamda_aug.report.preview import conditions_of
 from dreamda_aug.report.rendering import render_page
 from dreamda_aug.report.thumbnails import make_thumbnail
 
@@ -178,7 +177,8 @@ def write_exploration(exploration: Exploration, out: str | Path) -> None:
 def _draw(seeds: SeedImages, synthesizer: Synthesizer) -> tuple[Sample, list[str]]:
     """Images to measure on, and the name of each one's class."""
     sample = draw_sample(
-        seeds, range(len(seeds)), synthesizer.model, conditions_of(seeds, synthesizer))
+        seeds, range(len(seeds)), synthesizer.model,
+        synthesizer.conditioner.of_images(seeds, synthesizer.model))
     if sample is None:
         raise ValueError("source must hold at least two images that differ and can be read.")
     labels = seeds.labels

@@ -1,6 +1,6 @@
 """A grid of the user's images and synthetic images of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def preview(
         replace(synthesizer.requested_settings, noise_scale=scale)  # refused before the work
     sample, pixels, conditions = draw_some(seeds, count, synthesizer)
     if calibrate:
-        synthesizer, _ = calibrated(
-            synthesizer, seeds, range(len(seeds)), conditions_of(seeds, synthesizer))
+        condition_of = synthesizer.conditioner.of_images(seeds, synthesizer.model)
+        synthesizer, _ = calibrated(synthesizer, seeds, range(len(seeds)), condition_of)
     sampler = synthesizer.sampler
     values = torch.cat([fit_to(each.values, sampler.model) for each in pixels])
     requests = [Request(row, conditions[row], replica)
@@ -76,11 +76,5 @@ def draw_some(
     """Some of the images, even over classes, with their pixels and conditions."""
     sample = images.subset(sorted(images.spread(count)))
     pixels = [sample.read(index) for index in range(len(sample))]
-    return sample, pixels, list(map(conditions_of(sample, synthesizer), range(len(sample))))
-
-
-def conditions_of(images: SeedImages, synthesizer: Synthesizer) -> Callable[[int], Condition]:
-    """The condition of each image, by its number."""
-    labels, names = images.labels, images.file_names
-    return lambda index: synthesizer.conditioner.condition(
-        labels[index] if labels else None, synthesizer.model, names[index] if names else index)
+    condition_of = synthesizer.conditioner.of_images(sample, synthesizer.model)
+    return sample, pixels, list(map(condition_of, range(len(sample))))

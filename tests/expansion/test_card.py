@@ -79,8 +79,7 @@ def test_the_card_counts_and_says_what_was_done():
                         Stats(Counter(cat=6), Counter(copy=1), Counter(label=2)))
     assert card.startswith("---\ntags:\n- synthetic\n") and "\n---\n\n# Synthetic images" in card
     for line in ("| cat | 3 | 6 |", "Flagged and kept: copy 1.", "Flagged and left out: label 2.",
-                 "| cat | a photo of a cat |", "| steps | 50 |",
-                 "| filter copy | name=copy, threshold=0.3 |",
+                 "| cat | a photo of a cat |", "| settings.steps | 50 |",
                  "Model org/model: mit. The seed images' licence applies as well."):
         assert line in card.splitlines()
     assert "\n\n\n" not in card and "## Warnings" in card
