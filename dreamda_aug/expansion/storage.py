@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -103,7 +103,7 @@ class OutputFolder:
     def digest(self, name: str) -> str:
         """SHA-256 of a file in hexadecimal; raises as `open` does."""
         with self.open(name) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """Write a file, and make its folder; StorageError if that is refused."""

@@ -134,9 +134,10 @@ def report_page(
     maker = _PictureMaker(StoredImages(root, [
         line.file for line in (*shown, *chain.from_iterable(worst.values()))]),
         seed_images, side_for(len(shown)))
-    sheets = [{"name": name, "anchor": f"class-{number}", "total": stats.images[name],
-               "groups": [maker.group(family) for family in of_class]}
-              for number, (name, of_class) in enumerate(families.items())]
+    sheets: list[dict[str, Any]] = [
+        {"name": name, "anchor": f"class-{number}", "total": stats.images[name],
+         "groups": [maker.group(family) for family in of_class]}
+        for number, (name, of_class) in enumerate(families.items())]
     warnings = [public(note) for note in (
         *metadata["source"].get("problems", ()), *stats.warnings(classes), *notes)]
     distances = overview.values.get("distance", [])
