@@ -5,7 +5,14 @@ import json
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 
 def tiny_unet(channels: int = 1, num_classes: int | None = None, **changes) -> UNet2DModel:
@@ -41,15 +48,35 @@ def text_encoder_and_tokenizer(folder, width: int = 16):
     return transformers.CLIPTextModel(config).eval(), tokenizer
 
 
-def tiny_text_unet(width: int = 16, in_channels: int = 4) -> UNet2DConditionModel:
+def tiny_text_unet(**changes) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8, in_channels=in_channels, out_channels=4, layers_per_block=1,
-        norm_num_groups=4,
-        block_out_channels=(8, 16), cross_attention_dim=width, attention_head_dim=4,
+    return UNet2DConditionModel(**dict(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(8, 16), cross_attention_dim=16, attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")) | changes).eval()
+
+
+def xl_unet(sizes: int, text: int) -> UNet2DConditionModel:
+    return tiny_text_unet(
+        cross_attention_dim=text, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=8 + sizes * 4)
+
+
+def xl_vae(**changes):
+    from benchmarks.families import parts
+
+    return parts.vae(shift_factor=None, force_upcast=True, **changes)
+
+
+def sdxl(pipeline=None, scheduler=None, **changes) -> StableDiffusionXLPipeline:
+    from benchmarks.families import parts
+
+    made = StableDiffusionXLPipeline(
+        xl_vae(**changes), parts.clip(), parts.clip(), parts.tokenizer(), parts.tokenizer(),
+        xl_unet(6, 16), scheduler or DDIMScheduler(clip_sample=False), add_watermarker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def spy_on(model) -> dict:

@@ -4,8 +4,7 @@ import PIL.Image
 import pytest
 import torch
 from adaptation_images import squares
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from pipelines import text_encoder_and_tokenizer, tiny_text_unet
+from pipelines import sdxl
 
 
 @pytest.fixture
@@ -26,20 +25,7 @@ def sd_folder(sd_pipeline, tmp_path):
 
 
 @pytest.fixture
-def sdxl_folder(sd_pipeline, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    encoder, tokenizer = text_encoder_and_tokenizer(folder)
-    torch.manual_seed(1)
-    config = transformers.CLIPTextConfig(**{**encoder.config.to_dict(), "projection_dim": 16})
-    changes = dict(cross_attention_dim=32, addition_embed_type="text_time",
-                   addition_time_embed_dim=4, projection_class_embeddings_input_dim=16 + 6 * 4)
-    unet = UNet2DConditionModel(**{
-        k: v for k, v in tiny_text_unet().config.items() if not k.startswith("_")} | changes)
-    StableDiffusionXLPipeline(
-        vae=sd_pipeline.vae, text_encoder=encoder, tokenizer=tokenizer, tokenizer_2=tokenizer,
-        text_encoder_2=transformers.CLIPTextModelWithProjection(config).eval(), unet=unet.eval(),
-        scheduler=sd_pipeline.scheduler,
-    ).save_pretrained(tmp_path / "sdxl")
+def sdxl_folder(tmp_path):
+    pytest.importorskip("transformers")
+    sdxl().save_pretrained(tmp_path / "sdxl")
     return tmp_path / "sdxl"

@@ -155,28 +155,6 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
     assert moved(30.0) < 0.5 * moved(0.0)
 
 
-def test_another_base_is_refused(class_folder, image_folder, tmp_path):
-    adapt(image_folder, on_cpu(class_folder), tmp_path / "adapted",
-          **QUICK | {"train_steps": 2})
-    pipeline = pixel_pipeline("v_prediction", num_classes=4)
-    torch.nn.init.normal_(pipeline.unet.conv_in.weight)
-    pipeline.save_pretrained(tmp_path / "other")
-    with pytest.raises(ModelError, match="was adapted from .*prior.*found .*other.*another mo"):
-        load_model(tmp_path / "other", lora=tmp_path / "adapted")
-    with pytest.raises(ModelError, match="adapt the model without them"):
-        adapt(image_folder, ModelSpec(class_folder, lora=tmp_path / "adapted"), tmp_path / "2")
-
-
-def test_a_loaded_backbone_and_a_pipeline_stay_what_they_are(image_folder, tmp_path):
-    pipeline = pixel_pipeline("v_prediction", num_classes=4)
-    model = PixelModel(pipeline, "tiny", ["left", "up", "down"], 3)
-    before = model.fingerprint
-    adapt(image_folder, model, tmp_path / "adapted", **QUICK | {"train_steps": 2})
-    assert model.fingerprint == before and model.unet is pipeline.unet
-    with pytest.raises(ValueError, match="lora must be None for the loaded DDPMPipeline"):
-        load_model(pipeline, lora=tmp_path / "adapted")
-
-
 def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, tmp_path):
     with pytest.raises(ValueError, match="out must lie outside the images' folder"):
         adapt(image_folder, on_cpu(class_folder), image_folder / "adapted")

@@ -5,8 +5,17 @@ import copy
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
-from pipelines import pixel_pipeline, sampler, spy_on, tiny_text_unet, tiny_unet
+from diffusers import DDIMScheduler, DiffusionPipeline, VQModel
+from pipelines import (
+    pixel_pipeline,
+    sampler,
+    sdxl,
+    spy_on,
+    tiny_text_unet,
+    tiny_unet,
+    xl_unet,
+    xl_vae,
+)
 
 pytest.importorskip("transformers")
 
@@ -17,17 +26,11 @@ from dreamda_aug.errors import ModelError
 from dreamda_aug.generation.sampler import Request
 
 
-def text_unet(**changes) -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    config = {k: v for k, v in tiny_text_unet().config.items() if not k.startswith("_")}
-    return UNet2DConditionModel(**{**config, **changes}).eval()
-
-
 def sd(pipeline, kind="StableDiffusionPipeline", scheduler="DDIMScheduler", unet=None, **changes):
     """Stable Diffusion with another U-Net or scheduler."""
     scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **changes)
     return getattr(diffusers, kind)(**{
-        **pipeline.components, "unet": text_unet(**(unet or {})), "scheduler": scheduler},
+        **pipeline.components, "unet": tiny_text_unet(**(unet or {})), "scheduler": scheduler},
         requires_safety_checker=False)
 
 
@@ -48,23 +51,6 @@ def lcm(pipeline):
     return sd(pipeline, "LatentConsistencyModelPipeline", "LCMScheduler", {"time_cond_proj_dim": 8})
 
 
-def xl_unet(sizes: int, text: int) -> UNet2DConditionModel:
-    return text_unet(cross_attention_dim=text, addition_embed_type="text_time",
-                     addition_time_embed_dim=4, projection_class_embeddings_input_dim=8 + sizes * 4)
-
-
-def vae(**changes):
-    return parts.vae(shift_factor=None, force_upcast=True, **changes)
-
-
-def sdxl(pipeline=None, scheduler=None, **changes):
-    made = diffusers.StableDiffusionXLPipeline(
-        vae(**changes), parts.clip(), parts.clip(), parts.tokenizer(), parts.tokenizer(),
-        xl_unet(6, 16), scheduler or DDIMScheduler(clip_sample=False), add_watermarker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
 def latent_unconditional(pipeline):
     torch.manual_seed(0)
     vqvae = VQModel(block_out_channels=(8, 8), latent_channels=3, norm_num_groups=4,
@@ -83,7 +69,7 @@ class LatentClassPipeline(DiffusionPipeline):
 
 def latent_class_conditional(pipeline):
     unet = tiny_unet(4, num_classes=5, sample_size=8)
-    return LatentClassPipeline(vae(), unet, pipeline.scheduler)
+    return LatentClassPipeline(xl_vae(), unet, pipeline.scheduler)
 
 
 def pixels(pipeline):
@@ -178,14 +164,13 @@ def test_every_latent_kind_runs_in_low_memory(kind, sd_pipeline):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dials", [{"eta": 1.0}, {"eta": 0.0, "inversion": DDIMInversion()}])
-@pytest.mark.parametrize("batch", [1, 7])
-def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, dials, batch):
+def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, dials):
     model = load_model(copy.deepcopy(sd_pipeline).to(dtype))
     core = sampler(model, "paper", steps=6, noise_scale=0.0, guidance_scale=1.0,
                    batch_size=7, **dials)
-    x = torch.rand(batch, 3, 16, 16)
+    x = torch.rand(7, 3, 16, 16)
     model.decode = lambda z: z
-    made = core.synthesize(x, [Request(i) for i in range(batch)]).images
+    made = core.synthesize(x, [Request(i) for i in range(7)]).images
     expected = model.encode(x)
     # residuals are stored in float16
     assert (made - expected).abs().max() / expected.abs().max() < 2e-3
@@ -209,7 +194,7 @@ def test_sdxl_is_told_what_its_own_pipeline_tells_it():
 
 def test_the_refiner_is_told_the_aesthetic_scores_of_its_own_pipeline():
     pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
-        vae(), None, parts.clip(), None, parts.tokenizer(), xl_unet(5, 8),
+        xl_vae(), None, parts.clip(), None, parts.tokenizer(), xl_unet(5, 8),
         DDIMScheduler(clip_sample=False), requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False)
     seen = spy_on(pipeline.unet)
