@@ -104,17 +104,3 @@ def test_the_main_path_exports_without_the_auxiliary_heads(name):
         torch.testing.assert_close(program.module()(images), model(images))
     unused = [node for node in program.graph.nodes if "auxiliary_heads" in node.name]
     assert len(unused) == 8 and not any(node.users for node in unused)
-
-
-def test_the_main_path_exports_to_onnx(tmp_path):
-    pytest.importorskip("onnxscript", reason="the ONNX exporter needs onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needed to run the exported file")
-    model, images = exportable("squeezenet"), torch.rand(2, 3, 32, 32)
-    path = str(tmp_path / "model.onnx")
-    torch.onnx.export(AMSTWrapper(model).eval(), (images,), path, dynamo=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
-    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), model(images), atol=1e-4, rtol=1e-4)

@@ -36,16 +36,6 @@ def test_the_weak_view_is_a_flip_and_a_shift():
     assert matches.any(1).all(), "every shift and flip must turn up in 256 draws"
 
 
-def test_a_strong_view_of_no_strength_is_the_weak_view():
-    images = torch.rand(4, 3, 8, 8)
-    weak = WeakView()
-    strong = StrongView(weak=weak, operations=0, cutout=0)
-    torch.manual_seed(0)
-    expected = weak(images)
-    torch.manual_seed(0)
-    torch.testing.assert_close(strong(images), expected, atol=0.5 / 255 + 1e-6, rtol=0)
-
-
 def test_normalised_images_are_augmented_as_if_they_were_not():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     images = torch.rand(8, 3, 16, 16)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torchvision.transforms.v2.functional as F
 
 from benchmarks.accuracy import pools
 from benchmarks.accuracy.pools import (
@@ -56,19 +55,6 @@ def test_images_between_two_of_a_class_are_neither(tmp_path, model, tiny, images
     own, made = seeds.flatten(1).repeat_interleave(2, 0), made.flatten(1)
     to_own, to_partner, to_other = ((made - each).norm(dim=1) for each in (own, partners, others))
     assert (to_own + to_partner < 2 * to_other).all() and (to_own > 1).all()
-
-
-def test_pools_are_made_at_the_backbones_size_and_come_back_in_the_tasks(
-    tmp_path, model, tiny, numbered
-):
-    task, shots = replace(tiny, image_size=12), numbered(6, 12)
-    spec = PoolSpec("replicas", 1, base(task, strength=0.5, replay=1.0))
-    made = load_pool(tmp_path, task, spec, shots, 0, model).pixels
-    assert made.shape == (6, 1, 12, 12)
-    # nothing moves it but resizing, there and back
-    there = F.resize(shots.pixels.float(), [16, 16], antialias=True)
-    back = F.resize(there, [12, 12], antialias=True)
-    assert (made.float() - back).abs().max() <= 2
 
 
 def test_label_free_replicas_are_conditioned_on_no_class(tiny, images):

@@ -24,22 +24,3 @@ def test_cost_and_figures_of_each_setting_are_written(setup_with_model, tmp_path
     assert found["replayed"]["distance"] < 1e-2 < found["few"]["distance"]
     assert "| few | 2.0 |" in (tmp_path / "out" / "presets.md").read_text()
     assert (tmp_path / "out" / "presets.png").exists()
-
-
-def test_what_was_measured_is_kept_unless_its_settings_changed(
-    setup_with_model, tmp_path, monkeypatch
-):
-    few = Settings(steps=4, replay=0.0, noise_scale=0.0, strength=0.5)
-    monkeypatch.setattr(presets, "SEEDS", 6)
-    setup = replace(setup_with_model, task=replace(setup_with_model.task, judge="trained"))
-    made = []
-    perform = presets.perform
-    monkeypatch.setattr(presets, "perform", lambda function, setup, runs, processes: (
-        made.append([run.arm.name for run in runs]) or perform(function, setup, runs, processes)))
-    for candidates in ({"few": few}, {"few": few, "one": replace(few, steps=2)},
-                       {"few": replace(few, strength=0.75), "one": replace(few, steps=2)}):
-        monkeypatch.setattr(presets, "CANDIDATES", candidates)
-        presets.presets(setup, tmp_path, None, 1)
-    assert made == [["few"], ["one"], ["few"]]
-    rows = json.loads((tmp_path / "presets.json").read_text())["settings"]
-    assert {row["name"]: row["rows"] for row in rows} == {"few": 3, "one": 1}

@@ -7,11 +7,10 @@ import pytest
 import torch
 from pipelines import pixel_pipeline, sampler
 
-from benchmarks.common.plain import plain_loop, plain_rows
+from benchmarks.common.plain import plain_loop
 from benchmarks.speed.bench import seeds_of
 from dreamda_aug import BottleneckNoise, load_model
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.unet import PixelModel
 
 
@@ -32,19 +31,3 @@ def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline
     with patch("dreamda_aug.generation.sampler.STORAGE_DTYPE", torch.float32):
         made = synthesizer.synthesize(x, requests).images
     torch.testing.assert_close(made, plain, atol=5e-4, rtol=0)
-
-
-def test_plain_rows_run_the_encoder_for_every_decoder_row():
-    model = PixelModel(pixel_pipeline())
-    assert isinstance(plain_rows(model), DiffusionModel)
-    x, hook = torch.rand(1, 1, 16, 16), model.hook
-    requests = [Request(0, None, r) for r in range(2)]
-
-    def rows(what):
-        before = hook.encoder_rows, hook.decoder_rows
-        sampler(what, "paper", steps=4).synthesize(x, requests)
-        return hook.encoder_rows - before[0], hook.decoder_rows - before[1]
-
-    # 3 steps of inversion; then a clean row and a perturbed one for each of two replicas
-    assert rows(plain_rows(model)) == (3 + 1 + 2 + 2 * 4, 3 + 1 + 2 + 2 * 4)
-    assert rows(model) == (3 + 1 + 2 * 2, 3 + 1 + 2 + 2 * 4)
