@@ -42,8 +42,8 @@ def measure(per_class: int, expansion_ratio: int) -> list[dict]:
             synthesizer = Synthesizer(
                 "bundled", cache=None, strength=strength, replay=replay, noise_scale=noise_scale,
                 guidance_scale=1.0 if conditions is None else 2.0)
-            measurement = Measurement(synthesizer.sampler, images, labels, conditions,
-                                      given_judge(fashion_mnist_judge()), expansion_ratio)
+            measurement = Measurement(synthesizer.sampler, images, conditions,
+                                      given_judge(fashion_mnist_judge(), labels), expansion_ratio)
             point, _ = measurement.look(synthesizer.settings)
             found.append({"name": name, **asdict(point)})
             print(table(found[-1:], head=len(found) == 1), end="", flush=True)

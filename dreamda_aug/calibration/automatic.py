@@ -15,14 +15,7 @@ from torch.utils.data import get_worker_info
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration.judge import fold_judge
 from dreamda_aug.calibration.probe import noised
-from dreamda_aug.calibration.search import (
-    COARSE_IMAGES,
-    Grid,
-    Measurement,
-    Target,
-    choose,
-    coarse,
-)
+from dreamda_aug.calibration.search import Grid, Measurement, Target, choose, usual_rows
 from dreamda_aug.files import locked
 from dreamda_aug.generation.dials import (
     Calibration,
@@ -48,8 +41,6 @@ MIN_AGREEMENT = 0.9
 EXPANSION_RATIO = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
 MAX_ROWS = 7_000
-# Choices that a search looks at, for its price: coarse ones, and full ones.
-_USUAL_LOOKS = (8, 2)
 # Of a judge that is right on fewer seed images, agreement means little.
 _ENOUGH_RIGHT = 6
 # Where classes cannot be judged, images go this share of the way to their nearest neighbour.
@@ -152,7 +143,7 @@ def draw_sample(
         images: the dataset.
         indices: which of its images may be drawn.
         model: gives their size and channels.
-        condition_of: the condition of an image, by its index, or None for no conditions.
+        condition_of: as in `calibrated`.
         most: the largest number of images, or None for as many as a judge learns from.
         first: those of the indices to draw before all others.
 
@@ -203,15 +194,12 @@ def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
     choices, count = GRID.choices(synthesizer.requested_settings), sample.measured
     judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
-        synthesizer.sampler_with(choices[0]), sample.images[:count],
-        sample.labels[:count], sample.conditions[:count], judge, EXPANSION_RATIO)
+        synthesizer.sampler_with(choices[0]), sample.images[:count], sample.conditions[:count],
+        judge, EXPANSION_RATIO)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
-    middle = choices[len(choices) // 2]
-    looks, full = (min(each, len(choices)) for each in _USUAL_LOOKS)
-    rows = min(MAX_ROWS, looks * measurement.rows(coarse(middle), COARSE_IMAGES)
-               + full * measurement.rows(middle))
+    rows = usual_rows(measurement, choices, MAX_ROWS)
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
         "about %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
@@ -228,16 +216,9 @@ def _reach(sample: Sample) -> float:
 
 
 def warn_if_foreign(model: DiffusionModel, images: Tensor) -> bool:
-    """Warn of images that look out of distribution for the bundled model.
+    """Warn of images, (N, C, H, W) in [0, 1], that look out of distribution for the bundled model.
 
-    Args:
-        model: the bundled model.
-        images: (N, C, H, W) in [0, 1], of its size; the first 32 are looked at.
-
-    Returns:
-        Whether they are foreign; False for fewer than 8 images, which do not tell.
-
-    Source: ours.
+    Returns whether they do; fewer than 8 images do not tell.
     """
     if len(images) < _FOREIGN_LEAST:
         return False

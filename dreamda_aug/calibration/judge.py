@@ -24,26 +24,26 @@ _FOLDS = 4
 
 @dataclass(frozen=True)
 class Judge:
-    """Classifies images.
+    """Tells which images show the class of their seed image.
 
     Attributes:
         name: what it is, as text.
-        classify: images, (B, C, H, W) in [0, 1], of the model's size, and the number of each one's
-            seed image, (B,) int64, to classes, (B,) int64 on the CPU.
+        keeps: from images, (B, C, H, W) in [0, 1], of the model's size, and the number of the
+            seed image that each one is or comes from, (B,) int64, to (B,) bool on the CPU.
     """
 
     name: str
-    classify: Callable[[Tensor, Tensor], Tensor]
+    keeps: Callable[[Tensor, Tensor], Tensor]
 
 
-def given_judge(classifier: Callable[[Tensor], Tensor]) -> Judge:
+def given_judge(classifier: Callable[[Tensor], Tensor], labels: Tensor) -> Judge:
     """The judge that a classifier is: images to logits (B, K) or to classes (B,)."""
     @torch.no_grad()
-    def classify(images: Tensor, rows: Tensor) -> Tensor:
+    def keeps(images: Tensor, rows: Tensor) -> Tensor:
         output = classifier(images)
-        return (output.argmax(1) if output.ndim == 2 else output).cpu()
+        return (output.argmax(1) if output.ndim == 2 else output).cpu() == labels[rows]
 
-    return Judge("the given classifier", classify)
+    return Judge("the given classifier", keeps)
 
 
 def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge | None:
@@ -60,8 +60,9 @@ def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge |
     if len(labels.unique()) < 2:
         return None
     features, name = features_for_labels(model)
+    probes = FoldProbes(features, images, labels)
     return Judge(f"a linear probe on {name}, out of fold",
-                 FoldProbes(features, images, labels).classify)
+                 lambda made, rows: probes.classify(made, rows) == labels[rows])
 
 
 class FoldProbes:
@@ -101,7 +102,8 @@ class FoldProbes:
         self.held_out = self._classes(scaled, self._fold)
 
     def classify(self, images: Tensor, rows: Tensor) -> Tensor:
-        """As `Judge.classify`; all that were made by the same settings in one call."""
+        """Classes of images, (B,) int64, arguments as in `Judge.keeps`; all that were made by the
+        same settings in one call."""
         found = extract_features(images, self._features).double()
         matched = self._matched((found - self._mean) / self._deviation, rows)
         return self._classes(F.normalize(matched, dim=1), self._fold[rows])

@@ -86,7 +86,6 @@ class LinearProbe(nn.Module):
         num_classes: how many, or None for one more than the largest target.
         inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0: the larger, the closer
             the fit.
-        batch_size: labeled images per call of ``features``.
 
     Attributes:
         temperature: what logits are divided by; 1 unless you set another one.
@@ -105,7 +104,6 @@ class LinearProbe(nn.Module):
     def __init__(
         self, features: FeatureFunction, images: Tensor, targets: Tensor, *,
         num_classes: int | None = None, inverse_penalty: float = INVERSE_PENALTY,
-        batch_size: int = 64,
     ) -> None:
         super().__init__()
         if inverse_penalty <= 0:
@@ -117,7 +115,7 @@ class LinearProbe(nn.Module):
                 "targets must be 0 ... num_classes - 1, of at least two classes, got "
                 f"{targets.min()} ... {targets.max()} with num_classes={num_classes}.")
         self.features, self.temperature = features, 1.0
-        found = extract_features(images, features, batch_size=batch_size).double()
+        found = extract_features(images, features).double()
         mean, deviation = found.mean(0), deviations(found)
         weight, bias = logistic_regression(
             F.normalize((found - mean) / deviation, dim=1), targets, classes, inverse_penalty)
@@ -127,7 +125,7 @@ class LinearProbe(nn.Module):
         self.register_buffer("weight", weight.float())
         self.register_buffer("bias", bias.float())
 
-    def matched_to(self, images: Tensor, *, batch_size: int = 64) -> "LinearProbe":
+    def matched_to(self, images: Tensor) -> "LinearProbe":
         """The same probe for images of another look, such as synthetic ones.
 
         Their features are standardised with their own mean and deviation, so that what all of them
@@ -137,7 +135,6 @@ class LinearProbe(nn.Module):
         Args:
             images: (N, C, H, W) in [0, 1], N >= 2; all classes must occur in them about as often
                 as among the labeled images.
-            batch_size: images per call of the features.
 
         Returns:
             Another probe; this one stays as it is.
@@ -149,7 +146,7 @@ class LinearProbe(nn.Module):
         """
         if len(images) < 2:
             raise ValueError(f"images must be two or more, to have a deviation, got {len(images)}.")
-        found = extract_features(images, self.features, batch_size=batch_size).to(self.mean)
+        found = extract_features(images, self.features).to(self.mean)
         matched = copy.copy(self)
         matched._buffers = {
             **self._buffers, "mean": found.mean(0), "deviation": deviations(found)}
@@ -164,14 +161,10 @@ class LinearProbe(nn.Module):
 
 
 def deviations(features: Tensor, weight: Tensor | None = None, least: float = _LEAST) -> Tensor:
-    """Standard deviation of each feature, (D,), of (N, D); what hardly varies counts as little.
+    """Standard deviation of each feature, (D,), of (N, D), at least a share of the mean of all.
 
     A pixel that is black in all labeled images would else outweigh all others where it is not.
-
-    Args:
-        features: (N, D).
-        weight: of each row, (N, 1), with sum 1, or None for all alike.
-        least: smallest answer, as a share of the root mean square of all.
+    ``weight`` of each row is (N, 1), with sum 1, or None for all alike.
     """
     if weight is None:
         weight = features.new_full((len(features), 1), 1 / len(features))
@@ -185,11 +178,7 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor]:
     """Weights (classes, D) and biases (classes,) that minimise C · Σ cross-entropy + |W|²/2.
 
-    Args:
-        features: (N, D), float64.
-        targets: (N,) int64.
-        num_classes: how many.
-        inverse_penalty: C; biases are not penalised.
+    Features are (N, D) float64, targets (N,) int64, and the inverse penalty is C.
     """
     weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
     bias = features.new_zeros(num_classes).requires_grad_()

@@ -27,6 +27,8 @@ COARSE_STEPS, COARSE_IMAGES = 6, 16
 _COARSE_SHARE = 0.5
 # What is expected of a choice that is one step milder: this share of the distance.
 _MILDER = 0.9
+# What a search usually looks at: choices coarsely, and choices at the settings' own steps.
+_USUAL_LOOKS = (8, 2)
 
 
 class Grid(NamedTuple):
@@ -96,22 +98,19 @@ class Measurement:
         sampler: makes the images, with the settings that are measured in place of its own, and
             without a cache.
         images: seed images, (N, C, H, W) in [0, 1], of the model's size.
-        labels: their classes, (N,) int64, or None where there are none.
         conditions: what generation is conditioned on, for each image, or None for nothing.
-        judge: tells the class of an image; without it, or without labels, agreement is not
-            measured, and is 1.
+        judge: tells which images keep their class, or None: then agreement is not measured, and 1.
         expansion_ratio: replicas per image, at least 2.
     """
 
     def __init__(
-        self, sampler: Sampler, images: Tensor, labels: Tensor | None,
-        conditions: Sequence[Condition] | None, judge: Judge | None, expansion_ratio: int,
+        self, sampler: Sampler, images: Tensor, conditions: Sequence[Condition] | None,
+        judge: Judge | None, expansion_ratio: int,
     ):
         self.sampler = replace(sampler, cache=None)
         self.images, self.expansion_ratio = images.cpu(), expansion_ratio
         self.conditions = list(conditions or [None] * len(images))
-        self.judge = None if labels is None else judge
-        self._labels = None if labels is None else labels.cpu()
+        self.judge = judge
         self._right = self._keeps(self.images, torch.arange(len(images)))
         self._inverted: dict[str, list[Trajectory]] = {}
 
@@ -161,9 +160,9 @@ class Measurement:
 
     def _keeps(self, images: Tensor, rows: Tensor) -> Tensor:
         """Which images show the class of their seed image, (B,) bool; all, if nothing judges."""
-        if self.judge is None or self._labels is None:
+        if self.judge is None:
             return torch.ones(len(images), dtype=torch.bool)
-        return self.judge.classify(images, rows) == self._labels[rows]
+        return self.judge.keeps(images, rows)
 
     def _invert(self, sampler: Sampler, count: int) -> list[Trajectory]:
         # an inversion does not depend on these dials, unless nothing is recorded at all
@@ -248,6 +247,16 @@ def choose(
     return Calibration(chosen.strength, chosen.noise_scale, chosen.replay, str(target),
                        target.kept(chosen), points, judge.name if judge else "", sample,
                        chosen.block_index)
+
+
+def usual_rows(
+    measurement: Measurement, choices: Sequence[ResolvedSettings], max_rows: int
+) -> int:
+    """U-Net rows that `choose` is expected to take."""
+    middle = choices[len(choices) // 2]
+    looks, full = (min(each, len(choices)) for each in _USUAL_LOOKS)
+    return min(max_rows, looks * measurement.rows(coarse(middle), COARSE_IMAGES)
+               + full * measurement.rows(middle))
 
 
 def coarse(settings: ResolvedSettings) -> ResolvedSettings:

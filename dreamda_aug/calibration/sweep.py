@@ -88,15 +88,16 @@ def calibrate(
     requested, model = synthesizer.requested_settings, synthesizer.model
     choices = Grid(strengths, replays, noise_scales).choices(requested)
     with _hooked_at(model, block_indices) as models:
-        judge = None if classifier is None else given_judge(classifier)
-        if labels is not None and judge is None:
-            judge = fold_judge(model, images.cpu(), labels.cpu())
+        judge = None
+        if labels is not None:
+            judge = (given_judge(classifier, labels.cpu()) if classifier else
+                     fold_judge(model, images.cpu(), labels.cpu()))
             if judge is None and max_distance is None:
                 raise ValueError("labels must be of two classes or more for the agreement target, "
                                  "got one class; give max_distance instead, or a classifier.")
         share = None if max_rows is None else max(1, max_rows // len(models))
         sampler = synthesizer.sampler_with(choices[0])
-        found = [choose(Measurement(replace(sampler, model=each), images, labels, conditions, judge,
+        found = [choose(Measurement(replace(sampler, model=each), images, conditions, judge,
                                     expansion_ratio), choices, target, share, progress)
                  for each in models]
         chosen = [each.chosen for each in found]

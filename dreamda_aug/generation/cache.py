@@ -52,11 +52,7 @@ def open_cache(cache: "LatentCache | str | Path | None") -> "LatentCache | None"
 
 
 def cache_key(**parts: Any) -> str:
-    """SHA-256, in hexadecimal, of everything that an inversion depends on.
-
-    Args:
-        parts: JSON values by name, such as the image digest and the model's fingerprint.
-    """
+    """SHA-256, in hexadecimal, of everything that an inversion depends on: JSON values by name."""
     text = json.dumps({**parts, "format_version": FORMAT_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -118,11 +114,7 @@ class LatentCache:
         return f"LatentCache({str(self.root)!r}, max_bytes={self.max_bytes})"
 
     def path(self, key: str) -> Path:
-        """Where the file of a key lies.
-
-        Raises:
-            ValueError: the key is not one that `cache_key` gives.
-        """
+        """Where the file of a key lies; ValueError if `cache_key` gives no such key."""
         if not _KEY.fullmatch(key):
             raise ValueError(f"key must be 64 hexadecimal digits, got {key!r}.")
         return self.root / key[:2] / (key + SUFFIX)
@@ -177,14 +169,10 @@ class LatentCache:
         """Time of last use, size and path of every file, those left by killed writers too."""
         files = []
         for path in self.root.glob("[0-9a-f][0-9a-f]/*"):
-            if not _OWN.fullmatch(path.name):
-                continue
-            try:
+            with contextlib.suppress(OSError):  # evicted meanwhile, or not ours to see
                 found = path.lstat()
-            except OSError:
-                continue  # evicted by another process meanwhile, or not ours to see
-            if stat.S_ISREG(found.st_mode):
-                files.append((found.st_mtime, found.st_size, path))
+                if stat.S_ISREG(found.st_mode) and _OWN.fullmatch(path.name):
+                    files.append((found.st_mtime, found.st_size, path))
         return files
 
     def _make_room(self, needed: int, budget: int) -> None:
@@ -195,16 +183,15 @@ class LatentCache:
         # each process counts once: another may have been killed between counting and writing
         if not self._has_counted or used + needed > budget:
             files = sorted(self._files())
-            used = sum(size for _, size, _ in files)
-            if used + needed > budget:
-                for _, size, path in files:
-                    # to nine tenths: a full cache should not list its folder at every write
-                    if used <= min(0.9 * budget, budget - needed):
-                        break
-                    with contextlib.suppress(OSError):
-                        path.unlink(missing_ok=True)
-                    used -= size
-            self._has_counted = True
+            used, self._has_counted = sum(size for _, size, _ in files), True
+            # to nine tenths: a full cache should not list its folder at every write
+            goal = min(0.9 * budget, budget - needed) if used + needed > budget else used
+            for _, size, path in files:
+                if used <= goal:
+                    break
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                used -= size
         write_atomically(count, str(used + needed).encode())
 
     def _go_without(self, error: Exception) -> None:
@@ -214,8 +201,7 @@ class LatentCache:
             warnings.warn(
                 f"the cache {self.root} cannot be used ({reason}): inversions are computed anew "
                 "where they are not in it. Choose another folder with cache= or $DREAMDA_CACHE.",
-                stacklevel=3,
-            )
+                stacklevel=3)
 
 
 def _checksum(tensors: dict[str, Tensor], key: str) -> str:

@@ -162,14 +162,8 @@ class Calibration:
 def calibration_path(
     root: Path, settings: Settings, model: DiffusionModel, sample: str = ""
 ) -> Path:
-    """Where a calibration lies: named by the model and every setting that is not measured.
-
-    Args:
-        root: the folder of the cache that it lies beside.
-        settings: as requested, with None for what was measured.
-        model: which it was measured with.
-        sample: digest of the images that it holds for, or "" where it holds for the model.
-    """
+    """Where a calibration lies beside the cache in ``root``: named by the model, every setting that
+    is not measured, and the digest of the images that it holds for, if it holds for them alone."""
     key = hashlib.sha256(f"{model.fingerprint}{settings!r}".encode()).hexdigest()[:32]
     return root / "calibration" / f"{key}{f'.{sample[:32]}' if sample else ''}.json"
 
@@ -206,16 +200,9 @@ def find_calibration(
 def resolve_dials(
     settings: Settings, model: DiffusionModel, cache: LatentCache | None, *, labeled: bool = True
 ) -> ResolvedSettings:
-    """Put measured numbers in place of None.
+    """Put measured numbers in place of None, as `find_calibration` finds them.
 
-    They come from the cache's folder, or from the package for the bundled model. Where nothing
-    was measured yet, mild defaults are taken, with a warning for labeled images.
-
-    Args:
-        settings: as they were asked for.
-        model: which they are for.
-        cache: beside which calibrations lie, or None for no cache.
-        labeled: whether the model is conditioned on what images show.
+    Where nothing was measured yet, mild defaults are taken, with a warning for labeled images.
     """
     if not settings.open_dials:
         return settings.with_dials()

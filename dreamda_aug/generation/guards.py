@@ -25,7 +25,7 @@ def guard(
     Args:
         made: synthetic images, (B, C, H, W).
         seeds: their seed images, (B, C, H, W), on any device.
-        model: what made them.
+        model: made them.
         redo: makes the given rows once more.
 
     Returns:
@@ -73,25 +73,18 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.made = self._calls = self._asked = self._run = 0
+        self.made = self._calls = self._requested = self._run = 0
         self.events: Counter[str] = Counter()
         self._has_warned = False
 
     def made_images(self, events: Sequence[str], name: str) -> None:
-        """Count images; warn of more than one broken image in twenty.
-
-        Args:
-            events: what the guards did to each; ``""``: nothing.
-            name: of the model.
-
-        Raises:
-            GenerationError: more than half of the images came out broken.
-        """
+        """Count what the guards did to images of a model; warn of more than one broken image in
+        twenty, and raise `GenerationError` for more than half."""
         before = self.events["replaced"]
         self.made += len(events)
-        self.events.update(event for event in events if event)
+        self.events.update(filter(None, events))
         broken = self.events["replaced"]
-        if broken == before or self.made < _ENOUGH:
+        if broken == before or self.made < _ENOUGH or broken <= self.made / 20:
             return
         message = (
             f"{broken} of {self.made} images of {name} came out broken or black and were "
@@ -99,21 +92,17 @@ class Watch:
             "torch.bfloat16), and noise_scale.")
         if broken > self.made / 2:
             raise GenerationError(message)
-        if broken > self.made / 20 and not self._has_warned:
+        if not self._has_warned:
             self._has_warned = True
             warnings.warn(message, stacklevel=3)
 
     def padded(self, count: int, batch_size: int) -> None:
-        """Warn where most rows of batches of one shape are padding.
-
-        Args:
-            count: images that a call asked for.
-            batch_size: rows of every batch that is run for them.
-        """
-        self._calls, self._asked = self._calls + 1, self._asked + count
+        """Count the images that a call requests, and warn where most rows of batches of one shape
+        are padding."""
+        self._calls, self._requested = self._calls + 1, self._requested + count
         self._run += -(-count // batch_size) * batch_size
-        if self._calls == _ENOUGH and self._run > 2 * self._asked:
-            mean = -(-self._asked // self._calls)
+        if self._calls == _ENOUGH and self._run > 2 * self._requested:
+            mean = -(-self._requested // self._calls)
             warnings.warn(
                 f"a compiled model runs whole batches, here of batch_size={batch_size}, but an "
                 f"average call asks for {mean} image(s), and the rest is thrown away; set "

@@ -29,7 +29,7 @@ def denoiser_rows(sampler: Sampler, *, inversions: int, samples: int) -> Rows:
     """The rows that a sampler runs for some samples, without the padding of compiled models.
 
     Args:
-        sampler: its settings, model and schedule count.
+        sampler: its settings, model and schedule decide.
         inversions: how many are computed; each batch that a trajectory is used in counts.
         samples: how many are generated.
     """

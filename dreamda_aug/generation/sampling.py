@@ -35,16 +35,13 @@ class Run:
         self, images: Tensor, conditions: Sequence[Condition], path_seeds: Sequence[int],
         dtype: torch.dtype,
     ) -> list[Trajectory]:
-        """Encode and invert a batch.
+        """One trajectory per image, on the CPU; with replay 0, the encoded image alone.
 
         Args:
             images: (B, C, H, W) in [0, 1].
             conditions: what the inversion of each image is conditioned on.
             path_seeds: one per image, >= 0: the noise of its source path.
             dtype: what trajectories are rounded to.
-
-        Returns:
-            One trajectory per image, on the CPU; with replay 0, the encoded image alone.
         """
         model, s, schedule = self.model, self.settings, self.schedule
         x_0 = model.encode(images)
@@ -68,7 +65,7 @@ class Run:
         self, trajectories: Sequence[Trajectory], conditions: Sequence[Condition],
         sample_seeds: Sequence[int], share_first_step: bool = True,
     ) -> Tensor:
-        """Run a batch from its noisy starts to clean latents.
+        """Clean latents of a batch, (B, C, H, W), float32, on the model's device.
 
         Args:
             trajectories: one per sample; replicas of an image repeat the same object.
@@ -76,9 +73,6 @@ class Run:
             sample_seeds: one per sample, >= 0.
             share_first_step: replicas start at the same x_T, so the first step needs the encoder
                 once for all of them; False keeps the number of rows the same at every step.
-
-        Returns:
-            Clean latents, (B, C, H, W), float32, on the model's device.
 
         Source: DreamDA, arXiv:2403.12803, method figure; replay is ours.
         """
@@ -124,11 +118,8 @@ class Run:
 
 
 def can_share_first_step(settings: ResolvedSettings) -> bool:
-    """Whether replicas of an image have the first denoiser call in common.
-
-    Heun's second call starts from each sample's own first step, and without replay each sample has
-    a start of its own.
-    """
+    """Whether replicas of an image have the first denoiser call in common."""
+    # without replay each sample has a start of its own, and Heun's second call belongs to a sample
     return settings.replay > 0 and settings.solver != "heun"
 
 

@@ -154,11 +154,9 @@ class Synthesizer:
         return other
 
     def with_class_names(self, class_names: Sequence[str] | None) -> "Synthesizer":
-        """Another synthesizer with these class names, on the same model and cache.
+        """Another synthesizer with these class names, in label order, on the same model and cache.
 
-        Args:
-            class_names: one per class, in label order. This synthesizer is returned for None, or
-                where it has names already.
+        This one is returned for None, or where it has names already.
         """
         own = self.conditioner
         if class_names is None or own.class_names is not None:
@@ -234,14 +232,11 @@ class Synthesizer:
     def synthesize_rows(
         self, pixels: Sequence[Pixels], requests: Sequence[Request]
     ) -> list[Tensor]:
-        """The requested variants of images that were read, which may be batches.
+        """Pixels (1, C, H, W) for each request, in the size and channels of its seed image.
 
         Args:
             pixels: what `read_pixels` returns; rows of batches are numbered through.
             requests: what to make of which row.
-
-        Returns:
-            Pixels (1, C, H, W) for each request, in the size and channels of its seed image.
         """
         values = torch.cat([fit_to(p.values, self.model) for p in pixels])
         digests = [digest for p in pixels for digest in p.digests]

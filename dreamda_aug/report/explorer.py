@@ -137,8 +137,8 @@ def explore(
     count = min(_MEASURED_PER_SHOWN * images, len(sample.images))
     judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
-        synthesizer.sampler_with(settings[0]), sample.images[:count], sample.labels[:count],
-        sample.conditions[:count], judge, expansion_ratio)
+        synthesizer.sampler_with(settings[0]), sample.images[:count], sample.conditions[:count],
+        judge, expansion_ratio)
     rows = sum(map(measurement.rows, settings))
     if announce:
         announce(f"{len(settings)} positions of the sliders, {count * expansion_ratio} images "

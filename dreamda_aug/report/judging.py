@@ -72,7 +72,7 @@ def judge_labels(
     if sample is None or judge is None:
         return "too few seed images can be read"
     everything = torch.arange(len(sample.labels))
-    right = (judge.classify(sample.images, everything) == sample.labels).tolist()
+    right = judge.keeps(sample.images, everything).tolist()
     row_of = {index: row for row, index in enumerate(sample.indices)
               if right[row] and index in made}
     row_of = dict(list(row_of.items())[:_SEED_IMAGES])
@@ -90,6 +90,6 @@ def judge_labels(
     images = torch.cat([fit_to(read_pixels(stored.open(line.file)).values, model)
                         for line in chosen])
     rows = torch.tensor([row_of[line.seed_index] for line in chosen])
-    share = (judge.classify(images, rows) == sample.labels[rows]).double().mean().item()
+    share = judge.keeps(images, rows).double().mean().item()
     return LabelsKept(share, wilson_interval(share, count), len(chosen), count,
                       len(sample.labels[rows].unique()), judge.name)

@@ -45,7 +45,8 @@ def test_classes_that_differ_are_told_apart():
     torch.manual_seed(0)
     images = (labels[:, None, None, None] / 3 + 0.1 * torch.rand(24, 1, 16, 16))
     judge = fold_judge(PixelModel(pixel_pipeline()), images, labels)
-    assert torch.equal(judge.classify(images, torch.arange(24)), labels)
+    assert judge.keeps(images, torch.arange(24)).all()
+    assert not judge.keeps(images, torch.arange(24).roll(1)).any()
     assert "own features" in judge.name
     without_null_class = PixelModel(pixel_pipeline(num_classes=3))
     assert "pixels" in fold_judge(without_null_class, images, labels).name
@@ -87,8 +88,8 @@ def test_a_pixel_that_is_black_in_all_labeled_images_does_not_decide(patches):
 def test_a_given_classifier_may_give_logits_or_classes():
     images = torch.rand(4, 1, 2, 2)
     for classifier in (lambda batch: torch.eye(4), lambda batch: torch.arange(4)):
-        found = given_judge(classifier).classify(images, torch.arange(4))
-        assert found.tolist() == [0, 1, 2, 3]
+        judge = given_judge(classifier, torch.tensor([0, 1, 3, 3]))
+        assert judge.keeps(images, torch.arange(4)).tolist() == [True, True, False, True]
 
 
 def test_no_image_is_predicted_by_a_probe_that_learned_from_its_seed_image():

@@ -104,8 +104,7 @@ def test_rows_are_those_that_pass_the_unet(class_folder, rule, replay):
     model = load_model(class_folder)
     settings = Settings(steps=4, strength=0.5, update_rule=rule, replay=replay, guidance_scale=2.0,
                         guidance_interval=(0.0, 0.5)).with_dials()
-    measured = Measurement(sampler(model, settings), torch.rand(3, 1, 16, 16), None, [0, 1, 0],
-                           given_judge(lambda batch: batch), 2)
+    measured = Measurement(sampler(model, settings), torch.rand(3, 1, 16, 16), [0, 1, 0], None, 2)
     before = model.hook.encoder_rows + model.hook.decoder_rows
     point, made = measured.look(settings)
     spent = model.hook.encoder_rows + model.hook.decoder_rows - before
@@ -119,10 +118,10 @@ def test_a_share_that_is_exactly_the_target_keeps_it():
     settings = Settings(steps=2).with_dials()
     answers = torch.zeros(20, dtype=torch.int64)
     answers[:2] = 1
-    judge = given_judge(lambda batch: answers if len(batch) == 20 else answers[2 : 2 + len(batch)])
+    judge = given_judge(lambda batch: answers if len(batch) == 20 else answers[2 : 2 + len(batch)],
+                        torch.zeros(10, dtype=torch.int64))
     images = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    measured = Measurement(sampler(PixelModel(pixel_pipeline()), settings), images,
-                           torch.zeros(10, dtype=torch.int64), None, judge, 2)
+    measured = Measurement(sampler(PixelModel(pixel_pipeline()), settings), images, None, judge, 2)
     point, _ = measured.look(settings)
     assert TARGET.kept(point) and (point.judged, measured.right) == (10, 10)
     low, high = point.interval

@@ -63,20 +63,3 @@ def test_without_noise_grey_images_come_back_exactly(lossless):
     image = tv_tensors.Image(torch.from_numpy(array)[None])
     made = augment(image)
     assert isinstance(made, tv_tensors.Image) and torch.equal(made, image)
-
-
-@pytest.mark.parametrize("kind", ["I;16", "L", "uint16", "int16"])
-def test_with_noise_they_keep_mode_dtype_size_and_range(model, kind):
-    low, high = (-1024, 3071) if kind == "int16" else (0, 255) if kind == "L" else (200, 4095)
-    array = np.random.default_rng(0).integers(low, high + 1, (20, 24))
-    if kind in ("I;16", "L"):
-        image = PIL.Image.fromarray(array.astype(np.uint16 if kind == "I;16" else np.uint8))
-    else:
-        image = torch.from_numpy(array.astype(kind))[None]
-    made = augment_with(model, noise_scale=3.0)(image)
-    if isinstance(image, torch.Tensor):
-        assert (made.dtype, made.shape) == (image.dtype, image.shape)
-    else:
-        assert (made.mode, made.size) == (kind, (24, 20))
-    made = np.asarray(made).astype(np.int64)
-    assert low <= made.min() < made.max() <= high and (made != array).any()

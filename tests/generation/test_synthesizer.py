@@ -10,7 +10,7 @@ import torch
 from pictures import picture
 from pipelines import pixel_pipeline
 
-from dreamda_aug import DreamDAugment, LatentCache, ModelSpec, Synthesizer, load_model
+from dreamda_aug import DreamDAugment, ModelSpec, Synthesizer, load_model
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.synthesizer import as_synthesizer
 from dreamda_aug.models.unet import PixelModel
@@ -131,6 +131,8 @@ def test_copies_share_the_model_and_pickles_load_it_anew(tmp_path, monkeypatch):
     assert len(loaded) == 1
     clone = pickle.loads(pickle.dumps(synthesizer))
     assert clone.synthesize([image])[0].tobytes() == expected.tobytes() and len(loaded) == 2
+    lent = pickle.loads(pickle.dumps(Synthesizer(synthesizer.model, **FAST)))
+    assert lent.synthesize([image])[0].tobytes() == expected.tobytes() and len(loaded) == 2
 
 
 def test_a_copy_whose_prompts_were_not_embedded_gets_text_encoders(sd_pipeline, tmp_path):
@@ -148,14 +150,6 @@ def test_a_copy_whose_prompts_were_not_embedded_gets_text_encoders(sd_pipeline, 
         assert torch.equal(again.synthesize([image], [0])[0], each)
 
 
-def test_a_lent_model_survives_pickling_and_is_shared_by_deep_copies(synthesizer):
-    image = picture("RGB")
-    assert copy.deepcopy(synthesizer).model is synthesizer.model
-    expected, = synthesizer.synthesize([image])
-    clone = pickle.loads(pickle.dumps(synthesizer))
-    assert clone.synthesize([image])[0].tobytes() == expected.tobytes()
-
-
 def test_a_specification_is_loaded_as_it_says(tmp_path):
     pixel_pipeline(channels=3).save_pretrained(tmp_path)
     spec = ModelSpec(tmp_path, device="cpu", dtype=torch.bfloat16)
@@ -164,15 +158,11 @@ def test_a_specification_is_loaded_as_it_says(tmp_path):
     assert with_options.model.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("loading", [{"device": "cpu"}, {"dtype": torch.float16},
-                                     {"low_memory": True}, {"block_index": 0},
-                                     {"embedded_guidance": 0.0}])
+@pytest.mark.parametrize("loading", [{"device": "cpu"}, {"embedded_guidance": 0.0}])
 def test_arguments_of_loading_are_refused_for_a_loaded_model(colour, loading):
     for model in (colour, ModelSpec()):
         with pytest.raises(ValueError, match="loaded or specified already.*; give them to Model"):
             Synthesizer(model, **loading)
-    with pytest.raises(ValueError, match="loaded or specified already"):
-        DreamDAugment(colour, **loading)
 
 
 def test_cuda_in_a_forked_worker_is_refused_with_the_way_out(monkeypatch):
@@ -189,24 +179,6 @@ def test_cuda_in_a_forked_worker_is_refused_with_the_way_out(monkeypatch):
     assert Synthesizer(load_model(pipeline), **FAST).sampler is not None
 
 
-def test_the_cache_is_a_folder_an_object_the_default_or_none(colour, tmp_path):
-    cache = LatentCache(tmp_path / "one", max_bytes=10**6)
-    assert Synthesizer(colour, cache=cache).cache is cache
-    assert Synthesizer(colour, cache=tmp_path / "two").cache.root == tmp_path / "two"
-    assert Synthesizer(colour, cache=None).cache is None
-    assert Synthesizer(colour).cache.root == tmp_path / "default_cache"  # as conftest.py sets it
-
-
-def test_inversions_are_cached_across_calls_and_synthesizers(colour, tmp_path):
-    image = picture("RGB")
-    first = Synthesizer(colour, **{**FAST, "cache": tmp_path})
-    made = first.synthesize([image]), first.synthesize([image], replicas=[1])
-    assert first.sampler.inversions == 1
-    second = Synthesizer(colour, **{**FAST, "cache": tmp_path})
-    assert second.synthesize([image])[0].tobytes() == made[0][0].tobytes()
-    assert second.sampler.inversions == 0
-
-
 def test_a_transform_hands_over_its_synthesizer_and_others_are_refused(synthesizer):
     assert as_synthesizer(synthesizer) is synthesizer
     assert as_synthesizer(DreamDAugment(synthesizer)) is synthesizer
@@ -221,9 +193,3 @@ def test_samples_of_a_model_without_classes_are_warned_of():
         warnings.simplefilter("error")
         assert Synthesizer(pixel_pipeline(num_classes=3), "samples", cache=None).sampler
         assert Synthesizer(pixel_pipeline(), "samples", cache=None, strength=0.9).sampler
-
-
-def test_loading_does_not_say_that_a_calibration_is_missing_which_may_still_be_made():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert Synthesizer(pixel_pipeline(), cache=None).model

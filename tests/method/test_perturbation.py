@@ -16,10 +16,12 @@ def test_relative_noise_has_the_stated_share_of_the_rms():
     assert torch.allclose(ratio, torch.full((4,), 0.5), atol=0.02)
 
 
-def test_absolute_noise_ignores_the_rms():
-    h = 100 * torch.randn(2, 32, 16, 16)
-    moved = BottleneckNoise(relative=False)(h, **{**arguments(2), "scale": 3 * torch.ones(2)}) - h
-    assert torch.allclose(moved.std((1, 2, 3)), torch.full((2,), 3.0), atol=0.1)
+def test_absolute_noise_ignores_the_rms_and_is_fresh_at_every_step():
+    h, noise = 100 * torch.randn(2, 32, 16, 16), BottleneckNoise(relative=False)
+    moved = noise(h, **{**arguments(2), "scale": torch.tensor([3.0, 0.0])}) - h
+    torch.testing.assert_close(moved.std((1, 2, 3)), torch.tensor([3.0, 0.0]), atol=0.1, rtol=0)
+    later = noise(h, **{**arguments(2), "step": torch.tensor(1)}) - h
+    assert abs(torch.corrcoef(torch.stack([moved[0].flatten(), later[0].flatten()]))[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -35,20 +37,6 @@ def test_a_seed_for_each_sample_is_as_good_as_one_for_each_of_its_rows():
     seeds = torch.tensor([7, 8, 9])
     rows = BottleneckNoise()(h, **{**arguments(6), "seeds": seeds.repeat(2)})
     assert torch.equal(BottleneckNoise()(h, **{**arguments(6), "seeds": seeds}), rows)
-
-
-def test_zero_scale_leaves_h_as_it_is():
-    h = torch.randn(2, 8, 4, 4)
-    assert torch.equal(BottleneckNoise()(h, **{**arguments(2), "scale": torch.zeros(2)}), h)
-
-
-def test_noise_is_fresh_at_every_step():
-    h = torch.ones(1, 8, 4, 4)
-    first, second = (BottleneckNoise()(h, **{**arguments(1), "step": torch.tensor(s)})
-                     for s in (0, 1))
-    assert not torch.allclose(first, second)
-
-
 
 
 def test_noise_on_tokens_counts_in_each_channels_own_size():

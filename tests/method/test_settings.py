@@ -11,23 +11,12 @@ from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(steps=0), "steps must be an integer >= 1 and <= 10000, got 0"),
-    (dict(steps="5"), "steps must be an integer, got '5'"),
     (dict(strength=0), r"strength must lie in \(0, 1\] or be None \(calibrated\), got 0"),
-    (dict(eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
     (dict(eta=None), "eta must be a finite number, got None"),
-    (dict(replay=-0.1), r"replay must lie in \[0, 1\] or be None \(calibrated\), got -0.1"),
     (dict(replay="more"), "replay must be a finite number or None, got 'more'"),
     (dict(noise_scale=-1), r"noise_scale must be a number >= 0 or be None \(calibrated\), got -1"),
-    (dict(noise_scale=10**400), "noise_scale must be a finite number or None, got 1000"),
     (dict(solver="euler"), "solver must be 'ddim', 'dpmsolver.* or 'heun', got 'euler'"),
-    (dict(timestep_spacing="even"), "timestep_spacing must be 'uniform' or 'scheduler', got"),
     (dict(guidance_interval=(0.5, 0.2)), r"guidance_interval must rise within \[0, 1\], got"),
-    (dict(guidance_interval="ab"), r"guidance_interval must be 2 finite numbers, got 'ab'"),
-    (dict(replay_interval=(0.5, 1.2)), r"replay_interval must rise within \[0, 1\], got"),
-    (dict(update_rule="both"), "update_rule must be 'asymmetric' or 'symmetric', got 'both'"),
-    (dict(guidance_scale=-1), "guidance_scale must be >= 0, got -1"),
-    (dict(paths=True), "paths must be an integer, got True"),
-    (dict(source_prompt=3), "source_prompt must be text, got 3"),
     (dict(perturbation=3), "perturbation must be a Perturbation, got 3"),
     (dict(inversion="ddim"), "inversion must be a CycleDiffusion or a DDIMInversion, got 'ddim'"),
     (dict(inversion=DDIMInversion(exact=False)), "only with eta=0, got eta=1.0"),
@@ -72,5 +61,3 @@ def test_the_summary_names_what_differs_from_the_paper():
 
 def test_only_plain_samples_forget_their_seed_image():
     assert [name for name, preset in PRESETS.items() if preset.forgets_seed] == ["samples"]
-    assert not Settings(strength=1.0, replay=0.1).forgets_seed
-    assert not Settings(strength=0.9, replay=0.0).forgets_seed

@@ -103,39 +103,32 @@ def test_heun_of_a_flow_equals_diffusers():
     assert second_order_steps("heun", schedule) == range(4)  # from pure noise on
 
 
-def zero_snr(prediction_type, scheduler=DDIMScheduler):
-    clip = {"clip_sample": False} if scheduler is DDIMScheduler else {}
-    made = scheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True,
-                     timestep_spacing="trailing", **clip)
-    made.set_timesteps(5)
-    return made, build_schedule(made, 5, 1.0, "scheduler", is_pixel_model=False)
+def zero_snr(prediction_type):
+    scheduler = DDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True,
+                              timestep_spacing="trailing", clip_sample=False)
+    scheduler.set_timesteps(5)
+    return scheduler, build_schedule(scheduler, 5, 1.0, "scheduler", is_pixel_model=False)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_run_from_pure_noise_is_finite_and_near_the_first_order(solver, prediction_type, eta):
-    _, schedule = zero_snr(prediction_type)
+    """Diffusers' DDIM; its 2M puts 2**-24 in the place of 0, and its Heun gives garbage."""
+    scheduler, schedule = zero_snr(prediction_type)
     assert schedule.signal[0] == 0
     x, noises = torch.randn(2, 1, 5, 5), torch.randn(5, 2, 1, 5, 5)
-    found, first_order = (run(name, schedule, x, eta, noises) for name in (solver, "ddim"))
+    first_order = x
+    for step, t in enumerate(scheduler.timesteps):
+        first_order = scheduler.step(model(first_order, step), t, first_order, eta=eta,
+                                     variance_noise=noises[step]).prev_sample
+    found = run(solver, schedule, x, eta, noises)
     assert found.isfinite().all() and (found - first_order).abs().mean() < 0.5
+    if solver == "ddim":
+        torch.testing.assert_close(found, first_order, atol=1e-4, rtol=1e-4)
     path = CycleDiffusion().source_path(x, model, schedule, eta, torch.arange(2))
     x_T, residuals = record(path, model, schedule, eta, torch.float32, solver)
     assert x_T.isfinite().all() and residuals.isfinite().all()
-
-
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-@pytest.mark.parametrize("solver, theirs", [
-    ("ddim", DDIMScheduler), ("dpmsolver++", DPMSolverMultistepScheduler)])
-def test_a_run_from_pure_noise_equals_diffusers(solver, theirs, prediction_type):
-    scheduler, _ = zero_snr(prediction_type, theirs)
-    _, schedule = zero_snr(prediction_type)
-    x = expected = torch.randn(2, 1, 5, 5)
-    for step, t in enumerate(scheduler.timesteps):
-        expected = scheduler.step(model(expected, step), t, expected).prev_sample
-    # diffusers' 2M puts 2**-24 in the place of 0
-    torch.testing.assert_close(run(solver, schedule, x), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_heun_takes_first_order_steps_where_next_to_no_signal_is_left():
