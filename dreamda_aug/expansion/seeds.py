@@ -1,6 +1,5 @@
 """Seed images on their way to the model and to PNG, and whether they are what they were."""
 
-import errno
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,12 +11,16 @@ from torch import Tensor
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.manifest import Record
 from dreamda_aug.expansion.replicas import Plan
-from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, fit_back, fit_to
+from dreamda_aug.inputs.pixels import (
+    MACHINE_ERRORS,
+    UNREADABLE,
+    Pixels,
+    TooLarge,
+    fit_back,
+    fit_to,
+)
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import DiffusionModel
-
-# Errors of the machine rather than of the file.
-_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
 
 class Unreadable(Exception):
@@ -68,7 +71,7 @@ def read_seed(images: SeedImages, index: int) -> Pixels:
     except UNREADABLE as error:
         # errors of the machine; and what the user's program made is refused, as everywhere
         is_theirs = is_decoded and images.root is None
-        if is_theirs or isinstance(error, OSError) and error.errno in _OURS:
+        if is_theirs or isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise
         # without the message: it may hold paths, and the record must be the same everywhere
         raise Unreadable(f"unreadable ({type(error).__name__})") from error

@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dreamda_aug.errors import ExpansionError, StorageError
 from dreamda_aug.files import parse_json, read_lines, regular_file
-from dreamda_aug.inputs.pixels import open_image
+from dreamda_aug.inputs.pixels import MACHINE_ERRORS, open_image
 
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "target")
@@ -52,7 +52,9 @@ class Files:
         try:
             with open(regular_file(self._place(index)), "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        except (PermissionError, FileNotFoundError, ExpansionError, ValueError):
+        except (OSError, ExpansionError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+                raise
             return ""
 
     def lies_at(self, index: int, path: str) -> bool:

@@ -1,5 +1,6 @@
 """Pixels of anything image-like, and the way back: one rule for every door."""
 
+import errno
 import hashlib
 import struct
 import warnings
@@ -22,6 +23,8 @@ Image = PIL.Image.Image | Tensor | np.ndarray[Any, Any]
 # What Pillow raises for broken and hostile files.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
               struct.error, zlib.error, PIL.Image.DecompressionBombError)
+# Errors of the machine rather than of a file.
+MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 # 8192 x 8192. An image takes about 24 bytes a pixel while it is worked on: 1.6 GB for this many.
 MAX_PIXELS = 2**26
 

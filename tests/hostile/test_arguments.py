@@ -1,6 +1,5 @@
 """Bad values at every public door: an error that names the argument, before any model is loaded."""
 
-import dataclasses
 import math
 from functools import partial
 
@@ -108,12 +107,6 @@ def test_numpys_numbers_are_numbers(kind):
     for name in ("strength", "eta", "replay", "noise_scale", "guidance_scale"):
         value = getattr(Settings(**{name: kind(0.5)}), name)
         assert type(value) is float and value == 0.5
-
-
-def test_settings_survive_a_round_trip_of_their_own_values():
-    settings = Settings(steps=np.int64(7), strength=np.float32(0.5), guidance_interval=[0.25, 0.75])
-    assert type(settings.steps) is int and dataclasses.replace(settings) == settings
-    assert hash(settings) == hash(dataclasses.replace(settings))
 
 
 @pytest.mark.parametrize("name", ["", "  "])

@@ -14,11 +14,8 @@ from dreamda_aug.errors import CacheError, ModelError, StorageError
 from dreamda_aug.generation.cache import cache_key, default_cache_root
 from dreamda_aug.generation.dials import Calibration
 
-DAMAGE = {
-    "empty": b"", "half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]",
-    "number": b"3", "null": b"null", "deep": b"[" * 100_000, "latin": b'{"a": "\xff"}',
-    "other": b'{"something": "else"}',
-}
+DAMAGE = {"empty": b"", "half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]",
+          "deep": b"[" * 100_000, "other": b'{"something": "else"}'}
 KEY = cache_key(image="a")
 TENSORS = {"x_T": torch.ones(1, 2, 2)}
 
@@ -48,7 +45,7 @@ def test_a_damaged_model_is_named(folder, name, damage):
     assert load_model(folder, device="cpu").channels == 1
 
 
-@pytest.mark.parametrize("count", [10**7, 10**12, 10**30, 1e300])
+@pytest.mark.parametrize("count", [10**7, 10**30, 1e300])
 def test_a_table_of_noise_levels_that_would_fill_the_memory_is_refused(folder, count):
     path = folder / "scheduler" / "scheduler_config.json"
     before = path.read_bytes()
