@@ -1,8 +1,8 @@
-"""Classes from what a diffusion model sees in images: a linear probe on its features.
+"""Labels from a diffusion model's own features: a linear probe on them.
 
-With a handful of labeled images a classifier is a poor judge of images that leave them far
-behind. A diffusion model has seen many more images, if without labels, and its features tell
-classes apart; so a logistic regression on them can label what the same model made.
+A classifier that was trained on a few labeled images is a poor judge of images that differ much
+from these. A diffusion model has seen many more images, and its features separate classes. So a
+logistic regression on them can label what the same model made.
 """
 
 import copy
@@ -31,15 +31,14 @@ _LEAST = 0.1
 def model_features(
     model: DiffusionModel, *, strengths: tuple[float, ...] = (0.05, 0.2), grid: int = 2
 ) -> FeatureFunction:
-    """What a diffusion model's U-Net sees in an image: its first up block, after the bottleneck.
+    """Image features from a diffusion model: the output of the first block after the bottleneck.
 
-    The image is noised as an inversion of each strength would begin, always with the same noise,
-    so that an image has the same features in any batch; a U-Net pass up to there per strength.
+    The image is noised to the level of each strength, always with the same noise, so an image has
+    the same features in any batch. Each strength costs part of one U-Net pass.
 
     Args:
-        model: the diffusion model; the features are those of its unconditional branch.
-        strengths: noise levels, in [0.01, 1], as shares of the way to pure noise. The default is
-            ours: on Fashion-MNIST, small levels told classes apart best.
+        model: the diffusion model; its unconditional branch is used.
+        strengths: noise levels, in [0.01, 1], as shares of the way to pure noise [ours].
         grid: the block's output is averaged over ``grid`` x ``grid`` cells.
 
     Returns:
@@ -48,7 +47,7 @@ def model_features(
 
     Raises:
         ValueError: no strength, one out of range, or ``grid`` below 1.
-        ModelError: when called, from a class-conditional model that has no class for "none".
+        ModelError: when called, by a class-conditional model without a null class.
 
     Source: Baranchuk et al. 2022, arXiv:2112.03126, for labels per pixel.
     """
@@ -74,21 +73,19 @@ def features_for_labels(model: DiffusionModel) -> tuple[FeatureFunction, str]:
 class LinearProbe(nn.Module):
     """A classifier: logistic regression on the features of a few labeled images.
 
-    As a labeler: ``SingleHeadLabeler(probe, soft=True)``. The features are
-    standardised with mean and deviation of the labeled images and scaled to length 1, so that
-    one penalty serves all feature functions.
+    As a labeler: ``SingleHeadLabeler(probe, soft=True)``. Features are standardised by the labeled
+    images and scaled to length 1, so that one penalty suits all feature functions.
 
     Args:
         features: images (B, C, H, W) in [0, 1] to (B, D): `model_features` of the model that
             makes the synthetic images, or any other.
         images: labeled images, (N, C, H, W) in [0, 1].
         targets: their class indices, (N,) integers.
-        num_classes: how many, or None for one more than the largest target.
-        inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0: the larger, the closer
-            the fit.
+        num_classes: number of classes, or None for one more than the largest target.
+        inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0; larger fits closer.
 
     Attributes:
-        temperature: what logits are divided by; 1 unless you set another one.
+        temperature: divides the logits; 1 unless you set another one.
 
     Raises:
         ValueError: an argument is out of range, or targets do not fit the images.

@@ -81,16 +81,15 @@ class CacheInfo:
 class LatentCache:
     """Inversions on disk, one safetensors file each, named by their key.
 
-    A file is written beside its place and moved there in one step, so that a process killed at
-    any moment leaves a readable cache, and any number of processes may share one. Each file
-    carries a checksum of its key and tensors, which is compared whenever it is read. Files get the
-    permissions that the umask gives. Where the folder cannot be read or written, a warning says so
-    once, and inversions are computed anew.
+    Files are written in one step, so a killed process leaves a readable cache, and any number of
+    processes may share it. Each file has a checksum of its key and tensors, which is compared
+    whenever it is read. File permissions follow the umask. If the folder cannot be read or
+    written, one warning states that, and inversions are computed again.
 
     Args:
         root: folder of the cache; made if it does not exist.
-        max_bytes: size budget of all writers together, or None for no limit; the files that were
-            not used for longest are deleted to stay within it.
+        max_bytes: size budget of all writers together, or None for no limit; the least recently
+            used files are deleted to stay within it.
 
     Raises:
         ValueError: an argument breaks its rule.

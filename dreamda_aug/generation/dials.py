@@ -41,8 +41,8 @@ class CalibrationPoint:
         diversity: the same between replicas of one seed image.
         steps: reverse steps that were run.
         images: seed images that it was measured on.
-        block_index: behind which block of a transformer noise entered; None for U-Nets.
-        judged: how many seed images the classifier labels right itself, or None where it was not
+        block_index: block of a transformer behind which noise entered, or None for U-Nets.
+        judged: how many seed images the classifier labels right itself, or None if that was not
             recorded.
     """
 
@@ -75,12 +75,12 @@ class Calibration:
         noise_scale: the chosen scale.
         replay: the chosen replay.
         target: what images had to keep, as text.
-        met: whether any point kept it; if not, the one that came closest was chosen.
-        points: everything that was tried.
-        judge: what decided which images keep their class, as text; "" where nothing did.
-        sample: digest of the images that it was measured on, if it holds for their dataset alone;
-            "" if it was asked for by hand, and holds for the model.
-        block_index: behind which block of a transformer noise entered, for which alone it holds;
+        met: whether any point kept it; if not, the closest one was chosen.
+        points: all measured points.
+        judge: what judged which images keep their class, as text, or "" for nothing.
+        sample: digest of the measured images if it holds for their dataset only; "" for a manual
+            calibration, which holds for the model.
+        block_index: block of a transformer behind which noise entered, for which alone it holds;
             None for U-Nets.
     """
 
