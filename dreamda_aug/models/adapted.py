@@ -87,12 +87,7 @@ def check_base(expected: Mapping[str, Any], denoiser: nn.Module, name: str, wher
 def apply_lora(
     pipeline: Any, name: str, lora: str | Path
 ) -> tuple[list[str] | None, int | None] | None:
-    """Add LoRA weights to the weights of a pipeline's layers.
-
-    Args:
-        pipeline: a diffusers pipeline of the caller's own; it is changed.
-        name: of the model, for messages.
-        lora: as in `ModelSpec`.
+    """Add LoRA weights (see `ModelSpec`) to the weights of a pipeline's layers.
 
     Returns:
         Names of the classes that it is conditioned on now, and the null class, or None if it is

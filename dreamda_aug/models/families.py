@@ -28,8 +28,8 @@ class Family:
         transformer: name of the class.
         denoise: the call: (transformer, x_t (R, C, H, W), t (R,), inputs with R rows) to the
             prediction, (R, C or 2·C, H, W), of the scheduler's prediction type.
-        embed: maps a prompt to inputs for ``denoise`` with one row each, of the same shapes for
-            every prompt, or None if the model takes class labels.
+        embed: maps the model's prompts (`TextConditioning`) and a prompt to inputs for ``denoise``
+            with one row each, of the same shapes for every prompt, or None for class labels.
         blocks: lists of blocks that can be hooked, in the order in which they run.
         before: lists of blocks that run before those, and are not hooked.
         text_tokens: number of text tokens before the image's where both are in one sequence, or one

@@ -83,13 +83,13 @@ class OnLatents(DiffusionModel):
         latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
         latents = (latents[:, :, 0] if self._has_frames else latents).float()
         latents = F.pixel_unshuffle(latents, self.patch)
-        shift, scale = latent_range(self.vae)
+        shift, scale = _range(self.vae)
         return ((latents - shift.to(latents)) * scale.to(latents)).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         latents = latents.float()
-        shift, scale = latent_range(self.vae)
+        shift, scale = _range(self.vae)
         latents = latents / scale.to(latents) + shift.to(latents)
         latents = F.pixel_shuffle(latents, self.patch).to(self.vae.dtype)
         if self._has_frames:
@@ -122,17 +122,9 @@ class LatentModel(OnLatents, UNetModel):
         super().__init__(pipeline, name, class_names, null_class)
 
 
-def latent_range(vae: Any) -> tuple[Tensor, Tensor]:
-    """Shift and scale with which a VAE's latents become the denoiser's: (z - shift) · scale.
-
-    Args:
-        vae: with ``scaling_factor``, and perhaps ``shift_factor`` or a ``latents_mean`` and
-            ``latents_std`` for each channel, in its configuration; or with the running statistics
-            ``bn`` of FLUX.2's.
-
-    Returns:
-        Two tensors that broadcast with (B, C, H, W).
-    """
+def _range(vae: Any) -> tuple[Tensor, Tensor]:
+    """Shift and scale with which a VAE's latents become the denoiser's: (z - shift) · scale; they
+    broadcast with (B, C, H, W)."""
     config, statistics = vae.config, getattr(vae, "bn", None)
     if isinstance(statistics, nn.BatchNorm2d):
         mean, variance = statistics.running_mean, statistics.running_var

@@ -110,10 +110,10 @@ class ModelSpec:
 
         pipeline, names = self._open() if self.is_named else (self.source, None)
         null_class = len(names) if names and self.null_class is None else self.null_class
-        has_unet, has_transformer, has_vae = (
-            any(getattr(pipeline, part, None) is not None for part in parts)
-            for parts in (("unet",), ("transformer",), ("vae", "vqvae")))
-        if not has_unet and not (has_vae and has_transformer):
+        has = {part: getattr(pipeline, part, None) is not None
+               for part in ("unet", "transformer", "vae", "vqvae")}
+        has_unet, has_vae = has["unet"], has["vae"] or has["vqvae"]
+        if not has_unet and not (has_vae and has["transformer"]):
             raise ModelError(
                 f"{self.name} ({type(pipeline).__name__}) has no U-Net, and not both a transformer "
                 "and a VAE, so there is nothing to perturb. Use a U-Net such as Stable Diffusion "
@@ -143,7 +143,7 @@ class ModelSpec:
         model.lora = None if self.lora is None else str(self.lora)
         if self.is_named and isinstance(model, OnLatents):
             # nobody else uses this pipeline: its VAE need not stay on the device beside a copy
-            setattr(pipeline, "vae" if getattr(pipeline, "vae", None) else "vqvae", model.vae)
+            setattr(pipeline, "vae" if has["vae"] else "vqvae", model.vae)
         return model
 
     def _open(self) -> tuple[Any, list[str] | None]:
@@ -234,8 +234,7 @@ def _device(device: torch.device | str | None) -> torch.device | None:
     try:
         found = None if device is None else torch.device(device)
     except RuntimeError as error:
-        raise ValueError("device must be one that torch knows, such as 'cpu' or 'cuda:1', got "
-                         f"{device!r}.") from error
+        raise ValueError(f"device must be such as 'cpu' or 'cuda:1', got {device!r}.") from error
     if found is not None and found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be there: torch finds no CUDA device, got {device!r}.")
     return found

@@ -66,7 +66,7 @@ def build_schedule(
     """Noise schedule of a run.
 
     Args:
-        scheduler: a diffusers scheduler that `path_kind` supports; it stays as it is.
+        scheduler: a diffusers scheduler that `path_kind` supports; it stays unchanged.
         steps: number of steps from pure noise to the image.
         strength: share of the way to pure noise at which the run begins, in (0, 1].
         spacing: see `Settings.timestep_spacing`.
