@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dreamda_aug.arguments import shown
 from dreamda_aug.errors import StorageError
 
 # What a killed process leaves half-written ends so; it may be deleted at any time.
@@ -170,14 +171,8 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{where}: expected JSON ({error}).") from error
     if not isinstance(data, dict):
-        raise StorageError(f"{where}: expected a JSON object, got {shorten(data)}.")
+        raise StorageError(f"{where}: expected a JSON object, got {shown(data)}.")
     return data
-
-
-def shorten(value: Any) -> str:
-    """The value for a message, 60 characters at most."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def format_bytes(count: int) -> str:

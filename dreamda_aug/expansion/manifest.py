@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from dreamda_aug.arguments import shown
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.files import local_path, parse_json, read_numbered, shorten
+from dreamda_aug.files import local_path, parse_json, read_numbered
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
@@ -48,12 +49,12 @@ class _Line:
         if not known - {"file_digest"} <= data.keys() <= known:
             raise ExpansionError(
                 f"{where}: expected the fields of a {cls.__name__}; missing: "
-                f"{shorten(sorted(known - set(data)))}, unknown: "
-                f"{shorten(sorted(set(data) - known))}.")
+                f"{shown(sorted(known - set(data)))}, unknown: "
+                f"{shown(sorted(set(data) - known))}.")
         for name, value in data.items():
             rule, holds = _RULES.get(name, _TEXT)
             if not holds(value):
-                raise ExpansionError(f"{where}: {name} must be {rule}, got {shorten(value)}.")
+                raise ExpansionError(f"{where}: {name} must be {rule}, got {shown(value)}.")
         return cls(**data)
 
 
@@ -140,7 +141,7 @@ class ManifestLine(_Line):
         line = super().from_json(text, where)
         if line.row >= sum(count for _, count in line.layout):
             raise ExpansionError(f"{where}: layout must reach row {line.row}, got "
-                                 f"{shorten(line.layout)}.")
+                                 f"{shown(line.layout)}.")
         return line
 
 
