@@ -51,8 +51,8 @@ class LabelPrior:
         """Estimate it from predictions on synthetic images.
 
         One share of kept labels is estimated over all classes. Each class then moves towards what
-        its own images show, the further the more labeled images tell how good the judge is: from
-        three of them a class that was always kept can look as if it had never been.
+        its own images show, further with more labeled images to judge the classifier by: three
+        images cannot tell whether a class is always kept or never.
 
         Args:
             requested: classes that the images were made for, (N,) integers; images with −1 are
