@@ -65,19 +65,16 @@ class Draw:
 
     def run(self, arm: Arm) -> Run:
         """Train an arm, and test it."""
-        pool = self._pool(arm) if arm.preset else None
+        pool, trainer = self._pool(arm) if arm.preset else None, self.trainer
         began = time.perf_counter()
-        if pool is None:
-            view = self.trainer.weak if arm.name == REAL else self._strong
-            trained = self.trainer.supervised(arm.name, view)
-        elif arm.labels == "seed":
-            trained = self.trainer.supervised(arm.name, self._strong, pool)
+        if pool is None or arm.labels == "seed":
+            view = trainer.weak if arm.name == REAL else self._strong
+            trained = trainer.supervised(arm.name, view, pool)
         else:
             prior = self._label_prior(arm, pool) if arm.labels == "AMST+" else None
-            trained = self.trainer.self_training(arm.name, self._strong, pool, label_prior=prior)
-        accuracy = class_accuracy(trained.classifier, *self.test, self.trainer.device)
-        spent = time.perf_counter() - began
-        self.seconds["training"] = self.seconds.get("training", 0.0) + spent
+            trained = trainer.self_training(arm.name, self._strong, pool, label_prior=prior)
+        accuracy = class_accuracy(trained.classifier, *self.test, trainer.device)
+        spent = self._spend("training", began)
         return Run(arm.name, self.number, accuracy, round(spent, 1), trained.labels_kept)
 
     def seconds_per_step(self) -> float:
@@ -88,10 +85,9 @@ class Draw:
 
     def seconds_per_image(self, preset: str) -> float:
         """Time of a synthetic image, from all of the first labeled one."""
-        ratio = self._ratio(preset)
         began = time.perf_counter()
-        self._make(preset, 0, 1, ratio)
-        return (time.perf_counter() - began) / ratio
+        count = self._make(preset, [0]).shape[1]
+        return (time.perf_counter() - began) / count
 
     def _strong(self, images: Tensor) -> Tensor:
         """RandAugment on top of the weak view."""
@@ -100,32 +96,35 @@ class Draw:
     def _ratio(self, preset: str) -> int:
         return max(arm.expansion_ratio for arm in self.arms if arm.preset == preset)
 
+    def _spend(self, kind: str, began: float) -> float:
+        spent = time.perf_counter() - began
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + spent
+        return spent
+
     def _pool(self, arm: Arm) -> Pool:
         """The first images of each labeled one, of those that are made for all arms."""
-        ratio, count = self._ratio(arm.preset), len(self.images)
         if arm.preset not in self._made:
-            began, step = time.perf_counter(), max(1, _CHUNK // ratio)
+            began, count = time.perf_counter(), len(self.images)
+            step = max(1, _CHUNK // self._ratio(arm.preset))
             self._made[arm.preset] = torch.cat([
-                self._make(arm.preset, first, min(first + step, count), ratio)
+                self._make(arm.preset, range(first, min(first + step, count)))
                 for first in range(0, count, step)])
-            self.seconds["generation"] = (
-                self.seconds.get("generation", 0.0) + time.perf_counter() - began)
-        made = self._made[arm.preset].unflatten(0, (count, ratio))[:, : arm.expansion_ratio]
+            self._spend("generation", began)
+        made = self._made[arm.preset][:, : arm.expansion_ratio]
         return Pool(made.flatten(0, 1), self.trainer.labels.repeat_interleave(arm.expansion_ratio))
 
-    def _make(self, preset: str, first: int, end: int, ratio: int) -> Tensor:
-        rows = [row for row in range(first, end) for _ in range(ratio)]
-        opened = {row: self.images.open(row).image for row in range(first, end)}
-        made = self.makers[preset].synthesize_values(
-            [opened[row] for row in rows], self.trainer.labels[rows].tolist(),
-            list(range(ratio)) * (end - first), self.number,
-            [(self.images.file_names or self.images.paths)[row] for row in rows])
-        return torch.cat([self._small.fit(values) for _, values in made])
-
-    @property
-    def _small(self) -> Small:
+    def _make(self, preset: str, rows: Sequence[int]) -> Tensor:
+        """Images of some labeled ones, for the largest ratio, (rows, ratio, C, H, W) uint8."""
+        ratio, images = self._ratio(preset), self.images
         _, channels, height, width = self.trainer.pixels.shape
-        return Small(channels, (height, width))
+        small, names = Small(channels, (height, width)), images.file_names or images.paths
+        repeated = [row for row in rows for _ in range(ratio)]
+        opened = {row: images.open(row).image for row in rows}
+        made = self.makers[preset].synthesize_values(
+            [opened[row] for row in repeated], self.trainer.labels[repeated].tolist(),
+            list(range(ratio)) * len(rows), self.number, [names[row] for row in repeated])
+        fitted = torch.cat([small.fit(values) for _, values in made])
+        return fitted.unflatten(0, (len(rows), ratio))
 
     def _label_prior(self, arm: Arm, pool: Pool) -> LabelPrior:
         model = self.makers[arm.preset].model

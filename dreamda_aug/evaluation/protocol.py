@@ -250,22 +250,19 @@ def _resumed(out: str | Path | None, new: Evaluation) -> Evaluation:
 
 def _announcement(found: Evaluation, draw: Draw) -> str:
     """The budget, and how long it will take at most."""
-    synthetic = sum(bool(arm.preset) for arm in found.arms)
-    kept, labeled = math.ceil(synthetic / 2), len(draw.images)
-    heads = 1 + found.plus
-    makers = len(draw.makers)
-    largest = max(arm.expansion_ratio for arm in found.arms)
+    synthetic, makers = sum(bool(arm.preset) for arm in found.arms), len(draw.makers)
+    kept, settings = math.ceil(synthetic / 2), found.settings
     # trainings with seed labels, with AMST, and presets, of each draw of a rung
-    rungs = [(2 + synthetic, 0, makers), (1 + kept, heads, min(kept, makers)),
+    rungs = [(2 + synthetic, 0, makers), (1 + kept, 1 + found.plus, min(kept, makers)),
              (1, FINALISTS, min(FINALISTS, makers))]
     of_draws = [rungs[found.rung(draw)] for draw in range(found.draws)]
     plain, amst, pools = (sum(column) for column in zip(*of_draws, strict=True))
-    steps, images = found.settings["train_steps"], pools * labeled * largest
-    per_image = max(draw.seconds_per_image(name) for name in draw.makers
-                    if any(arm.preset == name for arm in draw.arms))
-    seconds = (steps * (plain + _AMST_PRICE * amst) * draw.seconds_per_step()
-               + images * per_image)
-    return (f"{len(found.arms)} ways to train, {found.settings['shots']} labeled images of each of "
-            f"{found.settings['classes']} classes, {len(draw.test[1])} held out: {plain + amst} "
-            f"trainings of {steps} steps and up to {images} synthetic images, at most about "
-            f"{max(1, round(seconds / 60))} minutes")
+    images = pools * len(draw.images) * max(arm.expansion_ratio for arm in found.arms)
+    presets = {arm.preset for arm in draw.arms if arm.preset}
+    per_image = max(map(draw.seconds_per_image, presets), default=0.0)
+    trainings = plain + _AMST_PRICE * amst
+    seconds = settings["train_steps"] * trainings * draw.seconds_per_step() + images * per_image
+    return (f"{len(found.arms)} ways to train, {settings['shots']} labeled images of each of "
+            f"{settings['classes']} classes, {len(draw.test[1])} held out: {plain + amst} "
+            f"trainings of {settings['train_steps']} steps and up to {images} synthetic images, at "
+            f"most about {max(1, round(seconds / 60))} minutes")

@@ -107,8 +107,7 @@ class Evaluation:
         return [value - base[draw] for draw, value in mine.items() if draw in base]
 
     def gain(self, arm: Arm, over: Arm | None = None) -> tuple[float, float]:
-        """Mean gain over another arm, or over the best classical one, and half its 95 % interval.
-        """
+        """Mean gain over another arm (or the best classical one), and half its 95 % interval."""
         return interval(self.gains(arm, over or self.best_classical))
 
     def contenders(self, rung: int) -> list[Arm]:
@@ -161,12 +160,10 @@ class Evaluation:
         Source: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3 (1-SE rule).
         """
         best, *others = self.best_first(self.contenders(RUNGS - 1))
-
-        def is_close(arm: Arm) -> bool:
-            behind, error = standard_error(self.gains(best, arm))
-            return behind <= min(error, ONE_POINT)
-
-        return min([best, *filter(is_close, others)], key=lambda arm: arm.cost)
+        behind = {arm.name: standard_error(self.gains(best, arm)) for arm in others}
+        close = [arm for arm in others
+                 if behind[arm.name][0] <= min(behind[arm.name][1], ONE_POINT)]
+        return min([best, *close], key=lambda arm: arm.cost)
 
     @property
     def verdict(self) -> str:
@@ -194,15 +191,12 @@ class Evaluation:
                          f"{_plus_minus('{:5.1f}', interval(values)):<12}  {gain}")
         why = "the best" if chosen == ranking[0] else (
             f"within noise of the best, {ranking[0].name}, and cheaper")
-        lines += [
-            f"recommended: {chosen.name} ({why})",
+        spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+        return "\n".join([
+            *lines, f"recommended: {chosen.name} ({why})",
             f"generated images: {self.verdict} ({best.name} minus {classical.name}: "
             f"{_plus_minus('{:+.1f}', self.gain(best))} points, 95 % interval)",
-            f"to do: {self.instruction}",
-            "time: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in
-                                 self.seconds.items()),
-        ]
-        return "\n".join(lines)
+            f"to do: {self.instruction}", f"time: {spent}"])
 
     @property
     def instruction(self) -> str:
@@ -233,9 +227,8 @@ class Evaluation:
             return cls(found["settings"], [Arm(**arm) for arm in found["arms"]], found["plus"],
                        [Run(**run) for run in found["runs"]], found["seconds"], found["command"])
         except (KeyError, TypeError) as error:
-            raise StorageError(
-                f"{path}: expected an evaluation, found other JSON ({error}). Name another file."
-            ) from error
+            raise StorageError(f"{path}: expected an evaluation, found other JSON ({error}). Name "
+                               "another file.") from error
 
 
 def _plus_minus(form: str, values: tuple[float, float]) -> str:

@@ -26,6 +26,7 @@ from dreamda_aug.amst import (
 )
 from dreamda_aug.amst.batches import MixedBatchSampler
 from dreamda_aug.amst.labeling import CollapseWarning
+from dreamda_aug.amst.losses import join_targets
 from dreamda_aug.amst.self_training import seeded
 from dreamda_aug.amst.views import View
 from dreamda_aug.method.seeding import derive_seed
@@ -162,7 +163,7 @@ class Trainer:
             plan: stages and batches, or None for `AMST_PLUS` with a prior and `AMST_PLAN` without
                 one; a labeler needs a plan without pretraining.
             labeler: labels the pool, or None for AMST's heads.
-            label_prior: how often the classes asked for came out.
+            label_prior: how often the requested classes came out.
             options: further arguments of `AMSTWrapper`.
         """
         if plan is None:
@@ -203,9 +204,7 @@ class Trainer:
         pixels, targets, size = self.pixels, self.labels, 0
         if pool is not None:
             pixels, size = torch.cat([pixels, pool.pixels]), len(pool.pixels)
-            if pool.labels.is_floating_point():
-                targets = F.one_hot(targets, self.num_classes).float()
-            targets = torch.cat([targets, pool.labels])
+            targets = join_targets(targets, pool.labels, self.num_classes)
         sampler = MixedBatchSampler(
             len(self.pixels), range(size), [], batch_size=self.train_batch_size,
             ratio=(1, POOL_SHARE, 0), steps=steps,
