@@ -4,17 +4,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import torch
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +66,11 @@ def join_processes() -> tuple[int, int]:
     """
     if all(int(os.environ.get(name, "1")) == 1 for name in _SIZES):
         return 0, 1
-    state = _state()
+    from accelerate import PartialState
+
+    # without cpu=True, accelerate treats each process without a GPU as the only one
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return state.process_index, state.num_processes
-
-
-def first_process_first(count: int) -> AbstractContextManager[None]:
-    """Let the first of ``count`` processes go through the block before the others."""
-    return nullcontext() if count == 1 else _state().main_process_first()
 
 
 @contextmanager
@@ -230,10 +225,3 @@ def _import_ray() -> Any:
             "the engine 'ray' needs an extra package: pip install 'dreamda_aug[ray]'."
         ) from error
     return ray
-
-
-def _state() -> "PartialState":
-    from accelerate import PartialState
-
-    # without cpu=True, accelerate treats each process without a GPU as the only one
-    return PartialState(cpu=not torch.accelerator.is_available())

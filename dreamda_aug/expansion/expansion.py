@@ -18,13 +18,7 @@ from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import BatchMaker
 from dreamda_aug.expansion.card import license_of
-from dreamda_aug.expansion.engines import (
-    Engine,
-    Progress,
-    cpu_threads,
-    first_process_first,
-    join_processes,
-)
+from dreamda_aug.expansion.engines import Engine, Progress, cpu_threads, join_processes
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.layouts import WORK
 from dreamda_aug.expansion.manifest import MAX_BATCH, library_versions, settings_to_json
@@ -194,20 +188,15 @@ class Expansion:
             embedded = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
         ratio, counts = self.expansion_ratio, Counter(images.labels)
         return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "samples": len(self.plan),
-            "batch_size": self.plan.batch_size,
+            "format": FORMAT, "format_version": FORMAT_VERSION,
+            "samples": len(self.plan), "batch_size": self.plan.batch_size,
             "image_format": self.image_format,
             "batches_per_shard": max(1, self.shard_samples // self.plan.batch_size)
             if self.image_format == "webdataset" else None,
             "expansion": {
-                "expansion_ratio": dict(sorted(ratio.items())) if isinstance(ratio, Mapping)
-                else ratio,
-                "balance": self.balance,
+                "expansion_ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio,
                 "only_classes": None if self.only_classes is None else sorted(self.only_classes),
-                "limit": self.limit,
-                "keep_flagged": self.keep_flagged,
+                **{name: getattr(self, name) for name in ("balance", "limit", "keep_flagged")},
             },
             "filters": [each.describe() for each in self.filters],
             "settings": settings_to_json(settings),
@@ -219,10 +208,10 @@ class Expansion:
             "embedded": embedded,
             "device": torch.device(model.device).type,
             "threads": self._cpu_threads,
-            "low_memory": model.low_memory,  # the VAE's batches change the last bits
             "image_size": list(model.image_size),
-            "block_index": model.block_index,
-            "embedded_guidance": model.embedded_guidance,
+            # the first: the VAE's batches change the last bits
+            **{name: getattr(model, name)
+               for name in ("low_memory", "block_index", "embedded_guidance")},
             "compile": sampler.static_shapes,
             "versions": library_versions(),
             "source": {
@@ -268,12 +257,11 @@ class Expansion:
         number, count = join_processes() if shard is None else shard
         if not 0 <= number < count:
             raise ValueError(f"shard must be (number, count) with number < count, got {shard}.")
-        if new and shard is not None and count > 1:
+        if new and count > 1:
             raise ValueError(
-                "new: set the old result aside with one process, then start the shards.")
-        with first_process_first(count if new else 1):
-            if new and number == 0 and folder.exists(PLAN):
-                folder.set_aside()
+                "new: set the old result aside with one process, then start the others without it.")
+        if new and folder.exists(PLAN):
+            folder.set_aside()
         store = self._join(folder)
         mine, length = range(number, self.plan.batches, count), self.plan.batch_length
         total, before, made = sum(map(length, mine)), 0, 0

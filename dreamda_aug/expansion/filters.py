@@ -167,19 +167,14 @@ class LabelAgreement(Filter):
                 f"the classifier {self.identity[:40]} cannot take images of shape "
                 f"{tuple(batch.images.shape)}: {error}"
             ) from error
-        if logits.ndim != 2 or len(logits) != len(batch.labels):
+        labels = torch.tensor(batch.labels)
+        if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] <= labels.max():
             raise ValueError(
-                f"the classifier must give logits (B, K), got {tuple(logits.shape)} for "
-                f"{len(batch.labels)} images."
+                f"the classifier must give logits (B, K) with K > {labels.max().item()}, the "
+                f"largest label, got {tuple(logits.shape)} for {len(labels)} images."
             )
         if not logits.isfinite().all():
             raise ValueError(f"the classifier {self.identity[:40]} gave NaN or infinite logits.")
-        labels = torch.tensor(batch.labels)
-        if labels.max() >= logits.shape[1]:
-            raise ValueError(
-                f"the classifier has {logits.shape[1]} classes, the source has label "
-                f"{labels.max().item()}."
-            )
         scores = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return scores.tolist(), (logits.argmax(1) != labels).tolist()
 

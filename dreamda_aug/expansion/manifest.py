@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +29,6 @@ _PARTS: dict[str, Callable[..., Any]] = {
 }
 
 _T = TypeVar("_T", bound="_Line")
-_M = TypeVar("_M")
 
 
 class _Line:
@@ -224,35 +224,27 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 def settings_from_json(data: dict[str, Any]) -> Settings:
     """What `settings_to_json` was given; ExpansionError if that cannot be made again."""
     values: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, dict):
-            kind = value.get("type")
-            if not isinstance(kind, str) or kind not in _PARTS:
-                raise ExpansionError(
-                    f"settings: {name} is a {kind!r}, which cannot be made from its description; "
-                    "pass the synthesizer that the dataset was made with."
-                )
-            value = _build(_PARTS[kind], {k: v for k, v in value.items() if k != "type"})
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return _build(Settings, values)
+    try:
+        for name, value in data.items():
+            if isinstance(value, dict):
+                parts = dict(value)
+                value = _PARTS[parts.pop("type")](**parts)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return Settings(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExpansionError(
+            f"settings: cannot be made from their description ({type(error).__name__}: {error}); "
+            "pass the synthesizer that the dataset was made with."
+        ) from error
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide an image's bits."""
     found = {"dreamda_aug": __version__}
     for name in ("torch", "torchvision", "diffusers", "transformers", "pillow"):
-        try:
+        with suppress(PackageNotFoundError):  # transformers is optional
             found[name] = version(name)
-        except PackageNotFoundError:
-            pass  # transformers is optional
     return found
-
-
-def _build(cls: Callable[..., _M], values: dict[str, Any]) -> _M:
-    try:
-        return cls(**values)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ExpansionError(f"settings: cannot make {cls.__name__} from it: {error}") from error
 
 
 def _is_count(value: Any) -> bool:

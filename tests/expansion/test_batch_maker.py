@@ -50,13 +50,6 @@ def test_what_a_file_does_not_keep_is_on_record(synthesizer, tmp_path, images, m
     assert any("PNG files keep no more" in warning for warning in summary.warnings) == bool(loss)
 
 
-def test_an_image_that_is_refused_elsewhere_is_refused_here(synthesizer, tmp_path):
-    images = torch.rand(3, 1, 16, 16)
-    images[2] *= 255
-    with pytest.raises(ValueError, match=r"a float image must lie in \[0, 1\]"):
-        expand(TensorDataset(images, torch.tensor([0, 1, 0])), tmp_path / "out", synthesizer, 1)
-
-
 def test_a_batch_that_was_halved_is_on_record_and_made_again_as_it_was(
     synthesizer, tmp_path, monkeypatch
 ):
@@ -99,28 +92,3 @@ def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(synthesizer, tmp_path
     else:
         expand(train, out, synthesizer, 1)
         assert (out / name).read_bytes() == whole
-
-
-@pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
-def test_the_source_may_hold_images_of_many_modes(synthesizer, tmp_path):
-    grey = PIL.Image.fromarray(torch.randint(256, (20, 24), dtype=torch.uint8).numpy())
-    root = tmp_path / "train" / "a"
-    root.mkdir(parents=True)
-    deep = torch.randint(60000, (20, 24)).to(torch.uint16)
-    grey.convert("1").save(root / "1.png")
-    grey.convert("RGB").convert("P").save(root / "p.png")
-    grey.convert("RGB").convert("CMYK").save(root / "cmyk.jpg")
-    grey.convert("RGBA").save(root / "rgba.png")
-    PIL.Image.fromarray(deep.numpy()).save(root / "deep.png")
-    PIL.Image.fromarray(deep.numpy().astype("float32")).save(root / "float.tif")
-    summary = expand(tmp_path / "train", tmp_path / "out", synthesizer, 1)
-    assert summary.stats.made == 6 and summary.stats.losses.total() == 1
-    modes = {}
-    for line in read_manifest(tmp_path / "out"):
-        with PIL.Image.open(tmp_path / "out" / line.file) as image:
-            assert image.size == (24, 20)
-            modes[line.seed_path] = image.mode
-        assert regenerate(tmp_path / "out", line.id, synthesizer=synthesizer).equal
-    assert modes == {"a/1.png": "L", "a/cmyk.jpg": "RGB", "a/deep.png": "I;16",
-                     "a/float.tif": "I;16",
-                     "a/p.png": "RGB", "a/rgba.png": "RGBA"}

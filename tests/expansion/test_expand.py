@@ -16,7 +16,6 @@ from dreamda_aug.expansion import estimate
 from dreamda_aug.expansion.expansion import Expansion, expand
 from dreamda_aug.expansion.filters import GuardEvents
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
-from dreamda_aug.expansion.metadata import differences
 from dreamda_aug.expansion.regeneration import regenerate
 from dreamda_aug.expansion.replicas import Plan, count_replicas
 from dreamda_aug.expansion.storage import OutputFolder
@@ -234,10 +233,8 @@ def test_a_dry_run_counts_and_writes_nothing(whole_train, synthesizer, tmp_path,
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"solver": "heun"}, {"replay": 0.0}, {"update_rule": "symmetric"}, {"noise_scale": 0.0},
-    {"inversion": DDIMInversion(), "eta": 0.0}, {"paths": 2},
-    {"inversion": DDIMInversion(exact=False), "eta": 0.0, "solver": "heun"},
-    {"guidance_scale": 3.0}, {"guidance_scale": 3.0, "guidance_interval": (0.0, 0.5)},
+    {}, {"paths": 2}, {"inversion": DDIMInversion(exact=False), "eta": 0.0, "solver": "heun"},
+    {"guidance_scale": 3.0, "guidance_interval": (0.0, 0.5)},
 ], ids=str)
 def test_a_dry_run_names_the_rows_that_a_run_takes(whole_train, tmp_path, options):
     model = PixelModel(pixel_pipeline(num_classes=4))
@@ -296,11 +293,6 @@ def test_batches_hold_every_sample_once_and_inversions_are_counted_without_listi
             assert plan.inversions(paths) == sum(
                 len({(s.seed_index, s.replica % paths) for s in plan.batch(batch)})
                 for batch in range(plan.batches))
-
-
-def test_differences_are_named_by_their_path():
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
-        "a.c: 2 -> 3", "d: None -> 4"]
 
 
 def test_the_expansion_refuses_bad_arguments(whole_train, synthesizer):

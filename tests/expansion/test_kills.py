@@ -2,10 +2,8 @@
 
 import builtins
 import os
-import random
 import shutil
 import signal
-import time
 
 import pytest
 from expansion.folders import content, in_child, once_per_batch
@@ -120,29 +118,3 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
             break
         kills += 1
     assert kills >= 5 and content(out) == content(tmp_path / "whole")
-
-
-def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bytes(
-    train, synthesizer, tmp_path
-):
-    """Nothing is replaced here: a model makes images, and the moment is a clock's."""
-    expansion = Expansion(train, synthesizer, 12)
-    started = time.perf_counter()
-    expansion.run(tmp_path / "whole")
-    length = time.perf_counter() - started
-    expected, out = content(tmp_path / "whole"), tmp_path / "out"
-    rng, kills = random.Random(0), 0
-    while kills < 6:
-        child = in_child(lambda: expansion.run(out))
-        while child.is_alive() and not list(out.glob(".dreamda/*.jsonl")):
-            time.sleep(0.005)
-        child.join(rng.uniform(0, length / 4))
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            kills += child.exitcode == -signal.SIGKILL
-        if child.exitcode == 0:
-            assert content(out) == expected
-            shutil.rmtree(out)
-    assert expansion.run(out).whole
-    assert content(out) == expected

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import PIL.Image
 import pytest
 import torch
 from expansion.folders import content, write_images
@@ -101,17 +100,6 @@ def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
     for line in (lines[0], lines[-1]):
         assert regenerate(tmp_path / "data", line["id"], synthesizer=synthesizer,
                           source=source).equal
-
-
-@pytest.mark.parametrize("name", ["00000001_0002", "dog/00000003_0000.png"])
-def test_an_image_is_made_again_from_its_record_bit_for_bit(
-    whole_train, synthesizer, tmp_path, name
-):
-    expand(whole_train, tmp_path / "out", synthesizer, 3)
-    again = regenerate(tmp_path / "out", name, synthesizer=synthesizer)
-    assert again.equal and name in (again.line.id, again.line.file)
-    stored = PIL.Image.open(tmp_path / "out" / again.line.file)
-    assert again.image.tobytes() == stored.tobytes() and again.image.mode == stored.mode
 
 
 def test_an_image_of_the_bundled_model_is_made_again_from_the_record_alone(tmp_path):

@@ -5,15 +5,6 @@ from collections import Counter
 from dreamda_aug.expansion.stats import Stats
 
 
-def test_equal_seed_images_are_named_up_to_ten():
-    few, many = (Stats(same_pixels={f"dog/{i}.bmp": f"cat/{i}.png" for i in range(count)})
-                 for count in (2, 11))
-    said, = few.warnings()
-    assert "(dog/0.bmp = cat/0.png, dog/1.bmp = cat/1.png)" in said
-    said, = many.warnings()
-    assert said.startswith("11 seed images") and "dog/9.bmp = cat/9.png, ...)" in said
-
-
 def test_what_a_user_should_look_into_is_named():
     stats = Stats(Counter(cat=8), Counter({"seed-copy": 3}), Counter(copy=2), Counter(broken=1),
                   events=4, small_batches=5, losses=Counter({"rounded to 8 bits": 6}))

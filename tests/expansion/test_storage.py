@@ -67,14 +67,6 @@ def test_a_folder_is_set_aside_under_the_next_free_name(folder):
         assert OutputFolder(f"{folder}.old{number}").read("a/b") == b"%d" % number
 
 
-def test_what_killed_processes_left_is_no_file(local):
-    local.write("a", [])
-    (local.path / ".a.dreamda-tmp").write_bytes(b"")
-    assert local.names() == ["a"]
-    local.tidy()
-    assert os.listdir(local.path) == ["a"]
-
-
 def test_a_lock_is_held_by_one_where_there_are_locks(local, url):
     with local.lock("x/lock") as mine, local.lock("x/lock") as other:
         assert mine and not other
@@ -121,9 +113,3 @@ def test_what_is_no_folder_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="out must be a path on this machine, got the URL "
                                          "'s3://bucket/out'; give a URL as text"):
         OutputFolder(Path("s3://bucket/out"))
-
-
-def test_paths_are_relative_where_they_share_a_folder(local, url, tmp_path):
-    assert local.relative(tmp_path / "train") == "../train"
-    assert local.relative(tmp_path) == ".." and local.relative("/usr") is None
-    assert OutputFolder(url).relative(tmp_path) is None

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from pipelines import pixel_pipeline
-from report.browser import CHROMIUM, Keyboard, chromium, run_in_browser
+from report.browser import CHROMIUM, run_in_browser
 from report.test_report import Elements
 
 from dreamda_aug import Synthesizer
@@ -161,53 +161,6 @@ def test_sliders_cells_and_lines_work_in_a_browser(page, exploration, tmp_path):
     assert float(result["noisy"]["distance"]) > 0
     assert "strength=1 --set replay=0.5" in result["cell"]["command"] and result["focus"]
     assert result["selected"] and result["copied"] in ("Copied.", "Press Ctrl+C to copy.")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_keys_alone_reach_and_use_every_control(exploration, tmp_path):
-    write_exploration(exploration, tmp_path / "page.html")
-    with Keyboard(tmp_path / "page.html", tmp_path) as keys:
-        def value(name: str) -> str:
-            return keys.evaluate(f"document.getElementById('{name}-value').textContent")
-
-        seen = []
-        for _ in range(11):
-            keys.press("Tab")
-            seen.append(keys.evaluate("document.activeElement.id"))
-        assert seen == ["strength", "replay", "noise_scale", "best", "", "", "", "",
-                        "command", "", "python"]  # fmt: skip
-        keys.evaluate("document.getElementById('strength').focus()")
-        keys.press("ArrowLeft", 2)
-        assert value("strength") == "0.5"
-        keys.press("ArrowRight")
-        assert value("strength") == "1"
-        keys.press("Tab", 2)
-        keys.press("ArrowRight", 2)
-        assert value("noise_scale") == "4"
-        keys.press("ArrowLeft")
-        assert value("noise_scale") == "0"
-        assert "noise_scale=0" in keys.evaluate("document.getElementById('command').value")
-        keys.press("Tab", 2)
-        keys.press(" ")
-        first_cell = (value("strength"), value("replay"))
-        assert first_cell == ("0.5", "1")
-        keys.evaluate("document.getElementById('best').focus()")
-        keys.press("Enter")
-        best, _ = exploration.lines(exploration.choices[exploration.best].point)
-        assert keys.evaluate("document.getElementById('command').value") == best
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_browser_runs_the_page_under_its_own_policy(exploration, tmp_path):
-    write_exploration(exploration, tmp_path / "page.html")
-    shot = tmp_path / "shot.png"
-    dom = chromium(tmp_path, "--virtual-time-budget=2000", "--dump-dom",
-                   f"file://{tmp_path / 'page.html'}")
-    assert re.search(r'id="distance">0\.\d\d\d<', dom)
-    chromium(tmp_path, "--window-size=900,1200", f"--screenshot={shot}",
-             f"file://{tmp_path / 'page.html'}")
-    with PIL.Image.open(shot) as image:
-        assert len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_the_page_is_written_to_this_machine(exploration):

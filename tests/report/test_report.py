@@ -233,13 +233,3 @@ def test_no_script_but_the_pages_own_runs(page, tmp_path):
     dom = chromium(tmp_path, "--virtual-time-budget=1000", "--dump-dom",
                    f"file://{tmp_path / 'page.html'}")
     assert "<title>Synthetic images: out</title>" in dom
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_browser_draws_the_page(page, dataset, tmp_path):
-    shot = tmp_path / "shot.png"
-    chromium(tmp_path, "--window-size=900,1600", f"--screenshot={shot}",
-             f"file://{dataset / 'report.html'}")
-    with PIL.Image.open(shot) as image:
-        assert image.size == (900, 1600)
-        assert len(image.convert("RGB").getcolors(1 << 20)) > 50

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from dreamda_aug.report.thumbnails import make_thumbnail, pair_distances, side_for
+from dreamda_aug.report.thumbnails import make_thumbnail, pair_distances
 
 
 def decoded(thumbnail):
@@ -47,7 +47,3 @@ def test_pairs_are_compared_by_root_mean_square():
     assert count == 3 and total == pytest.approx(0.2 + 1 + 0.8)
     other = PIL.Image.new("L", (4, 8), 9)
     assert pair_distances([grey[0], other]) == (0.0, 0) and pair_distances(grey[:1]) == (0.0, 0)
-
-
-def test_many_thumbnails_are_smaller():
-    assert side_for(10) == 256 and side_for(2000) == 128
