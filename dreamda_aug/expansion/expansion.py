@@ -49,10 +49,10 @@ class Summary:
 
     Attributes:
         out: the dataset's folder: its path, or a URL such as ``"s3://bucket/folder"``.
-        whole: whether it is finished; False if other processes are still at work.
+        whole: whether it is finished; False while other processes still work on it.
         made: samples that this process made.
         stats: counts of the whole dataset, or None unless ``whole``.
-        warnings: what a user should look into.
+        warnings: sentences for the user.
     """
 
     out: Path | str
@@ -66,14 +66,14 @@ class Summary:
 class Expansion:
     """A synthetic dataset to be made.
 
-    Constructing one lists the seed images and plans. The first use of `maker` or `metadata`, as in
-    `run`, loads the model, and calibrates it on a sample of the seed images if dials are None.
+    The constructor lists the seed images and plans. `run` loads the model, and calibrates it on a
+    sample of the seed images if dials are None.
 
-    Seed image, replica number and ``rng_seed`` decide every sample, and every batch is part of the
-    plan. So files are the same byte for byte on the same kind of machine, for any number of
-    processes and however often the work was interrupted. Inversions are neither read from nor
-    written to a cache: its entries may come from batches of another shape, and differ in their
-    last bits. Duplicate seed images get distinct replica numbers, so their outputs differ.
+    Seed image, replica number and ``rng_seed`` determine every sample, and the plan fixes the
+    batches. So files are the same byte for byte on the same kind of machine, for any number of
+    processes and interruptions. Inversions are not cached, since those from batches of another
+    shape differ in their last bits. Duplicate seed images get distinct replica numbers, so their
+    outputs differ.
 
     Args:
         source: what `open_seed_images` takes: a folder, a list, a name, a dataset.
@@ -88,17 +88,17 @@ class Expansion:
             all.
         image_format: ``"folder"`` (torchvision's ``ImageFolder``) or ``"webdataset"``.
         shard_samples: about how many samples go into a WebDataset shard.
-        filters: what may object to an image.
-        keep_flagged: keep those images, and note the flag in the manifest; else they are left out
-            and counted.
-        strict: unreadable seed images, empty classes and repeated entries are errors; else they
-            are left out and counted.
-        threads: CPU threads per process, if the model runs on the CPU: the last bits depend
-            on their number, so it is part of the plan. Several processes with one thread each are
-            quicker than one with several.
+        filters: drop images, see `Filter`.
+        keep_flagged: keep such images, with their flags in the manifest, instead of dropping and
+            counting them.
+        strict: raise for unreadable seed images, empty classes and repeated entries, instead of
+            leaving them out and counting them.
+        threads: CPU threads per process if the model runs on the CPU. It is part of the plan, since
+            it changes the last bits. Several processes with one thread each are faster than one
+            with several.
         license: the model's licence, for the card, or None for what its folder states.
-        calibrate: measure dials that are None on a sample of the source: once, since the result
-            lies beside the synthesizer's cache. False takes what `calibrate` found, or mild
+        calibrate: calibrate dials that are None on a sample of the source, once: the result is
+            stored beside the synthesizer's cache. False takes what `calibrate` found, or mild
             defaults.
 
     Raises:
@@ -234,15 +234,15 @@ class Expansion:
     ) -> Summary:
         """Make what is missing in a folder.
 
-        What an earlier run wrote is compared with its digests first: what is missing or was
-        changed is made again. Seed images that have changed since are refused.
+        Files of an earlier run are compared with their digests first; missing and changed ones are
+        made again. Changed seed images are refused.
 
         Args:
             out: the dataset's folder: empty, not there yet, or begun by the same expansion; a
                 path, or a URL that fsspec opens, such as ``s3://bucket/folder``.
-            new: set an existing result aside (as ``OUT.old1``) and begin anew.
-            shard: (number, count) of this process among several, or None for what ``accelerate
-                launch`` says, else (0, 1).
+            new: set an existing result aside (as ``OUT.old1``) and start again.
+            shard: (number, count) of this process among several, or None for those of ``accelerate
+                launch``, else (0, 1).
             progress: called after each batch.
             engine: runs the batches, such as `RayEngine`, or None to run them in this process.
 

@@ -60,7 +60,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class ManifestLine(_Line):
-    """One synthetic image: where it lies, what it was made from, and how to make it again.
+    """One synthetic image: its file, its seed image, and the recipe to make it again.
 
     Attributes:
         id: number of the seed image and of the replica, such as ``"00000012_0003"``.
@@ -70,12 +70,12 @@ class ManifestLine(_Line):
         seed_index: number of the seed image in the source.
         seed_path: its path in the source, or ``"#12"`` if the source has no files.
         seed_digest: SHA-256 of its pixels, as `image_digest` gives it.
-        replica: number of the replica; with ``rng_seed``, ``epoch`` and ``seed_digest`` it decides
-            all randomness of the image.
+        replica: number of the replica; with ``rng_seed``, ``epoch`` and ``seed_digest`` it
+            determines all randomness of the image.
         epoch: 0; `AugmentedDataset` continues from there.
         rng_seed: as given to the synthesizer.
         condition: what the model was conditioned on: a prompt, a class index, or null.
-        batch: number of the batch that it was made in.
+        batch: number of its batch.
         row: its row in that batch.
         layout: first replica and number of replicas of each seed image in that batch. The last
             bits of a result depend on the shape of its batch, so this belongs to the recipe.
@@ -83,14 +83,14 @@ class ManifestLine(_Line):
             out.
         settings: the synthesizer's settings.
         model: the model's fingerprint.
-        versions: of the libraries that took part.
+        versions: of the libraries that matter.
         pixels: SHA-256 of the image's mode, size and pixels.
         distance: root mean square pixel distance from the seed image at the model's size, in
             [0, 1].
-        scores: what each filter measured.
-        flags: names of the filters that object.
+        scores: score of each filter.
+        flags: names of the filters that flagged it.
         events: what the guards did, such as ``"retried"``; empty if nothing.
-        loss: what the PNG file does not keep of an image like the seed image; empty if nothing.
+        loss: what the PNG file cannot keep of the seed image's type; empty if nothing.
         seed_file_digest: SHA-256 of the seed image's file; empty if the source has no files.
         file_digest: SHA-256 of the image's own file. Stands in the manifest alone: no file holds
             its own digest.
@@ -133,10 +133,10 @@ class ManifestLine(_Line):
 
     @classmethod
     def from_json(cls, text: str, where: str = "manifest line") -> Self:
-        """Read what `to_json` wrote.
+        """Read a line of a manifest.
 
         Raises:
-            ExpansionError: it is something else; the message begins with ``where``.
+            ExpansionError: it is none; the message begins with ``where``.
         """
         line = super().from_json(text, where)
         if line.row >= sum(count for _, count in line.layout):
