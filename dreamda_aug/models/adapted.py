@@ -94,8 +94,8 @@ def apply_lora(
         conditioned on the same as before.
 
     Raises:
-        ModelError: the weights are no LoRA weights, or belong to another model.
-        ImportError: a layout that only diffusers reads needs peft.
+        ModelError: the weights are no LoRA weights, belong to another model, or are in a layout
+            that diffusers reads only with peft.
     """
     folder = Path(lora)
     try:
@@ -210,11 +210,6 @@ def _through_diffusers(
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ModelError("the weights are not finite")
     if is_loader:
-        try:
-            import peft  # noqa: F401
-        except ImportError as error:
-            raise ImportError("LoRA weights in this layout need an extra package: pip install "
-                              "'dreamda_aug[adapt]'.") from error
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
         loaded = sum(".lora_" in key or ".lokr_" in key
                      for part in parts.values() for key, _ in part.named_parameters())
