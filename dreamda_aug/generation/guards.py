@@ -32,25 +32,21 @@ def guard(
         For each image ``""``, ``"retried"`` in float32, ``"replaced"`` by its seed image, or
         ``"unsafe"`` and therefore replaced.
     """
-    acts = [""] * len(made)
+    acts = dict.fromkeys(range(len(made)), "")
     rows = _bad_rows(made, seeds)
     if rows and model.dtype != torch.float32:
         logger.warning("%d images came out as NaN or black: once more in float32", len(rows))
         with model.in_float32():
             made[rows] = redo(rows)
-        for row in rows:
-            acts[row] = "retried"
+        acts |= dict.fromkeys(rows, "retried")
         rows = _bad_rows(made, seeds)
     unsafe = model.unsafe(made.nan_to_num()).nonzero().flatten().tolist()
-    for row in rows:
-        acts[row] = "replaced"
-    for row in unsafe:
-        acts[row] = "unsafe"
+    acts |= dict.fromkeys(rows, "replaced") | dict.fromkeys(unsafe, "unsafe")
     replaced = sorted({*rows, *unsafe})
     if replaced:
         logger.warning("%d synthetic images were replaced by their seed image", len(replaced))
         made[replaced] = seeds[replaced].to(made.device, made.dtype)
-    return acts
+    return list(acts.values())
 
 
 def broken(images: Tensor) -> Tensor:

@@ -334,13 +334,7 @@ class HasSynthesizer(Protocol):
 
 
 def as_synthesizer(value: Synthesizer | HasSynthesizer) -> Synthesizer:
-    """The synthesizer itself, or that of a transform.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    if isinstance(value, Synthesizer):
-        return value
-    if isinstance(value, HasSynthesizer):
-        return value.synthesizer
+    """The synthesizer itself, or that of a transform; TypeError if it is neither."""
+    if isinstance(value, Synthesizer | HasSynthesizer):
+        return value if isinstance(value, Synthesizer) else value.synthesizer
     raise TypeError(f"a Synthesizer or a DreamDAugment was expected, got {type(value).__name__}.")

@@ -26,19 +26,12 @@ def test_what_was_put_is_got_back(tmp_path):
     assert torch.equal(found["x_T"], tensors(2.0)["x_T"]) and found["x_T"].dtype == torch.float16
 
 
-def test_every_part_and_its_name_count_for_the_key():
-    keys = {cache_key(a=1), cache_key(b=1), cache_key(a=2), cache_key(a="1"), cache_key(a=1, b=1)}
-    assert len(keys) == 5
-
-
 def flip_bit(data):
     return data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
 
 
 DAMAGE = {
-    "half": lambda data: data[:-10], "one bit": flip_bit, "text": lambda data: b"not a tensor file",
-    "no checksum": lambda data: save(tensors()),
-    "another checksum": lambda data: data.replace(b'"checksum":"', b'"checksum":"0'),
+    "half": lambda data: data[:-10], "one bit": flip_bit, "no checksum": lambda _: save(tensors()),
 }
 
 

@@ -89,16 +89,6 @@ def test_numbers_are_read_from_the_cache_for_this_model_and_these_settings(model
             resolve_dials(*unknown)
 
 
-@pytest.mark.parametrize("given", [
-    dict(noise_scale=5.0), dict(replay=0.3), dict(strength=0.4)])
-def test_a_number_in_the_settings_stays(model, tmp_path, given):
-    settings = dataclasses.replace(RECOMMENDED, **given)
-    make().save(calibration_path(tmp_path, settings, model))
-    found = resolve_dials(settings, model, LatentCache(tmp_path))
-    assert found == settings.with_dials(
-        **{"strength": 0.5, "noise_scale": 1.0, "replay": 0.9, **given})
-
-
 def test_what_is_calibrated_already_or_comes_with_the_package_needs_no_warning(model, bundled):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

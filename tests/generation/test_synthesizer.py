@@ -75,12 +75,6 @@ def test_a_batch_is_taken_as_the_images_that_it_holds(synthesizer):
         synthesizer.synthesize([batch])
 
 
-def test_labels_replicas_and_names_are_one_per_image(synthesizer):
-    for wrong in (dict(labels=[0]), dict(labels=[]), dict(replicas=[0]), dict(names=["a"])):
-        with pytest.raises(ValueError, match="zip"):
-            synthesizer.synthesize([picture("RGB"), picture("L")], **wrong)
-
-
 def test_labels_may_be_a_tensor(sd_pipeline):
     synthesizer = Synthesizer(load_model(copy.deepcopy(sd_pipeline)), class_names=["a", "b"],
                               **FAST)
@@ -104,17 +98,6 @@ def test_no_model_is_loaded_before_the_first_image():
     assert synthesizer.requested_settings.noise_scale is None
     assert repr(synthesizer).startswith("Synthesizer('nobody/never-loaded', steps=10")
     assert pickle.loads(pickle.dumps(synthesizer)).batch_size == 32
-
-
-@pytest.mark.parametrize("preset", ["recommended", "fast"])
-def test_settings_are_numbers_once_the_model_is_there(preset, synthesizer, bundled):
-    measured = Synthesizer(bundled, preset, cache=None)
-    assert measured.requested_settings.strength is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the bundled model comes with its calibrations
-        settings = measured.settings
-    assert 0.5 < settings.strength <= 1 and settings.noise_scale > 0
-    assert synthesizer.settings == synthesizer.requested_settings.with_dials()
 
 
 def test_copies_share_the_model_and_pickles_load_it_anew(tmp_path, monkeypatch):
