@@ -45,7 +45,7 @@ class RunPlan:
         pretraining_epochs: length of the first stage, ≥ 0.
         epochs: length of the training stage, ≥ 0.
         steps_per_epoch: ≥ 1, or None for the number of steps that goes through the pool once.
-        batch_size: images per batch and process, ≥ 2.
+        batch_size: images per batch, ≥ 2.
         ratio: real : accepted : unlabeled images in a batch [ours]. Where one of the last two
             is empty, the other takes its place.
         relabel_every: number of training epochs between two labeling rounds, ≥ 1. Each round

@@ -1,5 +1,4 @@
 import copy
-import io
 import pickle
 
 import pytest
@@ -205,11 +204,7 @@ def test_parameter_groups_cover_every_parameter_once():
 def test_copies_and_pickles_are_independent_and_trainable():
     wrapper = AMSTWrapper(classifier())
     images, targets = batch()
-    saved = io.BytesIO()
-    torch.save(wrapper, saved)
-    saved.seek(0)
-    for twin in (copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper)),
-                 torch.load(saved, weights_only=False)):
+    for twin in (copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
         assert torch.equal(twin.label(images).confidence, wrapper.label(images).confidence)
         twin.losses(images, targets, images).total.backward()
         assert all(p.grad is None for p in wrapper.parameters())
