@@ -37,9 +37,8 @@ from dreamda_aug.metrics.features import inception_features, open_classifier_fea
 from dreamda_aug.models import load_model
 from dreamda_aug.report.explorer import explore as explore_images
 from dreamda_aug.report.explorer import write_exploration
-from dreamda_aug.report.pictures import plot_calibration
-from dreamda_aug.report.preview import draw_some
-from dreamda_aug.report.preview import preview as draw_preview
+from dreamda_aug.report.pictures import draw_some, plot_calibration
+from dreamda_aug.report.pictures import preview as draw_preview
 
 _SHOWN = ("images", "expansion_ratio")
 _GRIDS = ("strengths", "replays", "noise_scales")

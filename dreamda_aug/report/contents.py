@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -213,23 +214,18 @@ class _PictureMaker:
         return Picture(thumbnail.data, ", ".join(notes), flags, scores)
 
     def _seed(self, line: ManifestLine) -> Picture | None:
-        if self._source is None:
+        source, index = self._source, line.seed_index
+        if source is None:
             return None
-        index = line.seed_index
         if index not in self._seeds:
-            self._seeds[index] = self._seed_thumbnail(self._source, index, line.seed_path)
+            self._seeds[index] = None  # the page has a mark in its place
+            with suppress(*UNREADABLE):
+                if index < len(source) and source.lies_at(index, line.seed_path):
+                    pixels = source.open(index).pixels
+                    self._seeds[index] = make_thumbnail(pixels.store(pixels.values), self._side)
         found = self._seeds[index]
         name = relative_name(line.seed_path, self._folder)
         return Picture(found.data if found else "", f"seed image {name}, {line.class_name}")
-
-    def _seed_thumbnail(self, source: SeedImages, index: int, path: str) -> Thumbnail | None:
-        if index >= len(source) or not source.lies_at(index, path):
-            return None
-        try:
-            pixels = source.open(index).pixels
-            return make_thumbnail(pixels.store(pixels.values), self._side)
-        except UNREADABLE:
-            return None  # the page has a mark in its place
 
 
 def _paths_of(root: Path, metadata: Mapping[str, Any]) -> list[str]:

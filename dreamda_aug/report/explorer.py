@@ -4,18 +4,18 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dreamda_aug.arguments import checked, whole
-from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT, Sample, draw_sample
+from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT, draw_sample
 from dreamda_aug.calibration.judge import fold_judge
 from dreamda_aug.calibration.search import Grid, Measurement, Target
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
-from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.machine_paths import path_name
 from dreamda_aug.progress import bar
 from dreamda_aug.report.rendering import render_page
@@ -32,8 +32,7 @@ _DIALS = (
 )
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """One position of the sliders: what was measured there, and data URIs of each seed image's
     replicas.
     """
@@ -133,7 +132,10 @@ def explore(
         replace(usual, steps=min(steps, usual.steps), timestep_spacing="uniform"), keep=False)
     seeds = open_seed_images(source)
     synthesizer = synthesizer.with_class_names(seeds.names)
-    sample, labels = _draw(seeds, synthesizer)
+    sample = draw_sample(seeds, range(len(seeds)), synthesizer.model,
+                         synthesizer.conditioner.of_images(seeds, synthesizer.model))
+    if sample is None:
+        raise ValueError("source must hold at least two images that differ and can be read.")
     count = min(_MEASURED_PER_SHOWN * images, len(sample.images))
     judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
@@ -150,7 +152,9 @@ def explore(
             moved.update(measurement.rows(each))
             of_seed = made.unflatten(0, (count, expansion_ratio))[:images]
             found.append(Choice(point, [[_data(image) for image in of] for of in of_seed]))
-    shown = [(_data(image), label) for image, label in zip(sample.images[:images], labels)]
+    labels = seeds.labels
+    names = [seeds.classes[labels[index]] if labels else "" for index in sample.indices]
+    shown = list(zip(map(_data, sample.images[:images]), names))
     return Exploration(
         title, shown, found, judge.name if judge else "", count, expansion_ratio,
         settings[0].steps, usual.steps, [path_name(word) for word in command],
@@ -172,17 +176,6 @@ def render_exploration(exploration: Exploration) -> str:
 def write_exploration(exploration: Exploration, out: str | Path) -> None:
     """Write the page, whole or not at all; ValueError if ``out`` is a URL."""
     write_atomically(local_path(out, "out", WRITE_HERE), render_exploration(exploration).encode())
-
-
-def _draw(seeds: SeedImages, synthesizer: Synthesizer) -> tuple[Sample, list[str]]:
-    """Images to measure on, and the name of each one's class."""
-    sample = draw_sample(
-        seeds, range(len(seeds)), synthesizer.model,
-        synthesizer.conditioner.of_images(seeds, synthesizer.model))
-    if sample is None:
-        raise ValueError("source must hold at least two images that differ and can be read.")
-    labels = seeds.labels
-    return sample, [seeds.classes[labels[index]] if labels else "" for index in sample.indices]
 
 
 def _data(image: Tensor) -> str:

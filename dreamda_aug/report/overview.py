@@ -147,9 +147,7 @@ def choose_families(
         if held[kind] < shares.get(kind[0], 0):
             if sum(sizes.values()) > limit:
                 family.sort(key=lambda line: not (line.flags or line.events))
-            else:
-                family.sort(key=lambda line: line.replica)
-            family = family[: None if sum(sizes.values()) <= limit else MAX_REPLICAS]
+                del family[MAX_REPLICAS:]
             kept[kind].append(sorted(family, key=lambda line: line.replica))
             held[kind] += len(family)
     chosen = {}

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,22 +24,14 @@ def render_page(template: str, script: str, *styles: str, **values: Any) -> str:
         styles: names of its style sheets, joined in this order.
         values: what the template is filled with.
     """
-    source = _packaged(script)
+    def packaged(name: str) -> str:
+        return (files("dreamda_aug.report") / "templates" / name).read_text("utf-8")
+
+    source = packaged(script)
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     return _environment().get_template(template).render(
-        values, style=Markup("".join(map(_packaged, styles))), script=Markup(source),
-        script_hash=content_hash(source))
-
-
-def content_hash(text: str) -> str:
-    """What a content security policy calls a script by."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _packaged(name: str) -> str:
-    environment = _environment()
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
+        values, style=Markup("".join(map(packaged, styles))), script=Markup(source),
+        script_hash=f"sha256-{digest}")
 
 
 @cache

@@ -3,8 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -22,8 +21,7 @@ FEATURE_SIDE = 16
 _COMPARED_SIDE = 256
 
 
-@dataclass(frozen=True)
-class Thumbnail:
+class Thumbnail(NamedTuple):
     """An image on a page.
 
     Attributes:

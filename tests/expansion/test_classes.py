@@ -52,14 +52,6 @@ def test_a_class_without_images_keeps_its_number(synthesizer, tmp_path, without)
     assert table.features["label"].names == ["a", "b", "c"]
 
 
-def test_labels_that_a_dataset_lacks_keep_their_numbers(synthesizer, tmp_path):
-    data = TensorDataset(torch.rand(4, 1, 16, 16), torch.tensor([0, 2, 2, 0]))
-    expand(data, tmp_path / "out", synthesizer, 1)
-    found = ImageFolder(tmp_path / "out", allow_empty=True)
-    assert found.classes == ["0", "1", "2"]
-    assert [label for _, label in found.samples] == [0, 0, 2, 2]
-
-
 def test_numbers_without_names_are_the_classes_of_the_model(class_folder, tmp_path):
     """As they are for an `AugmentedDataset` of the same images."""
     synthesizer = Synthesizer(class_folder, "paper", steps=2, cache=None, batch_size=2,

@@ -80,18 +80,6 @@ def test_a_folder_is_what_torchvision_reads_and_every_image_says_that_it_is_synt
     assert "Every image in this dataset is synthetic" in card and "| cat | 3 | 9 |" in card
 
 
-def test_a_transform_gives_the_files_of_its_synthesizer(whole_train, synthesizer, tmp_path):
-    """What belongs to the transform alone, such as ``p``, plays no role."""
-    transform = DreamDAugment(synthesizer, p=0.0, labels_getter=None)
-    for name, given in (("alone", synthesizer), ("held", transform)):
-        assert expand(whole_train, tmp_path / name, given, 2).made == 10
-    assert content(tmp_path / "alone") == content(tmp_path / "held")
-    line = next(iter(read_manifest(tmp_path / "alone")))
-    assert regenerate(tmp_path / "alone", line.id, synthesizer=transform).equal
-    with pytest.raises(ValueError, match="synthesizer must be a Synthesizer.* or None, got {}"):
-        expand(whole_train, tmp_path / "wrong", {}, 2)
-
-
 def test_files_are_the_same_for_any_number_of_processes_and_threads(
     expansion, reference, tmp_path
 ):
@@ -124,15 +112,6 @@ def test_other_settings_are_refused_with_the_difference_unless_new(
     assert content(tmp_path / "out.old1") == before
     with pytest.raises(ValueError, match="with one process"):
         expand(whole_train, out, other, 2, new=True, shard=(0, 2))
-
-
-def test_foreign_files_are_refused_and_left_alone(whole_train, synthesizer, tmp_path):
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(ExpansionError, match=r"found 1 other files \(mine.txt\)"):
-        expand(whole_train, tmp_path, synthesizer, 1)
-    assert content(tmp_path) == {"mine.txt": b"precious"}
-    with pytest.raises(ExpansionError, match="expected a folder, found a file"):
-        expand(whole_train, tmp_path / "mine.txt", synthesizer, 1)
 
 
 def test_broken_seed_images_are_counted_and_strict_refuses_them(whole_train, synthesizer, tmp_path):
@@ -293,20 +272,6 @@ def test_batches_hold_every_sample_once_and_inversions_are_counted_without_listi
             assert plan.inversions(paths) == sum(
                 len({(s.seed_index, s.replica % paths) for s in plan.batch(batch)})
                 for batch in range(plan.batches))
-
-
-def test_the_expansion_refuses_bad_arguments(whole_train, synthesizer):
-    with pytest.raises(ValueError, match="image_format must be .* got .zip."):
-        Expansion(whole_train, synthesizer, 1, image_format="zip")
-    with pytest.raises(ValueError, match="shard_samples must be an integer >= 1, got 0"):
-        Expansion(whole_train, synthesizer, 1, shard_samples=0)
-    with pytest.raises(ValueError, match="threads must be an integer >= 1 and <= 4095, got 0"):
-        Expansion(whole_train, synthesizer, 1, threads=0)
-    with pytest.raises(ValueError, match="shard must be"):
-        expand(whole_train, "nowhere", synthesizer, 1, shard=(2, 2))
-    named = DreamDAugment(synthesizer.model, "paper", class_names=["a"], cache=None)
-    with pytest.raises(ValueError, match="class_names must name the source's 2 classes, got 1"):
-        Expansion(whole_train, named, 1)
 
 
 def test_prompts_are_put_on_record_and_class_names_come_from_the_folders(

@@ -129,14 +129,6 @@ def test_a_bad_filter_is_refused(text, error, message):
         open_filter(text)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-@pytest.mark.parametrize("name", ["net.pt", "net.onnx", "net.bin"])
-def test_a_file_that_is_no_classifier_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"junk")
-    with pytest.raises(ValueError, match=name):
-        open_filter(f"label={tmp_path / name}")
-
-
 def test_flagged_images_are_left_out_and_counted_or_kept_and_marked(images, model, tmp_path):
     data = TensorDataset(images, torch.tensor([0, 1] * 3))
     augment = DreamDAugment(model, "paper", steps=2, noise_scale=0.5, cache=None, batch_size=4)

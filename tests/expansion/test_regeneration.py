@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from diffusers import FluxPipeline
 
 from benchmarks.families import pipelines
-from dreamda_aug import ModelSpec, Synthesizer
+from dreamda_aug import Synthesizer
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
 from dreamda_aug.expansion.manifest import read_manifest
@@ -60,22 +60,6 @@ def test_hook_and_embedded_guidance_are_on_record_and_used_again(
     run(tmp_path / "other", **others)
     assert all(line.pixels != other.pixels for line, other in zip(
         lines, read_manifest(tmp_path / "other"), strict=True))
-
-
-def test_another_image_size_is_refused_and_the_recorded_one_used_again(tmp_path):
-    pipelines.PIPELINES["dit"]().save_pretrained(tmp_path / "model")
-    train, out = write_images(tmp_path / "train", {"cat": 1, "dog": 1}), tmp_path / "out"
-
-    def run(image_size):
-        spec = ModelSpec(tmp_path / "model", "cpu", image_size=image_size)
-        return expand(train, out, Synthesizer(spec, "paper", steps=2, cache=None), 1)
-
-    native = ModelSpec(tmp_path / "model", "cpu").load().image_size
-    half = (native[0] // 2, native[1] // 2)
-    run(half)
-    assert regenerate(out, next(read_manifest(out)).id, device="cpu").equal
-    with pytest.raises(ExpansionError, match="begun with other settings.*image_size: "):
-        run(None)
 
 
 def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
