@@ -32,40 +32,39 @@ _loading = threading.Lock()
 class Synthesizer:
     """Turns images into synthetic images with one diffusion model.
 
-    It reads an image of any kind, conditions the model on its label or caption, inverts it (once:
-    the inversion is cached), samples a freshly perturbed variant, guards against broken ones and
-    puts the result into the image's own type, mode, size and range. `DreamDAugment`,
-    `AugmentedDataset`, `expand`, `preview` and `calibrate` all take one.
+    It reads an image of any kind, conditions the model on its label or caption, inverts it once
+    (inversions are cached), samples a freshly perturbed variant, retries broken ones, and returns
+    the result in the image's own type, mode, size and range. `DreamDAugment`, `AugmentedDataset`,
+    `expand` and `calibrate` all take one.
 
     The model is loaded with the first image, not before. Copies share it, and threads may: each
     batch waits for its turn. Pickles leave it out: each worker process loads its own.
 
     Args:
-        model: a name, a folder, a file or a pipeline object, as `ModelSpec` takes it as its
-            source; a `ModelSpec`; or a loaded model.
+        model: the name, folder, file or pipeline of a model (see `ModelSpec`), a `ModelSpec`, or a
+            loaded model.
         preset: ``"recommended"``, ``"fast"``, ``"samples"``, ``"paper"``, ``"official"`` or
             `Settings`.
         class_names: the name of each class in label order, for text-to-image models and those
-            that are conditioned on class names. `AugmentedDataset`, `expand` and `evaluate` take
-            the dataset's own names where None is given.
+            that are conditioned on class names; or None, for which `AugmentedDataset`, `expand`
+            and `evaluate` take the dataset's own names.
         prompt: template with ``{class_name}`` and ``{article}``, or a function from a label to a
             prompt. The default is the authors' template.
-        captions: a prompt of its own for each image, instead of ``prompt``: what `Captions` takes,
-            such as a ``.jsonl`` or ``.csv`` file with ``file_name`` and ``text``.
+        captions: one prompt per image instead of ``prompt``: a ``.jsonl`` or ``.csv`` file with
+            ``file_name`` and ``text``, a mapping from file name to text, a list in dataset order,
+            or a function from file name to text.
         cache: `LatentCache`, a folder, ``"default"`` (``$DREAMDA_CACHE`` or
             ``~/.cache/dreamda_aug``, at most 20 GB) or None for no cache.
-        rng_seed: another one gives other images throughout.
+        rng_seed: seed of all randomness.
         batch_size: images per U-Net call.
         compile: run the U-Net through ``torch.compile``, with these options if it is a dict;
             batches are then padded to ``batch_size``.
-        keep_text_encoder: False drops text encoders from memory once all prompts that can occur
-            are embedded, or None to do so where the model is loaded here, and not handed over as
-            an object. Prompts can be listed with class_names and a template, or captions that are
-            no function; with more than 1,024 of them the encoders stay, since the embeddings would
-            weigh more.
-        options: single settings that differ from the preset, such as ``noise_scale=2.0``; and for a
-            model given by its source the other attributes of `ModelSpec`, such as ``device``,
-            ``dtype``, ``lora`` or ``low_memory`` (use ``batch_size=1`` with it).
+        keep_text_encoder: False drops text encoders from memory once all possible prompts are
+            embedded; None does so for models that are loaded here, not for loaded ones. It needs
+            class_names with a template, or captions that are no function, and at most 1,024
+            prompts.
+        options: single settings that differ from the preset, such as ``noise_scale=2.0``, and other
+            attributes of `ModelSpec`, such as ``device``, ``dtype``, ``lora`` or ``low_memory``.
 
     Raises:
         ValueError: an argument breaks its rule.
