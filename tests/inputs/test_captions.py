@@ -13,7 +13,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, load_model
-from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.inputs.captions import Captions
@@ -146,17 +145,6 @@ def test_a_dataset_without_file_names_takes_a_sequence_or_a_function(model, told
         AugmentedDataset(plain, DreamDAugment(model, captions=["one"], **FAST))
 
 
-def test_missing_and_ambiguous_captions_are_refused_before_anything_is_made(folder, model):
-    data = ImageFolder(folder)
-    path = write_jsonl(folder / "c.jsonl", {"cat/0.png": "a"})
-    with pytest.raises(ValueError, match=r"c\.jsonl: expected a caption for each of the 3 images, "
-                                         r"found none for 2 of them, such as 'cat/1\.png'"):
-        AugmentedDataset(data, DreamDAugment(model, captions=path, **FAST))
-    bare = {"0.png": "a", "1.png": "b"}
-    with pytest.raises(ValueError, match=r"'0\.png' fits 'cat/0\.png' and 'dog/0\.png'"):
-        AugmentedDataset(data, DreamDAugment(model, captions=bare, **FAST))
-
-
 def test_as_a_transform_it_finds_the_file_name_in_the_sample(folder, model, told):
     image = PIL.Image.open(folder / "dog" / "0.png")
     augment = DreamDAugment(model, p=1.0, captions=TEXTS, **FAST)
@@ -172,9 +160,7 @@ def test_as_a_transform_it_finds_the_file_name_in_the_sample(folder, model, told
         DreamDAugment(model, p=1.0, captions=["a", "b", "c"], **FAST)(image)
 
 
-def test_captions_beside_a_prompt_or_a_backbone_without_text_are_refused():
-    with pytest.raises(ValueError, match="captions take the place of the prompt, got prompt='x'"):
-        DreamDAugment(captions=TEXTS, prompt="x")
+def test_captions_for_a_model_without_text_are_refused():
     augment = DreamDAugment(PixelModel(pixel_pipeline()), p=1.0, captions=TEXTS, **FAST)
     with pytest.raises(ValueError, match="for text-to-image models; .* is unconditional"):
         augment({"image": torch.rand(1, 16, 16), "file_name": "cat/0.png"})
@@ -199,18 +185,3 @@ def test_expand_records_each_caption_and_refuses_to_go_on_with_others(
     assert found == {line.condition: line.pixels for line in lines}
     with pytest.raises(ValueError, match="expected a caption for each of the 3 images"):
         run(folder, {"cat/0.png": "a"}, "third")
-
-
-def test_the_command_line_takes_a_file_of_captions(folder, sd_pipeline, tmp_path, capsys):
-    sd_pipeline.save_pretrained(tmp_path / "model")
-    path = write_jsonl(tmp_path / "c.jsonl", TEXTS)
-    quick = ["--model", str(tmp_path / "model"), "--preset", "paper", "--set", "steps=2",
-             "--cache", str(tmp_path / "cache"), "--captions", str(path)]
-    small = ["--expansion-ratio", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert main(["expand", str(folder), *quick, *small]) == 0
-    assert {line.condition for line in read_manifest(tmp_path / "out")} == set(TEXTS.values())
-    assert main(["preview", str(folder), *quick, "--images", "1",
-                 "--out", str(tmp_path / "p.png")]) == 0
-    path.write_text("")
-    assert main(["expand", str(folder), *quick, *small, "--new"]) == 2
-    assert "expected a caption for each of the 3 images" in capsys.readouterr().err

@@ -31,72 +31,27 @@ def brighter(image):
     return PIL.Image.fromarray(np.asarray(image) + 50)
 
 
-class Base:
-    """Two grey images, with what a subclass does to them."""
+class Data(Dataset):
+    """Two grey images; ``sample`` gets the dataset, a copy included, an image and a label."""
 
-    def __init__(self, transform=None):
+    transform = staticmethod(lambda image: image)
+
+    def __init__(self, transform=None, sample=None):
+        self.targets = [0, 1]
+        self.make = sample or (lambda data, label: (data.transform(GREY), label))
         if transform is not None:
             self.transform = transform
-        self.targets = [0, 1]
 
     def __len__(self):
         return 2
 
-
-class Asks(Base):
-    transform = None
-
     def __getitem__(self, index):
-        image = GREY if self.transform is None else self.transform(GREY)
-        return image, self.targets[index]
+        return self.make(self, self.targets[index])
 
 
-class Unconditional(Base):
-    def __getitem__(self, index):
-        return self.transform(GREY), self.targets[index]
-
-
-class Method(Base):
+class Method(Data):
     def transform(self, image):
         return brighter(image)
-
-    def __getitem__(self, index):
-        return self.transform(GREY), self.targets[index]
-
-
-class Named(Base):
-    """As albumentations is called."""
-
-    def __getitem__(self, index):
-        return self.transform(image=np.asarray(GREY))["image"], self.targets[index]
-
-
-class Together(Base):
-    def __getitem__(self, index):
-        return self.transform(GREY, self.targets[index])
-
-
-class WholeSample(Base):
-    def __getitem__(self, index):
-        return self.transform({"image": GREY, "label": self.targets[index], "id": index})
-
-
-class OneClassOnly(Base):
-    """Transforms images of class 1 alone."""
-
-    def __getitem__(self, index):
-        image = self.transform(GREY) if index == 1 else GREY
-        return image, self.targets[index]
-
-
-class Triples(Base):
-    def __getitem__(self, index):
-        return self.transform(GREY), self.targets[index], index
-
-
-class Dicts(Base):
-    def __getitem__(self, index):
-        return {"image": self.transform(GREY), "label": self.targets[index], "name": str(index)}
 
 
 def named(image):
@@ -109,6 +64,10 @@ def together(image, label):
 
 def whole(sample):
     return {**sample, "image": brighter(sample["image"]), "seen": True}
+
+
+def triples(data, label):
+    return data.transform(GREY), label, "more"
 
 
 class Wrapper(Dataset):
@@ -139,16 +98,19 @@ class TransformedSubset(Subset):
         return [self[index] for index in indices]
 
 
-class Data(Asks, Dataset):
-    pass
-
-
 KINDS = {
-    "asks": Asks(brighter), "unconditional": Unconditional(brighter), "method": Method(),
-    "named": Named(named), "together": Together(together), "whole sample": WholeSample(whole),
-    "one class only": OneClassOnly(brighter), "triples": Triples(brighter),
-    "dicts": Dicts(brighter), "part": Subset(Triples(brighter), [1, 0]),
-    "parts": ConcatDataset([Asks(brighter), Unconditional(brighter)]),
+    "image": Data(brighter), "method": Method(), "triples": Data(brighter, triples),
+    "named": Data(named, lambda data, label: (
+        data.transform(image=np.asarray(GREY))["image"], label)),  # as albumentations is called
+    "together": Data(together, lambda data, label: data.transform(GREY, label)),
+    "whole sample": Data(whole, lambda data, label: data.transform(
+        {"image": GREY, "label": label, "id": 3})),
+    "one class only": Data(brighter, lambda data, label: (
+        data.transform(GREY) if label else GREY, label)),
+    "dicts": Data(brighter, lambda data, label: {
+        "image": data.transform(GREY), "label": label, "name": "x"}),
+    "part": Subset(Data(brighter, triples), [1, 0]),
+    "parts": ConcatDataset([Data(brighter), Data(brighter, triples)]),
     "subset": ConcatDataset([TransformedSubset(Data(), [1])]), "wrapper": Wrapper(Data(brighter)),
     "both": Wrapper(Subset(Data(brighter), [1, 0]), brighter),
 }
@@ -201,25 +163,18 @@ def test_a_wrapper_that_hides_its_random_transform_is_a_warning():
 
 
 def test_a_transform_that_cannot_be_replaced_or_is_called_otherwise_is_refused():
-    class Fixed(Base):
+    class Fixed(Data):
         @property
         def transform(self):
             return brighter
 
-        def __getitem__(self, index):
-            return self.transform(GREY), 0
-
-    class Odd(Base):
-        def __getitem__(self, index):
-            return self.transform(GREY, GREY, GREY), 0
-
     with pytest.raises(TypeError, match="must let its transform be set, and Fixed does not"):
         DatasetReader(Fixed())
     with pytest.raises(TypeError, match="must call its transform with the image, .*got 3 argum"):
-        DatasetReader(Odd(brighter)).read(0)
+        DatasetReader(Data(brighter, lambda data, label: data.transform(GREY, GREY, GREY))).read(0)
 
 
-class Changed(Asks):
+class Changed(Data):
     target_transform = staticmethod(lambda label: label + 100)
 
     def __getitem__(self, index):
@@ -230,7 +185,7 @@ class Changed(Asks):
 def test_labels_are_those_of_the_samples():
     data = FakeData(4, (1, 4, 4), 3, target_transform=lambda label: label + 10)
     assert list(map(DatasetReader(data).label, range(4))) == [data[i][1] for i in range(4)]
-    kept = Subset(ConcatDataset([Asks(), Changed()]), [3, 1])
+    kept = Subset(ConcatDataset([Data(), Changed()]), [3, 1])
     assert list(map(DatasetReader(kept).label, (0, 1))) == [kept[0][1], kept[1][1]] == [101, 1]
     assert find_targets(kept) == [1, 1]
 

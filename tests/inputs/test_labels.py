@@ -1,7 +1,5 @@
 """Where the label, or the file name, of a sample is found, and which class it is."""
 
-import copy
-
 import numpy as np
 import PIL.Image
 import pytest
@@ -9,7 +7,6 @@ import torch
 from pictures import picture
 from torchvision import tv_tensors
 
-from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.inputs.labels import (
     NO_LABEL,
     check_integers,
@@ -21,7 +18,6 @@ from dreamda_aug.inputs.labels import (
 )
 from dreamda_aug.inputs.rows import is_image, read_row, refuse_annotations
 
-FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 IMAGE, BATCH = torch.rand(3, 4, 4), torch.rand(2, 3, 4, 4)
 ARRAY = np.zeros((4, 4), np.uint8)
 
@@ -135,16 +131,15 @@ def test_labels_texts_and_second_views_are_no_annotations(sample):
     refuse_annotations(sample)
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4), (5, 4, 2), (3, 5, 6),
-                                   (2, 5, 4, 3), (5,), (), (1, 1), (1, 1, 1)])
-@pytest.mark.parametrize("dtype", ["u1", ">u2", "i4", "f4", "?", "U1"])
-def test_what_is_surely_an_image_can_be_one(shape, dtype):
+@pytest.mark.parametrize("shape, dtype, surely, maybe", [
+    ((5, 4), "u1", True, True), ((5, 4), ">u2", True, True), ((5, 4), "f4", False, True),
+    ((5, 4, 4), "u1", True, True), ((5, 4, 4), "f4", False, True), ((5, 4, 3), "f4", True, True),
+    ((3, 5, 6), "u1", False, True), ((5, 4, 3), "?", False, True), ((5,), "u1", False, False),
+    ((1, 1, 1), "u1", False, False), ((2, 5, 4, 3), "u1", False, False),
+])
+def test_an_array_is_surely_an_image_or_may_be_one(shape, dtype, surely, maybe):
     array = np.zeros(shape, dtype)
-    deep = (5, 4) if dtype in ("u1", ">u2") else None
-    channels = (1, 3, 4) if dtype == "u1" else () if dtype in ("?", "U1") else (1, 3)
-    expected = shape == deep or len(shape) == 3 and shape[:2] == (5, 4) and shape[2] in channels
-    assert is_image(array, surely=True) == expected
-    assert is_image(array) == (len(shape) in (2, 3) and array.size != 1)
+    assert (is_image(array, surely=True), is_image(array)) == (surely, maybe)
 
 
 @pytest.mark.parametrize("sample, message", [
@@ -169,17 +164,6 @@ def test_image_and_label_are_found_and_replaced(sample):
     again = read_row(row.put(other, 4), 0)
     assert again.image is other and again.label == 4
     assert len(row.put(other, 4)) == len(sample)
-
-
-@pytest.mark.parametrize("sample, settings, message", [
-    ((picture("RGB"), 2), dict(class_names=["a", "b"]), "the 2 classes, 0 to 1, got 2"),
-    ((picture("RGB"), "z"), dict(class_names=["a", "b"]), r"names \['a', 'b'\], got 'z'"),
-    ((picture("RGB"), 0), {}, "class_names must be given"),
-    ((torch.rand(2, 3, 16, 16), torch.rand(2, 4)), dict(class_names=["a"]), "got torch.float32 of"),
-])
-def test_the_transform_refuses_bad_labels(sd_pipeline, sample, settings, message):
-    with pytest.raises(ValueError, match=message):
-        DreamDAugment(load_model(copy.deepcopy(sd_pipeline)), **FAST, **settings)(sample)
 
 
 def test_integers_are_one_for_each_image_and_in_range():

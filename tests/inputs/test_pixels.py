@@ -29,7 +29,7 @@ ROUNDED = ["CMYK", "YCbCr", "HSV", "LAB"]
 
 
 def pixels_of(image):
-    return np.asarray(image.convert("RGBA") if image.mode == "P" else image)
+    return np.asarray(image.convert("RGBA") if getattr(image, "mode", "") == "P" else image)
 
 
 @pytest.mark.parametrize("mode", [*MODES, "YCbCr", "HSV", "LAB"])
@@ -50,35 +50,12 @@ def test_pil_images_come_back_in_their_mode_with_their_transparency(mode):
         assert other.getchannel("A").tobytes() == image.getchannel("A").tobytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16,
-                                   torch.bfloat16, torch.int16])
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 20, 24), (2, 3, 16, 16)])
-@pytest.mark.parametrize("kind", [torch.Tensor, tv_tensors.Image])
-def test_tensors_come_back_as_they_were(dtype, shape, kind):
-    image = torch.rand(shape)
-    image = image.to(dtype) if dtype.is_floating_point else (image * 255).to(dtype)
-    image = tv_tensors.Image(image) if kind is tv_tensors.Image else image
+def test_a_batch_comes_back_as_a_batch():
+    image = tv_tensors.Image(torch.rand(2, 3, 16, 16))
     pixels = read_pixels(image)
-    assert type(pixels.values) is torch.Tensor and pixels.values.ndim == 4
-    assert len(pixels.digests) == len(pixels.values) == (2 if len(shape) == 4 else 1)
+    assert type(pixels.values) is torch.Tensor and len(pixels.digests) == len(pixels.values) == 2
     again = pixels.restore(pixels.values)
-    assert (type(again), again.dtype, again.shape) == (type(image), dtype, image.shape)
-    near = 2**-8 if dtype == torch.bfloat16 else 1e-6
-    torch.testing.assert_close(torch.Tensor(again), torch.Tensor(image), atol=near, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4)])
-@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "i4", "f2", "f4", "f8"])
-def test_arrays_come_back_as_they_were(shape, dtype):
-    if shape[2:] == (4,) and dtype != "u1":
-        pytest.skip("only bytes have transparency")
-    values = np.random.default_rng(0).random(shape)
-    array = (values if "f" in dtype else (values * 255).round()).astype(dtype)
-    found = read_pixels(np.asfortranarray(array))
-    back = found.restore(found.values)
-    assert back.dtype == array.dtype and back.shape == shape
-    np.testing.assert_allclose(back, array, rtol=1e-6)
-    assert found.values.shape == (1, 1 if len(shape) == 2 or shape[2] == 1 else 3, 5, 4)
+    assert type(again) is tv_tensors.Image and torch.equal(again, image)
 
 
 class Named(torch.Tensor):
@@ -126,16 +103,6 @@ def test_integers_never_wrap(dtype, span):
         assert torch.equal(back < 0, pixels < 0)
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_deep_pil_images_never_wrap(dtype):
-    limits = np.iinfo(dtype)
-    array = np.array([[limits.min, limits.max], [limits.max, limits.min]], dtype)
-    found = read_pixels(PIL.Image.fromarray(array))
-    assert np.array_equal(np.asarray(found.restore(found.values)), array)
-    flat = read_pixels(PIL.Image.fromarray(np.full((4, 4), 300, dtype)))
-    assert (flat.values == 0).all() and np.asarray(flat.restore(flat.values)).max() == 300
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floats_that_are_bytes_are_the_image_of_these_bytes(dtype):
     floats, bytes_ = read_pixels((LEVELS.double() / 255).to(dtype)), read_pixels(LEVELS)
@@ -181,6 +148,9 @@ STORED = [
     (picture("I;16"), "I;16", ""), (picture("I"), "I;16", ""),
     (picture("F"), "I;16", "rescaled to 16 bits"), (LEVELS, "L", ""), (LEVELS / 255, "L", ""),
     (LEVELS.expand(3, 16, 16), "RGB", ""), (torch.rand(3, 8, 8), "RGB", "rounded to 8 bits"),
+    (torch.rand(3, 8, 8).double(), "RGB", "rounded to 8 bits"),
+    (np.asarray(picture("I;16")).astype(">u2"), "I;16", ""),
+    (np.asfortranarray(picture("RGB")), "RGB", ""), (np.asarray(picture("L"))[..., None], "L", ""),
     (torch.rand(1, 8, 8).half(), "L", "rounded to 8 bits"), (LEVELS.short() * 100, "I;16", ""),
     (LEVELS.int() * 1000 - 5, "I;16", "rescaled to 16 bits"),
     (LEVELS.short().expand(3, 16, 16), "RGB", "rounded to 8 bits"),
@@ -194,6 +164,8 @@ def test_every_image_can_be_stored_as_png_with_a_stated_loss_and_loaded_again(
     image, mode, loss, tmp_path
 ):
     pixels = read_pixels(image)
+    restored = pixels.restore(pixels.values)
+    np.testing.assert_allclose(pixels_of(restored), pixels_of(image), rtol=1e-6, atol=2e-4)
     pixels.store(pixels.values).save(tmp_path / "a.png")
     stored = open_image(tmp_path / "a.png")
     assert stored.mode == mode and pixels.loss.startswith(loss) and bool(pixels.loss) == bool(loss)

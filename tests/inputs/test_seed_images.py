@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 import types
 
@@ -101,10 +100,6 @@ def test_labels_of_a_list_may_be_numbers(folder):
     ("x.csv", "path,label\na.png,\n", "line 2: the label must be text or an integer, got ''"),
     ("x.csv", "path,label\n", "the list holds no images"),
     ("x.jsonl", '{"path": 3, "label": "a"}\n', "line 1: the path must be text, got 3"),
-    ("x.jsonl", '{"path": "a", "label": 1.0}\n', "line 1: the label must be text or an integer"),
-    ("x.jsonl", f'{{"path": "a", "label": {10**400}}}', "x.jsonl: a label must be one of the"),
-    ("x.jsonl", '{"path": "a", "label": "\\ud800"}\n', "name '.*ud800' is not UTF-8 .*rename it"),
-    ("x.jsonl", '{"path": "\\ud800", "label": "a"}\n', "name '.*ud800' is not UTF-8 .*rename it"),
     ("x.jsonl", "[1]\n", "line 1: expected a JSON object, got"),
     ("x.jsonl", "{\n", "line 1: expected JSON"),
     ("x.txt", "a", "expected a folder, a .csv or a .jsonl list"),
@@ -113,14 +108,7 @@ def test_a_bad_list_is_refused_with_file_and_line(tmp_path, name, text, message)
     (tmp_path / name).write_text(text)
     with pytest.raises((ValueError, ExpansionError), match=message) as caught:
         open_seed_images(tmp_path / name)
-    assert name in str(caught.value) or "UTF-8" in message
-
-
-@pytest.mark.parametrize("name", ["list.csv", "list.jsonl"])
-def test_a_list_that_would_be_waited_for_is_refused(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(ExpansionError, match=f"{name}: expected a regular file, found a FIFO"):
-        open_seed_images(tmp_path / name)
+    assert name in str(caught.value)
 
 
 def test_what_is_not_there_is_said_with_what_could_be(tmp_path):
