@@ -126,11 +126,6 @@ class Sample:
     digest: str
     indices: list[int]
 
-    @property
-    def measured(self) -> int:
-        """How many images dials are measured on."""
-        return min(MEASURED, len(self.images))
-
 
 def draw_sample(
     images: SeedImages, indices: Iterable[int], model: DiffusionModel,
@@ -191,7 +186,7 @@ def _measure_once(synthesizer: Synthesizer, sample: Sample) -> Calibration:
 
 
 def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
-    choices, count = GRID.choices(synthesizer.requested_settings), sample.measured
+    choices, count = GRID.choices(synthesizer.requested_settings), len(sample.images[:MEASURED])
     judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
         synthesizer.sampler_with(choices[0]), sample.images[:count], sample.conditions[:count],

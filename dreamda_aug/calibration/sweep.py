@@ -1,7 +1,7 @@
 """`calibrate`: how far a model may move images, measured on the user's own images."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from torch import Tensor
@@ -87,8 +87,8 @@ def calibrate(
     synthesizer = as_synthesizer(synthesizer)
     requested, model = synthesizer.requested_settings, synthesizer.model
     choices = Grid(strengths, replays, noise_scales).choices(requested)
-    with _hooked_at(model, block_indices) as models:
-        judge = None
+    with ExitStack() as hooks:
+        models, judge = _hooked_at(model, block_indices, hooks), None
         if labels is not None:
             judge = (given_judge(classifier, labels.cpu()) if classifier else
                      fold_judge(model, images.cpu(), labels.cpu()))
@@ -111,26 +111,21 @@ def calibrate(
     return found[best]
 
 
-@contextmanager
 def _hooked_at(
-    model: DiffusionModel, block_indices: Sequence[int] | None
-) -> Iterator[list[DiffusionModel]]:
-    """The same model perturbed behind each of these blocks, or as it is."""
+    model: DiffusionModel, block_indices: Sequence[int] | None, hooks: ExitStack
+) -> list[DiffusionModel]:
+    """The same model perturbed behind each of these blocks, until ``hooks`` close; or as it is."""
     from dreamda_aug.models.transformer import TransformerModel
 
     if block_indices is None:
-        yield [model]
-        return
+        return [model]
     if not isinstance(model, TransformerModel):
         raise ValueError(f"block_indices are for transformers, and {model.name} has a U-Net, got "
                          f"{list(block_indices)}; leave them out.")
     if len(block_indices) == 0:
         raise ValueError("block_indices must name one block or more, got none.")
     others: list[DiffusionModel] = []
-    try:
-        for index in dict.fromkeys(block_indices):
-            others.append(model.with_block(index))
-        yield others
-    finally:
-        for other in others:
-            other.hook.remove()
+    for index in dict.fromkeys(block_indices):
+        others.append(model.with_block(index))
+        hooks.callback(others[-1].hook.remove)
+    return others

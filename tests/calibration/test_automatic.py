@@ -171,7 +171,7 @@ def test_a_sample_is_the_same_every_time_and_even_over_classes():
     labels = [0] * 50 + [1] * 10 + [2] * 3
     sample, again = (draw(Pictures(63), labels) for _ in range(2))
     assert sample.digest == again.digest and torch.equal(sample.images, again.images)
-    assert sample.images.shape[1:] == (1, 16, 16) and sample.measured == 24
+    assert sample.images.shape[1:] == (1, 16, 16) and len(sample.images) == 63
     counts = torch.tensor(sample.conditions[:12]).bincount().tolist()
     assert sum(counts) == 12 and max(counts) - counts[2] <= 2
     # numbered anew, each class by one number

@@ -133,14 +133,6 @@ def test_a_copy_whose_prompts_were_not_embedded_gets_text_encoders(sd_pipeline, 
         assert torch.equal(again.synthesize([image], [0])[0], each)
 
 
-def test_a_specification_is_loaded_as_it_says(tmp_path):
-    pixel_pipeline(channels=3).save_pretrained(tmp_path)
-    spec = ModelSpec(tmp_path, device="cpu", dtype=torch.bfloat16)
-    assert Synthesizer(spec, **FAST).model.dtype == torch.bfloat16
-    with_options = Synthesizer(tmp_path, device="cpu", dtype=torch.bfloat16, **FAST)
-    assert with_options.model.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("loading", [{"device": "cpu"}, {"embedded_guidance": 0.0}])
 def test_arguments_of_loading_are_refused_for_a_loaded_model(colour, loading):
     for model in (colour, ModelSpec()):
