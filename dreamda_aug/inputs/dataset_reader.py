@@ -152,15 +152,14 @@ class DatasetReader:
                 bare = self._strip(inner, nested or not isinstance(dataset, Subset))
                 changed.update({name: bare} if bare is not inner else {})
         bare = copy.copy(dataset) if changed else dataset
-        for name, value in changed.items():
-            try:
+        try:
+            for name, value in changed.items():
                 setattr(bare, name, value)
-            except AttributeError as error:
-                kind = type(dataset).__name__
-                raise TypeError(
-                    f"dataset must let its {name} be set, and {kind} does not ({error}): give the "
-                    f"dataset without it, and AugmentedDataset(..., transform=...)."
-                ) from error
+        except AttributeError as error:
+            raise TypeError(
+                f"dataset must let its {name} be set, and {type(dataset).__name__} does not "
+                f"({error}): give the dataset without it, and AugmentedDataset(..., transform=...)."
+            ) from error
         return bare
 
     def _strip_table(self, table: Table) -> Any:
@@ -187,36 +186,34 @@ class DatasetReader:
 
         def call(*given: Any, **named: Any) -> Any:
             images = [key for key, value in named.items() if is_image(value)]
-            if len(given) == 1 and not named and isinstance(given[0], Mapping):
+            count = 0 if named else len(given)
+            if count == 1 and isinstance(given[0], Mapping):
                 if nested:  # what the outer dataset makes of its result is not known
                     return transform(given[0])
                 self._steps.append(lambda row: transform(row.put(row.image, row.label)))
-                return given[0]
-            if len(given) == 1 and not named:
+            elif count == 1:
                 self._steps.append(lambda row: row.put(transform(row.image), row.label))
-                return given[0]
-            if len(given) == 2 and not named:
+            elif count == 2:
                 self._steps.append(lambda row: row.put(*transform(row.image, row.label)))
-                return given
-            if not given and len(images) == 1:
+            elif not given and len(images) == 1:
                 key, = images
                 self._steps.append(lambda row: row.put(
                     transform(**{**named, key: row.image})[key], row.label))
-                return named
-            raise TypeError(
-                "a dataset must call its transform with the image, with image and label, or as "
-                f"transform(image=image), got {len(given)} arguments and {sorted(named)}."
-            )
+            else:
+                raise TypeError(
+                    "a dataset must call its transform with the image, with image and label, or as "
+                    f"transform(image=image), got {len(given)} arguments and {sorted(named)}.")
+            return named or (given if count == 2 else given[0])
 
         return call
 
 
 def _applied(steps: Sequence[Step], row: Row) -> Any:
     """The sample that a dataset's transforms make of a row."""
-    sample = row.put(row.image, row.label) if not steps else None
+    sample = None
     for number, step in enumerate(steps):
         sample = step(read_row(sample, 0) if number else row)
-    return sample
+    return sample if steps else row.put(row.image, row.label)
 
 
 def _target_transform(dataset: Any) -> Callable[[Any], Any] | None:
@@ -272,12 +269,10 @@ def occurrences(dataset: Any) -> list[int]:
 def find_attribute(dataset: Any, name: str) -> Any:
     """An attribute of a dataset, or of the one that it is a part of."""
     while not hasattr(dataset, name):
-        if isinstance(dataset, ConcatDataset):
-            dataset = dataset.datasets[0]
-        elif hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        else:
-            raise AttributeError(f"{type(dataset).__name__} has no {name}.")
+        first, = getattr(dataset, "datasets", [None])[:1]
+        dataset = getattr(dataset, "dataset", first)
+        if dataset is None:
+            raise AttributeError(f"the dataset has no {name}.")
     return getattr(dataset, name)
 
 

@@ -59,8 +59,8 @@ class Files:
 
     def lies_at(self, index: int, path: str) -> bool:
         """Whether a file is the one at this path, which records of before name absolutely."""
-        here = os.path.abspath(self._place(index))
-        return path == self.paths[index] or os.path.isabs(path) and os.path.normpath(path) == here
+        return os.path.isabs(path) and os.path.normpath(path) == os.path.abspath(
+            self._place(index))
 
     def _place(self, index: int) -> str:
         return os.path.join(self.root, self.paths[index])

@@ -36,8 +36,7 @@ def class_prompt(template: str, class_name: str) -> str:
 def template_fields(template: str) -> set[str]:
     """The names in braces; raises ValueError where one is none that `class_prompt` fills in."""
     found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    unknown = found - {"class_name", "article"}
-    if unknown:
+    if unknown := found - {"class_name", "article"}:
         raise ValueError(
             f"prompt may use {{class_name}} and {{article}}, got {template!r} with "
             f"{', '.join(sorted(unknown))}."
@@ -92,9 +91,8 @@ class Conditioner:
 
     def needs_label(self, model: Conditioned) -> bool:
         """Whether images can be made only with their labels."""
-        return self.captions is None and (model.condition_kind == "class" or (
-            model.condition_kind == "text" and bool(self.fields)
-        ))
+        kinds = ("class", "text") if self.fields else ("class",)
+        return self.captions is None and model.condition_kind in kinds
 
     def condition(
         self, label: Any, model: Conditioned, image: str | int | None = None

@@ -251,9 +251,8 @@ class SeedImages(Sequence[SeedImage]):
 
     def lies_at(self, index: int, path: str) -> bool:
         """Whether an image is the one that a record calls by this path."""
-        if self._files:
-            return self._files.lies_at(self._rows[index], path)
-        return path == self.paths[index]
+        return path == self.paths[index] or (
+            self._files is not None and self._files.lies_at(self._rows[index], path))
 
     def check_names(self) -> None:
         """Refuse classes whose names are known, but for other numbers, with a ValueError."""
