@@ -13,7 +13,7 @@ from dreamda_aug.inputs.labels import check_integers
 _ROUNDS = 100
 # Share of images of the requested class that is assumed before anything is measured.
 _USUALLY_KEPT = 0.75
-# So many labeled images of a class count as much as all classes together.
+# Number of labeled images of a class that count as much as all classes together.
 _SMOOTHING = 50.0
 # What heads may be softened by: from not at all to nearly uniform.
 _TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 40.0)

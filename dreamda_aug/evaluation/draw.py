@@ -135,7 +135,7 @@ class Draw:
 
 
 def estimate_label_prior(
-    features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, asked: Tensor,
+    features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, requested: Tensor,
     classes: int,
 ) -> LabelPrior:
     """How often images made of labeled ones kept the class, by probes that saw no seed image.
@@ -145,10 +145,10 @@ def estimate_label_prior(
         images: labeled images, (N, C, H, W) in [0, 1].
         labels: their classes, (N,) int64.
         made: as many of each labeled image, side by side, (M, C, H, W) in [0, 1].
-        asked: the classes asked for, (M,) int64.
+        requested: the classes that they were made for, (M,) int64.
         classes: how many there are.
     """
     seed_index = torch.arange(len(made)) // (len(made) // len(images))
     predicted, confusion = predict_out_of_fold(features, images, labels, made, seed_index,
                                                num_classes=classes)
-    return LabelPrior.estimate(asked, predicted, classes, confusion=confusion)
+    return LabelPrior.estimate(requested, predicted, classes, confusion=confusion)

@@ -35,7 +35,7 @@ PRESETS = ("samples", "recommended", "fast")
 GIVEN = "given settings"
 # Held-out images of each draw, at most, and labeled ones where the user names no number.
 _LARGEST_TEST, _LABELED = 2000, 100
-# Classifiers see images of so many pixels, if the model's are not smaller.
+# Side of the images that classifiers see, if the model's are not smaller.
 _IMAGE_SIZE = 32
 # AMST looks at each image in two views, for this many times the price of a step.
 _AMST_PRICE = 2.0
@@ -124,7 +124,7 @@ def evaluate(
     labels, classes = torch.tensor(images.labels), images.classes
     shots = count_shots(labels, classes, shots)
     maker = as_synthesizer(synthesizer).with_class_names(images.names)
-    conditioned = _knows_classes(maker, len(classes))
+    conditioned = _is_conditioned(maker, len(classes))
     compared = _settings(presets, dict(settings or {}), maker, conditioned)
     side = image_size or min(_IMAGE_SIZE, *maker.model.image_size)
     small = Small(maker.model.channels, (side, side))
@@ -216,7 +216,7 @@ def _settings(
     return found
 
 
-def _knows_classes(maker: Synthesizer, classes: int) -> bool:
+def _is_conditioned(maker: Synthesizer, classes: int) -> bool:
     """Whether the model is conditioned on the class, for all of them."""
     conditioner, model = maker.conditioner, maker.model
     return conditioner.needs_label(model) and all(

@@ -13,7 +13,7 @@ from dreamda_aug.files import parse_json, write_atomically
 from dreamda_aug.statistics import interval, standard_error
 
 REAL, CLASSICAL = "real only", "RandAugment"
-# The draws are divided into so many rungs; poor arms stop after each.
+# Number of rungs that the draws are divided into; poor arms stop after each.
 RUNGS = 3
 # Arms with synthetic images that are trained on the last rung.
 FINALISTS = 2

@@ -227,7 +227,7 @@ class Trainer:
             return self.build().to(self.device)
 
     def seeded(self, name: str) -> AbstractContextManager[None]:
-        """Draws from the global generators follow from the name in here, and go on after it."""
+        """Global generators, seeded inside by the arm's name and restored afterwards."""
         return seeded(derive_seed(self.rng_seed, name), torch.device(self.device))
 
     def optimizer(
