@@ -131,4 +131,4 @@ def tiny_model() -> DiffusionModel:
         block_out_channels=(8, 16), down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
     ).eval()
-    return load_model(DDPMPipeline(unet, DDPMScheduler(clip_sample=False)), device="cpu")
+    return load_model(DDPMPipeline(unet, DDPMScheduler(clip_sample=False)))
