@@ -95,12 +95,6 @@ def test_a_broken_image_is_left_out_by_expand_and_counted(train, tmp_path, capsy
         "larger than 67,108,864 pixels" if kind == "bomb" else "unreadable (")
 
 
-@pytest.mark.parametrize("out", ["nowhere/x.png", ".", "x.unknown", "x"])
-def test_a_place_for_a_picture_is_looked_at_before_the_work(train, tmp_path, capsys, out):
-    for command in ("preview", "calibrate"):
-        is_refused(capsys, "--out", command, train, "--out", tmp_path / out, *QUICK)
-
-
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
 def finished(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
@@ -333,7 +327,8 @@ WRONG = [
     ["expand", "bundled", "--split", "no", "--out", "{tmp}/o"],
     ["expand", "{train}", "--out", "{tmp}/o", "--rng-seed", "9" * 40],
     ["expand", "{train}", "--out", "{tmp}/o", "--preset", "paper", "--set", f"steps={10**12}"],
-    ["preview", "{train}", "--noise-scales", "nan"],
+    ["preview", "{train}", "--noise-scales", "nan"], ["preview", "{train}", "--out", "{tmp}/x.no"],
+    ["calibrate", "{train}", "--out", "{tmp}/no/x.png"],
     ["preview", "{train}", "--expansion-ratio", "9" * 12],
     ["calibrate", "{train}", "--max-distance", "nan"], ["metrics", "{train}", "{tmp}/no"],
 ]

@@ -1,9 +1,7 @@
 """Whatever a user hands over as one sequence of images."""
 
-import io
 import json
 import sys
-import types
 
 import PIL.Image
 import pytest
@@ -257,39 +255,14 @@ def test_a_draw_is_even_over_classes_and_the_same_every_time():
     assert {alone.labels[i] for i in alone.spread(most_classes=2)} == {1, 2}
 
 
-class Image:
-    """Stands for ``datasets.Image``."""
-
-
-class ClassLabel:
-    names = ["cat", "dog"]
-
-
-class Table:
-    """What is used of ``datasets.Dataset``."""
-
-    features = {"picture": Image(), "species": ClassLabel()}
-    format = {"type": None}
-
-    def with_format(self, kind):
-        return self
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, key):
-        if isinstance(key, str):
-            return [1, 0]
-        buffer = io.BytesIO()
-        PIL.Image.new("L", (3, 3), key).save(buffer, "PNG")
-        return {"picture": PIL.Image.open(buffer), "species": [1, 0][key]}
-
-
 def test_hugging_face_tables_open_by_name(monkeypatch):
-    asked = []
-    module = types.SimpleNamespace(
-        load_dataset=lambda *args, **kwargs: asked.append((args, kwargs)) or Table())
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    datasets, asked = pytest.importorskip("datasets"), []
+    features = datasets.Features({"picture": datasets.Image(),
+                                  "species": datasets.ClassLabel(names=["cat", "dog"])})
+    table = datasets.Dataset.from_dict({"picture": [PIL.Image.new("L", (3, 3), i) for i in (0, 1)],
+                                        "species": [1, 0]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset",
+                        lambda *args, **named: asked.append((args, named)) or table)
     images = open_seed_images("hf:user/pets", split="validation")
     assert asked == [(("user/pets",), {"split": "validation", "cache_dir": None})]
     assert images.classes == ["cat", "dog"] and images.labels == [1, 0]
