@@ -39,13 +39,8 @@ class Conditioning:
 
 
 class ClassConditioning(Conditioning):
-    """A class embedding.
-
-    Args:
-        denoiser: has the class embedding.
-        count: number of its classes, the null class among them.
-        name: of the model, for messages.
-        class_names: as in `UNetModel`, as is ``null_class``.
+    """A class embedding of ``count`` classes, the null class among them; other arguments are those
+    of `UNetModel`.
 
     Raises:
         ModelError: there are more names than classes, or no such null class.

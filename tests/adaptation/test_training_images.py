@@ -36,14 +36,6 @@ def test_labels_none_and_a_flat_folder_are_unlabeled(image_folder):
         assert images.classes == [] and set(images.labels.tolist()) == {-1}
 
 
-def test_an_image_that_cannot_be_read_is_left_out_with_its_name(image_folder):
-    (image_folder / "left" / "0.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"1 images could not be read .*left/0\.png"):
-        images = read(image_folder)
-    assert len(images.x_0) + len(images.held_out) == 11
-    assert images.left_out == ["left/0.png (UnidentifiedImageError)"]
-
-
 def test_no_readable_image_is_an_error(tmp_path):
     (tmp_path / "one.png").write_bytes(b"no image")
     with (pytest.warns(UserWarning, match="could not be read"),

@@ -207,7 +207,7 @@ def test_options_that_do_not_suit_are_refused(pipeline, options, message):
     assert (pipeline.unet.dtype, pipeline.unet.device.type) == (torch.float32, "cpu")
 
 
-def test_options_that_say_what_is_so_anyway_are_taken(pipeline):
+def test_a_pixel_model_takes_no_size_but_its_own_and_no_option_that_is_not_there():
     assert load_model("bundled", device="cpu", image_size=(28, 28)).image_size == (28, 28)
     with pytest.raises(ValueError, match="image_size is for latent models, and bundled makes"):
         load_model("bundled", device="cpu", image_size=(32, 32))
