@@ -35,17 +35,11 @@ class FeatureReader:
         self.feature_dim, self.num_classes = _sizes(self.layer)
         self._listening = False
         self._features: Tensor | None = None
-        self._handle: RemovableHandle | None = None
-        self.attach()
+        self._handle: RemovableHandle | None = self.layer.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._listening:
             self._features = args[0]
-
-    def attach(self) -> None:
-        """Install the hook, once."""
-        if self._handle is None:
-            self._handle = self.layer.register_forward_pre_hook(self)
 
     def detach(self) -> None:
         """Remove the hook."""
@@ -55,7 +49,8 @@ class FeatureReader:
 
     def read(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
         """The layer's input, (N, D), averaged over positions, and what ``model`` returns."""
-        self.attach()
+        if self._handle is None:
+            self._handle = self.layer.register_forward_pre_hook(self)
         self._listening = True
         try:
             output, features = model(images), self._features

@@ -250,10 +250,7 @@ class AMSTWrapper(nn.Module):
                  "lr": rate, "name": name} for name, rate in rates.items()]
 
     def to_classifier(self) -> nn.Module:
-        """The classifier that was wrapped, the same object: trained, and free of our hook.
-
-        The wrapper remains usable and puts the hook back when it is trained further.
-        """
+        """The wrapped classifier, free of our hook until the wrapper is trained further."""
         self._reader.detach()
         return self.model
 

@@ -43,26 +43,14 @@ _AMST_PRICE = 2.0
 
 @checked
 def evaluate(
-    source: Any,
-    synthesizer: Synthesizer | HasSynthesizer,
-    *,
-    shots: int | None = None,
-    draws: int = 6,
-    expansion_ratios: Sequence[int] = (5, 10),
+    source: Any, synthesizer: Synthesizer | HasSynthesizer, *, shots: int | None = None,
+    draws: int = 6, expansion_ratios: Sequence[int] = (5, 10),
     presets: Sequence[str] | Mapping[str, Settings] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    train_steps: int = 320,
-    train_batch_size: int = 64,
-    learning_rate: float = 2e-3,
-    flip: float = 0.5,
-    image_size: int | None = None,
-    classifier: Callable[[int, int], nn.Module] = small_classifier,
-    device: str = "cpu",
-    calibrate: bool = True,
-    rng_seed: int = 0,
-    out: str | Path | None = None,
-    apply: str | Path | None = None,
-    command: str | None = None,
+    settings: Mapping[str, Any] | None = None, train_steps: int = 320, train_batch_size: int = 64,
+    learning_rate: float = 2e-3, flip: float = 0.5, image_size: int | None = None,
+    classifier: Callable[[int, int], nn.Module] = small_classifier, device: str = "cpu",
+    calibrate: bool = True, rng_seed: int = 0, out: str | Path | None = None,
+    apply: str | Path | None = None, command: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Compare ways to train on a few of the images, and recommend one.
