@@ -1,10 +1,11 @@
 """From a label or an image's name to what the model is conditioned on."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from string import Formatter
 from typing import Any, Literal, Protocol
 
+from dreamda_aug.arguments import shown
 from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.labels import (
     check_names,
@@ -17,8 +18,6 @@ from dreamda_aug.inputs.seed_images import SeedImages
 
 # The authors' template, with "a" or "an" as the class name needs it.
 DEFAULT_PROMPT = "A photo of {article} {class_name}."
-# Names that a warning lists.
-_SHOWN = 10
 
 
 def class_prompt(template: str, class_name: str) -> str:
@@ -141,13 +140,10 @@ class Conditioner:
         unknown = [each for each in dict.fromkeys((name, *(self.class_names or ())))
                    if each not in self._unknown_classes and _known_as(each, known) is None]
         self._unknown_classes.update(unknown)
-        classes, their = ("class", "its") if len(unknown) == 1 else ("classes", "their")
         warnings.warn(
-            f"{model.name} does not know the {classes} {_first_of(map(repr, unknown))}, and "
-            f"makes {their} images without a class; it knows {_first_of(known)}. Rename your "
-            "classes with class_names, adapt the model to your images (dreamda adapt), or use "
-            "another one.", stacklevel=3,
-        )
+            f"{model.name} does not have the classes {shown(unknown)}, and makes their images "
+            f"without a class; it has {shown(known)}. Rename your classes with class_names, adapt "
+            "the model to your images (dreamda adapt), or use another one.", stacklevel=3)
 
     def of_images(
         self, images: SeedImages, model: Conditioned
@@ -199,10 +195,3 @@ def _known_as(name: str, known: Sequence[str]) -> str | None:
         return name
     found = [each for each in known if plain_name(each) == plain_name(name)]
     return found[0] if len(found) == 1 else None
-
-
-def _first_of(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    first = list(names)
-    more = f" and {len(first) - _SHOWN} more" if len(first) > _SHOWN else ""
-    return ", ".join(first[:_SHOWN]) + more

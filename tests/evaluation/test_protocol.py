@@ -144,7 +144,7 @@ def test_a_model_that_knows_the_classes_has_samples_and_a_label_prior(
     found = call(model=class_folder, presets=None, expansion_ratios=(1,))
     assert [arm.name for arm in found.arms[2:]] == ["samples x1", "recommended x1", "fast x1"]
     assert found.plus and asked[0] == [0, 0, 1, 1]
-    with pytest.warns(match="does not know the class 'elsewhere'"):
+    with pytest.warns(match=r"does not have the classes \['elsewhere'\]"):
         other = call(Marked(classes=("up", "elsewhere")), model=class_folder, presets=None,
                      expansion_ratios=(1,))
     assert [arm.preset for arm in other.arms[2:]] == ["recommended", "fast"] and not other.plus

@@ -28,13 +28,8 @@ ARRAY = np.zeros((4, 4), np.uint8)
     {"image": IMAGE, "class": 7, "my_label": 1},
 ])
 def test_the_label_is_the_second_item_or_under_the_key_that_datasets_use(sample):
-    assert find_labels(sample, "default") == 7
+    assert find_labels(sample, "default") == find_labels([0, 7], lambda each: each[1]) == 7
     assert isinstance(sample, dict) and 0 in sample or read_row(sample, 0).label == 7
-
-
-def test_a_function_finds_the_label_wherever_it_is():
-    sample = {"image": IMAGE, "label": 1, "meta": {"y": 7}}
-    assert find_labels(sample, lambda sample: sample["meta"]["y"]) == 7
 
 
 @pytest.mark.parametrize("sample", [IMAGE, picture("L"), (IMAGE,), {"image": IMAGE, "id": 3}])
