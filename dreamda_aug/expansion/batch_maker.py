@@ -66,25 +66,16 @@ class BatchMaker:
         """
         sampler, paths = self.sampler, self.images.paths
         seeds: dict[int, Seed] = {}
-        reasons: dict[int, str] = {}
         skipped = []
-
-        def skip(sample: PlannedSample, reason: str, digest: str, file_digest: str) -> None:
-            index = sample.seed_index
-            skipped.append(Skipped(
-                number, sample.id, index, paths[index], reason, digest, file_digest))
-
         for index in dict.fromkeys(sample.seed_index for sample in planned):
             try:
                 seeds[index] = open_seed(self.images, index, sampler.model)
             except Unreadable as error:
                 if self.strict:
                     raise ExpansionError(f"strict: {paths[index]}: {error}") from error
-                reasons[index] = str(error)
-        file_digests = {index: self.images.file_digest(index) for index in reasons}
-        for sample in planned:
-            if reason := reasons.get(sample.seed_index):
-                skip(sample, reason, "", file_digests[sample.seed_index])
+                digests = "", self.images.file_digest(index)
+                skipped += [Skipped(number, sample.id, index, paths[index], str(error), *digests)
+                            for sample in planned if sample.seed_index == index]
         planned = [sample for sample in planned if sample.seed_index in seeds]
         if not planned:
             return [], skipped
@@ -105,7 +96,9 @@ class BatchMaker:
             index, label = sample.seed_index, batch.labels[row]
             seed, class_name = seeds[index], self.images.classes[label]
             if flags[row] and not self.keep_flagged:
-                skip(sample, FLAGGED + ", ".join(flags[row]), seed.digest, seed.file_digest)
+                skipped.append(Skipped(
+                    number, sample.id, index, paths[index], FLAGGED + ", ".join(flags[row]),
+                    seed.digest, seed.file_digest))
                 continue
             image = seed.store(batch.images[row : row + 1])
             line = ManifestLine(

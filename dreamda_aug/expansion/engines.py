@@ -117,13 +117,11 @@ class RayEngine:
         """Make every batch; see `Engine`."""
         ray = _import_ray()
         with _connected(ray, self.address):
-            resources, needs = ray.cluster_resources(), {"num_cpus": threads or 1}
-            room = int(resources.get("CPU", 1)) // needs["num_cpus"]
-            if not threads:
-                needs["num_gpus"], room = 1, int(resources.get("GPU", 0))
+            resources, cpus = ray.cluster_resources(), threads or 1
+            room = int(resources.get("CPU", 1) // cpus if threads else resources.get("GPU", 0))
             # one copy for all processes, not one in each call
             opening = ray.put((open_maker, os.getcwd()))
-            worker = ray.remote(**needs, max_restarts=0)(BatchWorker)
+            worker = ray.remote(num_cpus=cpus, num_gpus=0 if threads else 1)(BatchWorker)
             # a pool gives batches to all its actors, also to those that wait for room
             make_batches(batches, lambda: worker.remote(opening),
                          max(1, min(self.workers or room, room)), done)

@@ -113,17 +113,16 @@ def first_replicas(images: SeedImages, plan: Plan) -> dict[str, int]:
     """
     of_size = Counter(images.size(index) for index, _ in plan.counts())
     found: dict[str, int] = {}
-    taken: dict[str, int] = {}
+    taken = Counter[str]()
     for index, count in plan.counts():
         if images.root is not None and of_size[images.size(index)] == 1:
             continue
         content = (_pixel_digest(images, index) if images.root is None
                    else images.file_digest(index))
         if content:
-            first = taken.get(content, 0)
-            taken[content] = first + count
-            if first:
-                found[str(index)] = first
+            if taken[content]:
+                found[str(index)] = taken[content]
+            taken[content] += count
     return found
 
 
