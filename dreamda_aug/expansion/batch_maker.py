@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import PIL.Image
 import PIL.PngImagePlugin
@@ -13,19 +14,19 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.filters import Batch, Filter
 from dreamda_aug.expansion.layouts import Layout
 from dreamda_aug.expansion.manifest import (
+    FLAGGED,
     ManifestLine,
     Skipped,
     library_versions,
     settings_to_json,
 )
-from dreamda_aug.expansion.replicas import PlannedSample
-from dreamda_aug.expansion.seeds import Seed, Unreadable, open_seed
-from dreamda_aug.expansion.stats import FLAGGED
+from dreamda_aug.expansion.seeds import PlannedSample, Seed, Unreadable, open_seed
 from dreamda_aug.generation.sampler import Request, Sampler, Synthesized
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models.conditioning import Condition
 
 
+@dataclass(eq=False)
 class BatchMaker:
     """Generates batches. The result depends on the batch alone, not on what was made before.
 
@@ -36,21 +37,12 @@ class BatchMaker:
         filters, keep_flagged, strict: as in `Expansion`.
     """
 
-    def __init__(
-        self,
-        images: SeedImages,
-        sampler: Sampler,
-        condition_of: Callable[[int], Condition],
-        filters: Sequence[Filter] = (),
-        *,
-        keep_flagged: bool = False,
-        strict: bool = False,
-    ):
-        self.images, self.sampler, self.condition_of = images, sampler, condition_of
-        self.filters, self.keep_flagged, self.strict = filters, keep_flagged, strict
-        self._settings = settings_to_json(sampler.settings)
-        self._versions = library_versions()
-        self._labels = images.labels or []
+    images: SeedImages
+    sampler: Sampler
+    condition_of: Callable[[int], Condition]
+    filters: Sequence[Filter] = ()
+    keep_flagged: bool = False
+    strict: bool = False
 
     def make(
         self, number: int, planned: Sequence[PlannedSample], layout: Layout
@@ -87,11 +79,11 @@ class BatchMaker:
         batch = Batch(
             made.images.cpu(), torch.cat([seeds[sample.seed_index].values for sample in planned]),
             [sample.seed_index for sample in planned],
-            [self._labels[sample.seed_index] for sample in planned],
+            [self.images.labels[sample.seed_index] for sample in planned],
             [[act] if act else [] for act in made.events])
         distances = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt().tolist()
         scores, flags = self._filter(batch)
-        samples = []
+        samples, settings = [], settings_to_json(sampler.settings)
         for row, sample in enumerate(planned):
             index, label = sample.seed_index, batch.labels[row]
             seed, class_name = seeds[index], self.images.classes[label]
@@ -108,7 +100,7 @@ class BatchMaker:
                 replica=sample.replica, epoch=0, rng_seed=sampler.rng_seed,
                 condition=self.condition_of(index),
                 batch=number, row=row, layout=shape, batch_size=made.batch_sizes[row],
-                settings=self._settings, model=sampler.model.fingerprint, versions=self._versions,
+                settings=settings, model=sampler.model.fingerprint, versions=library_versions(),
                 pixels=pixel_digest(image), distance=round(distances[row], 5),
                 scores=scores[row], flags=flags[row], events=list(batch.events[row]),
                 loss=seed.loss, seed_file_digest=seed.file_digest,

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
@@ -38,25 +38,6 @@ class Progress(NamedTuple):
     made: int
     seconds: float
     stage: Literal["checking", "making"] = "making"
-
-
-class Engine(Protocol):
-    """Makes batches in other processes, such as `RayEngine`."""
-
-    def run(
-        self, open_maker: Callable[[], Callable[[int], None]], batches: Sequence[int],
-        done: Callable[[int], None], threads: int | None,
-    ) -> None:
-        """Make every batch, in any order; ExpansionError if that failed.
-
-        Args:
-            open_maker: called once in each process; loads the model, and returns a function that
-                makes a batch and writes it. Goes through pickle.
-            batches: their numbers.
-            done: called in this process with the number of each batch that is on disk.
-            threads: CPU threads that a process computes with, or None for an accelerator.
-        """
-        ...
 
 
 def join_processes() -> tuple[int, int]:
@@ -114,7 +95,15 @@ class RayEngine:
         self, open_maker: Callable[[], Callable[[int], None]], batches: Sequence[int],
         done: Callable[[int], None], threads: int | None,
     ) -> None:
-        """Make every batch; see `Engine`."""
+        """Make every batch, in any order; ExpansionError if that failed.
+
+        Args:
+            open_maker: called once in each process; loads the model, and returns a function that
+                makes a batch and writes it. Goes through pickle.
+            batches: their numbers.
+            done: called in this process with the number of each batch that is on disk.
+            threads: CPU threads that a process computes with, or None for an accelerator.
+        """
         ray = _import_ray()
         with _connected(ray, self.address):
             resources, cpus = ray.cluster_resources(), threads or 1

@@ -17,11 +17,11 @@ from dreamda_aug.arguments import check_fields, checked, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import BatchMaker
-from dreamda_aug.expansion.card import license_of
-from dreamda_aug.expansion.engines import Engine, Progress, cpu_threads, join_processes
+from dreamda_aug.expansion.card import Stats, license_of
+from dreamda_aug.expansion.engines import Progress, RayEngine, cpu_threads, join_processes
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.layouts import WORK
-from dreamda_aug.expansion.manifest import MAX_BATCH, library_versions, settings_to_json
+from dreamda_aug.expansion.manifest import library_versions, settings_to_json
 from dreamda_aug.expansion.metadata import (
     FORMAT,
     FORMAT_VERSION,
@@ -32,11 +32,15 @@ from dreamda_aug.expansion.metadata import (
     paths_from,
     read_metadata,
 )
-from dreamda_aug.expansion.replicas import DEFAULT_RATIO, Plan, count_replicas
-from dreamda_aug.expansion.seeds import first_replicas, seed_check
-from dreamda_aug.expansion.stats import Stats
+from dreamda_aug.expansion.seeds import (
+    DEFAULT_RATIO,
+    Plan,
+    count_replicas,
+    first_replicas,
+    seed_check,
+)
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.expansion.store import State, Store
+from dreamda_aug.expansion.store import Store
 from dreamda_aug.generation.dials import Calibration, find_calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import open_seed_images
@@ -140,7 +144,7 @@ class Expansion:
         replicas = count_replicas(
             self.images, self.expansion_ratio, balance=self.balance,
             only_classes=self.only_classes, limit=self.limit)
-        self.plan = Plan(replicas, whole("batch_size", self._synthesizer.batch_size, 1, MAX_BATCH))
+        self.plan = Plan(replicas, self._synthesizer.batch_size)
 
     @cached_property
     def maker(self) -> BatchMaker:
@@ -169,8 +173,8 @@ class Expansion:
             prompts = {condition_of(index) for index in chosen}
             model.embed_only([None, sampler.settings.source_prompt, *prompts])
         self._synthesizer = synthesizer
-        return BatchMaker(images, sampler, condition_of, self.filters,
-                          keep_flagged=self.keep_flagged, strict=self.strict)
+        return BatchMaker(
+            images, sampler, condition_of, self.filters, self.keep_flagged, self.strict)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -230,7 +234,7 @@ class Expansion:
         new: bool = False,
         shard: tuple[int, int] | None = None,
         progress: Callable[[Progress], None] | None = None,
-        engine: Engine | None = None,
+        engine: RayEngine | None = None,
     ) -> Summary:
         """Make what is missing in a folder.
 
@@ -244,7 +248,7 @@ class Expansion:
             shard: (number, count) of this process among several, or None for those of ``accelerate
                 launch``, else (0, 1).
             progress: called after each batch.
-            engine: runs the batches, such as `RayEngine`, or None to run them in this process.
+            engine: runs the batches on Ray, or None to run them in this process.
 
         Raises:
             ExpansionError: the folder holds something else, was begun with other settings or other
@@ -287,33 +291,48 @@ class Expansion:
                                 lambda done: report(done, "checking"))
             if not state.is_sound:
                 store.reopen(state)
-            if not complete or not state.is_sound:
-                # what is made again may belong to another process, whose file was lost with ours
-                pending = [batch for batch in sorted({*mine, *state.again})
-                           if batch not in state.done]
+            # what is made again may belong to another process, whose file was lost with ours
+            if pending := sorted({*mine, *state.again} - state.done):
                 before = sum(map(length, state.done))
                 report(before)
-                self._make_all(pending, store, engine, done)
-            return self._close(store, made, state)
+                self._make(pending, store, engine, done)
+            stats = store.finish()
+        if stats is not None and self.strict and stats.unreadable:
+            raise ExpansionError(
+                f"strict: {stats.unreadable.total()} images were left out by an earlier run "
+                "without strict; see skipped.jsonl."
+            )
+        warnings = list(self.images.problems)
+        if state.damaged:
+            warnings.append(
+                f"{len(state.damaged)} files were missing or were not as they had been written "
+                f"(such as {state.damaged[0]}); they are made again.")
+        warnings += stats.warnings(self.images.classes) if stats else []
+        return Summary(folder.path or str(folder), stats is not None, made, stats, warnings)
 
-    def _make_all(
-        self, pending: Sequence[int], store: Store, engine: Engine | None,
+    def _make(
+        self, pending: Sequence[int], store: Store, engine: RayEngine | None,
         done: Callable[[int], None],
     ) -> None:
         threads = self._cpu_threads
-        if engine is not None and pending:
-            # with the dials that were measured here
-            again = replace(self, source=self.images, synthesizer=self._synthesizer,
-                            calibrate=False)
-            again._calibration = self._calibration
-            engine.run(partial(_open_elsewhere, again, store.folder), pending, done, threads)
+        if engine is None:
+            with cpu_threads(threads):
+                make = self._opened(store)
+                for batch in pending:
+                    make(batch)
+                    done(batch)
             return
-        with cpu_threads(threads):
-            if pending:
-                self._prepare()
-            for batch in pending:
-                self._make(batch, store)
-                done(batch)
+        # with the dials that were measured here
+        again = replace(self, source=self.images, synthesizer=self._synthesizer, calibrate=False)
+        again._calibration = self._calibration
+        engine.run(partial(_open_elsewhere, again, store.folder), pending, done, threads)
+
+    def _opened(self, store: Store) -> Callable[[int], None]:
+        """Return a function that makes a batch and writes it."""
+        for each in self.filters:
+            each.prepare(self.images, self.maker.sampler.model)
+        return lambda batch: store.commit(
+            batch, *self.maker.make(batch, store.plan.batch(batch), store.layout))
 
     @property
     def _cpu_threads(self) -> int | None:
@@ -338,30 +357,6 @@ class Expansion:
             )
         return store
 
-    def _prepare(self) -> None:
-        for each in self.filters:
-            each.prepare(self.images, self.maker.sampler.model)
-
-    def _make(self, batch: int, store: Store) -> None:
-        samples, skipped = self.maker.make(batch, store.plan.batch(batch), store.layout)
-        store.commit(batch, samples, skipped)
-
-    def _close(self, store: Store, made: int, state: State) -> Summary:
-        stats = store.finish()
-        if stats is not None and self.strict and stats.unreadable:
-            raise ExpansionError(
-                f"strict: {stats.unreadable.total()} images were left out by an earlier run "
-                "without strict; see skipped.jsonl."
-            )
-        warnings = list(self.images.problems)
-        if state.damaged:
-            warnings.append(
-                f"{len(state.damaged)} files were missing or were not as they had been written "
-                f"(such as {state.damaged[0]}); they are made again.")
-        warnings += stats.warnings(self.images.classes) if stats else []
-        out = store.folder.path or str(store.folder)
-        return Summary(out, stats is not None, made, stats, warnings)
-
 
 @checked
 def expand(
@@ -373,7 +368,7 @@ def expand(
     new: bool = False,
     shard: tuple[int, int] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    engine: Engine | None = None,
+    engine: RayEngine | None = None,
     **options: Any,
 ) -> Summary:
     """Write a synthetic dataset, or resume one that was interrupted.
@@ -394,9 +389,6 @@ def _open_elsewhere(expansion: Expansion, folder: OutputFolder) -> Callable[[int
             f"{folder}: a process on another machine does not see this folder; give one that all "
             "machines share."
         )
-    store = expansion._join(folder)
-    threads = expansion._cpu_threads
-    if threads is not None:
+    if (threads := expansion._cpu_threads) is not None:
         torch.set_num_threads(threads)
-    expansion._prepare()
-    return lambda batch: expansion._make(batch, store)
+    return expansion._opened(expansion._join(folder))

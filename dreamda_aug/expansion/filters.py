@@ -168,13 +168,11 @@ class LabelAgreement(Filter):
                 f"{tuple(batch.images.shape)}: {error}"
             ) from error
         labels = torch.tensor(batch.labels)
-        if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] <= labels.max():
+        if (logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] <= labels.max()
+                or not logits.isfinite().all()):
             raise ValueError(
-                f"the classifier must give logits (B, K) with K > {labels.max().item()}, the "
-                f"largest label, got {tuple(logits.shape)} for {len(labels)} images."
-            )
-        if not logits.isfinite().all():
-            raise ValueError(f"the classifier {self.identity[:40]} gave NaN or infinite logits.")
+                f"the classifier must give finite logits (B, K) with K > {labels.max().item()}, "
+                f"the largest label, got {tuple(logits.shape)} for {len(labels)} images.")
         scores = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return scores.tolist(), (logits.argmax(1) != labels).tolist()
 
@@ -224,47 +222,40 @@ def _open_classifier(text: str) -> Callable[[Tensor], Tensor]:
     if text == "bundled":
         return fashion_mnist_judge()
     architecture, _, name = text.rpartition(":")
-    path = Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a classifier's file, found none.")
-    regular_file(path)
+    path = regular_file(name)
     if path.suffix == ".safetensors" and architecture:
         model = build_classifier(architecture, path)
         return lambda images: model(F.normalize(
             # what torchvision's own classifiers were trained on
             F.resize(images.expand(-1, 3, -1, -1), [224, 224], antialias=True),
             IMAGENET_MEAN, IMAGENET_STD))
-    if path.suffix == ".onnx":
-        return _open_onnx(path)
-    if path.suffix not in (".pt", ".ts", ".torchscript"):
+    if path.suffix not in (".onnx", ".pt", ".ts", ".torchscript"):
         raise ValueError(
-            f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors."
-        )
+            f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors.")
     try:
+        if path.suffix == ".onnx":
+            return _open_onnx(path)
         program: Callable[[Tensor], Tensor] = torch.jit.load(str(path), map_location="cpu").eval()
+        return program
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
-    return program
 
 
 def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """The program in an ONNX file; its errors become RuntimeErrors, as those of torch are."""
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as error:
         raise ImportError("ONNX classifiers need: pip install onnxruntime.") from error
-    failures = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
-                state.NotImplemented, state.RuntimeException)
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except failures as error:
-        raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
-    name = session.get_inputs()[0].name
 
-    def classify(images: Tensor) -> Tensor:
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
-        except failures as error:
+            return function(*arguments)
+        except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
+                state.NotImplemented, state.RuntimeException) as error:
             raise RuntimeError(str(error)) from error
 
-    return classify
+    session = run(onnxruntime.InferenceSession, str(path), None, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(run(session.run, None, {name: images.numpy()})[0])

@@ -26,9 +26,6 @@ _NO_IMAGES = ".keep"
 # What else lies in a dataset's folder, or may be put there.
 _TAKEN = {"manifest.jsonl", "skipped.jsonl", "plan.json", "report.html", "metrics.json",
           "sha256sums", "readme.md", "metadata.jsonl", "metadata.parquet", "croissant.json"}
-# What Windows takes for a device, also with an ending.
-_DEVICES = {"con", "prn", "aux", "nul",
-            *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 
 
 class FolderLayout:
@@ -217,8 +214,6 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
     for class_name in classes:
         clean = re.sub(r"[^\w .+-]", "_", unicodedata.normalize("NFC", class_name))
         clean = clean.strip(" .")[:60].rstrip(" .") or "class"
-        if clean.partition(".")[0].strip().casefold() in _DEVICES:
-            clean = f"_{clean}"
         name, number = clean, 2
         while name.casefold() in taken:
             name, number = f"{clean}_{number}", number + 1

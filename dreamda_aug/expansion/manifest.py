@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,8 +21,8 @@ from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.version import __version__
 
 MANIFEST, SKIPPED = "manifest.jsonl", "skipped.jsonl"
-# The largest batch that a dataset may be made in.
-MAX_BATCH = 65_536
+# Prefix of the reason of a sample that was made, and left out because a filter objected.
+FLAGGED = "flagged: "
 
 # What settings may hold beside numbers and text; another class is written down, not read back.
 _PARTS: dict[str, Callable[..., Any]] = {
@@ -42,15 +43,14 @@ class _Line:
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str, where: str = "line") -> Self:
-        """Read what `to_json` wrote; ExpansionError, which begins with ``where``, if it did not."""
+    def from_json(cls, text: str | bytes, where: str = "line") -> Self:
+        """Read what `to_json` wrote; ExpansionError, which begins with ``where``, for others."""
         data = parse_json(text, where)
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # a dataclass
         if not known - {"file_digest"} <= data.keys() <= known:
             raise ExpansionError(
                 f"{where}: expected the fields of a {cls.__name__}; missing: "
-                f"{shown(sorted(known - set(data)))}, unknown: "
-                f"{shown(sorted(set(data) - known))}.")
+                f"{shown(sorted(known - set(data)))}, unknown: {shown(sorted(set(data) - known))}.")
         for name, value in data.items():
             rule, holds = _RULES.get(name, _TEXT)
             if not holds(value):
@@ -130,19 +130,6 @@ class ManifestLine(_Line):
     def with_file(self, content: bytes) -> "ManifestLine":
         """The line with the digest of the image's file."""
         return replace(self, file_digest=hashlib.sha256(content).hexdigest())
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "manifest line") -> Self:
-        """Read a line of a manifest.
-
-        Raises:
-            ExpansionError: it is none; the message begins with ``where``.
-        """
-        line = super().from_json(text, where)
-        if line.row >= sum(count for _, count in line.layout):
-            raise ExpansionError(f"{where}: layout must reach row {line.row}, got "
-                                 f"{shown(line.layout)}.")
-        return line
 
 
 @dataclass(frozen=True)
@@ -238,6 +225,7 @@ def settings_from_json(data: dict[str, Any]) -> Settings:
         ) from error
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide an image's bits."""
     found = {"dreamda_aug": __version__}
@@ -257,10 +245,8 @@ def _lies_inside(file: Any) -> bool:
 
 
 def _is_layout(value: Any) -> bool:
-    # a batch is made as a whole: what is larger than any is damage
     return type(value) is list and all(
-        type(pair) is list and len(pair) == 2 and all(map(_is_count, pair)) for pair in value
-    ) and sum(count for _, count in value) <= MAX_BATCH
+        type(pair) is list and len(pair) == 2 and all(map(_is_count, pair)) for pair in value)
 
 
 # What a field must be, for the message, and whether a value is; all others are text.
@@ -274,7 +260,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "file": ("a path in the dataset's folder", _lies_inside),
     "rng_seed": ("an integer", lambda value: type(value) is int),
     "condition": ("text, an integer or null", lambda value: type(value) in (int, str, type(None))),
-    "layout": (f"a list of [first replica, count] with at most {MAX_BATCH} rows", _is_layout),
+    "layout": ("a list of [first replica, count]", _is_layout),
     "distance": ("a number", lambda value: type(value) in (int, float)),
     "scores": ("numbers by name", lambda value: type(value) is dict
                and {int, float}.issuperset(map(type, value.values()))),

@@ -45,21 +45,17 @@ def read_metadata(out: str | Path | OutputFolder) -> dict[str, Any]:
     return found
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between the metadata of two plans, as ``settings.steps: 50 -> 100``."""
-    lines = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{name}.")
-        elif old != new and f"{prefix}{name}" != LICENSE:
-            lines.append(f"{prefix}{name}: {old!r} -> {new!r}")
-    return [line for line in lines if not line.startswith(f"{PATHS}.")]
+    old, new = dict(flat(before)), dict(flat(now))
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)
+            and name.partition(".")[0] not in (PATHS, LICENSE)]
 
 
 def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """Everything in a nested dict but None, by the names of its keys, joined by dots."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flat(item, f"{name}.{key}" if name else key)
     elif value is not None:
@@ -92,12 +88,16 @@ def paths_from(folder: OutputFolder, images: SeedImages, model: DiffusionModel) 
 
     Nothing absolute is recorded: a dataset is published, and may move together with them.
     """
+    root = folder.path and Path(os.path.abspath(folder.path))
+
     def seen(path: str | None) -> str | None:
         if path is None or path == BUNDLED or not os.path.lexists(path):
             return path  # a name, such as a hub id
-        relative = folder.relative(path)
-        if relative is None:
-            return UNKNOWN + os.path.basename(os.path.abspath(path))
+        there = Path(os.path.abspath(path))
+        # the path from the top of the disk would name everything on the way
+        if root is None or there.parts[:2] != root.parts[:2]:
+            return UNKNOWN + there.name
+        relative = Path(os.path.relpath(there, root)).as_posix()
         return relative if relative.startswith("..") else f"./{relative}"
 
     spec = images.spec

@@ -149,19 +149,6 @@ class OutputFolder:
         with self._refusals(""):  # elsewhere all files are copied before the first is deleted
             self._fs.mv(self._root, f"{self._root}.old{number}", recursive=True)
 
-    def relative(self, path: str | Path) -> str | None:
-        """POSIX path of a local path relative to this folder, or None if they share no folder."""
-        if self.path is None:
-            return None
-        there = os.path.abspath(path)
-        try:
-            shared = Path(os.path.commonpath([self._root, there]))
-        except ValueError:
-            return None  # on another drive
-        # the path from the top of the disk would name everything on the way
-        return None if shared == Path(shared.anchor) else Path(
-            os.path.relpath(there, self._root)).as_posix()
-
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 

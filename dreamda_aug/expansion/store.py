@@ -2,19 +2,25 @@
 
 import heapq
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 from dreamda_aug.errors import ExpansionError
-from dreamda_aug.expansion.card import are_exported, dataset_card, write_exports
+from dreamda_aug.expansion.card import (
+    Stats,
+    are_exported,
+    dataset_card,
+    read_stats,
+    write_exports,
+)
 from dreamda_aug.expansion.layouts import WORK, layout_of
 from dreamda_aug.expansion.manifest import MANIFEST, SKIPPED, ManifestLine, Record, Skipped
 from dreamda_aug.expansion.metadata import CARD, PLAN, differences, read_metadata
-from dreamda_aug.expansion.replicas import Plan
-from dreamda_aug.expansion.stats import Stats, read_stats
+from dreamda_aug.expansion.seeds import Plan
 from dreamda_aug.expansion.storage import OutputFolder
 
 # Digests of the merged records, as ``sha256sum -c`` reads them; written last, so that a dataset is
@@ -134,9 +140,6 @@ class Store:
         folder = self.folder
         is_new = not folder.exists(SUMS)
         if is_new:
-            is_first = not (folder.exists(MANIFEST) or folder.exists(SKIPPED))
-            if is_first and len(self._recorded()) < self.plan.batches:
-                return None
             try:
                 folder.write(SKIPPED, self._lines(Skipped))
                 self.layout.finish(self.plan.batches)
@@ -187,21 +190,13 @@ class Store:
         with file:
             yield from map(_parse, file)
 
-    def _in_order(self, batch: int, records: Iterable[Record | None]) -> list[Record]:
-        """Records in the plan's order, each once; empty if they are not those of the plan."""
-        found: dict[str, Record] = {}
-        for record in records:
-            if record is None:
-                return []
-            before = found.setdefault(record.id, record)
-            if before is not record and before.to_json() != record.to_json():
-                return []
-        planned = {sample.id: sample for sample in self.plan.batch(batch)}
-        if found.keys() != planned.keys() or any(
-            record.seed_index != planned[record.id].seed_index for record in found.values()
-        ):
+    def _in_order(self, batch: int, records: Collection[Record | None]) -> list[Record]:
+        """Records in the plan's order; empty if they are not those of the plan, each once."""
+        found = {(record.id, record.seed_index): record for record in records if record}
+        planned = [(sample.id, sample.seed_index) for sample in self.plan.batch(batch)]
+        if len(records) != len(planned) or found.keys() != set(planned):
             return []
-        return [found[sample_id] for sample_id in planned]
+        return [found[sample] for sample in planned]
 
     def _lines(self, kind: type[Record]) -> Iterator[bytes]:
         """Lines of one kind in the records of all batches."""
@@ -226,10 +221,7 @@ class Store:
         """Merged files of a complete dataset that are not as they were written."""
         if not self.folder.exists(SUMS):
             return []
-        try:
-            expected = self.folder.read(SUMS).decode("ascii", errors="replace").splitlines()
-        except FileNotFoundError:  # it is a FIFO
-            expected = []
+        expected = self.folder.read(SUMS).decode("ascii", errors="replace").splitlines()
         return [name for name in _SUMMED if self._sum_of(name) not in expected]
 
     def _sum_of(self, name: str) -> str:
@@ -244,9 +236,8 @@ def _file_of(batch: int) -> str:
 
 
 def _parse(line: bytes) -> Record | None:
-    try:
-        text = line.decode("utf-8-sig")
-        # lines of the manifest begin with their id
-        return (Skipped if text.startswith('{"batch":') else ManifestLine).from_json(text)
-    except (UnicodeDecodeError, ExpansionError):
-        return None
+    # lines of the manifest begin with their id
+    kind: type[Record] = Skipped if line.startswith(b'{"batch":') else ManifestLine
+    with suppress(ExpansionError):
+        return kind.from_json(line)
+    return None

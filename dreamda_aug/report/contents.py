@@ -13,6 +13,7 @@ import torch
 
 from dreamda_aug.arguments import checked
 from dreamda_aug.errors import ExpansionError
+from dreamda_aug.expansion.card import Stats, read_stats
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine, read_manifest, read_skipped
 from dreamda_aug.expansion.metadata import (
@@ -23,22 +24,26 @@ from dreamda_aug.expansion.metadata import (
     read_metadata,
     recorded_images,
 )
-from dreamda_aug.expansion.stats import Stats, read_stats
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
 from dreamda_aug.inputs.pixels import UNREADABLE
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import relative_name, without_paths
-from dreamda_aug.report.figures import histogram, scatter
 from dreamda_aug.report.judging import LabelsKept, judge_labels
-from dreamda_aug.report.overview import MAX_REPLICAS, Overview, choose_families, scores_of
-from dreamda_aug.report.rendering import render_page
-from dreamda_aug.report.thumbnails import (
+from dreamda_aug.report.overview import (
+    MAX_REPLICAS,
+    Overview,
+    choose_families,
+    histogram,
+    scatter,
+    scores_of,
+)
+from dreamda_aug.report.rendering import (
     FEATURE_SIDE,
+    SMALL_SIDE,
     Thumbnail,
     make_thumbnail,
     pair_distances,
-    side_for,
-    tile_side,
+    render_page,
 )
 
 METRICS = "metrics.json"
@@ -134,14 +139,14 @@ def report_page(
     shown = [line for of_class in families.values() for line in chain.from_iterable(of_class)]
     maker = _PictureMaker(StoredImages(root, [
         line.file for line in (*shown, *chain.from_iterable(worst.values()))]),
-        seed_images, side_for(len(shown)))
+        seed_images, 256 if len(shown) <= 500 else 128)  # a page of 12 MB at most
     sheets: list[dict[str, Any]] = [
         {"name": name, "anchor": f"class-{number}", "total": stats.images[name],
          "groups": [maker.group(family) for family in of_class]}
         for number, (name, of_class) in enumerate(families.items())]
     warnings = [public(note) for note in (
         *metadata["source"].get("problems", ()), *stats.warnings(classes), *notes)]
-    distances = overview.values.get("distance", [])
+    distances, side = overview.values.get("distance", []), maker.largest
     labels: LabelsKept | str = "not asked for"
     if judge and "label" not in overview.filters:
         labels = judge_labels(root, metadata, seed_images, overview.seeds)
@@ -157,12 +162,13 @@ def report_page(
         "sheets": sheets, "flags": sorted({flag for sheet in sheets for group in sheet["groups"]
                                            for each in group.replicas for flag in each.flags}),
         # the score of seed-copy is the distance once more
-        "histograms": [histogram(_MEANINGS.get(name, name), values,
-                                 overview.near_copy if name == "distance" else None)
+        "histograms": [histogram(_MEANINGS.get(name, name), values)
                        for name, values in overview.values.items() if name != "seed-copy"],
         "scatter": scatter(*(torch.stack(each) if each else torch.zeros(0, FEATURE_SIDE**2)
                              for each in (maker.seed_features, maker.features))),
-        "classes": overview.class_table(classes, stats), "tile": tile_side(maker.largest),
+        "classes": overview.class_table(classes, stats),
+        # a whole multiple of a small image's side, so it stays sharp
+        "tile": max(56 // side, 1) * side if 0 < side <= SMALL_SIDE else 72,
         "metrics": [(name, public(value)) for name, value in _read_metrics(root)],
         "settings": [(name, public(value)) for name, value in flat(
             {name: value for name, value in metadata.items()

@@ -18,8 +18,7 @@ from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_s
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.machine_paths import path_name
 from dreamda_aug.progress import bar
-from dreamda_aug.report.rendering import render_page
-from dreamda_aug.report.thumbnails import make_thumbnail
+from dreamda_aug.report.rendering import make_thumbnail, render_page
 
 # Images are measured on more of them than are shown.
 _MEASURED_PER_SHOWN = 2

@@ -1,15 +1,20 @@
-"""What one pass over a manifest gives a report: counts, the worst images, images to show."""
+"""What one pass over a manifest gives a report: counts, worst images, images to show, figures."""
 
 import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from dreamda_aug.expansion.manifest import ManifestLine
-from dreamda_aug.expansion.stats import FLAGGED, Stats
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamda_aug.expansion.card import Stats
+from dreamda_aug.expansion.manifest import FLAGGED, ManifestLine
 
 WORST = 12
 # Synthetic images on a page; their seed images come on top.
@@ -18,6 +23,8 @@ MAX_IMAGES = 2000
 MAX_REPLICAS = 8
 # The default of the filter seed-copy, for datasets that were made without it.
 NEAR_COPY = 0.02
+# Of a histogram.
+_BINS = 24
 
 
 class Ordering(NamedTuple):
@@ -176,3 +183,67 @@ def _at_most(families: list[list[ManifestLine]], count: int) -> list[list[Manife
             kept.append(family[:count])
             count -= len(kept[-1])
     return kept
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a value over equal bins between ``edges``."""
+
+    title: str
+    edges: list[float]
+    counts: list[int]
+    median: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Real and synthetic images in the plane in which they differ most.
+
+    Attributes:
+        real: (x, y) of each real image, in [0, 1].
+        synthetic: the same of synthetic images.
+        aspect: height over width of the plane, so that a distance is equally long along both.
+        explained: share of all variance along x and along y.
+    """
+
+    real: list[list[float]]
+    synthetic: list[list[float]]
+    aspect: float
+    explained: tuple[float, float]
+
+
+def histogram(title: str, values: Iterable[float]) -> Histogram:
+    """Count finite values, at least one."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    counts, edges = np.histogram(ordered, _BINS, (low, high) if high > low else (low, low + 1))
+    return Histogram(title, edges.tolist(), counts.tolist(), median(ordered), fmean(ordered))
+
+
+def scatter(real: Tensor, synthetic: Tensor) -> Scatter | None:
+    """Features on their first two principal components, the same on every run.
+
+    Args:
+        real: features of real images, (N, D); N may be 0.
+        synthetic: features of synthetic images, (M, D).
+
+    Returns:
+        None if fewer than three images differ.
+    """
+    features = torch.cat([real, synthetic]).double()
+    if len(features) < 3:
+        return None
+    centred = features - features.mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred)
+    if variances[-2] <= 1e-12 * len(features):
+        return None
+    axes = directions[:, [-1, -2]]
+    # an eigenvector's sign is arbitrary: its largest entry is positive here
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    points = centred @ axes
+    low, high = points.min(0).values, points.max(0).values
+    placed, (width, height) = ((points - low) / (high - low)).tolist(), (high - low).tolist()
+    shares = (variances / variances.sum()).tolist()
+    return Scatter(placed[: len(real)], placed[len(real) :], height / width,
+                   (shares[-1], shares[-2]))

@@ -76,7 +76,7 @@ def test_an_expansion_measures_once_and_its_record_says_what_and_why(
         assert facts["settings"][dial] == found[dial]
     assert found["target"] == "agreement >= 0.9" and len(found["digest"]) == 32
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"Measured on the seed images: strength {found['strength']:g}" in card
+    assert f"| calibration.strength | {found['strength']:g} |" in card
     assert expand(source, tmp_path / "out", synthesizer, 1).made == 0
     assert len(measured) == 1
 
@@ -85,7 +85,7 @@ def test_numbers_leave_nothing_to_measure_and_nothing_in_the_record(data, tmp_pa
     numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, cache=None)
     expand(data, tmp_path / "out", numbers, 1)
     assert read_metadata(tmp_path / "out")["calibration"] is None and not measured
-    assert "Measured on the seed images" not in (tmp_path / "out/README.md").read_text()
+    assert "calibration." not in (tmp_path / "out/README.md").read_text()
     assert AugmentedDataset(data, numbers, 1).calibration is None
 
 

@@ -26,19 +26,13 @@ def test_a_stored_image_lies_and_looks_as_readers_show_the_real_one(synthesizer,
         assert dict(made.getexif()) == {0x0112: 6} and made.size == real.size
         shown = PIL.ImageOps.exif_transpose(made)
         assert shown.size == PIL.ImageOps.exif_transpose(real).size == (16, 24)
-    datasets = pytest.importorskip("datasets")
-    table = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train",
-                                  cache_dir=str(tmp_path / "cache"))
-    assert table[0]["image"].size == (16, 24)
 
 
 @pytest.mark.parametrize("images, mode, loss", [
     (torch.randint(256, (2, 1, 16, 16), dtype=torch.uint8), "L", ""),
-    (torch.randint(256, (2, 1, 16, 16)) / 255, "L", ""),
     (torch.rand(2, 3, 16, 16), "RGB", "rounded to 8 bits"),
-    (torch.randint(0, 4096, (2, 1, 16, 16), dtype=torch.int16), "I;16", ""),
     (torch.randint(-1024, 3072, (2, 1, 16, 16), dtype=torch.int16), "I;16", "rescaled to 16 bits"),
-], ids=["bytes", "bytes as floats", "floats", "12 bits", "Hounsfield units"])
+], ids=["bytes", "floats", "Hounsfield units"])
 @pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
 def test_what_a_file_does_not_keep_is_on_record(synthesizer, tmp_path, images, mode, loss):
     data = TensorDataset(images, torch.tensor([0, 1]))
@@ -69,26 +63,3 @@ def test_a_batch_that_was_halved_is_on_record_and_made_again_as_it_was(
     assert summary.stats.small_batches == 4
     assert any("memory ran out: 4 images" in warning for warning in summary.warnings)
     assert regenerate(tmp_path / "out", "00000001_0001", synthesizer=synthesizer).equal
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["skipped.jsonl", "manifest.jsonl", "SHA256SUMS", "plan.json"])
-def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(synthesizer, tmp_path, name):
-    import os
-
-    from dreamda_aug.expansion.stats import read_stats
-
-    train, out = write_images(tmp_path / "train", {"a": 2}), tmp_path / "out"
-    expand(train, out, synthesizer, 1)
-    whole = (out / name).read_bytes()
-    (out / name).unlink()
-    os.mkfifo(out / name)
-    if name in ("skipped.jsonl", "manifest.jsonl"):
-        with pytest.raises(FileNotFoundError, match="expected a regular file, found a FIFO"):
-            read_stats(out)
-    if name == "plan.json":
-        with pytest.raises(FileNotFoundError, match="expected a regular file"):
-            expand(train, out, synthesizer, 1)
-    else:
-        expand(train, out, synthesizer, 1)
-        assert (out / name).read_bytes() == whole

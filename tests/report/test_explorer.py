@@ -1,11 +1,10 @@
 """The page with sliders: what it measures, what it says, and that it works in a browser."""
 
 import re
-from dataclasses import replace
 
-import PIL.Image
 import pytest
 import torch
+from expansion.folders import write_images
 from pipelines import pixel_pipeline
 from report.browser import CHROMIUM, run_in_browser
 from report.test_report import Elements
@@ -14,7 +13,7 @@ from dreamda_aug import Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
-from dreamda_aug.report.explorer import explore, render_exploration, write_exploration
+from dreamda_aug.report.explorer import explore, render_exploration
 
 EVIL = "<b>&\"'x"
 GRIDS = dict(strengths=(0.5, 1.0), replays=(1.0, 0.5), noise_scales=(0.0, 4.0))
@@ -75,11 +74,6 @@ def test_the_best_position_is_the_furthest_that_keeps_the_labels(exploration):
     keeping = [c.point for c in exploration.choices if c.point.agreement >= 0.9]
     assert best == max([point for point in keeping if point.noise_scale == 0],
                        key=lambda point: point.distance)
-    # as much noise as breaks images is suggested only where nothing else was looked at
-    noisy = replace(exploration, choices=[c for c in exploration.choices if c.point.noise_scale])
-    best = noisy.choices[noisy.best].point
-    assert best == max([point for point in keeping if point.noise_scale == 4],
-                       key=lambda point: point.distance)
 
 
 def test_the_price_is_said_before_anything_is_made(synthesizer):
@@ -94,15 +88,8 @@ def test_the_price_is_said_before_anything_is_made(synthesizer):
 
 def test_one_class_is_measured_without_a_judge(synthesizer):
     found = run(synthesizer, noise(classes=1), strengths=(0.5,))
-    text = render_exploration(found)
     assert not found.judge and found.best == 0
-    assert 'id="agreement"' not in text and "Labels were not judged" in text
-
-
-@pytest.mark.parametrize("name", ["images", "expansion_ratio", "steps"])
-def test_wrong_numbers_are_refused(synthesizer, name):
-    with pytest.raises(ValueError, match=f"{name} must be an integer >= [12], got 0"):
-        explore(noise(), synthesizer, **{name: 0})
+    assert "Labels were not judged" in render_exploration(found)
 
 
 def test_the_page_asks_nothing_of_a_network_and_shows_names_as_they_are(page):
@@ -110,11 +97,10 @@ def test_the_page_asks_nothing_of_a_network_and_shows_names_as_they_are(page):
     for tag, attributes in Elements(page).found:
         for name in ("src", "href", "action", "srcset"):
             assert attributes.get(name, "data:image/").startswith("data:image/"), tag
-    # every control has a name, and keys reach it
+    # every control has a name
     labels = {a["for"] for tag, a in Elements(page).found if tag == "label"}
     inputs = [a["id"] for tag, a in Elements(page).found if tag in ("input", "textarea")]
     assert set(inputs) <= labels and len(inputs) == 5
-    assert not any("tabindex" in a for _, a in Elements(page).found)
 
 
 USE = """<script>
@@ -163,18 +149,9 @@ def test_sliders_cells_and_lines_work_in_a_browser(page, exploration, tmp_path):
     assert result["selected"] and result["copied"] in ("Copied.", "Press Ctrl+C to copy.")
 
 
-def test_the_page_is_written_to_this_machine(exploration):
-    with pytest.raises(ValueError, match="out must be a path on this machine, got the URL 's3://b"):
-        write_exploration(exploration, "s3://bucket/explore.html")
-
-
 def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, capsys):
     pixel_pipeline().save_pretrained(tmp_path / "model")
-    for index in range(4):
-        folder = tmp_path / "train" / ("cat", "dog")[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        picture = torch.randint(256, (16, 16), dtype=torch.uint8)
-        PIL.Image.fromarray(picture.numpy()).save(folder / f"{index}.png")
+    write_images(tmp_path / "train", {"cat": 2, "dog": 2})
     arguments = ["explore", str(tmp_path / "train"), "--model", str(tmp_path / "model"),
                  "--out", str(tmp_path / "page.html"), "--strengths", "0.5", "--replays", "1",
                  "--noise-scales", "0", "2", "--steps", "2", "--images", "2"]
@@ -184,5 +161,3 @@ def test_the_command_writes_the_page_and_repeats_what_it_was_given(tmp_path, cap
     assert "dreamda expand train --out train_synthetic --model model --set strength=0.5" in text
     assert "Synthesizer(model=&#39;model&#39;, " in text and str(tmp_path) not in text
     assert ">cat<" in text and "take 10" in text
-    assert main([*arguments, "--strengths", "2"]) == 2
-    assert "strength must lie in" in capsys.readouterr().err

@@ -1,21 +1,22 @@
-"""Counts of a manifest, the worst images, what is shown; and the summary that the page makes."""
+"""Counts of a manifest, the worst images, what is shown, figures; and the page's summary."""
 
 import html
 import random
 import re
 
 import pytest
+import torch
 from report.lines import line, write_dataset
+from sklearn.decomposition import PCA
 
 from dreamda_aug.expansion.filters import SeedCopy
 from dreamda_aug.report import write_report
 from dreamda_aug.report.overview import (
-    MAX_REPLICAS,
     NEAR_COPY,
-    ORDERINGS,
     Overview,
     choose_families,
-    fair_shares,
+    histogram,
+    scatter,
     scores_of,
 )
 
@@ -91,12 +92,6 @@ def test_the_table_has_a_column_for_each_filter(tmp_path):
     assert class_table(write_dataset(tmp_path / "plain", LINES))[0] == columns[:5]
 
 
-@pytest.mark.parametrize("distance, near", [(0.0199, "100.0%"), (0.02, "0.0%")])
-def test_near_copies_lie_below_the_threshold(tmp_path, distance, near):
-    root = write_dataset(tmp_path / "out", [line(0, 0, "cat", distance)])
-    assert summary(root)["Near-copies"][0] == near
-
-
 def worst(lines):
     overview = Overview({"filters": []})
     for _ in overview.watch(lines):
@@ -104,21 +99,18 @@ def worst(lines):
     return {ordering.name: found for ordering, found in overview.worst().items()}
 
 
-@pytest.mark.parametrize("ordering", ORDERINGS, ids=lambda each: each.name)
-def test_the_worst_twelve_come_first_and_equals_as_they_came(ordering):
+def test_the_worst_twelve_come_first_and_equals_as_they_came():
     generator = random.Random(0)
     # one decimal: many are equal
     lines = [line(i, distance=round(generator.random(), 1),
                   scores={each: round(generator.random(), 1) for each in ("label", "copy")})
              for i in range(60)]
 
-    def value(each):
-        return scores_of(each)[ordering.score] * (-1 if ordering.name == "far" else 1)
-
-    assert worst(lines)[ordering.name] == sorted(lines, key=value)[:12]  # keeps equals in order
-
-
-def test_fewer_than_twelve_are_all_there_and_what_was_not_measured_is_not():
+    found = worst(lines)
+    for name, score, sign in (("near", "distance", 1), ("far", "distance", -1),
+                              ("label", "label", 1), ("copy", "copy", 1)):
+        expected = sorted(lines, key=lambda each: sign * scores_of(each)[score])
+        assert found[name] == expected[:12]  # sorted keeps equals in order
     found = worst([line(0, distance=0.2), line(1, distance=float("nan")),
                    line(2, distance=0.1, scores={"label": 0.5})])
     assert [each.seed_index for each in found["near"]] == [2, 0]
@@ -132,23 +124,9 @@ def chosen(lines, sizes, **limit):
             for name, families in choose_families(lines, sizes, **limit).items()}
 
 
-@pytest.mark.parametrize("sizes, total, shares", [
-    ({"a": 100, "b": 100}, 50, {"a": 25, "b": 25}),
-    ({"a": 100, "b": 10, "c": 100}, 60, {"a": 25, "b": 10, "c": 25}),
-    ({"a": 5, "b": 6, "c": 7}, 2, {"a": 0, "b": 1, "c": 1}),
-])
-def test_classes_share_a_page_fairly(sizes, total, shares):
-    assert fair_shares(sizes, total) == shares
-
-
-def test_everything_is_shown_where_it_fits():
-    lines = [line(seed, replica) for seed in range(3) for replica in range(MAX_REPLICAS + 4)]
-    assert chosen(lines, {"cat": len(lines)}) == {
-        "cat": [(seed, list(range(MAX_REPLICAS + 4))) for seed in range(3)]}
-
-
-def test_where_it_does_not_fit_families_are_cut_to_eight_flagged_replicas_first():
+def test_families_are_whole_where_they_fit_and_else_cut_to_eight_flagged_replicas_first():
     lines = [line(0, replica, flags=["odd"] * (replica > 8)) for replica in range(12)]
+    assert chosen(lines, {"cat": len(lines)}) == {"cat": [(0, list(range(12)))]}
     assert chosen(lines, {"cat": 100}, limit=50) == {"cat": [(0, [0, 1, 2, 3, 4, 9, 10, 11])]}
 
 
@@ -162,7 +140,7 @@ def test_flagged_families_are_half_of_what_is_shown_and_more_if_there_is_room(fl
     assert [seed for seed, _ in chosen(lines, {"cat": 40}, limit=12)["cat"]] == shown
 
 
-@pytest.mark.parametrize("limit", [1, 30, 31, 60])
+@pytest.mark.parametrize("limit", [1, 31, 60])
 def test_no_more_is_shown_than_may_be_and_no_less(limit):
     lines = [line(seed, replica, class_name=name, flags=["odd"] * (seed % 3 == 0))
              for number, name in enumerate("abc") for seed in range(number * 4, number * 4 + 4)
@@ -170,3 +148,36 @@ def test_no_more_is_shown_than_may_be_and_no_less(limit):
     found = chosen(lines, dict.fromkeys("cba", 20), limit=limit)
     assert sum(len(replicas) for of_class in found.values() for _, replicas in of_class) == limit
     assert [name for name in "cba" if name in found] == list(found)
+
+
+def test_histograms_count_every_value_once():
+    found = histogram("x", [0.0, 0.5, 0.5, 1.0])
+    assert sum(found.counts) == 4 and found.counts[0] == found.counts[-1] == 1
+    assert (found.median, found.mean, found.edges[0], found.edges[-1]) == (0.5, 0.5, 0, 1)
+    assert histogram("x", [0.3, 0.3]).counts[0] == 2
+
+
+def test_the_scatter_is_what_scikit_learn_makes_of_it():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(40, 16, generator=generator) * torch.arange(1.0, 17.0)
+    found = scatter(features[:15], features[15:])
+    reference = PCA(2, svd_solver="full").fit(features.double().numpy())
+    assert found.explained == pytest.approx(reference.explained_variance_ratio_)
+    axes = torch.tensor(reference.components_)
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    points = torch.tensor(reference.transform(features.double().numpy()))
+    points = points * (axes * torch.tensor(reference.components_)).sum(1).sign()
+    low, high = points.amin(0), points.amax(0)
+    expected = (points - low) / (high - low)
+    torch.testing.assert_close(torch.tensor(found.real + found.synthetic).double(), expected,
+                               atol=1e-6, rtol=0)
+    assert found.aspect == pytest.approx(((high - low)[1] / (high - low)[0]).item())
+
+
+def test_without_enough_images_there_is_no_scatter():
+    none = torch.zeros(0, 16)
+    assert scatter(none, torch.rand(2, 16)) is None
+    assert scatter(torch.ones(3, 16), torch.ones(5, 16)) is None
+    line = torch.arange(4.0)[:, None] * torch.ones(16)
+    assert scatter(none, line) is None  # they differ in one direction only
+    assert scatter(none, torch.rand(6, 16)).real == []
