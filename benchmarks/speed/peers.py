@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dreamda_aug import Settings
 from dreamda_aug.models import DiffusionModel
-from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.transformer import TransformerModel
+from dreamda_aug.models.unet import LatentModel
 
 PROMPT = "a photo"
 

@@ -17,7 +17,7 @@ from benchmarks.common.plain import plain_rows
 from benchmarks.speed.bench import Bench
 from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.seeding import derive_seed
-from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.unet import LatentModel
 
 Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 

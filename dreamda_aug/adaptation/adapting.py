@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,31 +18,22 @@ from dreamda_aug.adaptation.lora import (
     own_model,
     prepare_conditions,
 )
-from dreamda_aug.adaptation.objective import noise_levels
-from dreamda_aug.adaptation.training_images import read_images
+from dreamda_aug.adaptation.training_images import noise_levels, read_images
 from dreamda_aug.adaptation.training_state import (
     CHECKPOINT,
     Progress,
     check_out,
-    check_same,
     data_name,
-    versions,
+    finish,
+    is_finished,
 )
 from dreamda_aug.arguments import check_fields, checked, real, whole
 from dreamda_aug.files import write_atomically
 from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
-from dreamda_aug.models.adapted import (
-    CARD,
-    CLASS_ROWS,
-    FORMAT,
-    LORA,
-    base_identity,
-    card_text,
-    read_card,
-)
-from dreamda_aug.models.latent import LatentModel
+from dreamda_aug.models.adapted import CARD, CLASS_ROWS, FORMAT, LORA, base_identity, read_card
 from dreamda_aug.models.load import BUNDLED
+from dreamda_aug.models.unet import LatentModel
 
 # Steps with early stopping, where no number is given: few images stop long before.
 DEFAULT_STEPS = 1000
@@ -216,26 +207,24 @@ def adapt(
     opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
                               data_root=data_root, download=download)
     own = own_model(model)
-    loop_settings = LoopSettings(
-        settings.train_steps or DEFAULT_STEPS,
-        settings.learning_rate or (_PIXEL_RATE if own.is_pixel_model else _LATENT_RATE),
-        settings.batch_size, accumulate=settings.accumulate, label_dropout=settings.label_dropout,
-        evaluate_every=settings.evaluate_every, patience=settings.patience,
-        rng_seed=settings.rng_seed)
+    # identity has the settings as they were given, but for a rate that follows from the model
+    settings = replace(settings, learning_rate=settings.learning_rate or (
+        _PIXEL_RATE if own.is_pixel_model else _LATENT_RATE))
+    steps = settings.train_steps or DEFAULT_STEPS
+    loop_settings = LoopSettings(**{
+        field.name: getattr(settings, field.name) for field in fields(LoopSettings)
+        if hasattr(settings, field.name)} | {"train_steps": steps})
     base = {"name": data_name(own.name), **base_identity(own.unet)}
     images = read_images(
         opened, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
-        budget=(loop_settings.train_steps * settings.batch_size * settings.accumulate
-                * processes.num_processes))
+        budget=steps * settings.batch_size * settings.accumulate * processes.num_processes)
     identity = {
-        "settings": asdict(replace(settings, learning_rate=loop_settings.learning_rate)),
-        "images": images.digest, "classes": images.classes,
+        "settings": asdict(settings), "images": images.digest, "classes": images.classes,
         "prompt": prompt if own.condition_kind == "text" else None,
         "class_map": dict(class_map or {}), "base": base["weights"], "dtype": base["dtype"],
         "processes": processes.num_processes, "image_size": list(own.image_size),
     }
-    if (folder / CARD).exists():
-        check_same(folder, _read_card(folder)["identity"], identity)
+    if is_finished(folder / CARD, FORMAT, identity):
         return _read_adaptation(folder)
     conditions = prepare_conditions(own, images.classes, prompt, class_map or {})
     if settings.gradient_checkpointing:
@@ -249,11 +238,15 @@ def adapt(
                                identity, progress).run()
     adapted.set_state(best)
     if processes.is_main_process:
-        rows = conditions if isinstance(conditions, ClassRows) else None
-        _write(folder, adapted, {
+        lora = safetensors.torch.save(adapted.lora_tensors(), {"format": "pt"})
+        write_atomically(folder / LORA, lora)
+        if isinstance(conditions, ClassRows):
+            rows = safetensors.torch.save({"rows": conditions.embedding()})
+            write_atomically(folder / CLASS_ROWS, rows)
+        finish(folder / CARD, FORMAT, {
             "base": base,
             "classes": {
-                "names": rows and rows.class_names, "null_class": rows and rows.null_class,
+                "names": conditions.class_names, "null_class": conditions.null_class,
                 "of_images": images.classes, "started_from": conditions.started_from,
             },
             "loss": _conclude(found),
@@ -262,9 +255,8 @@ def adapt(
             "left_out": images.left_out,
             "seconds": round(found.seconds, 1),
             "parameters": sum(p.numel() for p in adapted.parameters.values()),
-            "versions": versions("torch", "diffusers", "peft", "accelerate"),
             "identity": identity,
-        })
+        }, "torch", "diffusers", "peft", "accelerate")
     processes.wait_for_everyone()
     return _read_adaptation(folder)
 
@@ -308,24 +300,9 @@ def _conclude(progress: Progress) -> dict[str, Any]:
                     "before": progress.history[0][2], "after": progress.best_loss}
 
 
-def _write(folder: Path, adapted: AdaptedModel, card: dict[str, Any]) -> None:
-    """Write everything that was learned; the card is the last, and says that the rest is whole."""
-    lora = safetensors.torch.save(adapted.lora_tensors(), {"format": "pt"})
-    write_atomically(folder / LORA, lora)
-    if isinstance(adapted.conditions, ClassRows):
-        rows = {"rows": adapted.conditions.embedding()}
-        write_atomically(folder / CLASS_ROWS, safetensors.torch.save(rows))
-    write_atomically(folder / CARD, card_text(FORMAT, card))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    return read_card(folder / CARD, FORMAT, {"classes", "data", "identity", "left_out", "loss"})
-
-
 def _read_adaptation(folder: Path) -> Adaptation:
     """The finished adaptation of a folder; warns where it did not help."""
-    card = _read_card(folder)
+    card = read_card(folder / CARD, FORMAT)
     loss = {**card["loss"], "history": [tuple(entry) for entry in card["loss"]["history"]]}
     found = Adaptation(folder, left_out=card["left_out"],
                        started_from=card["classes"]["started_from"], **loss)

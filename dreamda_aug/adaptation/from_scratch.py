@@ -2,31 +2,32 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.utils import save_image
 
-from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
-from dreamda_aug.adaptation.new_model import NewModel
-from dreamda_aug.adaptation.objective import noise_levels
-from dreamda_aug.adaptation.training_images import read_images
+from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes, seeded
+from dreamda_aug.adaptation.training_images import Noised, noise_levels, read_images
 from dreamda_aug.adaptation.training_state import (
     CHECKPOINT,
     check_out,
-    check_same,
     data_name,
-    versions,
+    finish,
+    is_finished,
 )
 from dreamda_aug.arguments import checked, real, whole
-from dreamda_aug.files import write_atomically
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
+from dreamda_aug.method.seeding import SOURCE, derive_seed, seeded_normal
+from dreamda_aug.method.solvers import Prediction, Predictions, Solver
 from dreamda_aug.models import ModelSpec
-from dreamda_aug.models.adapted import card_text, read_card
-from dreamda_aug.models.unet import Width, check_image_size
+from dreamda_aug.models.adapted import read_card
+from dreamda_aug.models.unet import PixelModel, Width, check_image_size, new_pixel_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ _OWN_FILES = {CARD, SHEET, CHECKPOINT, "model_index.json", "unet", "scheduler", 
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP, _COOLDOWN = 1e-3, 0.01, 200, 0.3
 _EVALUATE_EVERY, _PATIENCE = 250, 20
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 256
-_SHEET_COLUMNS, _SHEET_CLASSES = 8, 10
+_SHEET_COLUMNS, _SHEET_CLASSES, _SHEET_STEPS, _SHEET_GUIDANCE = 8, 10, 25, 2.0
+_EMA_DECAY = 0.999
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,7 @@ def train(
         "images": images.digest, "classes": images.classes, "image_size": image_size,
         "grey": grey, "width": width, "processes": processes.num_processes,
     }
-    if (folder / CARD).exists():
-        check_same(folder, _read_card(folder)["identity"], identity)
+    if is_finished(folder / CARD, FORMAT, identity):
         logger.warning("%s holds the finished model; delete it to train anew", folder)
         return _read_training(folder)
     parameters = sum(p.numel() for p in model.parameters.values())
@@ -165,30 +166,118 @@ def train(
         rows = range(min(len(images.classes), _SHEET_CLASSES)) or [None] * _SHEET_COLUMNS
         samples = model.samples([row for row in rows for _ in range(_SHEET_COLUMNS)])
         save_image(samples, folder / SHEET, nrow=_SHEET_COLUMNS, padding=1)
-        # the card is the last, and says that the rest is whole
-        write_atomically(folder / CARD, card_text(FORMAT, {
+        finish(folder / CARD, FORMAT, {
             "data": {"name": data_name(source), "images": len(images.x_0),
                      "held_out": len(images.held_out)},
             "class_names": images.classes or None,
             "loss": {"steps": found.step, "best_step": found.best_step, "value": found.best_loss,
                      "history": found.history},
             "minutes": round(found.seconds / 60, 1), "parameters": parameters,
-            "left_out": images.left_out, "versions": versions("torch", "diffusers", "accelerate"),
-            "identity": identity,
-        }))
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+            "left_out": images.left_out, "identity": identity,
+        }, "torch", "diffusers", "accelerate")
     processes.wait_for_everyone()
     return _read_training(folder)
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    return read_card(folder / CARD, FORMAT, {"class_names", "identity", "left_out", "loss"})
-
-
 def _read_training(folder: Path) -> TrainedModel:
     """The finished training of a folder."""
-    card = _read_card(folder)
+    card = read_card(folder / CARD, FORMAT)
     loss = card["loss"]
     return TrainedModel(
         folder, loss["steps"], loss["best_step"], loss["value"],
         [tuple(entry) for entry in loss["history"]], card["class_names"] or [], card["left_out"])
+
+
+class NewModel:
+    """A pixel model that begins untrained; ``average`` is the one that a user gets.
+
+    ``classes`` is how many it is conditioned on, 0 for an unconditional model.
+    """
+
+    def __init__(
+        self, image_size: int, channels: int, classes: int, width: Width, device: torch.device,
+        rng_seed: int,
+    ):
+        with seeded(derive_seed(rng_seed, "weights"), device):
+            pipeline = new_pixel_pipeline(image_size, channels, classes, width).to(device)
+        self._unet = pipeline.unet.requires_grad_(True)
+        self._averaged = AveragedModel(self._unet, multi_avg_fn=_moving_average)
+        average = type(pipeline)(self._averaged.module.eval(), pipeline.scheduler)
+        self._null_class = classes or None
+        self._model, self.average = (
+            PixelModel(each, "the new model", null_class=self._null_class)
+            for each in (pipeline, average))
+        for model in (self._model, self.average):
+            model.channels_last()
+        self._unet.train()
+        self.parameters: dict[str, nn.Parameter] = dict(self._unet.named_parameters())
+        self.can_drop, self.device, self.dtype = classes > 0, device, self._model.dtype
+
+    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
+        output = self._model.denoise(noised.x_t, noised.t, self._condition(labels))
+        error = (output - noised.target).square().mean()
+        return error, error
+
+    @torch.no_grad()
+    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.average.denoise(x_t, t, self._condition(labels))
+
+    def after_step(self) -> None:
+        self._averaged.update_parameters(self._unet)
+
+    def kept(self) -> dict[str, Tensor]:
+        return _copied(self._averaged.module, "")
+
+    def set_kept(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set what `kept` returned."""
+        self._averaged.module.load_state_dict(tensors)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**_copied(self._unet, "raw."), **_copied(self._averaged.module, "average."),
+                "averaged": self._averaged.n_averaged.cpu().clone()}
+
+    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
+        for module, prefix in ((self._unet, "raw."), (self._averaged.module, "average.")):
+            module.load_state_dict({name.removeprefix(prefix): value
+                                    for name, value in tensors.items() if name.startswith(prefix)})
+        self._averaged.n_averaged.copy_(tensors["averaged"])
+
+    @torch.no_grad()
+    def samples(self, labels: Sequence[int | None]) -> Tensor:
+        """Guided samples of the averaged model, one for each label, (B, C, H, W) in [0, 1]."""
+        model, schedule = self.average, self.average.schedule(_SHEET_STEPS, 1.0)
+        rows, null = model.embed(labels), model.embed([None] * len(labels))
+
+        def denoise(x: Tensor, level: int, call: int) -> Predictions:
+            output = model.predict(x, schedule.timesteps[level], rows)
+            if self.can_drop:
+                free = model.predict(x, schedule.timesteps[level], null)
+                output = free + _SHEET_GUIDANCE * (output - free)
+            prediction = Prediction(*schedule.predictions(output, x, level))
+            return Predictions(prediction, prediction)
+
+        seeds = torch.arange(len(labels), device=self.device)
+        x = seeded_normal(seeds, 0, SOURCE, (model.channels, *model.image_size))
+        solver = Solver("ddim", schedule, 0.0)
+        for step in range(len(schedule)):
+            x, _ = solver.step(x, step, denoise)
+        return model.decode(x).cpu()
+
+    def _condition(self, labels: Tensor) -> dict[str, Tensor]:
+        if self._null_class is None:
+            return {}
+        return {"class_labels": torch.where(labels < 0, self._null_class, labels).to(self.device)}
+
+
+def _moving_average(averages: Any, values: Any, updates: Tensor | int) -> None:
+    """Exponential moving average whose decay rises to its final value.
+
+    Source: the warm-up of the decay is that of diffusers' ``EMAModel``, with power 3/4.
+    """
+    decay = min(_EMA_DECAY, 1 - (1 + int(updates)) ** -0.75)
+    get_ema_multi_avg_fn(decay)(averages, values, updates)
+
+
+def _copied(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in module.state_dict().items()}

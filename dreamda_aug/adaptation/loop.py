@@ -3,27 +3,25 @@
 import importlib
 import logging
 import math
-import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from dreamda_aug.adaptation.lora import AdaptedModel
-from dreamda_aug.adaptation.new_model import NewModel, seeded
-from dreamda_aug.adaptation.objective import HeldOut, add_noise, spread_levels
-from dreamda_aug.adaptation.training_images import TrainingImages
-from dreamda_aug.adaptation.training_state import (
-    Progress,
-    load_checkpoint,
-    moments_of,
-    put_moments,
-    save_checkpoint,
+from dreamda_aug.adaptation.training_images import (
+    Noised,
+    TrainingImages,
+    add_noise,
+    held_out_losses,
+    spread_levels,
 )
+from dreamda_aug.adaptation.training_state import Progress, load_checkpoint, save_checkpoint
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import format_bytes, remove_temporaries
 from dreamda_aug.method.schedule import NoiseSchedule
@@ -63,6 +61,33 @@ class LoopSettings:
     rng_seed: int = 0
 
 
+class Trainee(Protocol):
+    """A denoiser in training, which may differ from the one that is measured and kept."""
+
+    device: torch.device
+    dtype: torch.dtype
+    parameters: dict[str, nn.Parameter]  # what is trained, by name
+    can_drop: bool  # whether it has a condition for images without labels
+
+    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared error of a batch, and what is minimized."""
+
+    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Output of the one that is kept, (B, C, H, W); labels are (B,) int64, and -1 is none."""
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer."""
+
+    def kept(self) -> dict[str, Tensor]:
+        """A copy of the weights that are kept, on the CPU."""
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all that training needs to resume, on the CPU."""
+
+    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set what `state` returned."""
+
+
 def open_processes(*needed: str) -> Any:
     """accelerate's view of the processes; among several, it chooses this one's device.
 
@@ -80,6 +105,14 @@ def open_processes(*needed: str) -> Any:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generator for a while: first weights and dropout draw from no other."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 class TrainingLoop:
     """Trains one denoiser; resumes from the checkpoint in its folder.
 
@@ -95,7 +128,7 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, model: AdaptedModel | NewModel, images: TrainingImages, schedule: NoiseSchedule,
+        self, model: Trainee, images: TrainingImages, schedule: NoiseSchedule,
         settings: LoopSettings, processes: Any, folder: Path, identity: dict[str, Any],
         shows: bool,
     ):
@@ -103,16 +136,11 @@ class TrainingLoop:
         self.settings, self.processes = settings, processes
         self.folder, self.identity = folder, identity
         self.shows = shows and processes.is_main_process
-        self.names, self.parameters = list(model.parameters), list(model.parameters.values())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+            model.parameters.values(), settings.learning_rate, weight_decay=settings.weight_decay)
         # small gradients are lost in float16 activations, unless they are scaled
         self.scaler = torch.amp.GradScaler(
             model.device.type, enabled=model.dtype == torch.float16)
-        self.held_out = None
-        if len(images.held_out):
-            self.held_out = HeldOut.draw(images.held_out, images.held_out_labels, len(schedule),
-                                         settings.rng_seed)
         self.progress, self.best = Progress(), model.kept()
 
     def run(self) -> tuple[Progress, dict[str, Tensor]]:
@@ -133,16 +161,15 @@ class TrainingLoop:
         if not progress.history:
             self._evaluate()
         with tqdm(total=1.0, bar_format=_BAR, disable=None if self.shows else True) as bar:
-            while self._share_done() < 1 and (
-                    self.held_out is None or progress.stale < settings.patience):
+            while self._share_done() < 1 and progress.stale < settings.patience:
                 progress.losses.append(self._step(progress.step))
                 progress.step += 1
                 seconds = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
                 progress.seconds = self._agreed(seconds).item()
-                if progress.step % settings.evaluate_every == 0 or self._share_done() >= 1:
+                measures = progress.step % settings.evaluate_every == 0 or self._share_done() >= 1
+                if measures:
                     self._evaluate()
-                    saved = -math.inf
-                saves = time.monotonic() - saved > _SAVE_SECONDS
+                saves = measures or time.monotonic() - saved > _SAVE_SECONDS
                 if saves:
                     self._save()
                     saved = time.monotonic()
@@ -150,7 +177,7 @@ class TrainingLoop:
                     logger.warning("%s", self._state())
                 bar.set_description_str(self._state(), refresh=False)
                 bar.update(min(1.0, self._share_done()) - bar.n)
-        if self.held_out is None:
+        if not progress.measured:
             progress.best_step, self.best = progress.step, self.model.kept()
         return progress, self.best
 
@@ -160,13 +187,19 @@ class TrainingLoop:
 
     def _state(self) -> str:
         """How far training is, for people."""
-        progress = self.progress
+        progress, device = self.progress, self.model.device
         left = progress.seconds * (1 / max(self._share_done(), 1e-9) - 1)
         loss = "" if not progress.history else (
             f"held-out loss {progress.history[-1][2]:.4f} (lowest {progress.best_loss:.4f} at "
             f"step {progress.best_step}), ")
-        return (f"step {progress.step} of {self.settings.train_steps}, {loss}{_duration(left)} "
-                f"left at most, {_peak_memory(self.model.device)} of memory")
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        else:
+            import psutil  # accelerate needs it too
+
+            memory = psutil.Process().memory_info().rss
+        return (f"step {progress.step} of {self.settings.train_steps}, {loss}"
+                f"{tqdm.format_interval(left)} left at most, {format_bytes(memory)} of memory")
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -178,7 +211,7 @@ class TrainingLoop:
 
     def _step(self, step: int) -> float:
         """Make one optimizer step; returns the mean squared error of its rows."""
-        settings = self.settings
+        settings, parameters = self.settings, list(self.model.parameters.values())
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         total = 0.0
         for number in range(settings.accumulate):
@@ -189,11 +222,11 @@ class TrainingLoop:
                     f"than {settings.learning_rate}, or a dtype with more range.")
             self.scaler.scale(loss / settings.accumulate).backward()
             total += error / settings.accumulate
-        for parameter in self.parameters:
+        for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = self._agreed(parameter.grad)
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -202,7 +235,7 @@ class TrainingLoop:
 
     def _batch_losses(self, number: int) -> tuple[float, Tensor]:
         """Squared error of one batch, and what is minimized."""
-        settings, processes, device = self.settings, self.processes, self.model.device
+        settings, processes = self.settings, self.processes
         part = number * processes.num_processes + processes.process_index
         rows = _rows(part, settings.batch_size, len(self.images.x_0), settings.rng_seed)
         generator = torch.Generator().manual_seed(derive_seed(settings.rng_seed, "step", part))
@@ -215,8 +248,8 @@ class TrainingLoop:
         if settings.flip:
             mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < settings.flip
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
-        noised = add_noise(self.schedule, x_0.to(device), eps.to(device), levels.to(device))
-        with seeded(derive_seed(settings.rng_seed, "dropout", part), device):
+        noised = add_noise(self.schedule, x_0, eps, levels)
+        with seeded(derive_seed(settings.rng_seed, "dropout", part), self.model.device):
             error, loss = self.model.losses(noised, labels)
         return error.item(), loss
 
@@ -230,20 +263,22 @@ class TrainingLoop:
         return mean.to(value)
 
     def _evaluate(self) -> None:
-        """Measure the held-out loss, and keep the weights if it is the lowest so far."""
-        if self.held_out is None:
-            return
-        losses = self.held_out.losses(self.model.predict, self.schedule, self.model.device)
-        if self.progress.add(self._agreed(losses).tolist()):
-            self.best = self.model.kept()
+        """Measure the held-out loss, if any, and keep the weights if it is the lowest so far."""
+        if len(self.images.held_out):
+            losses = held_out_losses(
+                self.model.predict, self.images.held_out, self.images.held_out_labels,
+                self.schedule, self.settings.rng_seed)
+            if self.progress.add(self._agreed(losses).tolist()):
+                self.best = self.model.kept()
 
     def _save(self) -> None:
-        if not self.processes.is_main_process:
-            return
-        self.progress.scaler = self.scaler.state_dict()
-        save_checkpoint(self.folder, self.identity, self.progress, {
-            "now": self.model.state(), "best": self.best,
-            "moments": moments_of(self.optimizer, self.names)})
+        if self.processes.is_main_process:
+            self.progress.scaler = self.scaler.state_dict()
+            moments = {f"{name}/{kind}": value.cpu().contiguous()
+                       for name, parameter in self.model.parameters.items()
+                       for kind, value in self.optimizer.state.get(parameter, {}).items()}
+            save_checkpoint(self.folder, self.identity, self.progress, {
+                "now": self.model.state(), "best": self.best, "moments": moments})
 
     def _resume(self) -> None:
         found = load_checkpoint(self.folder, self.identity)
@@ -252,29 +287,13 @@ class TrainingLoop:
         self.progress, tensors = found
         self.best = tensors["best"]
         self.model.set_state(tensors["now"])
-        put_moments(self.optimizer, self.names, tensors["moments"])
+        for key, value in tensors["moments"].items():
+            name, _, kind = key.rpartition("/")
+            parameter = self.model.parameters[name]
+            self.optimizer.state[parameter][kind] = (
+                value.clone() if kind == "step" else value.to(parameter))
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
-
-
-def _duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _peak_memory(device: torch.device) -> str:
-    """The most memory that this process has held, on a CUDA device or else in all."""
-    if device.type == "cuda":
-        return format_bytes(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "unknown"
-    # Linux counts in KB, macOS in bytes
-    unit = 1 if sys.platform == "darwin" else 1024
-    return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _rows(part: int, size: int, count: int, rng_seed: int) -> Tensor:

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamda_aug.adaptation.objective import Noised
+from dreamda_aug.adaptation.training_images import Noised
 from dreamda_aug.errors import ModelError
 from dreamda_aug.inputs.labels import plain_name
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.conditioning import ClassConditioning
-from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.load import as_model
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import LatentModel, PixelModel
 
 # The models that can be adapted.
 Adaptable = PixelModel | LatentModel
@@ -32,9 +31,12 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "a
 class FixedConditions:
     """Conditions that are not trained: the prompt of each class, or none; embedded once."""
 
+    class_names: list[str] | None = None
+    null_class: int | None = None
+
     def __init__(self, model: Adaptable, prompts: Mapping[str, str]):
         self.can_drop = model.guidable
-        self.parameters: dict[str, nn.Parameter] = {}
+        self.trained: dict[str, nn.Parameter] = {}
         self.started_from = {name: repr(prompt) for name, prompt in prompts.items()}
         # the unconditional row is the last one, which -1 picks
         self._embedded = model.embed([*prompts.values(), None])
@@ -45,27 +47,9 @@ class FixedConditions:
         return {name: values[labels.to(values.device)] for name, values in self._embedded.items()}
 
 
-class _Rows(nn.Module):
-    """An embedding whose rows move away from where they began."""
-
-    def __init__(self, initial: Tensor):
-        super().__init__()
-        self.initial = nn.Buffer(initial)
-        self.delta = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
-        self._is_on = True
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """As in peft's layers."""
-        self._is_on = enabled
-
-    def forward(self, labels: Tensor) -> Tensor:
-        rows = F.embedding(labels, self.initial)
-        return rows + F.embedding(labels, self.delta) if self._is_on else rows
-
-
-class ClassRows:
-    """Rows of a class embedding, which replaces the model's: one for each of the user's classes,
-    and the null class.
+class ClassRows(nn.Module):
+    """A class embedding, which replaces the model's: a row for each of the user's classes, and one
+    for the null class. What is trained is how far rows move away from where they began.
 
     A class that the model knows by name (or by its name in ``class_map``) begins as a copy of its
     row; any other at the null class, or, in a model without one, at the mean of all rows. Without
@@ -73,6 +57,7 @@ class ClassRows:
     """
 
     def __init__(self, model: Adaptable, classes: Sequence[str], class_map: ClassMap):
+        super().__init__()
         conditioning = model.conditioning
         table = getattr(model.unet, "class_embedding", None)
         if not isinstance(conditioning, ClassConditioning) or not isinstance(table, nn.Embedding):
@@ -101,18 +86,29 @@ class ClassRows:
             initial = torch.stack([*starts, *([] if null is None else [old[null]])])
             self.class_names = list(classes)
             self.null_class = None if null is None else len(classes)
-        self._table = _Rows(initial).to(old.device)
-        model.unet.class_embedding = self._table
-        self.parameters: dict[str, nn.Parameter] = {"class_rows": self._table.delta}
+        self.initial = nn.Buffer(initial)
+        self.delta = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
+        self.trained = {"class_rows": self.delta}
+        self._is_on = True
+        model.unet.class_embedding = self
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As peft's layers have it."""
+        self._is_on = enabled
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Rows of these labels, (B, D)."""
+        rows = F.embedding(labels, self.initial)
+        return rows + F.embedding(labels, self.delta) if self._is_on else rows
 
     def rows(self, labels: Tensor) -> dict[str, Tensor]:
         """Denoiser inputs with one row for each label, (B,) int64; -1 is no class."""
         labels = torch.where(labels < 0, self.null_class or 0, labels)
-        return {"class_labels": labels.to(self._table.delta.device)}
+        return {"class_labels": labels.to(self.delta.device)}
 
     def embedding(self) -> Tensor:
         """The rows as they are now, (classes, D), on the CPU."""
-        return (self._table.initial.float() + self._table.delta.detach()).cpu()
+        return (self.initial.float() + self.delta.detach()).cpu()
 
 
 def prepare_conditions(
@@ -147,13 +143,12 @@ class AdaptedModel:
         self.can_drop, self.device, self.dtype = conditions.can_drop, model.device, model.dtype
         model.unet.requires_grad_(False)
         self._lora = add_lora(model.unet, rank, rng_seed)
-        for parameter in conditions.parameters.values():
+        for parameter in conditions.trained.values():
             parameter.requires_grad_(True)
-        self.parameters: dict[str, nn.Parameter] = {**self._lora, **conditions.parameters}
+        self.parameters: dict[str, nn.Parameter] = {**self._lora, **conditions.trained}
         self._layers = _adapters(model.unet)
 
     def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The error, and what is minimized: with the distance to the model's own prediction."""
         # without autocast: frozen weights run in their own precision, as they do in generation
         output = self.model.denoise(noised.x_t, noised.t, self.conditions.rows(labels))
         error = (output - noised.target).square().mean()
@@ -164,7 +159,6 @@ class AdaptedModel:
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The denoiser's output, (B, C, H, W)."""
         return self.model.denoise(x_t, t, self.conditions.rows(labels))
 
     def predict_before(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -178,10 +172,9 @@ class AdaptedModel:
                 layer.enable_adapters(True)
 
     def after_step(self) -> None:
-        """Nothing more is to be done."""
+        pass
 
     def kept(self) -> dict[str, Tensor]:
-        """A copy of everything that is trained, on the CPU."""
         return {name: parameter.detach().to("cpu", copy=True).contiguous()
                 for name, parameter in self.parameters.items()}
 
@@ -189,7 +182,6 @@ class AdaptedModel:
 
     @torch.no_grad()
     def set_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set what `kept` returned."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
 
@@ -200,7 +192,7 @@ class AdaptedModel:
 
 
 def own_model(source: Any) -> Adaptable:
-    """A model that may be changed: loaded anew, or with a copy of a lent one's denoiser."""
+    """A model that may be changed: loaded anew, or a lent one with a copy of its denoiser."""
     model = as_model(source)
     if not isinstance(model, PixelModel | LatentModel):
         raise ModelError(
@@ -210,27 +202,15 @@ def own_model(source: Any) -> Adaptable:
         raise ModelError(
             f"{model.name} has LoRA weights already ({model.lora or 'loaded by diffusers'}); "
             "adapt the model without them.")
-    return model if is_named(source) else _with_own_denoiser(model)
+    if is_named(source):
+        return model
+    shared = [*vars(model.pipeline).values(), getattr(model, "vae", None)]
+    return copy.deepcopy(model, {id(each): each for each in shared if each is not model.unet})
 
 
 def is_named(source: Any) -> bool:
     """Whether a model is loaded for this call, and nobody else uses it."""
     return isinstance(source, str | Path) or (isinstance(source, ModelSpec) and source.is_named)
-
-
-def _with_own_denoiser(model: Adaptable) -> Adaptable:
-    """The same model with a copy of its denoiser; what is not changed is shared."""
-    unet = model.unet
-    other: Any = type(unet).from_config(unet.config)
-    # nn.Module's own method: diffusers' one warns at every change of dtype
-    nn.Module.to(other, unet.device, unet.dtype)
-    other.load_state_dict(unet.state_dict())
-    pipeline = copy.copy(model.pipeline)
-    pipeline.unet = other
-    null_class = getattr(model.conditioning, "null_class", None)
-    if isinstance(model, LatentModel):
-        return LatentModel(pipeline, model.name, model.image_size, model.class_names, null_class)
-    return PixelModel(pipeline, model.name, model.class_names, null_class)
 
 
 def add_lora(denoiser: Any, rank: int, rng_seed: int) -> dict[str, nn.Parameter]:
@@ -265,7 +245,7 @@ def _adapters(denoiser: nn.Module) -> list[Any]:
     """The parts that can be switched off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [part for part in denoiser.modules() if isinstance(part, BaseTunerLayer | _Rows)]
+    return [part for part in denoiser.modules() if isinstance(part, BaseTunerLayer | ClassRows)]
 
 
 def _find_rows(

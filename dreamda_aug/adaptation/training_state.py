@@ -1,21 +1,21 @@
-"""The folder of a training: what may lie in it, and its checkpoint."""
+"""The folder of a training: what may lie in it, its checkpoint, and its card at the end."""
 
 import importlib.metadata
 import json
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import parse_json, regular_file, write_atomically
 from dreamda_aug.machine_paths import path_name
+from dreamda_aug.models.adapted import read_card
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -80,6 +80,22 @@ def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) ->
             "another --out, or delete the folder.")
 
 
+def is_finished(card: Path, kind: str, identity: dict[str, Any]) -> bool:
+    """Whether there is the card of a finished training; that of another one is refused."""
+    if card.exists():
+        check_same(card.parent, read_card(card, kind)["identity"], identity)
+    return card.exists()
+
+
+def finish(card: Path, kind: str, content: Mapping[str, Any], *libraries: str) -> None:
+    """Write the card, which says that all other files are whole, and delete the checkpoint."""
+    versions = {name: importlib.metadata.version(name) for name in libraries}
+    text = json.dumps(
+        {"format": kind, "format_version": 1, **content, "versions": versions}, indent=2)
+    write_atomically(card, f"{text}\n".encode())
+    card.with_name(CHECKPOINT).unlink(missing_ok=True)
+
+
 def save_checkpoint(
     folder: Path, identity: dict[str, Any], progress: Progress, tensors: Tensors
 ) -> None:
@@ -111,36 +127,11 @@ def load_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Progress, T
         found = parse_json(metadata["progress"], str(path))
         progress = Progress(**{each.name: found[each.name] for each in fields(Progress)
                                if each.name in found})
-        progress.history = [tuple(entry) for entry in progress.history]
     except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
         raise AdaptationError(
             f"{path}: expected a checkpoint ({error}); delete it to begin anew.") from error
     check_same(folder, begun, identity)
     return progress, parts
-
-
-def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """AdamW's state on the CPU, by ``NAME/KIND``; empty before the first step."""
-    return {f"{name}/{kind}": torch.as_tensor(value).cpu().contiguous()
-            for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
-            for kind, value in optimizer.state.get(parameter, {}).items()}
-
-
-def put_moments(
-    optimizer: torch.optim.Optimizer, names: list[str], moments: dict[str, Tensor]
-) -> None:
-    """Set what `moments_of` gave."""
-    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-        if f"{name}/step" in moments:
-            optimizer.state[parameter] = {
-                "step": moments[f"{name}/step"].clone(),
-                **{kind: moments[f"{name}/{kind}"].to(parameter)
-                   for kind in ("exp_avg", "exp_avg_sq")}}
-
-
-def versions(*libraries: str) -> dict[str, str]:
-    """The installed version of each library."""
-    return {name: importlib.metadata.version(name) for name in libraries}
 
 
 def data_name(source: Any) -> str:

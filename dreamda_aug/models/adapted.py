@@ -1,8 +1,7 @@
 """Adaptations and other LoRA weights on disk, and adding them to a model."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +33,17 @@ _KEY = re.compile(r"(.+)\.(?:lora_(A|B)(?:\.default)?\.weight|(alpha))")
 _ROUNDING = 0.01
 
 
-def card_text(kind: str, card: Mapping[str, Any]) -> bytes:
-    """The card of a finished training as it lies on disk; ``kind`` is its format."""
-    return (json.dumps({"format": kind, "format_version": 1, **card}, indent=2) + "\n").encode()
-
-
-def read_card(path: Path, kind: str, needed: Set[str] = frozenset()) -> dict[str, Any]:
-    """The card of a finished training, with these entries at least.
+def read_card(path: Path, kind: str) -> dict[str, Any]:
+    """The card of a finished training; ``kind`` is its format.
 
     Raises:
         FileNotFoundError: there is none.
         StorageError: it is damaged, or of another format or version.
     """
     card = read_json(path)
-    found, missing = (card.get("format"), card.get("format_version")), needed - card.keys()
-    if found != (kind, 1) or missing:
-        lacks = f" without {', '.join(sorted(missing))}" if missing else ""
-        raise StorageError(f"{path}: expected {kind} 1, found {found}{lacks}.")
+    found = card.get("format"), card.get("format_version")
+    if found != (kind, 1):
+        raise StorageError(f"{path}: expected {kind} 1, found {found}.")
     return card
 
 
@@ -102,14 +95,15 @@ def apply_lora(
         if not (folder / CARD).exists():
             _apply_foreign(pipeline, lora)
             return None
-        card, unet = read_card(folder / CARD, FORMAT), getattr(pipeline, "unet", None)
-        if unet is None:
-            raise ModelError("it was adapted from a U-Net, and this model has a transformer")
-        check_base(card["base"], unet, name, str(folder))
-        add_lora_weights({"unet": unet}, load_file(regular_file(folder / LORA)))
+        card = read_card(folder / CARD, FORMAT)
+        denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+        check_base(card["base"], denoiser, name, str(folder))
+        add_lora_weights({"unet": denoiser}, load_file(regular_file(folder / LORA)))
         if not (folder / CLASS_ROWS).exists():
             return None
-        _put_class_rows(unet, load_file(regular_file(folder / CLASS_ROWS))["rows"])
+        rows = load_file(regular_file(folder / CLASS_ROWS))["rows"].to(denoiser.device)
+        denoiser.class_embedding = nn.Embedding.from_pretrained(rows.to(denoiser.dtype))
+        denoiser.register_to_config(num_class_embeds=len(rows))
         return card["classes"]["names"], card["classes"]["null_class"]
     except UNLOADABLE as error:
         raise ModelError(
@@ -130,43 +124,28 @@ def add_lora_weights(
         config: peft's configuration, or None for a scale of 1.
 
     Raises:
-        ModelError: a key names no layer or has no partner, a shape differs, or a value is not
-            finite.
+        ModelError: a key names no layer, a shape differs, or a value is not finite.
+        KeyError: only one of the two matrices of a layer is there.
 
     Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; convolutions and scales as in peft.
     """
     layers, unknown = _by_layer(parts, tensors)
     if unknown or not layers:
-        raise ModelError(_expected(parts, unknown))
+        raise _misfit(parts, unknown)
     for (part, layer), matrices in layers.items():
-        if not {"A", "B"} <= matrices.keys():
-            raise ModelError(f"layer {layer!r} needs both lora_A and lora_B, found only "
-                             f"{', '.join(sorted(matrices))}")
         weight: Any = parts[part].get_submodule(layer).weight
         down, up = (matrices[side].float().flatten(1) for side in "AB")
-        if (len(up), len(down), down.shape[1]) != (
-                len(weight), up.shape[1], weight.numel() // len(weight)):
-            raise ModelError(f"the matrices of layer {layer!r} have the shapes {tuple(down.shape)} "
-                             f"and {tuple(up.shape)}, and its weight {tuple(weight.shape)}")
-        scale = _scale(config or {}, part, layer, matrices)
-        added = (scale * (up @ down)).reshape(weight.shape)
-        if not added.isfinite().all():
-            raise ModelError(f"what is added to layer {layer!r} is not finite")
-        weight.copy_(weight.float() + added.to(weight.device))
-
-
-def _put_class_rows(denoiser: Any, rows: Tensor) -> None:
-    """Replace the class embedding of a class-conditional denoiser by (classes, D)."""
-    old = denoiser.class_embedding.weight
-    if rows.ndim != 2 or rows.shape[1] != old.shape[1] or not rows.isfinite().all():
-        raise ModelError(f"{CLASS_ROWS} must hold finite rows of {old.shape[1]} numbers, found "
-                         f"shape {tuple(rows.shape)}")
-    denoiser.class_embedding = nn.Embedding.from_pretrained(rows.to(old.device, old.dtype))
-    denoiser.register_to_config(num_class_embeds=len(rows))
+        added = _scale(config or {}, part, layer, matrices) * (up @ down)
+        if added.shape != weight.flatten(1).shape or not added.isfinite().all():
+            raise ModelError(f"what is added to layer {layer!r}, {tuple(added.shape)}, is not "
+                             f"finite, or not of the shape of its weight, {tuple(weight.shape)}")
+        weight.copy_(weight.float() + added.view_as(weight).to(weight.device))
 
 
 def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
     """Add LoRA weights in a layout of diffusers' or peft's, or in another that diffusers reads."""
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
     path, config = _lora_file(lora), {}
     with safetensors.safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -178,8 +157,17 @@ def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
              if isinstance(module := getattr(pipeline, part, None), nn.Module)}
     if _by_layer(parts, tensors)[0] or not tensors:
         add_lora_weights(parts, tensors, config)
-    else:
-        _through_diffusers(pipeline, parts, path, tensors)
+        return
+    # the layout of another trainer, which diffusers converts
+    loaded = 0
+    if isinstance(pipeline, LoraBaseMixin):
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+        loaded = sum(".lora_" in key or ".lokr_" in key
+                     for part in parts.values() for key, _ in part.named_parameters())
+    if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
+        raise _misfit(parts, tensors)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 def _lora_file(lora: str | Path) -> Path:
@@ -200,25 +188,6 @@ def _lora_file(lora: str | Path) -> Path:
     return regular_file(path)
 
 
-def _through_diffusers(
-    pipeline: Any, parts: Mapping[str, nn.Module], path: Path, tensors: Mapping[str, Tensor]
-) -> None:
-    """Let diffusers convert and load the layout of another trainer, and see that it did."""
-    from diffusers.loaders.lora_base import LoraBaseMixin
-
-    is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ModelError("the weights are not finite")
-    if is_loader:
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
-        loaded = sum(".lora_" in key or ".lokr_" in key
-                     for part in parts.values() for key, _ in part.named_parameters())
-    if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
-        raise ModelError(_expected(parts, tensors))
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-
-
 def _by_layer(
     parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[tuple[str, str], dict[str, Tensor]], list[str]]:
@@ -230,28 +199,26 @@ def _by_layer(
     prefixes: dict[str, str] = {}
     unknown = []
     for key in sorted(tensors):
-        found = _KEY.fullmatch(key)
-        words = found[1].split(".") if found else []
+        name, side, alpha = found.groups() if (found := _KEY.fullmatch(key)) else ("", "", "")
+        words = name.split(".")
         part = next((word for word in words if word in parts), next(iter(parts)))
         ends = (".".join(words[start:]) for start in range(len(words)))
         layer = next((end for end in ends if end in known[part]), "")
         # one prefix for each part: a layer that is found behind another one is found by chance
-        prefix = found[1].removesuffix(layer) if found else ""
-        if found and layer and prefixes.setdefault(part, prefix) == prefix:
-            layers.setdefault((part, layer), {})[found[2] or found[3]] = tensors[key]
+        prefix = name.removesuffix(layer)
+        if layer and prefixes.setdefault(part, prefix) == prefix:
+            layers.setdefault((part, layer), {})[side or alpha] = tensors[key]
         else:
             unknown.append(key)
     return layers, unknown
 
 
-def _expected(parts: Mapping[str, nn.Module], found: Iterable[str]) -> str:
-    part, module = next(iter(parts.items()))
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    layer = next((name for name in layers if name.endswith("to_q")), layers[0])
-    keys: Sequence[str] = sorted(found)
+def _misfit(parts: Iterable[str], found: Iterable[str]) -> ModelError:
+    part, keys = next(iter(parts)), sorted(found)
     more = f" and {len(keys) - 3} more" if keys[3:] else ""
-    return (f"expected keys such as '{part}.{layer}.lora_A.weight' and '{part}.{layer}.lora_B."
-            f"weight', found {', '.join(map(repr, keys[:3])) or 'none'}{more}, which fit no layer")
+    return ModelError(
+        f"expected keys such as '{part}.LAYER.lora_A.weight' and '{part}.LAYER.lora_B.weight', "
+        f"found {', '.join(map(repr, keys[:3])) or 'none'}{more}, which fit no layer")
 
 
 def _scale(

@@ -1,4 +1,4 @@
-"""What the models of all families share: a denoiser, its scheduler and its conditions."""
+"""What the models of all families share, and what those on the latents of a VAE do."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamda_aug.errors import ModelError
@@ -187,17 +188,124 @@ class DiffusionModel(ABC):
 
     def unsafe(self, images: Tensor) -> Tensor:
         """Which images (B, C, H, W) a safety checker rejects, (B,) bool on the CPU."""
-        flags = None
-        if getattr(self.pipeline, "safety_checker", None) is not None:
-            arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-            _, flags = self.pipeline.run_safety_checker(arrays, self.device, self.dtype)
-        return torch.tensor([False] * len(images) if flags is None else flags)
+        if getattr(self.pipeline, "safety_checker", None) is None:
+            return torch.zeros(len(images), dtype=torch.bool)
+        arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+        return torch.tensor(self.pipeline.run_safety_checker(arrays, self.device, self.dtype)[1])
 
 
-def check_denoiser(denoiser: Any, has_ip_adapter: bool) -> None:
-    """Raise `ModelError` if a denoiser is conditioned on an image, or has no weights loaded."""
-    kind = type(denoiser).__name__
-    if has_ip_adapter:
+class OnLatents(DiffusionModel):
+    """The VAE of a model, with the range, frame axis and patches that its denoiser expects.
+
+    Attributes:
+        vae: a diffusers VAE, or a copy where it had to be changed: ``AutoencoderKL``, ``VQModel``,
+            ``AutoencoderDC``, ``AutoencoderKLQwenImage`` (one frame of a video) or
+            ``AutoencoderKLFlux2`` (latents in 2×2 patches, normalised by running statistics).
+        factor: how many pixels of a side become one latent (one patch, where they come in patches).
+        patch: how many latents of a side are one patch.
+        latent_channels: channels of the latents.
+        decode_batch: images that are decoded at once; a VAE needs far more memory per image than a
+            denoiser.
+    """
+
+    def _take_vae(self, vae: Any, low_memory: bool) -> None:
+        """Use a VAE; see `ModelSpec` for low memory."""
+        config = vae.config
+        overflows = config.get("force_upcast") and vae.dtype == torch.float16  # it says so
+        # a copy: changed, it would be of no use to whoever handed the pipeline over
+        self.vae = (copy.deepcopy(vae) if low_memory or overflows else vae).eval()
+        self.low_memory, self.decode_batch = low_memory, 1 if low_memory else 8
+        self._has_frames = config.get("z_dim") is not None  # a VAE of videos
+        self.patch = 1 if getattr(vae, "bn", None) is None else int(config.patch_size[0])
+        widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+        down = len(config.temperal_downsample) if widths is None else len(widths) - 1
+        self.factor = 2**down * self.patch
+        self.channels = int(config.get("in_channels") or config.get("input_channels") or 3)
+        latents = config.get("latent_channels") or config.get("z_dim") or 0
+        self.latent_channels = int(latents) * self.patch**2
+        if overflows:
+            self.vae.to(torch.float32)
+        if low_memory:
+            for switch in ("slicing", "tiling"):
+                if hasattr(self.vae, f"use_{switch}"):  # a VQModel has neither, and would raise
+                    getattr(self.vae, f"enable_{switch}")()
+            self.vae.to("cpu")
+
+    def _take_size(self, size: Sequence[int], multiple: int) -> None:
+        self.image_size = pair(size)
+        if any(side % multiple for side in self.image_size):
+            raise ValueError(
+                f"image_size must be a multiple of {multiple} for this VAE, got {self.image_size}.")
+
+    @property
+    def in_tiles(self) -> bool:
+        return bool(getattr(self.vae, "use_tiling", False))
+
+    def _identifying(self) -> tuple[Any, ...]:
+        return self.denoiser, self.vae
+
+    @contextmanager
+    def _vae_at_hand(self) -> Iterator[None]:
+        """Within it, the VAE lies where the denoiser does."""
+        if self.low_memory:
+            self.vae.to(self.device)
+        try:
+            yield
+        finally:
+            if self.low_memory:
+                self.vae.to("cpu")
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        pixels = images.to(self.device, self.vae.dtype) * 2 - 1
+        with self._vae_at_hand():
+            encoded = self.vae.encode(pixels[:, :, None] if self._has_frames else pixels)
+        # the mode, not a draw: the same image must give the same latents
+        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
+        latents = (latents[:, :, 0] if self._has_frames else latents).float()
+        shift, scale = self._range()
+        return ((F.pixel_unshuffle(latents, self.patch) - shift) * scale).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        shift, scale = self._range()
+        latents = F.pixel_shuffle(latents.float() / scale + shift, self.patch).to(self.vae.dtype)
+        if self._has_frames:
+            latents = latents[:, :, None]
+        with self._vae_at_hand():
+            pixels = [self.vae.decode(part).sample.float()
+                      for part in latents.split(self.decode_batch)]
+        images = torch.cat([part[:, :, 0] for part in pixels] if self._has_frames else pixels)
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def _range(self) -> list[Tensor]:
+        """Shift and scale with which the VAE's latents become the denoiser's: (z - shift) · scale;
+        they broadcast with (B, C, H, W)."""
+        config, statistics = self.vae.config, getattr(self.vae, "bn", None)
+        shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
+        if statistics is not None:
+            shift = statistics.running_mean.float()
+            scale = 1 / (statistics.running_var.float() + config.batch_norm_eps).sqrt()
+        elif (means := config.get("latents_mean")) is not None:
+            shift, scale = means, scale / torch.tensor(config.latents_std, dtype=torch.float32)
+        return [torch.as_tensor(each, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+                for each in (shift, scale)]
+
+
+def check_denoiser(denoiser: Any, channels: int) -> None:
+    """Refuse a denoiser that takes more than noise of so many channels and a prompt or class, or
+    has no weights loaded.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    kind, takes = type(denoiser).__name__, denoiser.config.in_channels
+    if takes != channels:
+        raise ModelError(
+            f"{kind} takes {takes} channels, of which noise is {channels}: a model for inpainting, "
+            "super-resolution, control or editing, which needs an image beside the noise. Use the "
+            "text-to-image model.")
+    if any("IPAdapter" in type(part).__name__ for part in denoiser.modules()):
         raise ModelError(f"{kind} has an IP-Adapter loaded, which conditions on an image too; "
                          "unload it with pipeline.unload_ip_adapter().")
     if any(parameter.is_meta for parameter in denoiser.parameters()):

@@ -39,8 +39,7 @@ class Conditioning:
 
 
 class ClassConditioning(Conditioning):
-    """A class embedding of ``count`` classes, the null class among them; other arguments are those
-    of `UNetModel`.
+    """A class embedding of ``count`` classes, null class included; see `UNetModel` for the rest.
 
     Raises:
         ModelError: there are more names than classes, or no such null class.
@@ -53,13 +52,12 @@ class ClassConditioning(Conditioning):
         null_class: int | None,
     ):
         self.denoiser, self.count, self.name = denoiser, count, name
-        self.class_names = list(class_names) if class_names else None
-        self.null_class = null_class
+        self.class_names, self.null_class = list(class_names or []) or None, null_class
         self.guidable = null_class is not None
-        if len(self.class_names or []) > count or not 0 <= (null_class or 0) < count:
+        if len(class_names or []) > count or not 0 <= (null_class or 0) < count:
             raise ModelError(
                 f"{name} has {count} classes, the null class among them; got "
-                f"{len(self.class_names or [])} class_names and null_class={null_class}.")
+                f"{len(class_names or [])} class_names and null_class={null_class}.")
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         indices = [self._index(condition) for condition in conditions]
@@ -73,10 +71,10 @@ class ClassConditioning(Conditioning):
                     "its label; give load_model(null_class=...) if it has one.")
             return self.null_class
         if isinstance(condition, str):
-            if self.class_names is None or condition not in self.class_names:
-                raise ModelError(f"{self.name} has the classes {self.class_names}, got "
-                                 f"{condition!r}; pass class_names that match, or integer labels.")
-            return self.class_names.index(condition)
+            if condition not in (names := self.class_names or []):
+                raise ModelError(f"{self.name} has the classes {names}, got {condition!r}; pass "
+                                 "class_names that match, or integer labels.")
+            return names.index(condition)
         if not 0 <= condition < self.count:
             raise ModelError(
                 f"{self.name} has class labels 0 to {self.count - 1}, got {condition}.")

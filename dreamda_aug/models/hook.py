@@ -152,9 +152,9 @@ class BlockHook(BottleneckHook):
     """Hooks on a diffusers transformer that perturb the image tokens behind one block.
 
     Branching takes two calls of the transformer, since its own code between the blocks assumes one
-    batch size: one with the input rows, which ends at the hook (within `recording`), and one with
-    the rows behind it (within `recalling`), in which the blocks up to the hook are recalled instead
-    of computed. So patch, time and text embeddings run twice, and every block once.
+    batch size: one with the input rows, which ends at the hook, and one with the rows behind it, in
+    which the blocks up to the hook are recalled instead of computed. So patch, time and text
+    embeddings run twice, and every block once.
 
     Args:
         stages: lists of blocks in the order in which they run. A block hands its output to the
@@ -190,20 +190,11 @@ class BlockHook(BottleneckHook):
                          for block in dict.fromkeys(self._recalls.values()) if block is not hooked]
         self._handles.append(hooked.register_forward_hook(self._on_hooked))
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Within it, a call of the transformer ends at the hook, and is recorded."""
-        self._mode, self._recorded = "record", {}
-        try:
-            with suppress(_Reached):
-                yield
-        finally:
-            self._mode = "plain"
-
-    @contextmanager
-    def recalling(self) -> Iterator[None]:
-        """Within it, blocks up to the hook give what was recorded, in the rows behind the hook."""
-        self._mode, recalled = "recall", 0
+    def branched(self, denoise: Callable[[Tensor | slice], Tensor]) -> Tensor:
+        """Output of a transformer behind the hook; ``denoise`` calls it with some input rows."""
+        if self.rows is None:
+            return denoise(slice(None))
+        recalled = 0
 
         def recall(block: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -213,17 +204,21 @@ class BlockHook(BottleneckHook):
             return forward
 
         try:
-            if self._hooked not in self._recorded:
-                self.check_fired()
+            self._mode = "record"
+            with suppress(_Reached):
+                denoise(slice(None))
+            self.check_fired()
+            self._mode = "recall"
             with forwards({block: recall(block) for block in self._recalls}):
-                yield
-            if recalled != len(self._recalls):
-                raise GenerationError(
-                    f"the transformer recalled {recalled} of {len(self._recalls)} blocks before "
-                    "the hook, and computed the others again: it runs compiled or cached. Load the "
-                    "model from a plain pipeline, and compile through the library: compile=True.")
+                output = denoise(self.rows)
         finally:
             self._mode, self._recorded = "plain", {}
+        if recalled != len(self._recalls):
+            raise GenerationError(
+                f"the transformer recalled {recalled} of {len(self._recalls)} blocks before the "
+                "hook, and computed the others again: it runs compiled or cached. Load the model "
+                "from a plain pipeline, and compile through the library: compile=True.")
+        return output
 
     def _on_kept(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if self._mode == "record":
@@ -239,23 +234,18 @@ class BlockHook(BottleneckHook):
             return output
         # a block's image stream comes last
         *others, tokens = output if isinstance(output, tuple) else (output,)
-        changed = self._perturbed(self._image(tokens))
-        if (positions := self._positions(tokens)) is not None:
-            changed = tokens.scatter(1, positions, changed)
+        changed = tokens.scatter(1, self._positions(tokens), self._perturbed(self._image(tokens)))
         return (*others, changed) if isinstance(output, tuple) else changed
 
     def _image(self, output: Any) -> Tensor:
         tokens = output[-1] if isinstance(output, tuple) else output
-        positions = self._positions(tokens)
-        return tokens if positions is None else tokens.gather(1, positions)
+        return tokens.gather(1, self._positions(tokens))
 
-    def _positions(self, tokens: Tensor) -> Tensor | None:
-        """Positions of the image's tokens in (R, N, C), as `gather` takes them, or None for all."""
-        if tokens.shape[1] == self.image_count:
-            return None
-        start = self.image_start
-        positions = torch.arange(self.image_count, device=tokens.device)
-        positions = positions + (start if isinstance(start, int) else start[:, None])
+    def _positions(self, tokens: Tensor) -> Tensor:
+        """Positions of the image's tokens in (R, N, C), as `gather` takes them."""
+        start = 0 if tokens.shape[1] == self.image_count else self.image_start
+        start = torch.as_tensor(start, device=tokens.device).view(-1, 1)
+        positions = start + torch.arange(self.image_count, device=tokens.device)
         return positions[..., None].expand(len(tokens), -1, tokens.shape[2])
 
 

@@ -12,13 +12,11 @@ from dreamda_aug.arguments import check, check_fields, whole
 from dreamda_aug.errors import ModelError
 from dreamda_aug.files import read_json, regular_file
 from dreamda_aug.models.adapted import UNLOADABLE, apply_lora
-from dreamda_aug.models.base import DiffusionModel
+from dreamda_aug.models.base import DiffusionModel, OnLatents
 
 # The name of the model that comes with the package.
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "weights" / "fashion_mnist"
-# A thousand are usual; more would fill the memory before anything is checked.
-_MAX_TIMESTEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,11 @@ class ModelSpec:
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "device", _device(self.device))
-        object.__setattr__(self, "dtype", _dtype(self.dtype))
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if self.dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError("dtype must be torch.float32, torch.float16 or torch.bfloat16, got "
+                             f"{self.dtype!r}.")
+        object.__setattr__(self, "dtype", dtype)
         for side in self.image_size or ():
             whole("image_size", side, 1)
         for name, value in (("model", self.source), ("lora", self.lora)):
@@ -104,30 +106,27 @@ class ModelSpec:
             ModelError: it cannot be found or reached, or has no place to perturb.
             ValueError: an option does not suit this model.
         """
-        from dreamda_aug.models.latent import LatentModel, OnLatents
         from dreamda_aug.models.transformer import TransformerModel
-        from dreamda_aug.models.unet import PixelModel
+        from dreamda_aug.models.unet import LatentModel, PixelModel
 
         pipeline, names = self._open() if self.is_named else (self.source, None)
         null_class = len(names) if names and self.null_class is None else self.null_class
         has = {part: getattr(pipeline, part, None) is not None
                for part in ("unet", "transformer", "vae", "vqvae")}
-        has_unet, has_vae = has["unet"], has["vae"] or has["vqvae"]
-        if not has_unet and not (has_vae and has["transformer"]):
+        has_vae, kind = has["vae"] or has["vqvae"], f"{self.name} ({type(pipeline).__name__})"
+        if not has["unet"] and not (has_vae and has["transformer"]):
             raise ModelError(
-                f"{self.name} ({type(pipeline).__name__}) has no U-Net, and not both a transformer "
-                "and a VAE, so there is nothing to perturb. Use a U-Net such as Stable Diffusion "
-                "1.x, 2.x or XL, or a transformer such as Stable Diffusion 3.5, FLUX.1, Sana or "
-                "PixArt-Sigma.")
+                f"{kind} has no U-Net, and not both a transformer and a VAE, so there is nothing "
+                "to perturb. Use a U-Net such as Stable Diffusion 1.x, 2.x or XL, or a transformer "
+                "such as Stable Diffusion 3.5, FLUX.1, Sana or PixArt-Sigma.")
         for option in ("block_index", "embedded_guidance"):
-            if has_unet and getattr(self, option) is not None:
-                raise ValueError(
-                    f"{option} is for transformers, and {self.name} ({type(pipeline).__name__}) "
-                    f"has a U-Net, got {getattr(self, option)!r}; leave it out.")
+            if has["unet"] and getattr(self, option) is not None:
+                raise ValueError(f"{option} is for transformers, and {kind} has a U-Net, got "
+                                 f"{getattr(self, option)!r}; leave it out.")
         if self.lora is not None:
             names, null_class = apply_lora(pipeline, self.name, self.lora) or (names, null_class)
-        model: PixelModel | LatentModel | TransformerModel
-        if not has_unet:
+        model: DiffusionModel
+        if not has["unet"]:
             model = TransformerModel(
                 pipeline, self.name, self.image_size, self.null_class, self.low_memory,
                 self.block_index, self.embedded_guidance)
@@ -158,16 +157,20 @@ class ModelSpec:
         if quiet:
             logging.disable_progress_bar()
         try:
-            index, names = _read_folder(path) if path.is_dir() else ({}, None)
+            names = None
             if path.exists() and not path.is_dir():
                 pipeline = self._open_file(path, device)
             else:
-                index = index or dict(diffusers.DiffusionPipeline.load_config(self.name))
+                place = path if path.exists() else self.name
+                index = dict(diffusers.DiffusionPipeline.load_config(place))
                 # SD3 may be saved without T5, which diffusers opens if None is passed
                 absent = {part: None for part, entry in index.items() if entry == [None, None]}
                 pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                    path if path.exists() else self.name, dtype=self._dtype_for(index, device),
-                    variant=self.variant, use_safetensors=True, **absent)
+                    place, dtype=self._dtype_for(index, device), variant=self.variant,
+                    use_safetensors=True, **absent)
+                if (card := path / "training.json").exists():  # `dreamda_aug.train` made it
+                    names = check(f"{card}: class_names", read_json(card).get("class_names"),
+                                  list[str] | None)
             lost = [f"{part}.{name}" for part, module in pipeline.components.items()
                     if isinstance(module, nn.Module)
                     for name, weight in module.named_parameters() if weight.is_meta]
@@ -238,27 +241,3 @@ def _device(device: torch.device | str | None) -> torch.device | None:
     if found is not None and found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be there: torch finds no CUDA device, got {device!r}.")
     return found
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(
-            f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype!r}.")
-    return found
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Any], list[str] | None]:
-    """A pipeline's index, and the names of its classes as `dreamda_aug.train` keeps them."""
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise ModelError("model_index.json is missing; pipeline.save_pretrained(folder) saves one")
-    for path in folder.rglob("*"):
-        if path.exists() and not path.is_dir():
-            regular_file(path)  # diffusers would wait at a FIFO
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    count = read_json(scheduler).get("num_train_timesteps", 1000) if scheduler.exists() else 1000
-    whole(f"{scheduler}: num_train_timesteps", count, 1, _MAX_TIMESTEPS)
-    metadata = folder / "training.json"
-    names = read_json(metadata).get("class_names") if metadata.exists() else None
-    return read_json(index), check(f"{metadata}: class_names", names, list[str] | None)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from dreamda_aug.arguments import real
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.base import check_denoiser, pair
+from dreamda_aug.models.base import OnLatents, check_denoiser, pair
 from dreamda_aug.models.conditioning import ClassConditioning, Conditioning, TextConditioning
 from dreamda_aug.models.families import FAMILIES, Family
 from dreamda_aug.models.hook import BlockHook, forwards
-from dreamda_aug.models.latent import OnLatents
 from dreamda_aug.models.schedules import path_kind
 
 
@@ -53,11 +52,16 @@ class TransformerModel(OnLatents):
                 f"{', '.join(sorted(FAMILIES))}, a U-Net such as Stable Diffusion 1.x, 2.x or XL, "
                 "or describe it: dreamda_aug.models.transformer.TransformerModel(pipeline, "
                 "family=Family(...)).")
+        encode = getattr(pipeline, "encode_prompt", None)
+        if encode is not None and "image" in inspect.signature(encode).parameters:
+            raise ModelError(f"{type(pipeline).__name__} needs an image beside the prompt: an "
+                             "editing model. Use the text-to-image model of its family.")
         self.family = family or FAMILIES[kind]
         path_kind(pipeline.scheduler)
         self._patch = self.family.patch or int(transformer.config.patch_size)
         self._take_vae(pipeline.vae, low_memory)
-        _check(pipeline, self.latent_channels * (self._patch**2 if self.family.packed else 1))
+        check_denoiser(
+            transformer, self.latent_channels * (self._patch**2 if self.family.packed else 1))
         side = getattr(pipeline, "default_sample_size", None)
         side = pair(side or transformer.config.get("sample_size") or 128)
         native = [each * self.factor // self.patch for each in side]
@@ -79,13 +83,8 @@ class TransformerModel(OnLatents):
         first = max(count // 2 - 1, 0) if self.family.has_long_skips else 0
         index = count // 2 if block_index is None else block_index
         if not first <= index < count:
-            lengths = ", then ".join(
-                f"{len(each)} {name}" for name, each in zip(self.family.blocks, self._lists))
-            skips = ", and those before it also feed skips" if first else ""
-            raise ValueError(
-                f"block_index must be an integer from {first} to {count - 1} for "
-                f"{type(transformer).__name__}, which has {count} blocks ({lengths}){skips}; got "
-                f"{block_index!r}.")
+            raise ValueError(f"block_index must be an integer from {first} to {count - 1} for "
+                             f"{type(transformer).__name__}, got {block_index!r}.")
         self.block_index = index
         self.hook = BlockHook(
             [*self._before, *self._lists], blocks[index], self.family.has_long_skips)
@@ -137,23 +136,17 @@ class TransformerModel(OnLatents):
             raise ModelError(
                 f"{type(self.denoiser).__name__} has a cache enabled, which skips blocks and would "
                 "skip the perturbed one; switch it off with transformer.disable_cache().")
-        inputs, hook = self._inputs(condition), self.hook
+        inputs = self._inputs(condition)
         x_t = x_t.to(self.dtype).contiguous()
-        with forwards(self._compiled or {}):
-            if hook.rows is None:
-                output = self._denoise(x_t, t, inputs)
-            else:
-                with hook.recording():
-                    self._denoise(x_t, t, inputs)
-                rows = {name: value[hook.rows] for name, value in inputs.items()}
-                with hook.recalling():
-                    output = self._denoise(x_t[hook.rows], t, rows)
-        return self._finished(output, x_t)
 
-    def _denoise(self, x_t: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        self.hook.image_count = x_t.shape[2] * x_t.shape[3] // self._patch**2
-        self.hook.image_start = self.family.text_tokens(inputs)
-        return self.family.denoise(self.denoiser, x_t, t.expand(len(x_t)), dict(inputs))
+        def denoise(rows: Tensor | slice) -> Tensor:
+            x, given = x_t[rows], {name: value[rows] for name, value in inputs.items()}
+            self.hook.image_count = x.shape[2] * x.shape[3] // self._patch**2
+            self.hook.image_start = self.family.text_tokens(given)
+            return self.family.denoise(self.denoiser, x, t.expand(len(x)), given)
+
+        with forwards(self._compiled or {}):
+            return self._finished(self.hook.branched(denoise), x_t)
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         grid = (x_t.shape[2] // self._patch, x_t.shape[3] // self._patch)
@@ -165,45 +158,21 @@ class TransformerModel(OnLatents):
                 for stage in (*self._before, *self._lists) for block in stage}
 
 
-def _check(pipeline: Any, channels: int) -> None:
-    """Refuse a transformer that needs more than noisy latents of so many channels and a prompt or
-    class."""
-    transformer, kind = pipeline.transformer, type(pipeline.transformer).__name__
-    if transformer.config.in_channels != channels:
-        raise ModelError(
-            f"{kind} takes {transformer.config.in_channels} channels, and the VAE's latents have "
-            f"{channels}: a model for inpainting, control or editing, which needs an image beside "
-            "the noise. Use the text-to-image model.")
-    encode = getattr(pipeline, "encode_prompt", None)
-    if encode is not None and "image" in inspect.signature(encode).parameters:
-        raise ModelError(f"{type(pipeline).__name__} needs an image beside the prompt: an editing "
-                         "model. Use the text-to-image model of its family.")
-    check_denoiser(transformer, any(getattr(transformer, name, None) is not None
-                                    for name in ("image_proj", "encoder_hid_proj")))
-
-
 def _class_names(labels: dict[str, int], count: int) -> list[str] | None:
     """The shortest of each class's names, or None where a class has none."""
     longest_first = sorted(labels, key=lambda label: (len(label), label), reverse=True)
     by_class = {int(labels[label]): label for label in longest_first}
-    known = all(number in by_class for number in range(count))
-    return [by_class[number] for number in range(count)] if known else None
+    return [by_class[n] for n in range(count)] if by_class.keys() >= set(range(count)) else None
 
 
 def _guidance_input(pipeline: Any, requested: float | None) -> float | None:
     """The guidance scale that the transformer takes as an input, or None if it takes none."""
-    kind = type(pipeline.transformer).__name__
-    takes_one = pipeline.transformer.config.get("guidance_embeds")
-    if requested is not None:
-        if not takes_one:
-            raise ValueError(
-                f"embedded_guidance must be None for this {kind}, which takes no guidance scale as "
-                f"an input, got {requested!r}; leave it out.")
+    if pipeline.transformer.config.get("guidance_embeds"):
+        if requested is None:
+            return float(inspect.signature(pipeline.__call__).parameters["guidance_scale"].default)
         return real("embedded_guidance", requested, "be a number >= 0", 0)
-    if not takes_one:
-        return None
-    default = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
-    if default is None:
-        raise ModelError(f"{kind} takes a guidance scale as an input, and "
-                         f"{type(pipeline).__name__} has no default; give embedded_guidance.")
-    return float(default)
+    if requested is not None:
+        raise ValueError(
+            f"embedded_guidance must be None for this {type(pipeline.transformer).__name__}, which "
+            f"takes no guidance scale as an input, got {requested!r}; leave it out.")
+    return None

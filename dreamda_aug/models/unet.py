@@ -1,4 +1,4 @@
-"""U-Nets of diffusers: what all models with one share, those on pixels, and new ones."""
+"""U-Nets of diffusers, on pixels or on the latents of a VAE, and new ones."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.base import DiffusionModel, check_denoiser, pair
+from dreamda_aug.models.base import DiffusionModel, OnLatents, check_denoiser, pair
 from dreamda_aug.models.conditioning import (
     ClassConditioning,
     Conditioning,
@@ -109,6 +109,27 @@ class PixelModel(UNetModel):
         return (latents.float() / 2 + 0.5).clamp(0, 1)
 
 
+class LatentModel(OnLatents, UNetModel):
+    """A U-Net on the latents of a VAE: Stable Diffusion 1.x, 2.x and XL, Turbo, LCM, LDM.
+
+    Args:
+        pipeline: as in `UNetModel`, with ``vae`` or ``vqvae``.
+        name: as in `UNetModel`, as are ``class_names`` and ``null_class``.
+        image_size: as in `ModelSpec`, as is ``low_memory``.
+    """
+
+    def __init__(
+        self, pipeline: Any, name: str = "latent pipeline",
+        image_size: tuple[int, int] | None = None, class_names: Sequence[str] | None = None,
+        null_class: int | None = None, low_memory: bool = False,
+    ):
+        check_unet(pipeline.unet)
+        self._take_vae(getattr(pipeline, "vae", None) or pipeline.vqvae, low_memory)
+        native = [side * self.factor for side in pair(pipeline.unet.config.sample_size)]
+        self._take_size(image_size or native, self.factor)
+        super().__init__(pipeline, name, class_names, null_class)
+
+
 def check_unet(unet: Any) -> None:
     """Raise `ModelError` if a denoiser has no bottleneck to perturb, with the reason."""
     kind, config = type(unet).__name__, unet.config
@@ -116,23 +137,15 @@ def check_unet(unet: Any) -> None:
         raise ModelError(
             f"{kind} has no U-Net bottleneck (down_blocks, mid_block and up_blocks), where the "
             "perturbation enters. Use a U-Net model such as Stable Diffusion 1.x, 2.x or XL.")
-    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
-        raise ModelError(
-            f"{kind} takes {config.in_channels} channels and gives {config.out_channels}: an "
-            "inpainting or super-resolution model, which needs a mask or an image beside the "
-            "noise. Use the text-to-image model.")
-    check_denoiser(unet, config.get("encoder_hid_dim_type") in ("ip_image_proj", "text_image_proj"))
-    if not config.sample_size or not isinstance(config.sample_size, int | list | tuple):
+    # those with learned variance give twice the channels
+    check_denoiser(unet, min(config.in_channels, config.out_channels))
+    if not config.sample_size:
         raise ModelError(f"{kind} must have a number or two as sample_size in its configuration, "
                          f"found {config.sample_size!r}.")
 
 
 def check_image_size(image_size: int, width: Width) -> None:
-    """Refuse a size that cannot be halved at each level but the last.
-
-    Raises:
-        ValueError: it is none; the message names the next smaller and larger one.
-    """
+    """Raise `ValueError` for a size that cannot be halved at each level but the last."""
     multiple = 2 ** (_levels(image_size, width) - 1)
     below = image_size // multiple * multiple
     if below != image_size:

@@ -1,7 +1,6 @@
 """The whole way: images and a prior to files, and back into a model."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,8 +12,7 @@ from safetensors.torch import load_file
 
 from dreamda_aug import ModelSpec, adapt, load_model
 from dreamda_aug.adaptation import AdaptationSettings, loop
-from dreamda_aug.adaptation.objective import HeldOut, noise_levels
-from dreamda_aug.adaptation.training_images import read_images
+from dreamda_aug.adaptation.training_images import held_out_losses, noise_levels, read_images
 from dreamda_aug.errors import AdaptationError, ModelError, StorageError
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
@@ -76,13 +74,12 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
     assert model.class_names == ["left", "up", "down"]  # without labels they stay
 
     read = read_images(open_seed_images(images, labels=None), model, 0.2, 0)
-    schedule = noise_levels(model)
-    held_out = HeldOut.draw(read.held_out, read.held_out_labels, len(schedule), 0)
     null = model.embed([None])["class_labels"]
 
     def losses(model):
-        return held_out.losses(lambda x, t, labels: model.predict(
-            x, t, {"class_labels": null.expand(len(x))}), schedule, torch.device("cpu")).mean()
+        return held_out_losses(
+            lambda x, t, labels: model.predict(x, t, {"class_labels": null.expand(len(x))}),
+            read.held_out, read.held_out_labels, noise_levels(model), 0).mean()
 
     assert losses(model).item() == pytest.approx(found.after, rel=1e-4)
     prior = load_model(class_folder, device="cpu")
@@ -155,13 +152,7 @@ def test_the_prior_is_held_on_to(class_folder, tmp_path):
     assert moved(30.0) < 0.5 * moved(0.0)
 
 
-def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, tmp_path):
-    with pytest.raises(ValueError, match="out must lie outside the images' folder"):
-        adapt(image_folder, on_cpu(class_folder), image_folder / "adapted")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("mine")
-    with pytest.raises(AdaptationError, match="holds other files, such as 'thesis.tex'"):
-        adapt(image_folder, on_cpu(class_folder), tmp_path / "full")
+def test_bad_settings_and_cards_are_refused(class_folder, image_folder, tmp_path):
     with pytest.raises(ValueError, match="settings must be given alone, got rank too"):
         adapt(image_folder, class_folder, tmp_path / "a", settings=AdaptationSettings(), rank=2)
     with pytest.raises(ValueError, match="class_map is for class-conditional"):
@@ -174,13 +165,8 @@ def test_bad_places_settings_and_cards_are_refused(class_folder, image_folder, t
         load_model(class_folder, lora="somebody/some-lora")
     with pytest.raises(ValueError, match="train_steps must be given where early_stopping is False"):
         AdaptationSettings(early_stopping=False)
-    for name, value, rule in (
-        ("rank", 0, "be an integer >= 1"), ("learning_rate", 0, r"lie in \(0, 1\]"),
-        ("prior_weight", -1, "be at least 0"), ("label_dropout", 2, r"lie in \[0, 1\]"),
-        ("held_out", 0.9, r"lie in \(0, 0.5\]"),
-    ):
-        with pytest.raises(ValueError, match=f"{name} must {rule}, got {value}"):
-            AdaptationSettings(**{name: value})
+    with pytest.raises(ValueError, match=r"held_out must lie in \(0, 0.5\], got 0.9"):
+        AdaptationSettings(held_out=0.9)
 
 
 def test_a_loss_that_is_nan_is_an_error(class_folder, tmp_path):
@@ -193,20 +179,16 @@ def test_a_loss_that_is_nan_is_an_error(class_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", CARD])
-def test_a_damaged_file_is_named_and_a_fifo_not_waited_for(class_folder, tmp_path, name):
+def test_a_damaged_file_is_named(class_folder, tmp_path, name):
     (tmp_path / "adapted").mkdir()
-    path = tmp_path / "adapted" / name
-    for make in (lambda: path.write_bytes(b"torn"), lambda: os.mkfifo(path)):
-        make()
-        with pytest.raises((AdaptationError, StorageError), match=f"{name}: expected "):
-            adapt(squares(4), on_cpu(class_folder), tmp_path / "adapted", labels=None, **QUICK)
-        path.unlink()
+    (tmp_path / "adapted" / name).write_bytes(b"torn")
+    with pytest.raises((AdaptationError, StorageError), match=f"{name}: expected "):
+        adapt(squares(4), on_cpu(class_folder), tmp_path / "adapted", labels=None, **QUICK)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_keeps_lora_in_float32(dtype, class_folder, tmp_path):
+def test_half_precision_keeps_lora_in_float32(class_folder, tmp_path):
     out = tmp_path / "adapted"
-    model = ModelSpec(class_folder, "cpu", dtype)
+    model = ModelSpec(class_folder, "cpu", "float16")
     found = adapt(squares(12), model, out, labels=None, **QUICK)
     assert found.verdict == "helped"
     assert all(t.dtype == torch.float32 for t in load_file(out / LORA).values())

@@ -7,11 +7,9 @@ import PIL.Image
 import pytest
 import torch
 from adaptation_images import squares
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dreamda_aug import load_model, train
-from dreamda_aug.adaptation import from_scratch, loop, new_model
+from dreamda_aug.adaptation import from_scratch, loop
 from dreamda_aug.errors import AdaptationError, StorageError
 
 QUICK = dict(image_size=16, width="small", train_steps=8, batch_size=4, device="cpu")
@@ -22,7 +20,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 def quick(monkeypatch):
     """Measurements after every third step; samples in two steps."""
     monkeypatch.setattr(from_scratch, "_EVALUATE_EVERY", 3)
-    monkeypatch.setattr(new_model, "_SHEET_STEPS", 2)
+    monkeypatch.setattr(from_scratch, "_SHEET_STEPS", 2)
 
 
 @pytest.fixture
@@ -33,16 +31,6 @@ def grey_classes(image_folder):
 @pytest.fixture
 def colour_without_labels():
     return squares(12, 3, 20), dict(labels=None, flip=0.5)
-
-
-def _without_losses_by_image(path):
-    """As checkpoints were before they kept the loss of each image at each measurement."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    progress = json.loads(metadata["progress"])
-    progress["before"] = progress.pop("measured")[0]
-    save_file(tensors, path, metadata | {"progress": json.dumps(progress)})
 
 
 @pytest.mark.parametrize("kind", ["grey_classes", "colour_without_labels"])
@@ -67,7 +55,6 @@ def test_an_interrupted_training_resumes_to_the_same_model(kind, request, tmp_pa
     assert [path.name for path in (tmp_path / "broken").iterdir()] == ["checkpoint.safetensors"]
     with pytest.raises(AdaptationError, match="width was 'small' and is 'medium'"):
         train(source, tmp_path / "broken", **QUICK | {"width": "medium"}, **options)
-    _without_losses_by_image(tmp_path / "broken" / "checkpoint.safetensors")
     resumed = train(source, tmp_path / "broken", **QUICK, **options)
     assert steps[4:] == [4, 4, 5, 6, 7]
     assert resumed.history == straight.history and straight.loss < straight.history[0][2]
@@ -77,20 +64,12 @@ def test_an_interrupted_training_resumes_to_the_same_model(kind, request, tmp_pa
             tmp_path / "straight" / name).read_bytes()
     model = load_model(tmp_path / "broken", device="cpu")
     labeled = kind == "grey_classes"
-    assert (model.condition_kind, model.channels, model.guidable) == (
-        ("class", 1, True) if labeled else ("none", 3, False))
+    assert (model.class_names, model.channels, model.guidable) == (
+        (["left", "right"], 1, True) if labeled else (None, 3, False))
+    card = (tmp_path / "broken" / "training.json").read_text()
+    assert str(tmp_path) not in card and json.loads(card)["data"]["held_out"] == 5
     assert PIL.Image.open(tmp_path / "broken" / "samples.png").size == (
         8 * 17 + 1, (2 if labeled else 8) * 17 + 1)
-
-
-def test_the_model_loads_with_its_classes_and_its_sheet_has_a_row_for_each(image_folder, tmp_path):
-    found = train(image_folder, tmp_path / "model", grey=True, **QUICK)
-    assert found.class_names == ["left", "right"] and found.steps == 8
-    model = load_model(tmp_path / "model", device="cpu")
-    assert model.class_names == ["left", "right"] and model.conditioning.null_class == 2
-    card = json.loads((tmp_path / "model" / "training.json").read_text())
-    assert card["data"] == {"name": "images", "images": 7, "held_out": 5}
-    assert str(tmp_path) not in json.dumps(card)
 
 
 def test_a_finished_folder_returns_its_result_and_refuses_other_settings(
@@ -109,7 +88,7 @@ def test_a_finished_folder_returns_its_result_and_refuses_other_settings(
 
 
 def test_training_stops_where_the_loss_no_longer_falls(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(new_model.NewModel, "after_step", lambda self: None)
+    monkeypatch.setattr(from_scratch.NewModel, "after_step", lambda self: None)
     monkeypatch.setattr(from_scratch, "_PATIENCE", 1)
     found = train(image_folder, tmp_path / "model", **QUICK | {"train_steps": 1000})
     assert (found.steps, found.best_step) == (3, 0)
@@ -121,49 +100,25 @@ def test_training_stops_when_its_time_is_over(image_folder, tmp_path):
     assert found.steps == 1 and [entry[0] for entry in found.history] == [0, 1]
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
+@pytest.mark.parametrize("is_terminal", [False, True])
 def test_time_left_and_memory_are_shown_on_a_terminal_and_in_the_log_elsewhere(
-    image_folder, tmp_path, monkeypatch, caplog
+    image_folder, tmp_path, monkeypatch, caplog, is_terminal
 ):
-    for stream in (io.StringIO(), Terminal()):
-        caplog.clear()
-        monkeypatch.setattr("sys.stderr", stream)
-        out = tmp_path / type(stream).__name__
-        train(image_folder, out, progress=True, **QUICK)
-        lines = [record.message for record in caplog.records]
-        assert lines[0].startswith(
-            "training on 7 images, measuring on 5, in 2 classes; 1.3 million parameters")
-        shown = stream.getvalue() if stream.isatty() else lines[1]
-        assert " of 8, held-out loss " in shown
-        assert " s left at most, " in shown and "B of memory" in shown
-        assert (len(lines) == 1) is stream.isatty()
-        assert stream.isatty() or stream.getvalue() == ""
-
-
-def test_a_folder_of_one_class_and_mixed_sizes_with_a_damaged_file_is_trained_on(tmp_path):
-    folder = tmp_path / "images" / "only"
-    folder.mkdir(parents=True)
-    for number in range(6):
-        PIL.Image.new("RGB", (10 + 7 * number, 33), (40 * number, 0, 9)).save(
-            folder / f"{number}.png")
-    (folder / "damaged.png").write_bytes((folder / "3.png").read_bytes()[:60])
-    with pytest.warns(UserWarning, match="1 images could not be read.*only/damaged.png"):
-        found = train(tmp_path / "images", tmp_path / "model", **QUICK)
-    assert found.class_names == ["only"] and found.left_out[0].startswith("only/damaged.png")
-    assert load_model(tmp_path / "model", device="cpu").guidable
+    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
+    stream.isatty = lambda: is_terminal
+    train(image_folder, tmp_path / "model", progress=True, **QUICK)
+    first, *lines = [record.message for record in caplog.records]
+    assert first.startswith(
+        "training on 7 images, measuring on 5, in 2 classes; 1.3 million parameters")
+    shown = stream.getvalue() if is_terminal else lines[0]
+    assert " of 8, held-out loss " in shown and " left at most, " in shown and " of memory" in shown
+    assert (lines == []) is is_terminal is (stream.getvalue() != "")
 
 
 @pytest.mark.parametrize("options, message", [
     (dict(image_size=30), "must be a multiple of 4 for small models, got 30; use 28 or 32"),
-    (dict(image_size=4), "image_size must be an integer >= 8 and <= 1024, got 4"),
     (dict(width="huge"), "width must be 'small', 'medium' or 'large', got 'huge'"),
     (dict(minutes=0), "minutes must be above 0, got 0"),
-    (dict(train_steps=0), "train_steps must be an integer >= 1, got 0"),
-    (dict(flip=2), r"flip must lie in \[0, 1\], got 2"),
 ])
 def test_bad_arguments_are_refused(options, message, image_folder, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -184,6 +139,4 @@ def test_bad_folders_are_refused_and_left_as_they_are(image_folder, tmp_path):
     (tmp_path / "old" / "training.json").write_text('{"class_names": ["left"]}')
     with pytest.raises(StorageError, match="expected dreamda-model 1, found"):
         train(image_folder, tmp_path / "old", **QUICK)
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        train(tmp_path / "no such", tmp_path / "model", **QUICK)
-    assert not (image_folder / "model").exists() and not (tmp_path / "model").exists()
+    assert not (image_folder / "model").exists()

@@ -10,8 +10,7 @@ from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
 from dreamda_aug.calibration.probe import LinearProbe, logistic_regression, model_features
 from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.metrics.features import pixel_features
-from dreamda_aug.models.latent import LatentModel
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import LatentModel, PixelModel
 
 
 @pytest.fixture(scope="module")

@@ -45,18 +45,6 @@ def test_a_damaged_model_is_named(folder, name, damage):
     assert load_model(folder, device="cpu").channels == 1
 
 
-@pytest.mark.parametrize("count", [10**7, 10**30, 1e300])
-def test_a_table_of_noise_levels_that_would_fill_the_memory_is_refused(folder, count):
-    path = folder / "scheduler" / "scheduler_config.json"
-    before = path.read_bytes()
-    path.write_text(json.dumps(json.loads(before) | {"num_train_timesteps": count}))
-    try:
-        with pytest.raises(ModelError, match="scheduler_config.json: num_train_timesteps must"):
-            load_model(folder, device="cpu")
-    finally:
-        path.write_bytes(before)
-
-
 @pytest.mark.parametrize("text", [*DAMAGE.values(), b'{"class_names": "cat"}',
                                   b'{"class_names": [1, 2]}'])
 def test_damaged_training_facts_are_named(folder, text):

@@ -1,12 +1,11 @@
 """LoRA weights in every layout of diffusers' and peft's, against peft's own layers."""
 
 import copy
-import os
+import json
 
 import pytest
 import torch
 from pipelines import pixel_pipeline
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.families import pipelines
@@ -42,14 +41,6 @@ def diffusers_weights(pipeline, path):
         unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict())
 
 
-def renamed(pipeline, path):
-    pipeline.unet.save_lora_adapter(path)
-    with safe_open(path / adapted.LORA, "pt") as file:
-        metadata = file.metadata()
-        tensors = {f"model.diffusion_model.{key}": file.get_tensor(key) for key in file.keys()}
-    save_file(tensors, path / adapted.LORA, metadata)
-
-
 def kohya(pipeline, path):
     """The layout of kohya-ss' trainer, which diffusers converts."""
     found, path = {}, path / "kohya.safetensors"
@@ -66,7 +57,6 @@ def kohya(pipeline, path):
 LAYOUTS = {
     "diffusers": diffusers_weights,
     "a denoiser of diffusers": lambda pipeline, path: pipeline.unet.save_lora_adapter(path),
-    "another prefix": renamed,
 }
 
 
@@ -138,15 +128,13 @@ PAIR = {f"unet.{Q}.lora_A.weight": A, f"unet.{Q}.lora_B.weight": B}
 
 
 @pytest.mark.parametrize("tensors, message", [
-    ({}, f"expected keys such as 'unet.{Q}.lora_A.weight'.* found none"),
-    ({f"unet.{Q}.lora_B.weight": B}, "needs both lora_A and lora_B, found only B"),
+    ({}, "expected keys such as 'unet.LAYER.lora_A.weight'.* found none"),
     ({**PAIR, f"unet.{Q}.lora_A.weight": A * float("nan")}, "not finite"),
     ({**PAIR, "unet.nowhere.lora_A.weight": A}, "found 'unet.nowhere.lora_A.weight', which f"),
     ({**PAIR, f"unet.elsewhere.{Q}.lora_A.weight": A}, "found 'unet.elsewhere.* fit no layer"),
     ({"a.lora_A.weight": A, "a.lora_B.weight": B}, "found 'a.lora_A.weight', 'a.lora_B.weight', w"),
     ({"conv_in.weight": A}, "Invalid LoRA checkpoint"),
-    ({**PAIR, f"unet.{Q}.alpha": torch.tensor(float("inf"))}, "not finite"),
-    ({**PAIR, f"unet.{Q}.lora_B.weight": torch.ones(9, 2)}, r"shapes \(2, 8\) and \(9, 2\), and"),
+    ({**PAIR, f"unet.{Q}.lora_B.weight": torch.ones(9, 2)}, r"\(9, 8\), is not .* \(8, 8\)"),
     ({**PAIR, f"unet.{Q}.lora_magnitude_vector": torch.ones(8)}, "lora_magnitude_vector"),
 ])
 def test_weights_that_would_have_no_effect_or_a_wrong_one_are_refused(
@@ -158,19 +146,14 @@ def test_weights_that_would_have_no_effect_or_a_wrong_one_are_refused(
         load_model(folder, device="cpu", lora=path)
 
 
-def test_files_that_are_no_lora_weights_are_refused_without_waiting(folder, tmp_path):
-    os.mkfifo(tmp_path / "fifo.safetensors")
+def test_files_that_are_no_lora_weights_are_refused(folder, tmp_path):
     for name in ("one", "other"):
         save_file(PAIR, tmp_path / f"{name}.safetensors")
     (tmp_path / "some.bin").write_bytes(b"a pickle")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "peft").mkdir()
-    save_file(PAIR, tmp_path / "peft/adapter_model.safetensors")
-    for path, message in (("fifo.safetensors", "expected a regular file, found a FIFO"),
-                          (".", "or one other .safetensors file, found fifo.saf"),
+    for path, message in ((".", "or one other .safetensors file, found one.saf"),
                           ("some.bin", "only .safetensors files are opened"),
-                          ("empty", "pytorch_lora_weights.safetensors"),
-                          ("peft", "adapter_config.json")):
+                          ("empty", "pytorch_lora_weights.safetensors")):
         with pytest.raises(ModelError, match=f"as LoRA weights .*{message}"):
             load_model(folder, device="cpu", lora=tmp_path / path)
 
@@ -184,7 +167,8 @@ def test_an_adaptation_is_checked_before_it_is_applied(class_folder, tmp_path):
     rows = torch.ones(2, 32)
 
     def load(card=good, rows=rows, lora=conv):
-        (tmp_path / adapted.CARD).write_bytes(adapted.card_text(adapted.FORMAT, card))
+        text = json.dumps({"format": adapted.FORMAT, "format_version": 1, **card})
+        (tmp_path / adapted.CARD).write_text(text)
         save_file({"rows": rows}, tmp_path / adapted.CLASS_ROWS)
         save_file(lora, tmp_path / adapted.LORA)
         return load_model(class_folder, device="cpu", lora=tmp_path)
@@ -193,18 +177,9 @@ def test_an_adaptation_is_checked_before_it_is_applied(class_folder, tmp_path):
     assert (model.class_names, model.guidable) == (["a"], True)
     assert torch.equal(model.unet.class_embedding.weight, rows)
     for changes, message in (
-        (dict(rows=rows[:, 1:].clone()), "finite rows of 32 numbers, found shape"),
-        (dict(rows=rows[0].clone()), "finite rows of 32 numbers, found shape"),
         (dict(rows=rows[:1].clone()), "has 1 classes.* null_class=1"),
-        (dict(rows=rows / 0), "finite rows"),
         (dict(card={**good, "base": {**base, "weights": "0" * 64}}), "another model"),
-        (dict(card={**good, "base": {**base, "dtype": "x", "sample": "x"}}), "could not load"),
         (dict(lora={}), "found none"),
     ):
         with pytest.raises(ModelError, match=message):
             load(**changes)
-    load()
-    os.unlink(tmp_path / adapted.CLASS_ROWS)
-    os.mkfifo(tmp_path / adapted.CLASS_ROWS)
-    with pytest.raises(ModelError, match="expected a regular file"):
-        load_model(class_folder, device="cpu", lora=tmp_path)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 from types import SimpleNamespace
 
@@ -12,11 +11,8 @@ from pipelines import pixel_pipeline, sampler, tiny_text_unet
 from safetensors.torch import load_file, save_file
 
 from dreamda_aug import DreamDAugment, load_model
-from dreamda_aug.bundled import CLASSES
 from dreamda_aug.errors import ModelError
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.method.perturbation import BottleneckNoise
-from dreamda_aug.models.latent import LatentModel
 from dreamda_aug.models.unet import PixelModel
 
 QUICK = dict(preset="paper", steps=2, strength=0.5, noise_scale=1.0, p=1.0, cache=None)
@@ -39,24 +35,6 @@ def test_a_saved_pixel_pipeline_opens_from_its_folder(tmp_path):
     assert model.fingerprint == PixelModel(pipeline).fingerprint
     pipeline.unet.conv_out.bias.data += 1e-3
     assert model.fingerprint != PixelModel(pipeline).fingerprint
-
-
-def test_a_saved_stable_diffusion_pipeline_opens_from_its_folder(sd_pipeline, tmp_path):
-    copy.deepcopy(sd_pipeline).to(torch.float16).save_pretrained(tmp_path, variant="fp16")
-    with pytest.raises(ModelError):
-        load_model(tmp_path, device="cpu")
-    sd_pipeline.save_pretrained(tmp_path)
-    model = load_model(str(tmp_path), device="cpu")
-    assert load_model(tmp_path, device="cpu", variant="fp16").fingerprint != model.fingerprint
-    assert isinstance(model, LatentModel)
-    assert (model.image_size, model.condition_kind, model.guidable) == ((16, 16), "text", True)
-    assert model.fingerprint == load_model(sd_pipeline).fingerprint
-
-
-def test_the_bundled_model_needs_no_network_and_is_small(bundled):
-    assert (bundled.image_size, bundled.channels, bundled.condition_kind) == ((28, 28), 1, "class")
-    assert bundled.class_names == CLASSES and bundled.guidable
-    assert sum(p.numel() for p in bundled.unet.parameters()) < 4e6
 
 
 def test_latents_and_prompts_are_those_of_diffusers(sd_pipeline):
@@ -93,33 +71,6 @@ def test_without_a_null_class_the_label_guides_the_inversion_too():
         generator.synthesize(x, [Request(0)])
 
 
-def test_nothing_is_computed_in_float64_which_apples_gpus_lack(sd_pipeline):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Doubles(TorchDispatchMode):
-        found = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            made = function(*args, **(kwargs or {}))
-            if torch.is_tensor(made) and made.dtype == torch.float64:
-                self.found.append(str(function))
-            return made
-
-    model, x = load_model(copy.deepcopy(sd_pipeline)), torch.rand(1, 4, 8, 8)
-    noise = dict(seeds=torch.tensor([1]), step=torch.tensor(0), scale=torch.ones(1),
-                 unconditional=torch.zeros(1, dtype=torch.bool))
-    with Doubles():
-        schedules = [model.schedule(3, 0.8, spacing) for spacing in ("uniform", "scheduler")]
-        condition = model.embed(["a cat"])
-        model.hook.set(BottleneckNoise(), None, 0, 1, **noise)
-        x_0, eps = schedules[0].predictions(model.predict(x, torch.tensor(9), condition), x, 0)
-        schedules[0].posterior(x_0, eps, 0, 1.0)
-        assert model.fingerprint and model.condition_digest("a dog")
-    assert not Doubles.found
-    assert all(part.dtype != torch.float64 for each in schedules
-               for part in (each.timesteps, each.signal, each.noise))
-
-
 def damaged(folder, name, **changes):
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -132,26 +83,12 @@ def without_a_tensor(folder):
     save_file(tensors, path, {"format": "pt"})
 
 
-def as_fifo(folder, name):
-    (folder / name).unlink(missing_ok=True)
-    os.mkfifo(folder / name)
-
-
-SCHEDULER = "scheduler/scheduler_config.json"
-
-
 @pytest.mark.parametrize("damage, message", [
     (without_a_tensor, "lack the weights unet.conv_in.weight"),
-    (lambda f: damaged(f, "unet/config.json", norm_num_groups=0), "modulo by zero"),
     (lambda f: damaged(f, "unet/config.json", sample_size=None), "sample_size .* found None"),
-    (lambda f: damaged(f, SCHEDULER, num_train_timesteps=0), "num_train_timesteps .* got 0"),
-    (lambda f: damaged(f, SCHEDULER, num_train_timesteps=10**400), "num_train_timesteps .* >= 1"),
     (lambda f: damaged(f, "training.json", class_names=[1]), "class_names must be a list of text"),
     (lambda f: damaged(f, "training.json", class_names=list("abcde")), "has 4 classes.* got 5"),
-    (lambda f: as_fifo(f, "training.json"), "training.json: expected a regular file, found a FIFO"),
-    (lambda f: as_fifo(f, "model_index.json"), "model_index.json: expected a regular file"),
-    (lambda f: as_fifo(f, "unet/diffusion_pytorch_model.safetensors"), "expected a regular file"),
-    (lambda f: (f / "model_index.json").unlink(), r"model_index\.json is missing"),
+    (lambda f: (f / "model_index.json").unlink(), r"no file named model_index\.json"),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_damaged_folders_are_refused_with_the_reason(class_folder, damage, message):
     damage(class_folder)
@@ -173,9 +110,8 @@ def with_unet(pipeline, unet):
 
 @pytest.mark.parametrize("make, message", [
     (lambda sd: SimpleNamespace(transformer=torch.nn.Identity()), "has no U-Net, and not both a "),
-    (lambda sd: SimpleNamespace(scheduler=None), "so there is nothing to perturb"),
     (lambda sd: no_bottleneck(), "has no U-Net bottleneck"),
-    (lambda sd: with_unet(sd, tiny_text_unet(in_channels=9)), "takes 9 channels and gives 4: an"),
+    (lambda sd: with_unet(sd, tiny_text_unet(in_channels=9)), "9 channels, of which noise is 4: a"),
     (lambda sd: with_unet(sd, tiny_text_unet().to("meta")), "weights on the meta device"),
 ])
 def test_models_without_a_bottleneck_are_refused_with_a_reason(sd_pipeline, make, message):
@@ -190,15 +126,12 @@ def test_a_hub_that_cannot_be_reached_is_told_what_to_do_about():
 
 @pytest.mark.parametrize("options, message", [
     (dict(image_size=(17, 16)), "multiple of 2"), (dict(image_size=(0, 16)), "image_size .* got 0"),
-    (dict(image_size="16"), "image_size must be"), (dict(null_class="x"), "null_class must be"),
-    (dict(low_memory="yes"), "low_memory must be"), (dict(variant=3), "variant must be"),
-    (dict(lora=" "), "lora must be a hub id, a folder or a file"), (dict(lora=1), "lora must be"),
+    (dict(low_memory="yes"), "low_memory must be"),
+    (dict(lora=" "), "lora must be a hub id, a folder or a file"),
     (dict(lora="x"), "lora must be None for the loaded StableDiffusionPipeline"),
     (dict(device="moon"), "device must be such as 'cpu' .* got 'moon'"),
     (dict(dtype="int8"), "dtype must be torch.float32.* got 'int8'"),
     (dict(block_index=1), "block_index is for transformers.* got 1"),
-    (dict(embedded_guidance=1), "embedded_guidance is for transformers.* got 1"),
-    (dict(dtype="bfloat16"), r"dtype must be None for the loaded StableDiffusionPipeline, .*pipe"),
     (dict(device="meta"), r"device must be None .* got 'meta'; .*: pipeline\.to\(\.\.\.\)"),
 ])
 def test_options_that_do_not_suit_are_refused(pipeline, options, message):
@@ -207,12 +140,10 @@ def test_options_that_do_not_suit_are_refused(pipeline, options, message):
     assert (pipeline.unet.dtype, pipeline.unet.device.type) == (torch.float32, "cpu")
 
 
-def test_a_pixel_model_takes_no_size_but_its_own_and_no_option_that_is_not_there():
+def test_a_pixel_model_takes_no_size_but_its_own():
     assert load_model("bundled", device="cpu", image_size=(28, 28)).image_size == (28, 28)
     with pytest.raises(ValueError, match="image_size is for latent models, and bundled makes"):
         load_model("bundled", device="cpu", image_size=(32, 32))
-    with pytest.raises(TypeError, match="unexpected keyword argument 'precision'"):
-        load_model(precision="half")
 
 
 def test_text_encoders_leave_memory_once_all_prompts_are_embedded(pipeline, tmp_path):
@@ -227,15 +158,6 @@ def test_text_encoders_leave_memory_once_all_prompts_are_embedded(pipeline, tmp_
     assert dropped.synthesizer.model.pipeline.text_encoder is None
     with pytest.raises(ModelError, match="(?s)dropped from memory.*keep_text_encoder=True"):
         dropped.synthesizer.model.embed(["something else"])
-
-
-def test_text_encoders_stay_where_prompts_are_not_known_ahead_or_the_pipeline_is_lent(pipeline):
-    for model, told in ((pipeline, {"prompt": "a cat"}), (load_model(pipeline), {}),
-                        (pipeline, {"keep_text_encoder": False, "captions": lambda name: "a"})):
-        augment = DreamDAugment(model, **told, **QUICK)
-        assert augment.synthesizer.model.pipeline.text_encoder is not None
-    DreamDAugment(pipeline, prompt="a cat", keep_text_encoder=False, **QUICK)(torch.rand(3, 16, 16))
-    assert pipeline.text_encoder is None
 
 
 def test_low_memory_gives_the_same_images_with_the_vae_at_rest(pipeline, tmp_path, monkeypatch):
@@ -271,15 +193,3 @@ def test_large_images_are_decoded_in_parts(pipeline):
     assert (whole - parts).abs().mean() < 0.05  # tiles see their own borders
     plain.decode_batch = 2
     torch.testing.assert_close(plain.decode(latents), whole, atol=1e-5, rtol=0)
-
-
-def test_the_compiled_copy_leaves_the_lent_model_alone():
-    model, graphs = load_model(pixel_pipeline()), []
-    torch._dynamo.reset()
-    inputs = torch.rand(2, 1, 16, 16), torch.tensor(5), model.embed([None] * 2)
-    compiled = model.compiled(backend=lambda graph, _: graphs.append(graph) or graph.forward)
-    assert compiled is not model and compiled.fingerprint == model.fingerprint
-    expected = model.predict(*inputs)
-    assert not graphs
-    torch.testing.assert_close(compiled.predict(*inputs), expected)
-    assert graphs

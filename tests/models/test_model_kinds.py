@@ -123,8 +123,7 @@ def agree(model, made, plain):
 
 
 @pytest.mark.parametrize("path", [
-    dict(batch_size=1), dict(batch_size=5), dict(batch_size=3, static_shapes=True),
-], ids=str)
+    dict(batch_size=5), dict(batch_size=3, static_shapes=True)], ids=str)
 def test_branched_and_batched_paths_agree_with_the_plain_one(model, plain, path):
     rule, expected = plain
     agree(model, make(model, rule, **path), expected)
@@ -162,8 +161,8 @@ def test_every_latent_kind_runs_in_low_memory(kind, sd_pipeline):
     agree(model, make(model), plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dials", [{"eta": 1.0}, {"eta": 0.0, "inversion": DDIMInversion()}])
+@pytest.mark.parametrize("dtype, dials", [
+    (torch.float32, {"eta": 0.0, "inversion": DDIMInversion()}), (torch.bfloat16, {"eta": 1.0})])
 def test_without_noise_latents_come_back_in_every_precision(sd_pipeline, dtype, dials):
     model = load_model(copy.deepcopy(sd_pipeline).to(dtype))
     core = sampler(model, "paper", steps=6, noise_scale=0.0, guidance_scale=1.0,

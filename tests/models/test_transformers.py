@@ -69,10 +69,8 @@ def scale_weights(model):
 
 
 CHANGES = {
-    "transformer": lambda p: scale_weights(p.transformer),
     "lora": lambda p: add_lora(p.transformer),
     "vae": lambda p: scale_weights(p.vae),
-    "first text encoder": lambda p: scale_weights(p.text_encoder),
     "third text encoder": lambda p: scale_weights(p.text_encoder_3),
     "shift": lambda p: setattr(p, "scheduler", parts.flow(shift=1.5)),
 }
@@ -97,7 +95,7 @@ def test_a_change_of_a_live_pipeline_is_noticed(tmp_path, change):
     torch.testing.assert_close(made, core.model.decode(core.model.encode(X)), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["sd3", "z_image", "qwen_image", "flux2"])
+@pytest.mark.parametrize("name", ["sd3", "z_image"])
 def test_half_precision_replays_exactly_and_float32_is_borrowed(name):
     pipeline = pipelines.PIPELINES[name]()
     for part in (pipeline.transformer, pipeline.vae):
@@ -117,11 +115,7 @@ def test_the_guidance_of_distilled_models_is_an_input_and_not_a_second_row():
     assert not model.guidable and model.embed(["a"])["guidance"].tolist() == [3.5]
     assert strong.embed(["a", "b"])["guidance"].tolist() == [6, 6]
     assert strong.condition_digest("a") != model.condition_digest("a")
-    # calibrations belong to the hook and to the guidance
-    assert len({model.fingerprint, strong.fingerprint, load_model(
-        pipeline, block_index=0).fingerprint}) == 3
-    assert load_model(pipeline, block_index=2, embedded_guidance=3.5).fingerprint == (
-        model.fingerprint)
+    assert model.fingerprint != strong.fingerprint  # calibrations belong to the guidance
     klein = pipelines.flux2()
     assert load_model(klein).guidable
     klein.register_to_config(is_distilled=True)
@@ -173,21 +167,11 @@ def test_dynamic_shifting_is_what_the_pipeline_computes(name):
     assert model.schedule(6, 0.5).noise[0] == model.schedule(50, 0.5).noise[0]
 
 
-def test_an_embedded_guidance_that_is_not_taken_or_not_known_is_refused():
+def test_an_embedded_guidance_that_is_not_taken_is_refused():
     with pytest.raises(ValueError, match="must be None for this SD3Transformer2DModel.* got 2"):
         load("sd3", embedded_guidance=2.0)
     with pytest.raises(ValueError, match="must be a number >= 0, got -1.0"):
         load("flux", embedded_guidance=-1.0)
-    pipeline = pipelines.flux()
-
-    class NoDefault(type(pipeline)):
-        def __call__(self, prompt, guidance_scale=None):
-            raise AssertionError
-
-    pipeline.__class__ = NoDefault
-    with pytest.raises(ModelError, match="NoDefault has no default; give embedded_guidance"):
-        load_model(pipeline)
-    assert load_model(pipeline, embedded_guidance=2).embedded_guidance == 2
 
 
 def test_a_transformer_that_is_not_known_is_refused_unless_it_is_described():
@@ -229,7 +213,7 @@ def shifting_sana():
 
 
 @pytest.mark.parametrize("make, message", [
-    (wide_flux, "takes 32 channels, and the VAE's latents have 16"),
+    (wide_flux, "takes 32 channels, of which noise is 16"),
     (editing, "EditPipeline needs an image beside the prompt"),
     (shifting_sana, "use_dynamic_shifting=True, and its pipeline does not"),
 ])
