@@ -33,7 +33,7 @@ result = calibrate(
     sample.data[rows][:, None].float() / 255, torch.tensor(sample.targets)[rows],
     conditions=[sample.classes[sample.targets[row]] for row in rows],
     synthesizer=synthesizer, classifier=fashion_mnist_judge(), expansion_ratio=args.expansion_ratio,
-    **automatic.GRID._asdict(),
+    **automatic.GRID,
     progress=lambda point: print(point, flush=True),
 )
 result.save(calibration_path(WEIGHTS, synthesizer.requested_settings, synthesizer.model))

@@ -71,7 +71,8 @@ def few_choices(monkeypatch):
     """Calibration without being asked tries few choices."""
     from dreamda_aug.calibration import automatic
 
-    monkeypatch.setattr(automatic, "GRID", automatic.Grid((0.3, 0.8), (0.9, 0.0), (0.5, 4.0)))
+    monkeypatch.setattr(automatic, "GRID", {
+        "strengths": (0.3, 0.8), "replays": (0.9, 0.0), "noise_scales": (0.5, 4.0)})
 
 
 @pytest.fixture

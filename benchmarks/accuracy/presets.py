@@ -14,7 +14,6 @@ from benchmarks.accuracy.pools import PoolSpec, open_model
 from benchmarks.accuracy.runs import Run, Setup, images_of, make_pool, perform, pool_of
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug import Settings, Synthesizer
-from dreamda_aug.generation.price import denoiser_rows
 from dreamda_aug.statistics import interval
 
 SEEDS, DRAWS, PER_SEED = 1000, 3, 10  # PER_SEED: replicas that share the price of an inversion
@@ -81,7 +80,7 @@ def presets(setup: Setup, out: Path, names: Sequence[str] | None, processes: int
         figures["frechet"], figures["half"] = interval(
             [fidelity(setup, images, pool.pixels[draw::DRAWS])[0] for draw in range(DRAWS)])
         sampler = Synthesizer(model, run.spec.settings, cache=None).sampler
-        rows = denoiser_rows(sampler, inversions=1, samples=PER_SEED).whole
+        rows = sampler.rows(inversions=1, samples=PER_SEED)
         known[run.arm.name] = {"name": run.arm.name, "rows": rows / PER_SEED, **figures,
                                "settings": run.spec.settings.summary()}
     found = [known[name] for name in CANDIDATES if name in known]

@@ -33,9 +33,8 @@ from benchmarks.accuracy.tasks import Images, Split, Task, read_corpus, split
 from benchmarks.accuracy.training import LABELLING_CODE, TRAINING_CODE, train
 from benchmarks.common.provenance import commit, machine_and_torch
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler
-from dreamda_aug.calibration import diffusion_classifier, judge, probe
-from dreamda_aug.calibration.diffusion_classifier import DiffusionClassifier
-from dreamda_aug.calibration.probe import model_features
+from dreamda_aug.calibration import judge, probe
+from dreamda_aug.calibration.probe import DiffusionClassifier, model_features
 from dreamda_aug.evaluation import draw
 from dreamda_aug.evaluation.draw import estimate_label_prior
 from dreamda_aug.evaluation.training import class_accuracy, predict
@@ -48,7 +47,7 @@ LONGER = 8
 CODE_OF_LABELS = {"amst": LABELLING_CODE, "soft": LABELLING_CODE,
                   "probe": [*LABELLING_CODE, *(Path(each.__file__)
                                                for each in (probe, cross_validation))],
-                  "prior": [*LABELLING_CODE, Path(diffusion_classifier.__file__)]}  # fmt: skip
+                  "prior": [*LABELLING_CODE, Path(probe.__file__)]}  # fmt: skip
 CODE_OF_LABEL_PRIOR = [Path(module.__file__) for module in (judge, probe, draw)]
 
 

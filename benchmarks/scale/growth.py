@@ -105,16 +105,15 @@ def cache_entries(size: int) -> Stages:
         with stages.of("open it"):
             cache = LatentCache(folder)
         with stages.of("count it"):
-            found = cache.info()
-        full = LatentCache(folder, max_bytes=found.bytes)
+            found = cache.sizes()
+        full = LatentCache(folder, max_bytes=sum(found))
         full.put(keys[size], tensors)  # counts the folder, and evicts a tenth
-        left = full.info()
-        assert left.files < size and left.bytes <= found.bytes
-        full = LatentCache(folder, max_bytes=left.bytes)
-        full.info()
+        left = full.sizes()
+        assert len(left) < size and sum(left) <= sum(found)
+        full = LatentCache(folder, max_bytes=sum(left))
         with stages.of("evict a tenth of it"):
             full.put(keys[size + 1], tensors)
-        assert full.info().bytes <= left.bytes
+        assert sum(full.sizes()) <= sum(left)
     return stages
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration.judge import fold_judge
 from dreamda_aug.calibration.probe import noised
-from dreamda_aug.calibration.search import Grid, Measurement, Target, choose, usual_rows
+from dreamda_aug.calibration.search import Measurement, Target, choose, dial_choices
 from dreamda_aug.files import locked
 from dreamda_aug.generation.dials import (
     Calibration,
@@ -36,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Fewer choices than `calibrate` tries. Beyond strength 0.85 little of the seed image is left; more
 # noise than 1 breaks images before they lose their class.
-GRID = Grid((0.3, 0.5, 0.7, 0.85), (1.0, 0.9, 0.6, 0.0), (0.5, 1.0))
+GRID = {"strengths": (0.3, 0.5, 0.7, 0.85), "replays": (1.0, 0.9, 0.6, 0.0),
+        "noise_scales": (0.5, 1.0)}
 MIN_AGREEMENT = 0.9
 EXPANSION_RATIO = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
@@ -52,9 +52,10 @@ MEASURED, JUDGED = 24, 256
 MAX_CLASSES = 16
 _MAX_BYTES = 2**29
 
-# How much worse than known images the bundled model denoises others before they are called foreign.
-# Unseen images of its own kind lie at 0.9, handwritten digits at 1.5, photographs at 1.6.
-_FOREIGN_RATIO = 1.3
+# The bundled model's denoising error on its own training images (RMS of latents, mean over noise
+# levels, median over images), and how many times as large it is on images that are called foreign:
+# unseen images of its own kind lie at 0.9, handwritten digits at 1.5, photographs at 1.6.
+_USUAL_ERROR, _FOREIGN_RATIO = 0.1607, 1.3
 # Fewer images do not tell; more are not needed.
 _FOREIGN_LEAST, _FOREIGN_MOST = 8, 32
 
@@ -94,10 +95,8 @@ def calibrated(
     requested, model = synthesizer.requested_settings, synthesizer.model
     sample = draw_sample(images, indices, model, condition_of,
                          None if requested.open_dials else _FOREIGN_MOST)
-    if sample is None:
-        return synthesizer, None
-    foreign = model.name == BUNDLED and warn_if_foreign(model, sample.images)
-    if not requested.open_dials:
+    foreign = sample and model.name == BUNDLED and warn_if_foreign(model, sample.images)
+    if sample is None or not requested.open_dials:
         return synthesizer, None
     labeled = condition_of is not None or not synthesizer.conditioner.needs_label(model)
     found = find_calibration(
@@ -186,20 +185,20 @@ def _measure_once(synthesizer: Synthesizer, sample: Sample) -> Calibration:
 
 
 def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
-    choices, count = GRID.choices(synthesizer.requested_settings), len(sample.images[:MEASURED])
+    choices = dial_choices(synthesizer.requested_settings, **GRID)
+    count = len(sample.images[:MEASURED])
     judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
-        synthesizer.sampler_with(choices[0]), sample.images[:count], sample.conditions[:count],
-        judge, EXPANSION_RATIO)
+        synthesizer.with_settings(choices[0]).sampler, sample.images[:count],
+        sample.conditions[:count], judge, EXPANSION_RATIO)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
         target = Target(max_distance=_reach(sample))
-    rows = usual_rows(measurement, choices, MAX_ROWS)
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
-        "about %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
-        "defaults instead.", synthesizer.name, count, f"{rows:,}",
-        rows * measurement.seconds_per_row())
+        "at most %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
+        "defaults instead.", synthesizer.name, count, f"{MAX_ROWS:,}",
+        MAX_ROWS * measurement.seconds_per_row())
     return choose(measurement, choices, target, MAX_ROWS, sample=sample.digest)
 
 
@@ -210,6 +209,7 @@ def _reach(sample: Sample) -> float:
     return round(_NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5, 3)
 
 
+@torch.no_grad()
 def warn_if_foreign(model: DiffusionModel, images: Tensor) -> bool:
     """Warn of images, (N, C, H, W) in [0, 1], that look out of distribution for the bundled model.
 
@@ -217,29 +217,20 @@ def warn_if_foreign(model: DiffusionModel, images: Tensor) -> bool:
     """
     if len(images) < _FOREIGN_LEAST:
         return False
-    known = FashionMNISTSample("train").data[::6, None].float() / 255
-    errors, usual = (_denoising_error(model, each[:_FOREIGN_MOST])
-                     for each in (images, fit_to(known, model)))
-    if errors <= _FOREIGN_RATIO * usual:
-        return False
-    warnings.warn(
-        "these images are unlike what the bundled model was trained on, small grey pictures of "
-        f"clothes: it restores them {errors / usual:.1f} times worse. It serves to try the library "
-        "out. For photographs take a model of natural images, such as --model "
-        "stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of its own, adapt it "
-        "with `dreamda adapt`, or train one with `dreamda train`.", stacklevel=4)
-    return True
-
-
-@torch.no_grad()
-def _denoising_error(model: DiffusionModel, images: Tensor) -> float:
-    """How badly a model restores images from noise: the RMS error of latents, median over images,
-    mean over noise levels."""
-    errors = []
+    images, errors = images[:_FOREIGN_MOST], []
     with in_turn(model):
         condition = model.embed([None] * len(images))
         for x_0, x_t, schedule in noised(model, images, (0.2, 0.4, 0.6)):
             output = model.predict(schedule.model_input(x_t, 0), schedule.timesteps[0], condition)
             clean, _ = schedule.predictions(output, x_t, 0)
             errors.append((clean - x_0).flatten(1).square().mean(1).sqrt())
-    return float(torch.stack(errors).mean(0).median())
+    ratio = float(torch.stack(errors).mean(0).median()) / _USUAL_ERROR
+    if ratio <= _FOREIGN_RATIO:
+        return False
+    warnings.warn(
+        "these images are unlike what the bundled model was trained on, small grey pictures of "
+        f"clothes: it restores them {ratio:.1f} times worse. It serves to try the library "
+        "out. For photographs take a model of natural images, such as --model "
+        "stable-diffusion-v1-5/stable-diffusion-v1-5; for images of a field of its own, adapt it "
+        "with `dreamda adapt`, or train one with `dreamda train`.", stacklevel=4)
+    return True

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.probe import (
     INVERSE_PENALTY,
     deal_out,
@@ -19,7 +18,8 @@ from dreamda_aug.inputs.labels import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features
 from dreamda_aug.models import DiffusionModel
 
-_FOLDS = 4
+# Parts that labeled images are dealt out to: to judge replicas, and to label a pool.
+_FOLDS, _FOLDS_OF_A_POOL = 4, 3
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge |
     if len(labels.unique()) < 2:
         return None
     features, name = features_for_labels(model)
-    probes = FoldProbes(features, images, labels)
+    probes = _FoldProbes(features, images, labels, _FOLDS)
     return Judge(f"a linear probe on {name}, out of fold",
                  lambda made, rows: probes.classify(made, rows) == labels[rows])
 
 
-class FoldProbes:
+class _FoldProbes:
     """Logistic regressions on features, each fitted without a part of the labeled images.
 
     Replicas are judged by a regression that was not fitted to their seed image, or near-copies
@@ -73,22 +73,13 @@ class FoldProbes:
     features of replicas are shifted and scaled, all classes alike, to the mean and deviation of
     their seed images.
 
-    Args:
-        features: images (B, C, H, W) in [0, 1] to (B, D).
-        images: labeled images, (N, C, H, W) in [0, 1]; seed images first.
-        labels: their classes, (N,) int64, of at least two classes.
-        folds: how many parts there are, at most.
-
-    Attributes:
-        held_out: the class that each labeled image is seen as, (N,) int64.
-
     Source: ours; the regression is that of `LinearProbe`, the match of moments that of Li et al.
     2016 (AdaBN, arXiv:1603.04779).
     """
 
     def __init__(
-        self, features: FeatureFunction, images: Tensor, labels: Tensor, folds: int = _FOLDS
-    ):
+        self, features: FeatureFunction, images: Tensor, labels: Tensor, folds: int
+    ) -> None:
         found = extract_features(images, features).double()
         self._features, self._labels = features, labels.cpu()
         self._mean, self._deviation = found.mean(0), deviations(found)
@@ -102,8 +93,7 @@ class FoldProbes:
         self.held_out = self._classes(scaled, self._fold)
 
     def classify(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Classes of images, (B,) int64, arguments as in `Judge.keeps`; all that were made by the
-        same settings in one call."""
+        """Classes of images, (B,) int64, all made by the same settings; see `Judge.keeps`."""
         found = extract_features(images, self._features).double()
         matched = self._matched((found - self._mean) / self._deviation, rows)
         return self._classes(F.normalize(matched, dim=1), self._fold[rows])
@@ -132,7 +122,7 @@ class FoldProbes:
 
 def predict_out_of_fold(
     features: FeatureFunction, images: Tensor, targets: Tensor, synthetic: Tensor,
-    seed_index: Tensor, *, num_classes: int, folds: int = 3,
+    seed_index: Tensor, *, num_classes: int,
 ) -> tuple[Tensor, Tensor]:
     """Classes of synthetic images, each predicted by a probe that was not fitted to its seed image.
 
@@ -146,7 +136,6 @@ def predict_out_of_fold(
         synthetic: (M, C, H, W) in [0, 1].
         seed_index: row of each one's seed image in ``images``, (M,) integers.
         num_classes: number of classes.
-        folds: at least 2; each class is spread evenly over them.
 
     Returns:
         Predicted classes, (M,) int64, and the confusion matrix of the labeled images out of fold,
@@ -162,6 +151,6 @@ def predict_out_of_fold(
     if int(targets.bincount(minlength=num_classes).min()) < 2:
         raise ValueError("every class needs two labeled images or more: one to learn from while "
                          "the other is held out.")
-    probes = FoldProbes(features, images, targets, whole("folds", folds, 2))
+    probes = _FoldProbes(features, images, targets, _FOLDS_OF_A_POOL)
     cells = torch.bincount(targets * num_classes + probes.held_out, minlength=num_classes**2)
     return probes.classify(synthetic, seed_index), cells.view(num_classes, num_classes)

@@ -1,4 +1,4 @@
-"""Labels from a diffusion model's own features: a linear probe on them.
+"""Labels from a diffusion model: a linear probe on its features, and the model as a classifier.
 
 A classifier that was trained on a few labeled images is a poor judge of images that differ much
 from these. A diffusion model has seen many more images, and its features separate classes. So a
@@ -6,57 +6,65 @@ logistic regression on them can label what the same model made.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamda_aug.arguments import whole
 from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.inputs.labels import check_integers
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features
 from dreamda_aug.models import DiffusionModel
+from dreamda_aug.models.conditioning import Condition
 
 # C of the regressions; one serves all features, which are standardised.
 INVERSE_PENALTY = 30.0
-# The number of noise levels that a strength chooses from.
+# The number of noise levels that a strength chooses from; the strengths at which features are
+# taken, and the cells, _GRID x _GRID, that they are averaged over.
 _STEPS = 100
+_STRENGTHS, _GRID = (0.05, 0.2), 2
 # Features that vary less than this share of the others are not scaled up to them.
 _LEAST = 0.1
+# The diffusion classifier tries so many noise levels, the first of them on all classes, and the
+# others on the classes that are best so far.
+_LEVELS, _FIRST_LEVELS, _CLASSES_KEPT = 32, 8, 3
 
 
-def model_features(
-    model: DiffusionModel, *, strengths: tuple[float, ...] = (0.05, 0.2), grid: int = 2
-) -> FeatureFunction:
+def model_features(model: DiffusionModel) -> FeatureFunction:
     """Image features from a diffusion model: the output of the first block after the bottleneck.
 
-    The image is noised to the level of each strength, always with the same noise, so an image has
-    the same features in any batch. Each strength costs part of one U-Net pass.
+    The image is noised 5 % and 20 % of the way to pure noise [ours], always with the same noise,
+    so an image has the same features in any batch. Each of both costs part of one U-Net pass.
 
     Args:
         model: the diffusion model; its unconditional branch is used.
-        strengths: noise levels, in [0.01, 1], as shares of the way to pure noise [ours].
-        grid: the block's output is averaged over ``grid`` x ``grid`` cells.
 
     Returns:
-        A feature function: images (B, C, H, W) in [0, 1] to (B, D) float32, where D is the number
-        of strengths x the block's channels x ``grid²``.
+        A feature function: images (B, C, H, W) in [0, 1] to (B, D) float32, where D is 8 x the
+        block's channels: two noise levels, and an average over each quarter of the image.
 
     Raises:
-        ValueError: no strength, one out of range, or ``grid`` below 1.
         ModelError: when called, by a class-conditional model without a null class.
 
     Source: Baranchuk et al. 2022, arXiv:2112.03126, for labels per pixel.
     """
-    if not strengths or not all(1 / _STEPS <= strength <= 1 for strength in strengths):
-        raise ValueError(
-            f"strengths must lie in [{1 / _STEPS}, 1], and be one or more, got {strengths}.")
-    if grid < 1:
-        raise ValueError(f"grid must be at least 1, got {grid}.")
-    return _ModelFeatures(model, tuple(strengths), grid)
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        found = []
+        with in_turn(model):
+            condition = model.embed([None] * len(images))
+            for _, x_t, schedule in noised(model, images, _STRENGTHS):
+                maps = model.features(
+                    schedule.model_input(x_t, 0), schedule.timesteps[0], condition)
+                found.append(F.adaptive_avg_pool2d(maps, _GRID).flatten(1))
+        return torch.cat(found, 1)
+
+    return features
 
 
 def features_for_labels(model: DiffusionModel) -> tuple[FeatureFunction, str]:
@@ -105,22 +113,16 @@ class LinearProbe(nn.Module):
         super().__init__()
         if inverse_penalty <= 0:
             raise ValueError(f"inverse_penalty must be above 0, got {inverse_penalty}.")
-        targets = check_integers("targets", targets, len(images)).cpu()
-        classes = int(targets.max()) + 1 if num_classes is None else num_classes
-        if classes < 2 or targets.min() < 0 or targets.max() >= classes:
-            raise ValueError(
-                "targets must be 0 ... num_classes - 1, of at least two classes, got "
-                f"{targets.min()} ... {targets.max()} with num_classes={num_classes}.")
+        classes = num_classes or int(torch.as_tensor(targets).max()) + 1
+        targets = check_integers("targets", targets, len(images), 0, classes - 1).cpu()
         self.features, self.temperature = features, 1.0
         found = extract_features(images, features).double()
         mean, deviation = found.mean(0), deviations(found)
         weight, bias = logistic_regression(
             F.normalize((found - mean) / deviation, dim=1), targets, classes, inverse_penalty)
-        # not float64, which Apple's GPUs do not have
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("deviation", deviation.float())
-        self.register_buffer("weight", weight.float())
-        self.register_buffer("bias", bias.float())
+        for name, value in (("mean", mean), ("deviation", deviation), ("weight", weight),
+                            ("bias", bias)):
+            self.register_buffer(name, value.float())  # Apple's GPUs have no float64
 
     def matched_to(self, images: Tensor) -> "LinearProbe":
         """The same probe for images of another style, such as synthetic ones.
@@ -154,6 +156,88 @@ class LinearProbe(nn.Module):
         found = (self.features(images).to(self.mean) - self.mean) / self.deviation
         logits = F.normalize(found, dim=1) @ self.weight.T + self.bias
         return (logits / self.temperature).to(images.device)
+
+
+class DiffusionClassifier(nn.Module):
+    """Labels images by a conditional diffusion model's denoising error, without any training.
+
+    All classes are compared with the same noise at the same noise levels: 8 levels under all
+    classes, and 24 more under the best three, which saves most of the denoiser's rows.
+
+    As a labeler for AMST: ``SingleHeadLabeler(DiffusionClassifier(model, conditions))``.
+
+    Args:
+        model: conditioned on classes or on text.
+        conditions: the condition of each class, in label order: class numbers, or prompts.
+        batch_size: denoiser rows per call.
+
+    Attributes:
+        temperature: divides errors into logits; see `fit_temperature`.
+
+    Raises:
+        ValueError: fewer than two conditions.
+
+    Source: Li et al. 2023, arXiv:2303.16203, algorithms 1 and 2; the temperature is ours.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, conditions: Sequence[Condition], *, batch_size: int = 64
+    ) -> None:
+        super().__init__()
+        if len(conditions) < 2:
+            raise ValueError(f"conditions must be two or more, got {len(conditions)}.")
+        self.model, self.conditions = model, list(conditions)
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.temperature = 1.0
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1], of the model's size."""
+        with in_turn(self.model):
+            errors, alive = self._errors(self.model.encode(images))
+        # classes that were given up stay behind all others
+        worst = errors.masked_fill(~alive, -math.inf).amax(1, keepdim=True)
+        errors = torch.where(alive, errors, torch.maximum(errors, worst))
+        return (-errors / self.temperature).to(images.device)
+
+    def _errors(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean error under each class, and which classes were not given up; (B, classes)."""
+        schedule = self.model.schedule(_LEVELS, 1.0)
+        # neighbours in this order lie far apart, so that the first ones are spread over all levels
+        order = sorted(range(_LEVELS), key=lambda level: level * (math.sqrt(5) - 1) / 2 % 1)
+        seed = torch.zeros(1, dtype=torch.int64, device=x_0.device)
+        errors = x_0.new_zeros(len(x_0), len(self.conditions))
+        alive = torch.ones_like(errors, dtype=torch.bool)
+        for call, level in enumerate(order):
+            if call == _FIRST_LEVELS:
+                kept = min(_CLASSES_KEPT, len(self.conditions))
+                best = errors.topk(kept, dim=1, largest=False).indices
+                alive = torch.zeros_like(alive).scatter_(1, best, True)
+            noise = seeded_normal(seed, call, SOURCE, tuple(x_0.shape[1:]))
+            x_t = schedule.add_noise(x_0, noise, level)
+            for part in alive.nonzero().split(self.batch_size):
+                image, of_class = part.unbind(1)
+                condition = self.model.embed(
+                    [self.conditions[number] for number in of_class.tolist()])
+                output = self.model.predict(
+                    schedule.model_input(x_t[image], level), schedule.timesteps[level], condition)
+                _, eps = schedule.predictions(output, x_t[image], level, clip=False)
+                errors[image, of_class] += (eps - noise).square().flatten(1).mean(1)
+        return errors / torch.where(alive, _LEVELS, _FIRST_LEVELS), alive
+
+    def fit_temperature(self, images: Tensor, targets: Tensor) -> float:
+        """Set and return the temperature under which labeled images are most likely.
+
+        Args:
+            images: (N, C, H, W) in [0, 1].
+            targets: their classes, (N,) int64.
+        """
+        self.temperature = 1.0
+        logits = self(images).cpu()
+        choices = torch.logspace(-5, 1, 61)
+        losses = torch.stack([F.cross_entropy(logits / t, targets.cpu()) for t in choices])
+        self.temperature = float(choices[losses.argmin()])
+        return self.temperature
 
 
 def deviations(features: Tensor, weight: Tensor | None = None, least: float = _LEAST) -> Tensor:
@@ -215,25 +299,3 @@ def noised(
     for strength in strengths:
         schedule = model.schedule(_STEPS, strength)
         yield x_0, schedule.add_noise(x_0, noise, 0), schedule
-
-
-@dataclass(frozen=True, eq=False)
-class _ModelFeatures:
-    model: DiffusionModel
-    strengths: tuple[float, ...]
-    grid: int
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        model, found = self.model, []
-        with in_turn(model):
-            condition = model.embed([None] * len(images))
-            for _, x_t, schedule in noised(model, images, self.strengths):
-                maps = model.features(
-                    schedule.model_input(x_t, 0), schedule.timesteps[0], condition)
-                found.append(F.adaptive_avg_pool2d(maps, self.grid).flatten(1))
-        return torch.cat(found, 1)
-
-    def __repr__(self) -> str:
-        return (f"model_features({self.model.name!r}, strengths={self.strengths}, "
-                f"grid={self.grid})")

@@ -6,14 +6,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dreamda_aug.calibration.judge import Judge
 from dreamda_aug.generation.dials import Calibration, CalibrationPoint
-from dreamda_aug.generation.price import denoiser_rows
 from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.method.inversion import Trajectory
 from dreamda_aug.method.settings import DIALS, ResolvedSettings, Settings
@@ -27,32 +25,18 @@ COARSE_STEPS, COARSE_IMAGES = 6, 16
 _COARSE_SHARE = 0.5
 # What is expected of a choice that is one step milder: this share of the distance.
 _MILDER = 0.9
-# What a search usually looks at: choices coarsely, and choices at the settings' own steps.
-_USUAL_LOOKS = (8, 2)
 
 
-class Grid(NamedTuple):
-    """Values of the dials to choose from.
-
-    Attributes:
-        strengths: in (0, 1].
-        replays: in [0, 1].
-        noise_scales: >= 0.
-    """
-
-    strengths: Sequence[float]
-    replays: Sequence[float]
-    noise_scales: Sequence[float]
-
-    def choices(self, settings: Settings, keep: bool = True) -> list[ResolvedSettings]:
-        """Every choice, the mildest first; ``keep`` dials that are numbers in the settings."""
-        names, values = ("strength", "replay", "noise_scale"), []
-        for name, several in zip(names, self, strict=True):
-            own = getattr(settings, name) if keep else None
-            values.append([own] if own is not None else
-                          sorted(set(map(float, several)), reverse=name == "replay"))
-        return [settings.with_dials(**dict(zip(names, each, strict=True)))
-                for each in product(*values)]
+def dial_choices(
+    settings: Settings, strengths: Sequence[float], replays: Sequence[float],
+    noise_scales: Sequence[float],
+) -> list[ResolvedSettings]:
+    """The settings with every combination of values for the dials that are None, mildest first."""
+    values = {"strength": sorted(set(strengths)), "replay": sorted(set(replays), reverse=True),
+              "noise_scale": sorted(set(noise_scales))}
+    open_dials = {name: several for name, several in values.items() if name in settings.open_dials}
+    return [settings.with_dials(**dict(zip(open_dials, each, strict=True)))
+            for each in product(*open_dials.values())]
 
 
 @dataclass(frozen=True)
@@ -83,12 +67,9 @@ class Target:
 
     def furthest(self, points: Sequence[CalibrationPoint]) -> CalibrationPoint:
         """Of points that keep it, the one that moves images most; if none does, the closest."""
-        good = [point for point in points if self.kept(point)]
-        if good:
+        if good := [point for point in points if self.kept(point)]:
             return max(good, key=lambda p: (p.distance, p.noise_scale))
-        if self.max_distance is not None:
-            return min(points, key=lambda p: p.distance)
-        return max(points, key=lambda p: p.agreement)
+        return max(points, key=lambda p: p.agreement if self.max_distance is None else -p.distance)
 
 
 class Measurement:
@@ -111,6 +92,7 @@ class Measurement:
         self.images, self.expansion_ratio = images.cpu(), expansion_ratio
         self.conditions = list(conditions or [None] * len(images))
         self.judge = judge
+        self._keeps = judge.keeps if judge else _keeps_all
         self._right = self._keeps(self.images, torch.arange(len(images)))
         self._inverted: dict[str, list[Trajectory]] = {}
 
@@ -127,7 +109,12 @@ class Measurement:
         Replicas of one image come after each other, (B, C, H, W).
         """
         sampler, count = replace(self.sampler, settings=settings), len(self.images[:images])
-        trajectories = self._invert(sampler, count)
+        # an inversion does not depend on these dials, unless nothing is recorded at all
+        key = repr((count, replace(settings, noise_scale=0.0,
+                                   replay=1.0 if settings.replay else 0.0)))
+        if key not in self._inverted:  # the last ones alone are kept: each may weigh megabytes
+            self._inverted = {key: sampler.invert(self.images[:count], self.conditions[:count])}
+        trajectories = self._inverted[key]
         rows = torch.arange(count).repeat_interleave(self.expansion_ratio)
         made = sampler.generate([trajectories[row] for row in rows],
                                 [self.conditions[row] for row in rows]).cpu()
@@ -141,10 +128,10 @@ class Measurement:
             int(self._right[:count].sum()) if self.judge else None), made
 
     def rows(self, settings: ResolvedSettings, images: int | None = None) -> int:
-        """U-Net rows that `look` takes, its inversions included; see `denoiser_rows`."""
+        """U-Net rows that `look` takes, its inversions included; see `Sampler.rows`."""
         count = len(self.images[:images])
-        return denoiser_rows(replace(self.sampler, settings=settings), inversions=count,
-                             samples=count * self.expansion_ratio).whole
+        return replace(self.sampler, settings=settings).rows(
+            inversions=count, samples=count * self.expansion_ratio)
 
     def seconds_per_row(self) -> float:
         """Time that a U-Net row takes here: two short runs, the first of which warms up."""
@@ -156,24 +143,11 @@ class Measurement:
             started = time.perf_counter()
             sampler.synthesize(self.images[:1], requests)
         seconds = time.perf_counter() - started
-        return seconds / denoiser_rows(sampler, inversions=1, samples=len(requests)).whole
+        return seconds / sampler.rows(inversions=1, samples=len(requests))
 
-    def _keeps(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Which images show the class of their seed image, (B,) bool; all, if nothing judges."""
-        if self.judge is None:
-            return torch.ones(len(images), dtype=torch.bool)
-        return self.judge.keeps(images, rows)
 
-    def _invert(self, sampler: Sampler, count: int) -> list[Trajectory]:
-        # an inversion does not depend on these dials, unless nothing is recorded at all
-        key = repr(replace(sampler.settings, noise_scale=0.0,
-                           replay=1.0 if sampler.settings.replay else 0.0))
-        known = self._inverted.get(key, [])
-        if len(known) < count:
-            rest = slice(len(known), count)
-            known = known + sampler.invert(self.images[rest], self.conditions[rest])
-            self._inverted = {key: known}  # the last ones only: each may weigh megabytes
-        return known[:count]
+def _keeps_all(images: Tensor, rows: Tensor) -> Tensor:
+    return torch.ones(len(images), dtype=torch.bool)
 
 
 def choose(
@@ -247,16 +221,6 @@ def choose(
     return Calibration(chosen.strength, chosen.noise_scale, chosen.replay, str(target),
                        target.kept(chosen), points, judge.name if judge else "", sample,
                        chosen.block_index)
-
-
-def usual_rows(
-    measurement: Measurement, choices: Sequence[ResolvedSettings], max_rows: int
-) -> int:
-    """U-Net rows that `choose` is expected to take."""
-    middle = choices[len(choices) // 2]
-    looks, full = (min(each, len(choices)) for each in _USUAL_LOOKS)
-    return min(max_rows, looks * measurement.rows(coarse(middle), COARSE_IMAGES)
-               + full * measurement.rows(middle))
 
 
 def coarse(settings: ResolvedSettings) -> ResolvedSettings:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.calibration.judge import fold_judge, given_judge
-from dreamda_aug.calibration.search import Grid, Measurement, Target, choose
+from dreamda_aug.calibration.search import Measurement, Target, choose, dial_choices
 from dreamda_aug.generation.dials import (
     LABEL_FREE,
     Calibration,
@@ -19,9 +19,6 @@ from dreamda_aug.generation.dials import (
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.conditioning import Condition
-
-GRID = Grid((0.3, 0.5, 0.7, 0.85, 1.0), (1.0, 0.95, 0.9, 0.8, 0.6, 0.0),
-            (0.0, 0.5, 1.0, 2.0, 4.0, 8.0))
 
 
 @checked
@@ -34,10 +31,10 @@ def calibrate(
     classifier: Callable[[Tensor], Tensor] | None = None,
     min_agreement: float = 0.9,
     max_distance: float | None = None,
-    strengths: Sequence[float] = GRID.strengths,
-    noise_scales: Sequence[float] = GRID.noise_scales,
-    replays: Sequence[float] = GRID.replays,
-    block_indices: Sequence[int] | None = None,
+    strengths: Sequence[float] = (0.3, 0.5, 0.7, 0.85, 1.0),
+    noise_scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+    replays: Sequence[float] = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0),
+    block_indices: Sequence[int] = (),
     expansion_ratio: int = 4,
     max_rows: int | None = None,
     progress: Callable[[CalibrationPoint], None] | None = None,
@@ -62,7 +59,7 @@ def calibrate(
         replays: what to try, in [0, 1]; only where the setting is None.
         block_indices: for transformers, blocks behind which noise may enter: all other dials are
             measured behind each with the same judge, and the block that moves images furthest is
-            kept; or None for the block of the synthesizer.
+            kept; or none for the block of the synthesizer.
         expansion_ratio: replicas per image, at least 2.
         max_rows: approximate number of U-Net rows to spend, all blocks together: some choices are
             measured coarsely, and the best ones fully; or None to measure every choice fully.
@@ -86,7 +83,7 @@ def calibrate(
         max_rows = whole("max_rows", max_rows, 1)
     synthesizer = as_synthesizer(synthesizer)
     requested, model = synthesizer.requested_settings, synthesizer.model
-    choices = Grid(strengths, replays, noise_scales).choices(requested)
+    choices = dial_choices(requested, strengths, replays, noise_scales)
     with ExitStack() as hooks:
         models, judge = _hooked_at(model, block_indices, hooks), None
         if labels is not None:
@@ -96,12 +93,12 @@ def calibrate(
                 raise ValueError("labels must be of two classes or more for the agreement target, "
                                  "got one class; give max_distance instead, or a classifier.")
         share = None if max_rows is None else max(1, max_rows // len(models))
-        sampler = synthesizer.sampler_with(choices[0])
+        sampler = synthesizer.with_settings(choices[0]).sampler
         found = [choose(Measurement(replace(sampler, model=each), images, conditions, judge,
                                     expansion_ratio), choices, target, share, progress)
                  for each in models]
         chosen = [each.chosen for each in found]
-        best = chosen.index(target.furthest([point for point in chosen if point is not None]))
+        best = chosen.index(target.furthest(chosen))
         found[best] = replace(found[best], points=[p for each in found for p in each.points])
         if synthesizer.cache is not None:
             label_free = conditions is None and synthesizer.conditioner.needs_label(model)
@@ -112,18 +109,16 @@ def calibrate(
 
 
 def _hooked_at(
-    model: DiffusionModel, block_indices: Sequence[int] | None, hooks: ExitStack
+    model: DiffusionModel, block_indices: Sequence[int], hooks: ExitStack
 ) -> list[DiffusionModel]:
     """The same model perturbed behind each of these blocks, until ``hooks`` close; or as it is."""
     from dreamda_aug.models.transformer import TransformerModel
 
-    if block_indices is None:
+    if not block_indices:
         return [model]
     if not isinstance(model, TransformerModel):
         raise ValueError(f"block_indices are for transformers, and {model.name} has a U-Net, got "
                          f"{list(block_indices)}; leave them out.")
-    if len(block_indices) == 0:
-        raise ValueError("block_indices must name one block or more, got none.")
     others: list[DiffusionModel] = []
     for index in dict.fromkeys(block_indices):
         others.append(model.with_block(index))

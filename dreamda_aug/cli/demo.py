@@ -83,7 +83,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     # these images are the model's own kind: it comes with their calibration
     expand(seeds, out / "dataset", synthesizer, EXPANSION_RATIO, new=True, calibrate=False)
     seconds = time.perf_counter() - started
-    say(f"wrote {out / 'dataset'}; inversions: {cache.info()}")
+    say(f"wrote {out / 'dataset'}; inversions: {cache}")
 
     stored = AugmentedDataset.from_folder(seeds, out / "dataset")
     real, made = _stack(stored.real), _stack(stored.synthetic)

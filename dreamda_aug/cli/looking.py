@@ -181,7 +181,7 @@ def info(args: argparse.Namespace) -> None:
             say(f"{name:13s} not installed")
     say(f"{'dreamda_aug':13s} {dreamda_aug.__version__}, Python {platform.python_version()}")
     root = Path(getattr(args, "cache", default_cache_root()))
-    say(f"cache         {LatentCache(root).info() if root.exists() else f'{root}: empty'}")
+    say(f"cache         {LatentCache(root) if root.exists() else f'{root}: empty'}")
     model = load_model(getattr(args, "model", "bundled"))
     say(f"model         {model.name}: {model.image_size[0]}×{model.image_size[1]}, "
         f"{model.channels} channel(s), condition: {model.condition_kind}, "

@@ -21,7 +21,6 @@ from dreamda_aug.evaluation.draw import Draw, Small
 from dreamda_aug.evaluation.result import CLASSICAL, FINALISTS, REAL, RUNGS, Arm, Evaluation
 from dreamda_aug.evaluation.training import PARTS, Trainer, small_classifier
 from dreamda_aug.expansion import expand
-from dreamda_aug.generation.price import denoiser_rows
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
@@ -124,8 +123,8 @@ def evaluate(
     makers = make_makers(maker, compared, images.subset(draw_rows(0)[0].tolist()), calibrate)
     seconds = {"calibration": time.perf_counter() - began}
     arms = [Arm(REAL), Arm(CLASSICAL), *(
-        Arm(f"{name} x{ratio}", name, ratio, price=denoiser_rows(
-            makers[name].sampler, inversions=1, samples=ratio).whole)
+        Arm(f"{name} x{ratio}", name, ratio,
+            price=makers[name].sampler.rows(inversions=1, samples=ratio))
         for name in makers for ratio in ratios)]
     found = _resumed(out, Evaluation(
         {"source": images.digest(), "model": maker.model.fingerprint, "classes": len(classes),

@@ -10,7 +10,6 @@ from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.layouts import FolderLayout
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
-from dreamda_aug.generation.price import denoiser_rows
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     """
     plan, sampler = expansion.plan, expansion.maker.sampler
     settings, steps = sampler.settings, len(sampler.schedule)
-    rows = denoiser_rows(
-        sampler, inversions=plan.inversions(settings.paths), samples=len(plan))
+    rows = sampler.rows(inversions=plan.inversions(settings.paths), samples=len(plan))
     seconds = disk_bytes = None
     if measure:
         with cpu_threads(expansion.metadata["threads"]):
@@ -72,7 +70,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         share = len(plan) / plan.batch_length(0)
         seconds = max(short + per_step * (steps - few), 0.0) * share
         disk_bytes = round(size * share)
-    return Estimate(plan.seed_images, len(plan), plan.batches, steps, rows.whole, disk_bytes,
+    return Estimate(plan.seed_images, len(plan), plan.batches, steps, rows, disk_bytes,
                     seconds)
 
 

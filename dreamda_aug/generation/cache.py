@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import stat
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,15 @@ from torch import Tensor
 
 from dreamda_aug.arguments import checked, whole
 from dreamda_aug.errors import CacheError, StorageError
-from dreamda_aug.files import (
-    TEMPORARY,
-    format_bytes,
-    locked,
-    read_file,
-    regular_file,
-    write_atomically,
-)
+from dreamda_aug.files import TEMPORARY, format_bytes, regular_file, write_atomically
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 # The names that a cache gives; nothing else in its folder is ever counted or deleted.
-_KEY = re.compile(r"[0-9a-f]{64}")
 _OWN = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}|\..*{re.escape(TEMPORARY)}")
-# Beside the entries: what writers with a budget lock, and the bytes that they have counted.
-_LOCK, _COUNT = ".lock", ".bytes"
+# A writer lists the folder anew whenever it has written this share of the budget itself: listing a
+# large folder takes seconds, and other processes write to it as well.
+_UNLISTED = 0.02
 
 
 def default_cache_root() -> Path:
@@ -57,27 +50,6 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class CacheInfo:
-    """What lies in a cache.
-
-    Attributes:
-        root: its folder.
-        files: number of inversions.
-        bytes: their size on disk.
-        max_bytes: the size budget, or None.
-    """
-
-    root: Path
-    files: int
-    bytes: int
-    max_bytes: int | None
-
-    def __str__(self) -> str:
-        budget = f" of {format_bytes(self.max_bytes)}" if self.max_bytes else ""
-        return f"{self.root}: {self.files} inversions, {format_bytes(self.bytes)}{budget}"
-
-
 class LatentCache:
     """Inversions on disk, one safetensors file each, named by their key.
 
@@ -88,8 +60,8 @@ class LatentCache:
 
     Args:
         root: folder of the cache; made if it does not exist.
-        max_bytes: size budget of all writers together, or None for no limit; the least recently
-            used files are deleted to stay within it.
+        max_bytes: size budget, or None for no limit; the least recently used files are deleted to
+            stay within it. Processes that write at the same time may exceed it by 2 % each.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -101,7 +73,7 @@ class LatentCache:
             raise ValueError("root must name a folder, got an empty string.")
         self.root = Path(root).expanduser()
         self.max_bytes = None if max_bytes is None else whole("max_bytes", max_bytes, 1)
-        self._has_counted = self._has_warned = False
+        self._unlisted, self._has_warned = math.inf, False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -113,13 +85,8 @@ class LatentCache:
         return f"LatentCache({str(self.root)!r}, max_bytes={self.max_bytes})"
 
     def path(self, key: str) -> Path:
-        """Where the file of a key lies; ValueError if `cache_key` gives no such key."""
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"key must be 64 hexadecimal digits, got {key!r}.")
+        """Where the file of a key, as `cache_key` gives it, lies."""
         return self.root / key[:2] / (key + SUFFIX)
-
-    def __contains__(self, key: str) -> bool:
-        return self.path(key).exists()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors stored under a key, on the CPU, or None.
@@ -151,18 +118,20 @@ class LatentCache:
         data, path = _encode(tensors, key), self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as alone:
-                if self.max_bytes is not None:
-                    alone.enter_context(locked(self.root / _LOCK, wait=True))
-                    self._make_room(len(data), self.max_bytes)
-                write_atomically(path, data)
+            if self.max_bytes is not None:
+                self._make_room(len(data), self.max_bytes)
+            write_atomically(path, data)
         except (OSError, StorageError) as error:
             self._go_without(error)
 
-    def info(self) -> CacheInfo:
-        """Number and size of the stored inversions; reads the folder."""
-        sizes = [size for _, size, _ in self._files()]
-        return CacheInfo(self.root, len(sizes), sum(sizes), self.max_bytes)
+    def sizes(self) -> list[int]:
+        """Bytes of each stored inversion; reads the folder."""
+        return [size for _, size, _ in self._files()]
+
+    def __str__(self) -> str:
+        sizes = self.sizes()
+        budget = f" of {format_bytes(self.max_bytes)}" if self.max_bytes else ""
+        return f"{self.root}: {len(sizes)} inversions, {format_bytes(sum(sizes))}{budget}"
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of last use, size and path of every file, those left by killed writers too."""
@@ -175,23 +144,20 @@ class LatentCache:
         return files
 
     def _make_room(self, needed: int, budget: int) -> None:
-        """Count bytes that are about to be written, and delete old files where they do not fit."""
-        count, used = self.root / _COUNT, budget
-        with contextlib.suppress(OSError, StorageError, ValueError):
-            used = int(read_file(count))
-        # each process counts once: another may have been killed between counting and writing
-        if not self._has_counted or used + needed > budget:
-            files = sorted(self._files())
-            used, self._has_counted = sum(size for _, size, _ in files), True
-            # to nine tenths: a full cache should not list its folder at every write
-            goal = min(0.9 * budget, budget - needed) if used + needed > budget else used
-            for _, size, path in files:
-                if used <= goal:
-                    break
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-                used -= size
-        write_atomically(count, str(used + needed).encode())
+        """Delete the least recently used files where bytes that are about to be written do not
+        fit, down to nine tenths of the budget."""
+        self._unlisted += needed
+        if self._unlisted < _UNLISTED * budget:
+            return
+        self._unlisted, files = 0, sorted(self._files())
+        used = needed + sum(size for _, size, _ in files)
+        goal = (0.9 if used > (1 - _UNLISTED) * budget else 1) * budget
+        for _, size, path in files:
+            if used <= goal:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            used -= size
 
     def _go_without(self, error: Exception) -> None:
         if not self._has_warned:

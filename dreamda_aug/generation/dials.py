@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,16 @@ class Calibration:
     replay: float
     target: str
     met: bool
-    points: list[CalibrationPoint] = field(default_factory=list)
+    points: list[CalibrationPoint]
     judge: str = ""
     sample: str = ""
     block_index: int | None = None
 
     @property
-    def chosen(self) -> CalibrationPoint | None:
-        """The point that was chosen, as it was measured last; None where points were not kept."""
-        found = [point for point in self.points
-                 if all(getattr(point, name) == getattr(self, name) for name in _NAMES)]
-        return found[-1] if found else None
+    def chosen(self) -> CalibrationPoint:
+        """The point that was chosen, as it was measured last."""
+        return [point for point in self.points
+                if all(getattr(point, name) == getattr(self, name) for name in _NAMES)][-1]
 
     def metadata(self) -> dict[str, Any]:
         """The choice and its reasons for a dataset's record.
@@ -116,10 +115,7 @@ class Calibration:
         dials = ", ".join(f"{name}={getattr(self, name):g}" for name in _NAMES
                           if getattr(self, name) is not None)
         why = f"{self.target}{'' if self.met else ', which nothing kept: the closest was taken'}"
-        point = self.chosen
-        if point is None:
-            return f"{dials} ({why})"
-        agreement = judged_by = ""
+        point, agreement, judged_by = self.chosen, "", ""
         if self.judge:
             agreement, judged_by = f", agreement {point.agreement:.2f}", f", judged by {self.judge}"
             if point.interval:
@@ -147,11 +143,11 @@ class Calibration:
             for each in (found, *found.points):
                 check_fields(each)
                 Settings().with_dials(**{name: getattr(each, name) for name in DIALS})
-        except (KeyError, TypeError, ValueError) as error:
+            _ = found.chosen  # IndexError if it is not among the points
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path}: expected a calibration, found other JSON ({error}). Delete the file, and "
-                "calibrate anew."
-            ) from error
+                "calibrate anew.") from error
         return found
 
     def resolve(self, settings: Settings) -> ResolvedSettings:
@@ -206,17 +202,15 @@ def resolve_dials(
     """
     if not settings.open_dials:
         return settings.with_dials()
-    found = find_calibration(settings, model, cache, labeled=labeled)
-    if found is not None:
+    if found := find_calibration(settings, model, cache, labeled=labeled):
         return found.resolve(settings)
     known = UNCALIBRATED if labeled else WITHOUT_LABELS
     if not labeled and settings.strength is not None:
         known = known | {"replay": 1.0}
-    mild = {name: known[name] for name in known if name in settings.open_dials}
-    if not labeled:
-        return settings.with_dials(**mild)
-    warnings.warn(
-        f"{model.name} was not calibrated for these settings yet: taking "
-        f"{', '.join(f'{name}={value}' for name, value in mild.items())}. Measure them on your "
-        "images with dreamda_aug.calibrate or `dreamda calibrate FOLDER`.", stacklevel=4)
+    mild = {name: known[name] for name in settings.open_dials}
+    if labeled:
+        warnings.warn(
+            f"{model.name} was not calibrated for these settings yet: taking "
+            f"{', '.join(f'{name}={value}' for name, value in mild.items())}. Measure them on your "
+            "images with dreamda_aug.calibrate or `dreamda calibrate FOLDER`.", stacklevel=4)
     return settings.with_dials(**mild)

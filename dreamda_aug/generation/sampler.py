@@ -15,10 +15,11 @@ from dreamda_aug.generation.cache import LatentCache, cache_key
 from dreamda_aug.generation.guards import Watch, broken, guard
 from dreamda_aug.generation.sampling import Run
 from dreamda_aug.inputs.pixels import image_digest
-from dreamda_aug.method.inversion import Trajectory
+from dreamda_aug.method.inversion import DDIMInversion, Trajectory
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.method.settings import ResolvedSettings
+from dreamda_aug.method.solvers import call_levels
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.hook import BottleneckHook
@@ -220,6 +221,31 @@ class Sampler:
                 f"{self.model.name} gave NaN or infinite pixels in {count} of {len(made)} "
                 "images; load the model with dtype=torch.float32 or torch.bfloat16.")
         return made
+
+    def rows(self, *, inversions: int, samples: int) -> int:
+        """Passes of the whole denoiser that a run takes, without the padding of compiled models.
+
+        They are counted in rows of a batch; a second decoder pass of a row counts as half.
+
+        Args:
+            inversions: how many are computed; each batch that a trajectory is used in counts.
+            samples: how many are generated.
+        """
+        s, run, inverting = self.settings, self._run, 0
+        steps, levels = len(run.schedule), call_levels(s.solver, run.schedule)
+        if s.replay > 0:
+            inverting += steps if isinstance(s.inversion, DDIMInversion) else 0
+            inverting += len(levels) if s.inversion.records_residuals else 0
+        encoder = decoder = inverting * inversions
+        asymmetric = s.update_rule == "asymmetric" and s.noise_scale > 0
+        shares_first = run.can_share_first_step and not self.static_shapes
+        for call, level in enumerate(levels):
+            branches = 2 if self.model.guidable and s.guides_at(level, steps) else 1
+            inputs = branches * (
+                min(inversions, samples) if shares_first and call == 0 else samples)
+            encoder += inputs
+            decoder += branches * samples + (inputs if asymmetric else 0)
+        return -(-(encoder + decoder) // 2)
 
     def _source(self, condition: Condition) -> Condition:
         """What an inversion is conditioned on: nothing, where the model has such a branch."""

@@ -80,7 +80,7 @@ class Run:
             self.settings, self.schedule, self.model.device, len(sample_seeds))
         # a start that several samples have in common is seen once, at its first sample's place
         starts: list[Any] = list(zip(map(id, trajectories), conditions, strict=True))
-        if not (share_first_step and can_share_first_step(s)):
+        if not (share_first_step and self.can_share_first_step):
             starts = list(range(count))
         first: dict[Any, int] = {}
         for i, start in enumerate(starts):
@@ -116,11 +116,11 @@ class Run:
             x_t = x_t + s.replay * residuals[index, len(schedule)].float()
         return x_t
 
-
-def can_share_first_step(settings: ResolvedSettings) -> bool:
-    """Whether replicas of an image have the first denoiser call in common."""
-    # without replay each sample has a start of its own, and Heun's second call belongs to a sample
-    return settings.replay > 0 and settings.solver != "heun"
+    @property
+    def can_share_first_step(self) -> bool:
+        """Whether replicas of an image have the first denoiser call in common."""
+        # without replay each sample has a start of its own; Heun's second call belongs to a sample
+        return self.settings.replay > 0 and self.settings.solver != "heun"
 
 
 def _replay_at(settings: ResolvedSettings, step: int, steps: int) -> float:
@@ -137,20 +137,13 @@ def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     return stacked.to(device, non_blocking=True)
 
 
-class _Rows(NamedTuple):
-    """Rows of one denoiser call; the same at all steps that are guided alike.
+class _Layout(NamedTuple):
+    """Rows of one denoiser call; the same at all steps that are guided alike."""
 
-    Attributes:
-        condition: conditions of the U-Net, a row for each input.
-        branches: for each decoder row, the input row that it belongs to; None: row i to input i.
-        clean: number of decoder rows, the first ones, that stay unperturbed.
-        arguments: arguments of the perturbation for the other rows.
-    """
-
-    condition: dict[str, Tensor]
-    branches: Tensor | None
-    clean: int
-    arguments: dict[str, Tensor]
+    condition: dict[str, Tensor]  # a row for each input
+    branches: Tensor | None  # the input row of each decoder row; or None where input i has row i
+    clean: int  # number of decoder rows, the first ones, that stay unperturbed
+    arguments: dict[str, Tensor]  # of the perturbation, for the other rows
 
 
 class _Denoiser:
@@ -172,18 +165,12 @@ class _Denoiser:
         self.index = None if shared is None else shared[1]
         condition = self.model.embed(conditions)
         null = self.model.embed([None]) if self.guided else None
-        self._first = self._rows(self._guided_at(0), condition, null, seeds, shared)
-        self._rest = {guided: self._rows(guided, condition, null, seeds, None)
+        self._first = self._layout(self._guided_at(0), condition, null, seeds, shared)
+        self._rest = {guided: self._layout(guided, condition, null, seeds, None)
                       for guided in set(map(self._guided_at, range(len(self.schedule))))}
 
     def __call__(self, x: Tensor, level: int, call: int) -> Predictions:
-        """Predictions with and without perturbation, (N, C, H, W) each.
-
-        Args:
-            x: noisy latents: (U, C, H, W) at a first step that is shared, else (N, C, H, W).
-            level: number of the noise level.
-            call: number of the denoiser call in this run; each draws noise of its own.
-        """
+        """Predictions for x, (N, C, H, W), or (U, C, H, W) at a first step that is shared."""
         guided = self._guided_at(level)
         condition, branches, clean, arguments = self._rest[guided] if call else self._first
         groups, index = (2 if guided else 1), (None if call else self.index)
@@ -205,10 +192,10 @@ class _Denoiser:
         return Predictions(
             perturbed, Prediction(*(each if index is None else each[index] for each in pair)))
 
-    def _rows(
+    def _layout(
         self, guided: bool, condition: dict[str, Tensor], null: dict[str, Tensor] | None,
         seeds: Tensor, shared: tuple[Tensor, Tensor] | None,
-    ) -> _Rows:
+    ) -> _Layout:
         device, samples = seeds.device, torch.arange(len(seeds), device=seeds.device)
         inputs = len(seeds)
         if shared is not None:
@@ -224,7 +211,7 @@ class _Denoiser:
         branches = torch.cat([torch.arange(clean, device=device), perturbed])
         # noise that the rows of a sample share is drawn once
         draws_once = isinstance(s.perturbation, BottleneckNoise) and s.perturbation.shared
-        return _Rows(
+        return _Layout(
             condition, branches if clean or shared is not None else None, clean,
             {"seeds": seeds if draws_once else seeds.repeat(groups),
              "scale": torch.full(

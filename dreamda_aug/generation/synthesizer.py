@@ -3,7 +3,7 @@
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -132,14 +132,10 @@ class Synthesizer:
                     "the seed image: samples will be of any class, whatever their label. Take a "
                     "lower strength, or a model that is conditioned on your classes.",
                     stacklevel=2)
-            self._sampler = self.sampler_with(
-                resolve_dials(self.requested_settings, model, self.cache))
+            self._sampler = Sampler(
+                model, resolve_dials(self.requested_settings, model, self.cache), self.cache,
+                self.batch_size, self.rng_seed, bool(self._shared.compile))
         return self._sampler
-
-    def sampler_with(self, settings: ResolvedSettings) -> Sampler:
-        """A sampler with settings of its own, on the same model and cache."""
-        return Sampler(self.model, settings, self.cache, self.batch_size, self.rng_seed,
-                       bool(self._shared.compile))
 
     @property
     def settings(self) -> ResolvedSettings:
@@ -217,7 +213,11 @@ class Synthesizer:
         # the same image may be requested several times: read it once
         single = {id(image): image for image in images}
         row_of = {key: row for row, key in enumerate(single)}
-        pixels = _read_single(single.values())
+        pixels = [read_pixels(image) for image in single.values()]
+        if batches := [each for each in pixels if len(each.values) != 1]:
+            raise ValueError(
+                "images must be single ones, (C, H, W), got a batch of "
+                f"{len(batches[0].values)} among them; list(batch) is a list of single images.")
         requests = [
             Request(row_of[id(image)], self.conditioner.condition(label, self.model, name),
                     int(replica or 0), epoch)
@@ -313,16 +313,6 @@ def _model_source(model: Any, loading: Mapping[str, Any]) -> DiffusionModel | Mo
             f"{', '.join(sorted(_LOADING))} belong to loading, and this model is loaded or "
             f"specified already, got {', '.join(given)}; give them to ModelSpec or load_model.")
     return model
-
-
-def _read_single(images: Iterable[Any]) -> list[Pixels]:
-    pixels = [read_pixels(image) for image in images]
-    for each in pixels:
-        if len(each.values) != 1:
-            raise ValueError(
-                f"images must be single ones, (C, H, W), got a batch of {len(each.values)} among "
-                "them; list(batch) is a list of single images.")
-    return pixels
 
 
 @runtime_checkable

@@ -10,44 +10,6 @@ from torch import Tensor
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "edm"]
 
 
-def posterior(
-    x_0: Tensor, eps: Tensor, signal_t: Tensor, noise_t: Tensor, signal_prev: Tensor,
-    noise_prev: Tensor, eta: float,
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of one reverse step, x_t -> x_prev, on any path.
-
-    A path is x = signal · x_0 + noise · eps. For DDPM's, where signal² + noise² = 1, this is
-    DDIM's formula; it also holds for rectified flow (signal = 1 - noise) and for variance
-    exploding models (signal = 1), and stays finite where no signal is left.
-
-    The update rules differ only in what is put in: the symmetric rule gives ``x_0`` and ``eps``
-    from one prediction, the asymmetric rule takes ``x_0`` from the perturbed prediction and
-    ``eps``, the direction that points to x_t, from the clean one. With the true clean image and
-    the noise that made x_t it is the posterior of the source path.
-
-    Args:
-        x_0: predicted (or true) clean latents, (B, C, H, W).
-        eps: predicted (or true) noise, same shape as ``x_0``.
-        signal_t: factor of the clean latents at t, scalar.
-        noise_t: factor of the noise at t, scalar above 0.
-        signal_prev: the same one step cleaner, above 0.
-        noise_prev: the same one step cleaner; 0 means no noise is left.
-        eta: 0 is deterministic DDIM, 1 is DDPM.
-
-    Returns:
-        The mean, (B, C, H, W), and the std, which is 0 when ``eta`` is 0.
-
-    Source: Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16; for other paths: ours, from the
-        same conditions (a Gaussian posterior whose marginals are those of the path).
-    """
-    ratio = noise_prev / noise_t
-    variance = ratio**2 * (noise_t**2 - (signal_t / signal_prev) ** 2 * noise_prev**2)
-    # clamp: where two steps hardly differ the difference is 0 up to rounding, and sqrt(-1e-17) nan
-    std = eta * variance.clamp(min=0).sqrt()
-    direction = (noise_prev**2 - std**2).clamp(min=0).sqrt()
-    return signal_prev * x_0 + direction * eps, std
-
-
 @dataclass(frozen=True)
 class NoiseSchedule:
     """The steps of one run, noisiest first, on a path x_t = signal · x_0 + noise · eps.
@@ -70,15 +32,6 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
     clip_range: float | None = None
     sigma_data: float = 0.5
-
-    @classmethod
-    def from_alpha_bars(
-        cls, timesteps: Tensor, alpha_bars: Tensor, prediction_type: PredictionType = "epsilon",
-        clip_range: float | None = None,
-    ) -> "NoiseSchedule":
-        """A DDPM path from its shares of signal power, (S + 1,) float32."""
-        return cls(timesteps, alpha_bars.sqrt(), (1 - alpha_bars).sqrt(), prediction_type,
-                   clip_range)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -146,14 +99,38 @@ class NoiseSchedule:
         eps = (x_t - self.signal[step] * x_0) / safe
         return torch.where(noise > 0, eps, torch.zeros_like(eps))
 
-    def clean_of(self, eps: Tensor, x_t: Tensor, step: int) -> Tensor:
-        """The x_0 with which x_t = signal · x_0 + noise · eps."""
-        return (x_t - self.noise[step] * eps) / self.signal[step]
-
     def posterior(self, x_0: Tensor, eps: Tensor, step: int, eta: float) -> tuple[Tensor, Tensor]:
-        """`posterior` from ``step`` to the next one."""
-        return posterior(x_0, eps, self.signal[step], self.noise[step], self.signal[step + 1],
-                         self.noise[step + 1], eta)
+        """Mean and standard deviation of one reverse step, x_t -> x_prev, on any path.
+
+        For DDPM's path, where signal² + noise² = 1, this is DDIM's formula; it also holds for
+        rectified flow (signal = 1 - noise) and for variance exploding models (signal = 1), and
+        stays finite where no signal is left.
+
+        The update rules differ only in what is put in: the symmetric rule gives ``x_0`` and
+        ``eps`` from one prediction, the asymmetric rule takes ``x_0`` from the perturbed
+        prediction and ``eps``, the direction that points to x_t, from the clean one. With the true
+        clean image and the noise that made x_t it is the posterior of the source path.
+
+        Args:
+            x_0: predicted (or true) clean latents, (B, C, H, W).
+            eps: predicted (or true) noise, same shape as ``x_0``.
+            step: number of the step, 0 is the noisiest.
+            eta: 0 is deterministic DDIM, 1 is DDPM.
+
+        Returns:
+            The mean, (B, C, H, W), and the std, which is 0 when ``eta`` is 0.
+
+        Source: Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16; for other paths: ours, from the
+            same conditions (a Gaussian posterior whose marginals are those of the path).
+        """
+        (signal_t, signal_prev), (noise_t, noise_prev) = (
+            factors[step : step + 2].unbind() for factors in (self.signal, self.noise))
+        ratio = noise_prev / noise_t
+        variance = ratio**2 * (noise_t**2 - (signal_t / signal_prev) ** 2 * noise_prev**2)
+        # clamp: where two steps hardly differ it is 0 up to rounding, and sqrt(-1e-17) is nan
+        std = eta * variance.clamp(min=0).sqrt()
+        direction = (noise_prev**2 - std**2).clamp(min=0).sqrt()
+        return signal_prev * x_0 + direction * eps, std
 
     def add_noise(self, x_0: Tensor, noise: Tensor, step: int) -> Tensor:
         """x_t = signal · x_0 + noise factor · noise; all (B, C, H, W)."""

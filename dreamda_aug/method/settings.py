@@ -104,8 +104,7 @@ class Settings:
         Args:
             dials: by name; the others must be numbers already.
         """
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return ResolvedSettings(**own | dials)
+        return ResolvedSettings(**vars(self) | dials)
 
     @property
     def forgets_seed(self) -> bool:

@@ -6,7 +6,7 @@ the solver's deterministic part missed, replays exactly with any of them.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch import Tensor
 from dreamda_aug.method.schedule import NoiseSchedule
 
 SolverName = Literal["ddim", "dpmsolver++", "heun"]
-SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 # A level with a smaller factor of signal counts as pure noise: Heun's clean latents, which are
 # divided by it, would be 0 / 0, or mostly rounding where a scheduler leaves 2**-12 in place of 0.
 _PURE_NOISE = 1e-3
@@ -45,15 +44,9 @@ class Predictions(NamedTuple):
     clean: Prediction
 
 
-class Evaluate(Protocol):
-    """Calls the denoiser.
-
-    ``call`` numbers the calls of a run; each draws its own perturbation.
-    """
-
-    def __call__(self, x: Tensor, level: int, call: int) -> Predictions:
-        """Predictions for x, (B, C, H, W), at a noise level."""
-        ...
+# Calls the denoiser: (x, (B, C, H, W), noise level, number of the call in this run) -> predictions.
+# Each call draws its own perturbation.
+Evaluate = Callable[[Tensor, int, int], Predictions]
 
 
 class Solver:
@@ -75,13 +68,9 @@ class Solver:
         self.name, self.schedule, self.eta = name, schedule, eta
         self._last: Predictions | None = None
         self._twice = second_order_steps(name, schedule)
+        self._calls_per_step = 2 if name == "heun" else 1
         # log-SNR of every level; infinite at the last one, where the step is of first order
         self._log_snr = schedule.signal.log() - schedule.noise.log()
-
-    @property
-    def calls_per_step(self) -> int:
-        """The largest number of denoiser calls in a step."""
-        return 2 if self.name == "heun" else 1
 
     def step(self, x_t: Tensor, step: int, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         """Mean, (B, C, H, W), and std of the next latents.
@@ -91,14 +80,15 @@ class Solver:
             step: number of the step, 0 is the first; steps must be taken in order.
             evaluate: calls the denoiser.
         """
-        now = evaluate(x_t, step, self.calls_per_step * step)
+        call = self._calls_per_step * step
+        now = evaluate(x_t, step, call)
         is_last = step == len(self.schedule) - 1
         used = now
         if self.name == "dpmsolver++" and self._last is not None and not is_last:
             used = _each(self._extrapolate, now, self._last, x_t, step)
         elif step in self._twice:
             end, _ = self.schedule.posterior(now.perturbed.x_0, now.clean.eps, step, 0.0)
-            later = evaluate(end, step + 1, self.calls_per_step * step + 1)
+            later = evaluate(end, step + 1, call + 1)
             used = _each(self._average, now, later, x_t, step)
         self._last = now
         return self.schedule.posterior(used.perturbed.x_0, used.clean.eps, step, self.eta)
@@ -122,7 +112,7 @@ class Solver:
             return Prediction(x_t - schedule.noise[step] * velocity,
                               x_t + schedule.signal[step] * velocity)
         eps = (now.eps + later.eps) / 2
-        return Prediction(schedule.clean_of(eps, x_t, step), eps)
+        return Prediction((x_t - schedule.noise[step] * eps) / schedule.signal[step], eps)
 
 
 def second_order_steps(name: SolverName, schedule: NoiseSchedule) -> range:
@@ -133,8 +123,8 @@ def second_order_steps(name: SolverName, schedule: NoiseSchedule) -> range:
     """
     if name != "heun":
         return range(0)
-    is_flow = schedule.prediction_type == "flow"
-    first = 0 if is_flow else int((schedule.signal < _PURE_NOISE).sum())
+    starts_late = schedule.prediction_type != "flow"
+    first = int((schedule.signal < _PURE_NOISE).sum()) if starts_late else 0
     return range(first, len(schedule) - 1)
 
 

@@ -108,7 +108,7 @@ def build_schedule(
             f"from predicted noise no image follows there, got {strength}.")
     clip = is_pixel_model and config.get("clip_sample", False)
     clip_range = float(config.get("clip_sample_range", 1.0)) if clip else None
-    return NoiseSchedule.from_alpha_bars(timesteps, levels, predicts, clip_range)
+    return NoiseSchedule(timesteps, levels.sqrt(), (1 - levels).sqrt(), predicts, clip_range)
 
 
 def _own_steps(scheduler: Any, steps: int, options: dict[str, Any]) -> tuple[Tensor, Tensor]:

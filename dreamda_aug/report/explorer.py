@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import GRID, MIN_AGREEMENT, draw_sample
 from dreamda_aug.calibration.judge import fold_judge
-from dreamda_aug.calibration.search import Grid, Measurement, Target
+from dreamda_aug.calibration.search import Measurement, Target, dial_choices
 from dreamda_aug.files import WRITE_HERE, local_path, write_atomically
 from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
@@ -79,7 +79,7 @@ class Exploration:
         if not self.judge:
             return 0
         points, target = [choice.point for choice in self.choices], Target(MIN_AGREEMENT)
-        tried = [point for point in points if point.noise_scale <= max(GRID.noise_scales)]
+        tried = [point for point in points if point.noise_scale <= max(GRID["noise_scales"])]
         return points.index(target.furthest(tried or points))
 
     def lines(self, point: CalibrationPoint) -> tuple[str, str]:
@@ -127,8 +127,9 @@ def explore(
     expansion_ratio, steps = whole("expansion_ratio", expansion_ratio, 2), whole("steps", steps, 1)
     synthesizer = as_synthesizer(synthesizer)
     usual = synthesizer.requested_settings
-    settings = Grid(strengths, replays, noise_scales).choices(
-        replace(usual, steps=min(steps, usual.steps), timestep_spacing="uniform"), keep=False)
+    settings = dial_choices(
+        replace(usual, steps=min(steps, usual.steps), timestep_spacing="uniform", strength=None,
+                replay=None, noise_scale=None), strengths, replays, noise_scales)
     seeds = open_seed_images(source)
     synthesizer = synthesizer.with_class_names(seeds.names)
     sample = draw_sample(seeds, range(len(seeds)), synthesizer.model,
@@ -138,8 +139,8 @@ def explore(
     count = min(_MEASURED_PER_SHOWN * images, len(sample.images))
     judge = fold_judge(synthesizer.model, sample.images, sample.labels)
     measurement = Measurement(
-        synthesizer.sampler_with(settings[0]), sample.images[:count], sample.conditions[:count],
-        judge, expansion_ratio)
+        synthesizer.with_settings(settings[0]).sampler, sample.images[:count],
+        sample.conditions[:count], judge, expansion_ratio)
     rows = sum(map(measurement.rows, settings))
     if announce:
         announce(f"{len(settings)} positions of the sliders, {count * expansion_ratio} images "

@@ -89,9 +89,8 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> None:
             axes.annotate(f"{point.noise_scale:g}", (point.distance, point.agreement),
                           xytext=(4, 4), textcoords="offset points", fontsize=8)
     chosen = calibration.chosen
-    if chosen is not None:
-        axes.plot(chosen.distance, chosen.agreement, "o", markersize=15, fillstyle="none",
-                  color="black", label="chosen")
+    axes.plot(chosen.distance, chosen.agreement, "o", markersize=15, fillstyle="none",
+              color="black", label="chosen")
     axes.set(xlabel="RMS pixel distance from the seed image",
              ylabel="fidelity: share of replicas that keep their label",
              title=f"Numbers are noise scales; target: {calibration.target}")

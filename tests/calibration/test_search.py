@@ -8,13 +8,12 @@ from pipelines import pixel_pipeline, sampler
 
 from dreamda_aug import Settings
 from dreamda_aug.calibration.judge import given_judge
-from dreamda_aug.calibration.search import Grid, Measurement, Target, choose, coarse
+from dreamda_aug.calibration.search import Measurement, Target, choose, coarse, dial_choices
 from dreamda_aug.generation.dials import CalibrationPoint
-from dreamda_aug.models import load_model
 from dreamda_aug.models.unet import PixelModel
 
 SETTINGS = Settings(steps=20, strength=None, replay=None, noise_scale=None)
-CHOICES = Grid((0.3, 0.5, 0.7, 0.9), (1.0, 0.9, 0.5, 0.0), (0.5, 1.0, 2.0)).choices(SETTINGS)
+CHOICES = dial_choices(SETTINGS, (0.3, 0.5, 0.7, 0.9), (1.0, 0.9, 0.5, 0.0), (0.5, 1.0, 2.0))
 TARGET = Target(min_agreement=0.9)
 
 
@@ -84,9 +83,9 @@ def test_where_nothing_holds_the_mildest_choice_is_measured_and_taken():
 
 def test_a_grid_begins_with_the_mildest_choice_and_keeps_dials_that_are_numbers():
     assert dials(CHOICES[0]) == (0.3, 1.0, 0.5) and len(CHOICES) == 48
-    grid, settings = Grid((0.3, 0.5), (1, 0.9, 1.0), (1, 2)), Settings(strength=None, replay=0.7)
-    assert list(map(dials, grid.choices(settings))) == [(0.3, 0.7, 1.0), (0.5, 0.7, 1.0)]
-    assert len(grid.choices(settings, keep=False)) == 8
+    settings = Settings(strength=None, replay=0.7)
+    assert list(map(dials, dial_choices(settings, (0.5, 0.3, 0.5), (1, 0.9), (1, 2)))) == [
+        (0.3, 0.7, 1.0), (0.5, 0.7, 1.0)]
 
 
 def test_a_coarse_look_begins_at_the_same_noise_level():
@@ -97,20 +96,6 @@ def test_a_coarse_look_begins_at_the_same_noise_level():
     assert (len(full), len(few)) == (25, 6) and torch.equal(full.noise[0], few.noise[0])
     already = replace(settings, steps=8)
     assert coarse(already) == already
-
-
-@pytest.mark.parametrize("rule, replay", [("asymmetric", 0.5), ("symmetric", 0.0)])
-def test_rows_are_those_that_pass_the_unet(class_folder, rule, replay):
-    model = load_model(class_folder)
-    settings = Settings(steps=4, strength=0.5, update_rule=rule, replay=replay, guidance_scale=2.0,
-                        guidance_interval=(0.0, 0.5)).with_dials()
-    measured = Measurement(sampler(model, settings), torch.rand(3, 1, 16, 16), [0, 1, 0], None, 2)
-    before = model.hook.encoder_rows + model.hook.decoder_rows
-    point, made = measured.look(settings)
-    spent = model.hook.encoder_rows + model.hook.decoder_rows - before
-    assert (point.steps, point.images, point.judged, len(made)) == (2, 3, None, 6)
-    assert measured.rows(settings) == -(-spent // 2)
-    assert measured.seconds_per_row() > 0
 
 
 def test_a_share_that_is_exactly_the_target_keeps_it():

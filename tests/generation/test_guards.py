@@ -66,12 +66,3 @@ def test_only_broken_rows_are_made_again_and_what_comes_out_whole_is_kept(model)
     assert guard(made, seeds, model, redo) == ["", "retried", "", "replaced"]
     assert asked == [([1, 3], torch.float32)] and model.dtype == torch.bfloat16
     assert torch.equal(made, torch.stack([kept[0], whole[0], kept[2], seeds[3]]))
-
-
-def test_unsafe_outweighs_broken_and_in_float32_nothing_is_tried_again(model, monkeypatch, caplog):
-    monkeypatch.setattr(model, "unsafe", lambda images: torch.tensor([True, False]))
-    made, seeds = torch.full((2, 1, 16, 16), float("nan")), torch.rand(2, 1, 16, 16)
-    assert guard(made, seeds, model, lambda rows: pytest.fail("once is enough")) == [
-        "unsafe", "replaced"]
-    assert torch.equal(made, seeds)
-    assert "2 synthetic images were replaced by their seed image" in caplog.text

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from pipelines import pixel_pipeline, sampler
 
-from dreamda_aug import PRESETS, DDIMInversion, LatentCache
+from dreamda_aug import PRESETS, CycleDiffusion, DDIMInversion, LatentCache
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.models import load_model
@@ -197,16 +198,15 @@ def test_the_compiled_unet_keeps_its_hook_and_compiles_once_per_shape(sd_pipelin
 
 
 def test_static_shapes_pad_batches_and_warn_once_where_that_is_mostly_waste(pixel):
-    core = make(pixel, batch_size=4, static_shapes=True)
+    core, full = (make(pixel, steps=2, batch_size=4, static_shapes=True) for _ in range(2))
     with pytest.warns(UserWarning, match="batch_size=4, but an average call asks") as caught:
-        for epoch in range(20):
+        for epoch in range(10):
             core.synthesize(images(pixel, 1), [Request(0, epoch=epoch)])
     assert len(caught) == 1
-    full = make(pixel, batch_size=4, static_shapes=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for epoch in range(20):
-            full.synthesize(images(pixel, 1), [Request(0, None, r, epoch) for r in range(9)])
+        for epoch in range(10):
+            full.synthesize(images(pixel, 1), [Request(0, None, r, epoch) for r in range(3)])
 
 
 def test_a_training_loops_autocast_does_not_reach_the_model(pixel):
@@ -216,3 +216,31 @@ def test_a_training_loops_autocast_does_not_reach_the_model(pixel):
     with torch.autocast("cpu", torch.bfloat16):
         inside = make(pixel).synthesize(x, wanted).images
     assert inside.dtype == torch.float32 and torch.equal(inside, plain)
+
+
+@pytest.mark.parametrize("kind", ["text", "zero terminal SNR"])
+def test_rows_are_those_that_the_hook_counts(kind, sd_pipeline):
+    """Every solver, rule, inversion and kind of guidance, with and without replay and noise."""
+    if kind == "text":
+        model, condition = load_model(copy.deepcopy(sd_pipeline)), "a cat"
+    else:
+        pipeline = pixel_pipeline(num_classes=3)
+        pipeline.scheduler = DDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False)
+        model, condition = PixelModel(pipeline, null_class=None), 1
+    requests = [Request(i, condition, r) for i in range(2) for r in range(2)]
+    for solver, rule, inversion, replay, noise_scale, interval in (
+        ("ddim", "asymmetric", CycleDiffusion(), 1.0, 1.0, (0.0, 1.0)),
+        ("ddim", "symmetric", DDIMInversion(), 0.5, 0.0, (0.3, 0.7)),
+        ("dpmsolver++", "asymmetric", DDIMInversion(exact=False), 1.0, 1.0, (0.3, 0.7)),
+        ("dpmsolver++", "symmetric", CycleDiffusion(), 0.0, 1.0, (0.0, 0.0)),
+        ("heun", "asymmetric", CycleDiffusion(), 0.5, 1.0, (0.3, 0.7)),
+        ("heun", "symmetric", DDIMInversion(), 1.0, 0.0, (0.0, 1.0)),
+    ):
+        run = make(model, steps=4, strength=1.0, solver=solver, update_rule=rule, eta=0.0,
+                   inversion=inversion, replay=replay, noise_scale=noise_scale,
+                   timestep_spacing="uniform", guidance_scale=3.0, guidance_interval=interval)
+        before = model.hook.encoder_rows + model.hook.decoder_rows
+        assert not any(run.synthesize(images(model), requests).events)
+        counted = model.hook.encoder_rows + model.hook.decoder_rows - before
+        assert -(-counted // 2) == run.rows(inversions=2, samples=4), run.settings.summary()

@@ -51,12 +51,10 @@ def add_lora(pipeline):
 LIVE = {
     "prediction type": lambda p: scheduler(p, DDIMScheduler, prediction_type="v_prediction"),
     "betas": lambda p: scheduler(p, DDIMScheduler, beta_end=0.02),
-    "spacing": lambda p: scheduler(p, DDIMScheduler, timestep_spacing="trailing"),
     "sigmas": lambda p: scheduler(p, EulerDiscreteScheduler, use_karras_sigmas=True),
     "U-Net": lambda p: scale(p.unet), "behind autograd": lambda p: behind_autograd(p.unet),
     "VAE": lambda p: scale(p.vae), "LoRA": add_lora,
 }
-CHANGES = {**LIVE, "text encoder": lambda p: scale(p.text_encoder)}
 
 
 @pytest.mark.parametrize("change", LIVE)
@@ -74,14 +72,12 @@ def test_a_change_of_a_live_pipeline_is_noticed(pipeline, tmp_path, change):
     torch.testing.assert_close(made, decoded, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_another_model_does_not_use_the_inversions_of_the_first(pipeline, tmp_path, change):
+def test_another_text_encoder_is_another_inversion(pipeline, tmp_path):
     make(load_model(copy.deepcopy(pipeline)), tmp_path).synthesize(X, ASKED)
-    CHANGES[change](pipeline)
+    scale(pipeline.text_encoder)
     core = make(load_model(pipeline), tmp_path)
-    made = core.synthesize(X, ASKED).images
+    core.synthesize(X, ASKED)
     assert core.inversions == 2
-    assert made.isfinite().all()
 
 
 def test_what_plays_no_role_changes_no_key(pipeline, tmp_path):

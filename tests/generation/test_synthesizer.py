@@ -85,14 +85,6 @@ def test_labels_may_be_a_tensor(sd_pipeline):
     assert not torch.equal(made[0], synthesizer.synthesize(images, [0, 0])[0])
 
 
-def test_the_label_reaches_an_inversion_that_cannot_do_without():
-    model = PixelModel(pixel_pipeline(num_classes=3))
-    synthesizer = Synthesizer(model, **{**FAST, "noise_scale": 0.0})
-    image = torch.rand(1, 16, 16)
-    made = synthesizer.synthesize([image], [2])
-    assert (made[0] - image).abs().max() < 1e-4
-
-
 def test_no_model_is_loaded_before_the_first_image():
     synthesizer = Synthesizer("nobody/never-loaded", cache=None)
     assert synthesizer.requested_settings.noise_scale is None

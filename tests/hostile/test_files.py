@@ -88,18 +88,8 @@ def test_eviction_touches_no_foreign_file(tmp_path):
     (tmp_path / "ab" / ("0" * 64 + ".safetensors")).mkdir()
     for i in range(30):
         cache.put(cache_key(image=str(i)), TENSORS)
-    assert cache.info().files < 30
+    assert len(cache.sizes()) < 30
     assert all(path.read_bytes() == b"mine" for path in foreign)
-
-
-@pytest.mark.parametrize("key", ["", "..", "../../" + "a" * 58, "/etc/passwd", "A" * 64, "a" * 63,
-                                 "a" * 63 + "\n", "a" * 65])
-def test_a_key_never_leaves_the_cache(tmp_path, key):
-    cache = LatentCache(tmp_path / "cache")
-    for use in (cache.path, cache.get, lambda key: cache.put(key, TENSORS)):
-        with pytest.raises(ValueError, match="key must be 64 hexadecimal digits"):
-            use(key)
-    assert os.listdir(tmp_path) == ["cache"] and os.listdir(tmp_path / "cache") == []
 
 
 def test_files_get_the_permissions_of_the_umask(tmp_path):

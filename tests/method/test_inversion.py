@@ -31,25 +31,12 @@ def replay(x_T, residuals, schedule, eta):
 
 @pytest.mark.parametrize("inversion", [CycleDiffusion(), DDIMInversion()])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_replaying_the_record_leads_back_to_the_image(schedule, inversion, eta, dtype):
+def test_replaying_the_record_leads_back_to_the_image(schedule, inversion, eta):
     x_0 = torch.rand(2, 1, 6, 6) * 2 - 1
     path = inversion.source_path(x_0, predict, schedule, eta, torch.tensor([1, 2]))
-    x_T, residuals = record(path, predict, schedule, eta, dtype)
-    assert x_T.dtype == residuals.dtype == dtype
-    error = (replay(x_T, residuals, schedule, eta) - x_0).abs().max()
-    assert error < 1e-5
-
-
-def test_rounding_does_not_add_up(schedule):
-    """Rounding each residual without feedback would be far off at the end."""
-    x_0 = torch.rand(4, 1, 6, 6) * 2 - 1
-    path = CycleDiffusion().source_path(x_0, predict, schedule, 1.0, torch.arange(4))
-    exact = record(path, predict, schedule, 1.0, torch.float32)
-    fed_back = record(path, predict, schedule, 1.0, torch.float16)
-    naive = [tensor.half() for tensor in exact]
-    error = [(replay(*each, schedule, 1.0) - x_0).abs().max() for each in (fed_back, naive)]
-    assert error[0] < error[1] / 100
+    x_T, residuals = record(path, predict, schedule, eta, torch.float16)
+    assert x_T.dtype == residuals.dtype == torch.float16
+    assert (replay(x_T, residuals, schedule, eta) - x_0).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -32,13 +32,6 @@ def test_guidance_branches_share_their_noise_or_do_not(shared):
     assert torch.equal(moved[:2], moved[2:]) == shared
 
 
-def test_a_seed_for_each_sample_is_as_good_as_one_for_each_of_its_rows():
-    h = torch.randn(6, 8, 4, 4)
-    seeds = torch.tensor([7, 8, 9])
-    rows = BottleneckNoise()(h, **{**arguments(6), "seeds": seeds.repeat(2)})
-    assert torch.equal(BottleneckNoise()(h, **{**arguments(6), "seeds": seeds}), rows)
-
-
 def test_noise_on_tokens_counts_in_each_channels_own_size():
     h = torch.randn(2, 4096, 3) * torch.tensor([1.0, 100.0, 0.01])
     made = BottleneckNoise()(h, **{**arguments(2), "scale": torch.tensor([0.5, 0.0])})

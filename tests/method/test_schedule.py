@@ -4,13 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from dreamda_aug.method.schedule import NoiseSchedule, posterior
+from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.models.schedules import build_schedule
 
 
@@ -66,14 +62,14 @@ def test_an_edm_step_equals_diffusers(prediction_type):
 @pytest.mark.parametrize("kind", ["flow", "ddpm", "exploding"])
 def test_the_posterior_keeps_the_marginals_of_every_path(kind):
     """Var(x_p) = direction² + std² must be noise_prev², and the mean signal_prev · x_0."""
-    noise_t, noise_prev = torch.tensor(0.7), torch.tensor(0.4)
-    signal = {"flow": lambda b: 1 - b, "ddpm": lambda b: (1 - b**2).sqrt(),
-              "exploding": torch.ones_like}[kind]
+    noise = torch.tensor([0.7, 0.4])
+    signal = {"flow": 1 - noise, "ddpm": (1 - noise**2).sqrt(),
+              "exploding": torch.ones_like(noise)}[kind]
     x_0, eps = torch.full((20000,), 0.5), torch.randn(20000)
-    mean, std = posterior(x_0, eps, signal(noise_t), noise_t, signal(noise_prev), noise_prev, 0.8)
+    mean, std = NoiseSchedule(torch.arange(1), signal, noise).posterior(x_0, eps, 0, 0.8)
     made = mean + std * torch.randn(20000)
-    assert abs(made.mean() - 0.5 * signal(noise_prev)) < 0.01
-    assert abs(made.std() - noise_prev) < 0.01
+    assert abs(made.mean() - 0.5 * signal[1]) < 0.01
+    assert abs(made.std() - noise[1]) < 0.01
     assert std > 0.05
 
 

