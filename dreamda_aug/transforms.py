@@ -158,17 +158,16 @@ class DreamDAugment(v2.Transform):
 
     def _label(self, sample: Any) -> Any:
         """The label or labels of a sample, or with captions its file name or names."""
-        getter = self.labels_getter
         if self.synthesizer.conditioner.captions is not None:
-            return find_file_names(sample, getter)
-        label = NO_LABEL if callable(getter) else find_labels(sample, getter)
-        # asked before chance chooses, or training would end somewhere in its first epoch
-        if (label is None or label is NO_LABEL) and self.p > 0 and self._needs_label():
-            label = find_labels(sample, getter)
-            if label is NO_LABEL:
-                self._without_labels()
-            elif label is None:
-                class_number(label)  # refuses it
+            return find_file_names(sample, self.labels_getter)
+        # found before chance chooses, or training would end somewhere in its first epoch
+        if self.p == 0 or not self._needs_label():
+            return NO_LABEL
+        label = find_labels(sample, self.labels_getter)
+        if label is NO_LABEL:
+            self._without_labels()
+        elif label is None:
+            class_number(label)  # refuses it
         return label
 
     def _needs_label(self) -> bool:
@@ -224,7 +223,8 @@ class DreamDAugment(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw which images are replaced, and by which replica."""
-        counts = [_batch_length(image) for image in flat_inputs]
+        counts = [len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
+                  for image in flat_inputs]
         return {
             "chosen": [torch.rand(count) < self.p for count in counts],
             "replicas": [torch.randint(_MAX_REPLICA, (count,)) for count in counts],
@@ -240,22 +240,22 @@ class DreamDAugment(v2.Transform):
     def _replace(self, images: list[Any], labels: list[Any], params: dict[str, Any]) -> list[Any]:
         """Replace the chosen images; each element may be a batch."""
         synthesizer, conditioner = self.synthesizer, self.synthesizer.conditioner
-        needs_label = self._needs_label()
-        is_label_free = needs_label and labels[0] is NO_LABEL  # samples of a batch are alike
+        # samples of a batch are alike
+        is_label_free = labels[0] is NO_LABEL and self._needs_label()
         if is_label_free:
             synthesizer = self._without_labels()
-        has_label = conditioner.captions is not None or needs_label and not is_label_free
         pixels = [read_pixels(image) for image in images]
         requests, slots, row = [], [], 0
         for number, image in enumerate(images):
-            for i in range(len(pixels[number].values)):
+            for i, replica in enumerate(params["replicas"][number].tolist()):
                 if params["chosen"][number][i]:
-                    label = label_of(labels[number], i, image) if has_label else None
+                    given = labels[number]
+                    label = None if given is NO_LABEL else label_of(given, i, image)
                     # with captions, labels are file names; PIL keeps that of a file it opened
                     name = getattr(image, "filename", None) or None if label is None else label
                     condition = None if is_label_free else conditioner.condition(
                         label, synthesizer.model, name)
-                    requests.append(Request(row, condition, int(params["replicas"][number][i])))
+                    requests.append(Request(row, condition, replica))
                     slots.append((number, i))
                 row += 1
         made = synthesizer.synthesize_rows(pixels, requests)
@@ -266,10 +266,6 @@ class DreamDAugment(v2.Transform):
             p.restore(new) if params["chosen"][number].any() else images[number]
             for number, (p, new) in enumerate(zip(pixels, results, strict=True))
         ]
-
-
-def _batch_length(image: Any) -> int:
-    return len(image) if isinstance(image, Tensor) and image.ndim == 4 else 1
 
 
 def _is_table(sample: Any) -> TypeGuard[dict[Any, list[Any]]]:

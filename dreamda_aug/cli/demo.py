@@ -1,9 +1,8 @@
-"""The demo: the whole job on bundled images with the bundled model."""
+"""The command `demo`: the whole job on bundled images with the bundled model."""
 
+import argparse
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import Subset
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
+from dreamda_aug.cli.options import say
 from dreamda_aug.datasets import AugmentedDataset
 from dreamda_aug.expansion import expand
 from dreamda_aug.generation.cache import LatentCache
@@ -24,50 +24,14 @@ SEEDS_PER_CLASS = 2
 EXPANSION_RATIO = 8
 
 
-@dataclass(frozen=True)
-class DemoFigures:
-    """What the demo measured.
-
-    Attributes:
-        images: synthetic images.
-        agreement: share of them in which the bundled judge sees the seed's class, in [0, 1].
-        distance: root mean square pixel distance from the seed image, in [0, 1].
-        diversity: the same between replicas of one seed image.
-        encoder_rows: U-Net rows through the down path per image, the inversion's share included.
-        decoder_rows: U-Net rows through the up path per image.
-        seconds: per image.
-    """
-
-    images: int
-    agreement: float
-    distance: float
-    diversity: float
-    encoder_rows: float
-    decoder_rows: float
-    seconds: float
-
-    def __str__(self) -> str:
-        """For a terminal."""
-        return (f"{self.images} synthetic images: {self.agreement:.0%} show the class of their "
-                f"seed image; distance from it {self.distance:.2f}, between replicas "
-                f"{self.diversity:.2f} (RMS over pixels, 0 to 1)\n{self.seconds:.2f} s an image: "
-                f"{self.encoder_rows:.0f} U-Net rows down, {self.decoder_rows:.0f} up")
-
-    def save(self, path: Path) -> None:
-        """Write the figures as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``demo``."""
+    parser.add_argument("--out", default="demo", metavar="PATH", help="folder to write to")
 
 
-def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoFigures:
-    """Write class folders of PNG files with a manifest to ``dataset``, and a picture of them.
-
-    Args:
-        out: folder to write to; made if it does not exist.
-        say: called with a line for each stage.
-
-    Returns:
-        How far the images went, whether they kept their class, and what they cost.
-    """
+def demo(args: argparse.Namespace) -> None:
+    """Run ``demo``: write a dataset, a picture of it, and figures about it."""
+    began, out = time.perf_counter(), Path(args.out)
     sample = FashionMNISTSample("test")
     of_class = [torch.tensor(sample.targets).eq(label).nonzero()[:SEEDS_PER_CLASS, 0].tolist()
                 for label in range(len(sample.classes))]
@@ -79,7 +43,7 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     hook = synthesizer.model.hook
     say(f"settings: {synthesizer.settings.summary()}")
     say(f"{EXPANSION_RATIO} synthetic images of each of {len(rows)} seed images ...")
-    before, started = (hook.encoder_rows, hook.decoder_rows), time.perf_counter()
+    started = time.perf_counter()
     # these images are the model's own kind: it comes with their calibration
     expand(seeds, out / "dataset", synthesizer, EXPANSION_RATIO, new=True, calibrate=False)
     seconds = time.perf_counter() - started
@@ -95,10 +59,18 @@ def run_demo(out: Path, say: Callable[[str], None] = lambda line: None) -> DemoF
     say(f"wrote {out / 'grid.png'}")
     labels = torch.tensor([sample.targets[row] for row in rows])
     same = fashion_mnist_judge()(made).argmax(1) == labels.repeat_interleave(EXPANSION_RATIO)
-    return DemoFigures(
-        len(made), same.float().mean().item(), *distance_and_diversity(real, made),
-        (hook.encoder_rows - before[0]) / len(made), (hook.decoder_rows - before[1]) / len(made),
-        seconds / len(made))
+    agreement, count = same.float().mean().item(), len(made)
+    distance, diversity = distance_and_diversity(real, made)
+    # U-Net rows per image through the down and the up path, the inversion's share included
+    encoder_rows, decoder_rows = hook.encoder_rows / count, hook.decoder_rows / count
+    (out / "figures.json").write_text(json.dumps({
+        "images": count, "agreement": agreement, "distance": distance, "diversity": diversity,
+        "encoder_rows": encoder_rows, "decoder_rows": decoder_rows, "seconds": seconds / count,
+    }, indent=2) + "\n")
+    say(f"\n{count} synthetic images: {agreement:.0%} show the class of their seed image; distance "
+        f"from it {distance:.2f}, between replicas {diversity:.2f} (RMS over pixels, 0 to 1)\n"
+        f"{seconds / count:.2f} s an image: {encoder_rows:.0f} U-Net rows down, "
+        f"{decoder_rows:.0f} up\n\n{time.perf_counter() - began:.0f} s in all")
 
 
 def _stack(samples: Subset[Any]) -> Tensor:

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from dreamda_aug.adaptation import AdaptationSettings
@@ -12,12 +11,13 @@ from dreamda_aug.adaptation import train as train_model
 from dreamda_aug.cli.options import (
     LOOK,
     SOURCE,
+    add_classes,
     add_model,
     add_options,
     add_source,
+    class_names,
     given,
     model_options,
-    read_names,
     read_pair,
     read_settings,
     repeated,
@@ -98,10 +98,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unlabeled", action="store_true", help="train without the labels")
-    parser.add_argument("--classes", type=Path, metavar="PATH",
-                        help="file with a class name per line, in label order")
+    add_classes(parser)
 
 
 def _labels(args: argparse.Namespace) -> dict[str, Any]:
-    return {"labels": None if args.unlabeled else "source",
-            "class_names": read_names(args.classes) if args.classes else None}
+    return {"labels": None if args.unlabeled else "source", "class_names": class_names(args)}

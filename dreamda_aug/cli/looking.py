@@ -3,18 +3,15 @@
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 
-import dreamda_aug
-from dreamda_aug.arguments import real
+from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.sweep import calibrate as calibrate_images
 from dreamda_aug.cli.options import (
     LOOK,
@@ -24,10 +21,10 @@ from dreamda_aug.cli.options import (
     add_source,
     given,
     model_options,
-    positive,
     repeated,
     say,
 )
+from dreamda_aug.expansion.manifest import library_versions
 from dreamda_aug.generation.cache import LatentCache, default_cache_root
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.pixels import fit_to
@@ -42,22 +39,7 @@ from dreamda_aug.report.pictures import preview as draw_preview
 
 _SHOWN = ("images", "expansion_ratio")
 _GRIDS = ("strengths", "replays", "noise_scales")
-_TARGET = ("min_agreement", "max_distance", "block_indices")
-
-
-def add_demo(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``demo``."""
-    parser.add_argument("--out", default="demo", metavar="PATH", help="folder to write to")
-
-
-def demo(args: argparse.Namespace) -> None:
-    """Run ``demo``."""
-    from dreamda_aug.cli.demo import run_demo
-
-    started, out = time.perf_counter(), Path(args.out)
-    figures = run_demo(out, say)
-    figures.save(out / "figures.json")
-    say(f"\n{figures}\n\n{time.perf_counter() - started:.0f} s in all")
+_MEASURE = ("expansion_ratio", "min_agreement", "max_distance", "block_indices")
 
 
 def add_preview(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +62,10 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     add_model(parser)
     parser.add_argument("--out", default="calibration.png", metavar="PATH", help="file to write")
-    parser.add_argument("--images", type=positive, default=64, metavar="N",
+    parser.add_argument("--images", type=int, default=64, metavar="N",
                         help="seed images to measure on (default: 64)")
-    parser.add_argument("--expansion-ratio", type=positive, default=4, metavar="N",
-                        help="synthetic images of each (default: 4)")
-    add_options(parser, calibrate_images, *_TARGET)
-    parser.add_argument("--max-rows", type=positive, default=20_000, metavar="N",
+    add_options(parser, calibrate_images, *_MEASURE)
+    parser.add_argument("--max-rows", type=int, default=20_000, metavar="N",
                         help="about how many U-Net rows to spend (default: 20000)")
     parser.add_argument("--full", action="store_true", help="measure every choice instead")
 
@@ -93,8 +73,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
 def calibrate(args: argparse.Namespace) -> None:
     """Run ``calibrate``."""
     _check_picture(args.out)
-    for name, value in given(args, "min_agreement", "max_distance").items():
-        real(name, value, "lie in [0, 1]", 0, 1)
+    count = whole("images", args.images, 1)
     synthesizer = Synthesizer(**model_options(args))
     images = open_seed_images(args.source)
     synthesizer = synthesizer.with_class_names(images.names)
@@ -103,13 +82,13 @@ def calibrate(args: argparse.Namespace) -> None:
             f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
-    sample, pixels, conditions = draw_some(images, args.images, synthesizer)
+    sample, pixels, conditions = draw_some(images, count, synthesizer)
     model = synthesizer.model
     result = calibrate_images(
         torch.cat([fit_to(each.values, model) for each in pixels]),
         torch.tensor(sample.labels) if sample.labels else None, synthesizer=synthesizer,
-        conditions=conditions, expansion_ratio=args.expansion_ratio,
-        max_rows=None if args.full else args.max_rows, **given(args, *_TARGET),
+        conditions=conditions, max_rows=None if args.full else args.max_rows,
+        **given(args, *_MEASURE),
         progress=lambda p: say(
             f"{'' if p.block_index is None else f'block {p.block_index}  '}"
             f"{p.steps} steps  {p.images} images  strength {p.strength:<5g} replay "
@@ -174,12 +153,8 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """Run ``info``."""
-    for name in ("torch", "torchvision", "diffusers", "transformers", "safetensors", "numpy"):
-        try:
-            say(f"{name:13s} {version(name)}")
-        except PackageNotFoundError:
-            say(f"{name:13s} not installed")
-    say(f"{'dreamda_aug':13s} {dreamda_aug.__version__}, Python {platform.python_version()}")
+    for name, version in {"Python": platform.python_version(), **library_versions()}.items():
+        say(f"{name:13s} {version}")
     root = Path(getattr(args, "cache", default_cache_root()))
     say(f"cache         {LatentCache(root) if root.exists() else f'{root}: empty'}")
     model = load_model(getattr(args, "model", "bundled"))

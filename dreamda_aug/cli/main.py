@@ -14,7 +14,7 @@ from dreamda_aug.files import WRITE_HERE, local_path
 
 # Commands with their modules, of which only that of the chosen command is loaded, and their helps.
 _COMMANDS = {
-    "demo": ("looking", "the whole job on bundled images, in minutes"),
+    "demo": ("demo", "the whole job on bundled images, in minutes"),
     "preview": ("looking", "a grid of your images and their replicas"),
     "explore": ("looking", "one HTML page with sliders that show what the dials do to your images"),
     "calibrate": ("looking", "find how far images may go and keep their labels"),
@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # of --help too: a closed pipe is noticed here, and not at exit
     except BrokenPipeError:
-        _drop_output()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what they still hold is written at exit
+            os.dup2(nowhere, stream.fileno())
         return 141
 
 
@@ -79,16 +81,6 @@ def _run(argv: list[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError, DreamDAError) as error:
         print(f"dreamda {args.command}: {error}".replace("\n", " "), file=sys.stderr)
         return 2
-
-
-def _drop_output() -> None:
-    """Send what is still to be written at exit nowhere, instead of into a closed pipe."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(nowhere, stream.fileno())
 
 
 if __name__ == "__main__":

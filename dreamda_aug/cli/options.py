@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -115,15 +115,17 @@ def read_pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def positive(text: str) -> int:
-    """A number that a command takes itself."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--classes``; `class_names` reads its file."""
+    parser.add_argument("--classes", type=Path, metavar="PATH",
+                        help="file with a class name per line, in label order")
 
 
-def read_names(path: Path) -> list[str]:
-    """Class names of a file with one per line."""
+def class_names(args: argparse.Namespace) -> list[str] | None:
+    """Class names of the file that the user gave, or None."""
+    path: Path | None = args.classes
+    if path is None:
+        return None
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -169,8 +171,5 @@ def _kind(annotation: Any, default: Any) -> dict[str, Any]:
             return {"type": origin, "metavar": _METAVARS[origin]}
     if any(kind in (str, Path) for kind in kinds) or Any in kinds:
         return {"metavar": "TEXT" if Path not in kinds else "PATH"}
-    kind = kinds[0]
-    if issubclass(get_origin(kind), Mapping):
-        return {"nargs": "+", "metavar": "NAME=VALUE"}
-    item = get_args(kind)[0]
+    item = get_args(kinds[0])[0]
     return {"nargs": "+", "type": item, "metavar": _METAVARS.get(item, "TEXT")}

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from tqdm import tqdm
 
 from dreamda_aug.cli.options import (
     SOURCE,
+    add_classes,
     add_model,
     add_options,
     add_positional,
     add_source,
+    class_names,
     given,
     model_options,
-    read_names,
     read_pair,
     say,
 )
@@ -47,8 +49,7 @@ def add_expand(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class-ratio", nargs="+", default=[], metavar="CLASS=N",
                         help="another expansion ratio for a class")
     add_options(parser, Expansion, *_PLAN, "calibrate")
-    parser.add_argument("--classes", type=Path, metavar="PATH",
-                        help="file with a class name per line, in label order")
+    add_classes(parser)
     add_model(parser)
     parser.add_argument("--filter", action="append", default=[],
                         help="guard, copy, seed-copy or label=CLASSIFIER; may be repeated")
@@ -62,7 +63,7 @@ def add_expand(parser: argparse.ArgumentParser) -> None:
 
 def expand(args: argparse.Namespace) -> None:
     """Run ``expand``."""
-    names = read_names(args.classes) if args.classes else None
+    names = class_names(args)
     synthesizer = Synthesizer(**model_options(args), class_names=names, keep_text_encoder=False)
     out = OutputFolder(args.out)
     out.check()  # before the images are listed
@@ -75,9 +76,9 @@ def expand(args: argparse.Namespace) -> None:
     if args.dry_run:
         say("\n".join(estimate(expansion).lines()))
         return
-    with _Bar(shown=number == 0) as bar:
-        summary = expansion.run(out, **given(args, "new"), shard=args.shard, progress=bar,
-                                engine=engine)
+    with tqdm(unit=" images", disable=None if number == 0 else True) as bar:
+        summary = expansion.run(out, **given(args, "new"), shard=args.shard, engine=engine,
+                                progress=partial(_show, bar))
     if count > 1:
         say(f"process {number} of {count}: {summary.made} images made")
     for warning in summary.warnings if number == 0 or summary.whole else ():
@@ -128,28 +129,18 @@ def push(args: argparse.Namespace) -> None:
     say(push_dataset(args.folder, args.repo_id, **given(args, "private")))
 
 
-class _Bar:
-    """Images, rate and remaining time on one line of a terminal; silent elsewhere."""
-
-    def __init__(self, shown: bool = True):
-        self._bar = tqdm(unit=" images", disable=None if shown else True)
-        self._stage = "making"
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.stage != self._stage:
-            self._stage = progress.stage
-            self._bar.reset()  # checking is quicker than making
-            self._bar.set_description("checking" if progress.stage == "checking" else "")
-        self._bar.total = progress.total
-        # what lay there already is not counted into the rate
-        self._bar.initial = progress.done - progress.made
-        self._bar.update(progress.done - self._bar.n)
+def _show(bar: tqdm, progress: Progress) -> None:
+    """Draw images, rate and remaining time, if there is a terminal."""
+    if bar.disable:
+        return
+    stage = "checking: " if progress.stage == "checking" else ""
+    if stage != bar.desc:
+        bar.reset()  # checking is quicker than making
+        bar.desc = stage
+    bar.total = progress.total
+    # what lay there already is not counted into the rate
+    bar.initial = progress.done - progress.made
+    bar.update(progress.done - bar.n)
 
 
 def _engine(args: argparse.Namespace) -> RayEngine | None:
@@ -167,11 +158,10 @@ def _ratio(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, Any]:
     ratio = given(args, "expansion_ratio")
     if not args.class_ratio:
         return ratio
-    ratios = dict.fromkeys(classes, ratio.get("expansion_ratio", 5))
+    ratios = dict.fromkeys(classes, ratio["expansion_ratio"]) if ratio else {}
     for name, value in map(read_pair, args.class_ratio):
-        if name not in ratios or not value.isdecimal():
-            raise ValueError(f"--class-ratio must be CLASS=N with a class of the source, got "
-                             f"{name}={value}.")
+        if not value.isdecimal():
+            raise ValueError(f"--class-ratio must be CLASS=N, got {name}={value}.")
         ratios[name] = int(value)
     return {"expansion_ratio": ratios}
 

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import calibrated, looks_at_images
 from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
-from dreamda_aug.datasets.prefetch import Freshness, Prefetcher
+from dreamda_aug.datasets.prefetch import Freshness, Prefetcher, Replicas
 from dreamda_aug.datasets.stored import StoredDataset
 from dreamda_aug.generation.dials import Calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.dataset_reader import find_targets, occurrences
+from dreamda_aug.inputs.pixels import Pixels
 from dreamda_aug.inputs.seed_images import SeedImage
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class AugmentedDataset(RealAndSynthetic):
             ``prefetch_epochs``, cannot be sent to a process.
     """
 
+    _is_live = True
+
     @checked
     def __init__(
         self,
@@ -96,8 +99,9 @@ class AugmentedDataset(RealAndSynthetic):
         self.expansion_ratio = whole("expansion_ratio", expansion_ratio, 1)
         prefetch_epochs = whole("prefetch_epochs", prefetch_epochs, 0)
         synthesizer = as_synthesizer(synthesizer)
-        super().__init__(dataset, synthesizer.conditioner.class_names, transform, with_origin,
-                         replace, synthesizer.rng_seed, changes=True)
+        super().__init__(dataset, transform, with_origin, replace, synthesizer.rng_seed,
+                         synthesizer.conditioner.class_names)
+        self._set_replicas([range(self.expansion_ratio)] * len(self._images))
         self._occurrences = occurrences(dataset)
         self.synthesizer = synthesizer.with_class_names(self._images.names)
         captions = self.synthesizer.conditioner.captions
@@ -115,12 +119,11 @@ class AugmentedDataset(RealAndSynthetic):
             if replace is not None:  # there are no others than those of epoch 0
                 epoch, ahead = torch.zeros_like(epoch).share_memory_(), 0
             self._prefetcher = Prefetcher(
-                maker, len(self._images), expansion_ratio, epoch, ahead,
-                images_per_shard=max(1, self.synthesizer.batch_size // expansion_ratio))
+                maker._make_replicas, len(self._images),
+                max(1, self.synthesizer.batch_size // self.expansion_ratio), epoch, ahead)
 
     def _calibrate(self) -> None:
-        loaded = self.synthesizer
-        conditioner, model = loaded.conditioner, loaded.model
+        conditioner, model = self.synthesizer.conditioner, self.synthesizer.model
         indices: Sequence[int] = range(len(self._images))
         if find_targets(self._dataset) is None:
             generator = torch.Generator().manual_seed(0)
@@ -133,7 +136,7 @@ class AugmentedDataset(RealAndSynthetic):
             except ValueError:  # labels of another kind, which only training needs
                 part = part.relabeled(None)
         self.synthesizer, self.calibration = calibrated(
-            loaded, part, range(len(part)), lambda index: conditioner.condition(
+            self.synthesizer, part, range(len(part)), lambda index: conditioner.condition(
                 part.given_labels[index], model,
                 None if self._captions is None else self._captions[indices[index]]))
 
@@ -163,93 +166,58 @@ class AugmentedDataset(RealAndSynthetic):
         return StoredDataset(real, out, transform=transform, with_origin=with_origin,
                              replace=replace)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Samples of a batch; the synthetic ones are generated together."""
-        origins = [self.origin(index) for index in indices]
+    def _samples(self, origins: Sequence[Origin]) -> Iterator[tuple[Origin, Any]]:
         seeds = self._open(origin.index for origin in origins)
-        wanted = [origin for origin in origins if origin.synthetic]
-        self._count(len(wanted if self.replace is None else origins))
-        made = iter(self._synthetic(wanted, seeds))
-        samples = []
-        for origin in origins:
-            seed = seeds[origin.index]
-            image = seed.image
-            if origin.synthetic:
-                origin, image = next(made)
-            samples.append(self._completed(seed.put_back(image), origin))
-        return samples
+        found = [self._ready(origin, seeds[origin.index]) for origin in origins]
+        made = iter(self._make(
+            [origin for origin, ready in zip(origins, found, strict=True) if not ready], seeds))
+        for origin, ready in zip(origins, found, strict=True):
+            if ready is None:
+                pixels, values = next(made)
+                ready = origin, pixels.restore(values)
+            yield ready[0], seeds[origin.index].put_back(ready[1])
 
-    def make_values(self, images: Sequence[int], epoch: int) -> dict[tuple[int, int], Tensor]:
-        """All replicas of some seed images, made now.
+    def _ready(self, origin: Origin, seed: SeedImage) -> tuple[Origin, Any] | None:
+        """A real image, or one of the pool with its epoch; or None, to make it now."""
+        if not origin.synthetic:
+            return origin, seed.image
+        found = None if self._prefetcher is None else self._prefetcher.take(*origin[1:])
+        return found and (origin._replace(epoch=found[0]), seed.pixels.restore(found[1]))
 
-        Args:
-            images: numbers of the seed images.
-            epoch: whose perturbation they get.
-
-        Returns:
-            By number of the seed image and of the replica: pixels (1, C, H, W) on the CPU, uint8
-            in [0, 255] where the seed image has 8 bits, else float32 in [0, 1].
-        """
+    def _make_replicas(self, images: Sequence[int], epoch: int) -> Replicas:
+        """All replicas of some seed images, by their numbers."""
         seeds = self._open(images)
         wanted = [Origin(True, index, replica, epoch)
-                  for index in images for replica in range(self.expansion_ratio)]
-        made = self.synthesizer.synthesize_values(*self._arguments(wanted, seeds))
-        return {(origin.index, origin.replica): _stored(seed.has_8_bits, values.cpu())
-                for origin, (seed, values) in zip(wanted, made, strict=True)}
+                  for index in images for replica in self._replicas[index]]
+        return {(origin.index, origin.replica):
+                (values.cpu() * 255).round().to(torch.uint8) if pixels.has_8_bits else values.cpu()
+                for origin, (pixels, values) in zip(wanted, self._make(wanted, seeds), strict=True)}
 
     def _open(self, indices: Iterable[int]) -> dict[int, SeedImage]:
         return {index: self._images.open(index) for index in dict.fromkeys(indices)}
 
-    def _synthetic(
-        self, wanted: Sequence[Origin], seeds: Mapping[int, SeedImage]
-    ) -> list[tuple[Origin, Any]]:
-        """The synthetic images, each with its origin, which may be older than was asked for."""
-        ready: dict[int, tuple[Origin, Any]] = {}
-        if self._prefetcher is not None:
-            for place, origin in enumerate(wanted):
-                found = self._prefetcher.take(origin.index, origin.replica, origin.epoch)
-                if found is not None:
-                    image = seeds[origin.index].pixels.restore(found[1])
-                    ready[place] = origin._replace(epoch=found[0]), image
-        lacking = [origin for place, origin in enumerate(wanted) if place not in ready]
-        made = iter(self.synthesizer.synthesize(*self._arguments(lacking, seeds))
-                    if lacking else [])
-        return [ready[place] if place in ready else (origin, next(made))
-                for place, origin in enumerate(wanted)]
-
-    def _arguments(
-        self, wanted: Sequence[Origin], seeds: Mapping[int, SeedImage]
-    ) -> tuple[Any, ...]:
-        """What the synthesizer is called with; all of one epoch."""
+    def _make(
+        self, origins: Sequence[Origin], seeds: Mapping[int, SeedImage]
+    ) -> list[tuple[Pixels, Tensor]]:
+        """Pixels of synthetic images of one epoch, made together, with those of their seeds."""
+        if not origins:
+            return []
         conditioner = self.synthesizer.conditioner
         if conditioner.class_names is None and conditioner.needs_label(self.synthesizer.model):
             self._images.check_names()
-        return (
-            [seeds[o.index].image for o in wanted],
-            [seeds[o.index].given_label for o in wanted],
-            [o.replica + self.expansion_ratio * self._occurrences[o.index] for o in wanted],
-            wanted[0].epoch,
-            None if self._captions is None else [self._captions[o.index] for o in wanted],
-        )
-
-    def _synthetic_count(self) -> int:
-        return len(self._images) * self.expansion_ratio
-
-    def _seed_and_replica(self, number: int) -> tuple[int, int]:
-        return divmod(number, self.expansion_ratio)
-
-    def _replicas(self, index: int) -> Sequence[int]:
-        return range(self.expansion_ratio)
+        return self.synthesizer.synthesize_values(
+            [seeds[o.index].image for o in origins],
+            [seeds[o.index].given_label for o in origins],
+            [o.replica + self.expansion_ratio * self._occurrences[o.index] for o in origins],
+            origins[0].epoch,
+            None if self._captions is None else [self._captions[o.index] for o in origins])
 
     def set_epoch(self, epoch: int) -> None:
-        before, told = self.epoch, self.freshness
+        before, freshness = self.epoch, self.freshness
         super().set_epoch(epoch)
-        if self._prefetcher is not None and epoch != before:
-            logger.info("%s", told)
-            self._prefetcher.forget()
+        if self._prefetcher is not None and self.epoch != before:
+            logger.info("%s", freshness)
+            self._prefetcher.begin_epoch()
 
     @property
     def freshness(self) -> Freshness | None:
@@ -269,7 +237,7 @@ class AugmentedDataset(RealAndSynthetic):
 
         Raises:
             TimeoutError: the images were not ready in time.
-            GenerationError: the background process died several times.
+            GenerationError: the background process died; `set_epoch` starts it again.
         """
         if self._prefetcher is not None:
             self._prefetcher.wait(timeout)
@@ -282,19 +250,3 @@ class AugmentedDataset(RealAndSynthetic):
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
-
-    @property
-    def targets(self) -> list[Any]:
-        """Labels of all samples, real ones first; synthetic ones carry their seed's label.
-
-        Raises:
-            AttributeError: the dataset keeps no list of them, and would have to be read.
-        """
-        if find_targets(self._dataset) is None:
-            raise AttributeError(f"{type(self._dataset).__name__} has no targets.")
-        return super().targets
-
-
-def _stored(has_8_bits: bool, values: Tensor) -> Tensor:
-    """Pixels as the pool keeps them: exactly what the seed image's type can tell apart."""
-    return (values * 255).round().to(torch.uint8) if has_8_bits else values

@@ -23,17 +23,12 @@ class SetEpoch(Callback):
 
 def _augmented(found: Any) -> Iterator[RealAndSynthetic | Part]:
     """The augmented datasets in a loader or a dataset, or in a collection of them."""
+    inner: Iterable[Any] = ()
     if isinstance(found, RealAndSynthetic | Part):
         yield found
-        return
-    inner: Iterable[Any] = ()
-    if isinstance(found, Mapping):
-        inner = found.values()
-    elif isinstance(found, list | tuple):
-        inner = found
-    elif hasattr(found, "datasets"):
-        inner = found.datasets
-    elif hasattr(found, "dataset"):
-        inner = [found.dataset]
+    elif isinstance(found, Mapping | list | tuple):
+        inner = found.values() if isinstance(found, Mapping) else found
+    elif hasattr(found, "datasets") or hasattr(found, "dataset"):
+        inner = getattr(found, "datasets", None) or [found.dataset]
     for each in inner:
         yield from _augmented(each)

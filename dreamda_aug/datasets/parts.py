@@ -2,14 +2,20 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
 from dreamda_aug.arguments import real, whole
-from dreamda_aug.inputs.dataset_reader import as_sized, find_attribute, find_classes
+from dreamda_aug.inputs.dataset_reader import (
+    as_sized,
+    find_attribute,
+    find_classes,
+    find_targets,
+)
 from dreamda_aug.inputs.rows import read_row
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
@@ -35,50 +41,49 @@ class Origin(NamedTuple):
 class RealAndSynthetic(Dataset[Any]):
     """Real samples and synthetic ones: the base of `AugmentedDataset` and `StoredDataset`.
 
-    A subclass overrides what raises NotImplementedError here.
-
-    Args:
-        dataset: the real samples.
-        class_names: what to call their classes; None for the dataset's own names.
-        transform: image transform to run last.
-        with_origin: samples become ``(image, label, Origin)``; dicts get the key ``origin``.
-        replace: probability that a real sample is replaced, in [0, 1], or None for real samples
-            first and synthetic ones behind them.
-        rng_seed: another one replaces other samples.
-        changes: whether synthetic images of another epoch are others.
+    A subclass calls `_set_replicas`, and overrides `_samples`. Arguments are those of
+    `AugmentedDataset`, and the synthesizer's ``rng_seed`` and ``class_names``.
     """
 
+    # whether images are made now, others in another epoch
+    _is_live = False
+
     def __init__(
-        self, dataset: Dataset[Any], class_names: list[str] | None,
-        transform: Callable[[Any], Any] | None, with_origin: bool, replace: float | None,
-        rng_seed: int, changes: bool,
+        self, dataset: Dataset[Any], transform: Callable[[Any], Any] | None, with_origin: bool,
+        replace: float | None, rng_seed: int, class_names: list[str] | None = None,
     ):
         self.replace = None if replace is None else real(
             "replace", replace, "lie in [0, 1] or be None", 0, 1)
         self._dataset = dataset
         self._images: SeedImages = open_seed_images(
             as_sized(dataset), labels="later", class_names=class_names)
-        self.transform, self.with_origin = transform, with_origin
-        self._rng_seed, self._changes = rng_seed, changes and replace is None
+        self.transform, self.with_origin, self._rng_seed = transform, with_origin, rng_seed
         # in shared memory: persistent workers see a new epoch too, and count together
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._served = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def _synthetic_count(self) -> int:
-        """Number of synthetic images, of all seed images together."""
-        raise NotImplementedError
+    def _set_replicas(self, replicas: Sequence[Sequence[int]]) -> None:
+        """Take the numbers of the replicas that each seed image has."""
+        self._replicas = replicas
+        self._ends = np.cumsum(list(map(len, replicas)))
 
-    def _seed_and_replica(self, number: int) -> tuple[int, int]:
-        """Index of the seed image and number of the replica of synthetic image ``number``."""
-        raise NotImplementedError
-
-    def _replicas(self, index: int) -> Sequence[int]:
-        """Numbers of the replicas that a seed image has."""
+    def _samples(self, origins: Sequence[Origin]) -> Iterator[tuple[Origin, Any]]:
+        """Samples as the base dataset gives them, each with the origin that it has at last."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         """Number of samples, real and synthetic."""
-        return len(self._images) + (0 if self.replace is not None else self._synthetic_count())
+        return len(self._images) + (0 if self.replace is not None else int(self._ends[-1]))
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Samples of a batch; synthetic ones that are made now are made together."""
+        origins = [self.origin(index) for index in indices]
+        if self._is_live or self.replace is not None:
+            self._count(origins)
+        return [self._completed(sample, origin) for origin, sample in self._samples(origins)]
 
     @property
     def epoch(self) -> int:
@@ -97,26 +102,22 @@ class RealAndSynthetic(Dataset[Any]):
 
     def origin(self, index: int) -> Origin:
         """Where sample ``index`` comes from in this epoch; reads and makes nothing."""
-        try:
-            index = operator.index(index)
-        except TypeError:
-            raise TypeError(
-                f"index must be an integer, got {index!r}; for several samples use "
-                "torch.utils.data.Subset."
-            ) from None
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside a dataset of {len(self)} samples.")
-        index, count = index % len(self), len(self._images)
+        index, number = index % len(self), index % len(self) - len(self._images)
         replica: int | None = None
-        if index >= count:
-            index, replica = self._seed_and_replica(index - count)
-        elif self.replace is not None and (known := self._replicas(index)):
+        if number >= 0:
+            index = int(np.searchsorted(self._ends, number, side="right"))
+            replica = self._replicas[index][number - int(self._ends[index])]
+        elif self.replace is not None and (known := self._replicas[index]):
             which = (self._rng_seed, "replace", self.epoch, index)
             if derive_seed(*which) < self.replace * 2**63:
                 replica = known[derive_seed(*which, "replica") % len(known)]
         if replica is None:
             return Origin(False, index, -1, -1)
-        return Origin(True, index, replica, self.epoch if self._changes else 0)
+        is_new = self._is_live and self.replace is None
+        return Origin(True, index, replica, self.epoch if is_new else 0)
 
     @property
     def real(self) -> "Part":
@@ -136,15 +137,22 @@ class RealAndSynthetic(Dataset[Any]):
 
     @property
     def targets(self) -> list[Any]:
-        """Labels of all samples, real ones first; synthetic ones carry their seed's label."""
-        labels = self._images.given_labels
-        return [labels[index] if index < len(labels)
-                else labels[self._seed_and_replica(index - len(labels))[0]]
-                for index in range(len(self))]
+        """Labels of all samples, real ones first; synthetic ones carry their seed's label.
 
-    def _count(self, served: int) -> None:
+        Raises:
+            AttributeError: the dataset keeps no list of them, and would have to be read.
+        """
+        if self._is_live and find_targets(self._dataset) is None:
+            raise AttributeError(f"{type(self._dataset).__name__} has no targets.")
+        labels = self._images.given_labels
+        return [*labels, *(label for label, replicas in zip(labels, self._replicas, strict=True)
+                           for _ in replicas if self.replace is None)]
+
+    def _count(self, origins: Sequence[Origin]) -> None:
         """Warn, once an epoch, when what changes with it is being served a second time."""
-        total = self._synthetic_count() if self.replace is None else len(self)
+        served, total = sum(origin.synthetic for origin in origins), int(self._ends[-1])
+        if self.replace is not None:
+            served, total = len(origins), len(self)
         before, limit = int(self._served), 1.5 * total
         self._served += served
         if before <= limit < before + served:

@@ -7,7 +7,7 @@ import torch
 from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
+from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer, calibrate
 from dreamda_aug.expansion import Expansion, expand
 from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
@@ -81,19 +81,9 @@ def test_an_expansion_measures_once_and_its_record_says_what_and_why(
     assert len(measured) == 1
 
 
-def test_numbers_leave_nothing_to_measure_and_nothing_in_the_record(data, tmp_path, measured):
-    numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, cache=None)
-    expand(data, tmp_path / "out", numbers, 1)
-    assert read_metadata(tmp_path / "out")["calibration"] is None and not measured
-    assert "calibration." not in (tmp_path / "out/README.md").read_text()
-    assert AugmentedDataset(data, numbers, 1).calibration is None
-
-
 def test_an_expansion_without_it_takes_what_was_calibrated_by_hand_before(
     data, synthesizer, measured
 ):
-    from dreamda_aug import calibrate
-
     images, labels = data.tensors
     by_hand = calibrate(images, labels, synthesizer=synthesizer, max_distance=0.3,
                         strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), expansion_ratio=2)

@@ -1,4 +1,4 @@
-"""Images that a process makes prefetching: the same as without it, and there even when it dies."""
+"""Images that a process makes ahead: the same as without it, and there even when it dies."""
 
 import multiprocessing
 import os
@@ -15,10 +15,35 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.datasets import prefetch
+from dreamda_aug.datasets.prefetch import ImagePool, next_shard
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.models.unet import PixelModel
 
 COUNT, K = 5, 2
+
+
+def test_the_newest_image_that_is_not_newer_than_the_epoch_is_read_and_stays(tmp_path):
+    pool = ImagePool(tmp_path, images=5, images_per_shard=2)
+    assert [list(pool.images_of(shard)) for shard in range(pool.shards)] == [[0, 1], [2, 3], [4]]
+    for epoch in (3, 10, 7):
+        pool.write(1, epoch, {(3, 1): torch.full((1, 1, 2, 2), epoch, dtype=torch.uint8)})
+    assert pool.epochs(1) == [3, 7, 10] and pool.epochs(0) == []
+    for asked, found in ((3, 3), (6, 3), (9, 7), (99, 10)):
+        epoch, values = pool.read(3, 1, asked)
+        assert epoch == found and torch.equal(values, torch.full((1, 1, 2, 2), found / 255))
+    assert pool.read(3, 1, 2) is None and pool.read(0, 0, 99) is None
+    pool.drop_older(1, 8)
+    assert pool.epochs(1) == [7, 10]
+    deep = torch.rand(1, 3, 4, 4)  # more than 8 bits
+    pool.write(2, 0, {(4, 0): deep})
+    assert torch.equal(pool.read(4, 0, 0)[1], deep)
+
+
+def test_the_first_epoch_that_is_not_complete_is_made_beginning_with_its_oldest_images():
+    assert next_shard([{4, 5}, {3}, set(), {5, 6}], range(5, 7)) == (5, 2)
+    assert next_shard([{4, 5}, {3}, {5}, {5, 6}], range(5, 7)) == (5, 1)
+    assert next_shard([{5, 6}, {5}], range(5, 7)) == (6, 1)
+    assert next_shard([{5}], range(5, 6)) is None
 
 
 def dataset(model, **options):
@@ -29,7 +54,7 @@ def dataset(model, **options):
                             with_origin=True, **options)
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -57,19 +82,19 @@ def prefetching(model):
     data.close()
 
 
-def ready(data, epoch):
+def epochs(data):
     pool = data._prefetcher.pool
-    return all(epoch in pool.epochs(shard) for shard in range(pool.shards))
+    return [pool.epochs(shard) for shard in range(pool.shards)]
 
 
-def test_images_are_those_that_are_made_without_it(prefetching, model):
+def test_images_are_those_that_are_made_without_it_also_in_workers(prefetching, model):
     plain = dataset(model)
     for epoch in (1, 0):
         for data in (plain, prefetching):
             data.set_epoch(epoch)
-        until(lambda epoch=epoch: ready(prefetching, epoch))
+        until(lambda epoch=epoch: all(epoch in each for each in epochs(prefetching)))
         for shard in range(prefetching._prefetcher.pool.shards):
-            # the batch that the producer made: last bits depend on its shape
+            # the batch that the process made: last bits depend on its shape
             mates = prefetching._prefetcher.pool.images_of(shard)
             places = [COUNT + mate * K + replica for mate in mates for replica in range(K)]
             for (one, label, origin), (other, *rest) in zip(
@@ -77,52 +102,36 @@ def test_images_are_those_that_are_made_without_it(prefetching, model):
                 assert torch.equal(one, other) and one.dtype == torch.uint8
                 assert rest == [label, origin] and origin.epoch == epoch
         assert (prefetching.freshness.fresh, prefetching.freshness.made) == (10, 0)
-
-
-def test_workers_read_what_is_ready_and_count_together(prefetching):
-    prefetching.set_epoch(0)
-    prefetching.set_epoch(1)
-    until(lambda: ready(prefetching, 1))
-    inversions = prefetching.synthesizer.sampler.inversions
     loader = DataLoader(prefetching.synthetic, batch_size=3, num_workers=2)
-    seen = [origin.epoch.tolist() for _, _, origin in loader]
-    assert sum(seen, []) == [1] * COUNT * K
-    assert prefetching.freshness.fresh == COUNT * K and prefetching.freshness.mean_age == 0
-    assert prefetching.synthesizer.sampler.inversions == inversions
+    assert sum([origin.epoch.tolist() for _, _, origin in loader], []) == [0] * COUNT * K
+    assert prefetching.freshness.fresh == 20  # workers count together
+    assert prefetching.synthesizer.sampler.inversions == 0
 
 
-def test_a_producer_that_is_killed_is_started_again_and_nothing_is_lost(prefetching, caplog):
+def test_a_process_that_dies_is_started_again_with_the_next_epoch(prefetching, caplog):
     prefetching.set_epoch(1)
-    until(lambda: ready(prefetching, 1))
-    killed, before = prefetching._prefetcher.producer, prefetching.freshness.restarts
-    os.kill(killed, signal.SIGSTOP)  # from now on nothing new is made
-    until(lambda: all(prefetching._prefetcher.pool.epochs(shard) for shard in range(3)))
-    far = 50
+    until(lambda: all(2 in each for each in epochs(prefetching)))
+    killed, far = prefetching._prefetcher._process, 50
+    killed.kill()
+    killed.join()
     prefetching.set_epoch(far)
-    os.kill(killed, signal.SIGKILL)
+    assert "died; its own error stands above" in caplog.text
     served = [prefetching[COUNT + number][2].epoch for number in range(COUNT * K)]
-    assert all(1 <= epoch <= 2 for epoch in served)  # what was there is served, and says so
+    assert set(served) == {2}  # what was there is served, and says so
     told = prefetching.freshness
-    assert (told.older, told.made) == (COUNT * K, 0) and 48 <= told.mean_age <= 49
+    assert (told.fresh, told.older, told.made, told.mean_age) == (0, COUNT * K, 0, far - 2)
     assert f"epoch {far}: 10 synthetic images served, 0 fresh, 10 of earlier epochs" in str(told)
-    until(lambda: prefetching.freshness.restarts > before)
-    assert prefetching._prefetcher.producer != killed
-    assert "died and is started again; training goes on with the 3 parts" in caplog.text
-    until(lambda: ready(prefetching, far))
+    until(lambda: epochs(prefetching) == [[far, far + 1]] * 3)  # no more is kept
     assert prefetching[COUNT][2].epoch == far
-    pool = prefetching._prefetcher.pool
-    until(lambda: ready(prefetching, far + 1))
-    assert all(pool.epochs(shard) == [far, far + 1] for shard in range(3))  # no more is kept
 
 
 def test_what_is_not_there_yet_is_made_on_demand_and_the_end_leaves_nothing(model):
     data, plain = dataset(model, prefetch_epochs=2), dataset(model)
-    folder, process = data._prefetcher.pool.folder, data._prefetcher.producer
-    assert torch.equal(data[COUNT][0], plain[COUNT][0])  # the producer is still starting
+    folder, process = data._prefetcher.pool.folder, data._prefetcher._process.pid
+    assert torch.equal(data[COUNT][0], plain[COUNT][0])  # the process is still starting
     assert data.freshness.made == 1
     del data
-    until(lambda: not alive(process))
-    assert not folder.exists()
+    assert not alive(process) and not folder.exists()
     data = dataset(model, prefetch_epochs=2)
     folder = data._prefetcher.pool.folder
     data.close()
@@ -132,31 +141,28 @@ def test_what_is_not_there_yet_is_made_on_demand_and_the_end_leaves_nothing(mode
 
 def test_where_samples_are_replaced_each_replica_is_made_once_and_kept(model):
     data = dataset(model, prefetch_epochs=2, replace=1.0)
-    until(lambda: ready(data, 0))
-    data.wait(10)
+    data.wait(120)
     for epoch in (1, 7):
         data.set_epoch(epoch)
         assert all(origin == (True, label, origin.replica, 0)
                    for _, label, origin in data.__getitems__(range(COUNT)))
         told = data.freshness
         assert (told.fresh, told.older, told.made) == (COUNT, 0, 0)
-    pool = data._prefetcher.pool
-    assert all(pool.epochs(shard) == [0] for shard in range(pool.shards))
+    assert epochs(data) == [[0]] * 3
     data.close()
 
 
 SCRIPT = """
-import os, signal, sys, time, torch
+import os, signal, sys, torch
 from dreamda_aug.datasets.prefetch import Prefetcher
 
-class Maker:
-    def make_values(self, images, epoch):
-        return {(image, 0): torch.zeros(1, 1, 2, 2) for image in images}
+def make(images, epoch):
+    return {(image, 0): torch.zeros(1, 1, 2, 2) for image in images}
 
 if __name__ == "__main__":
     epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-    prefetcher = Prefetcher(Maker(), 2, 1, epoch, 1, 1)
-    print(prefetcher.producer, prefetcher.pool.folder, flush=True)
+    prefetcher = Prefetcher(make, 2, 1, epoch, 1)
+    print(prefetcher._process.pid, prefetcher.pool.folder, flush=True)
     prefetcher.wait(200)
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -169,7 +175,7 @@ def test_a_program_leaves_neither_process_nor_folder(how, tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "script.py", how], capture_output=True,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == (-signal.SIGKILL if how == "killed" else 0), done.stderr
-    assert "restart" not in done.stderr and "died" not in done.stderr
+    assert "died" not in done.stderr
     process, folder = done.stdout.split()
     until(lambda: not alive(int(process)))
     assert not Path(folder).exists()
@@ -185,27 +191,18 @@ def test_a_dataset_that_cannot_be_sent_to_a_process_is_refused(model):
         AugmentedDataset(data, synthesizer, 1, prefetch_epochs=1)
 
 
-def die(*arguments):
-    os._exit(1)
-
-
-def test_a_producer_that_only_dies_is_given_up_and_images_are_made_on_demand(model, monkeypatch):
+@pytest.mark.parametrize("seconds, wait, error, message", [
+    (0, 60, GenerationError, "process that makes synthetic images ahead died"),
+    (60, 0, TimeoutError, "0 of 3 parts of the pool are ready after 0 s")])
+def test_a_process_that_makes_nothing_is_not_waited_for(
+    model, monkeypatch, seconds, wait, error, message
+):
     # forked, and quickly
     monkeypatch.setattr(torch.multiprocessing, "get_context",
                         lambda method: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(prefetch, "produce", die)
-    monkeypatch.setattr(prefetch, "PAUSE", 0.01)
+    monkeypatch.setattr(prefetch, "_produce", lambda *arguments: time.sleep(seconds))
     data = dataset(model, prefetch_epochs=1)
-    with pytest.raises(TimeoutError, match="0 of 3 parts of the pool are there after 0 s"):
-        data.wait(0)
-    with pytest.raises(GenerationError, match="died 3 times without having made any"):
-        data.wait(60)
+    with pytest.raises(error, match=message):
+        data.wait(wait)
     assert data[COUNT][2].epoch == 0 and data.freshness.made == 1
-    assert data.freshness.restarts == 2
     data.close()
-
-
-def test_no_process_is_started_by_a_daemonic_one(model, monkeypatch):
-    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
-    with pytest.raises(GenerationError, match="make the AugmentedDataset in the main process"):
-        dataset(model, prefetch_epochs=1)

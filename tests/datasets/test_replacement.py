@@ -5,6 +5,7 @@ import math
 import PIL.Image
 import pytest
 import torch
+from expansion.folders import write_images
 from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -46,7 +47,7 @@ def test_a_share_of_the_samples_is_replaced_by_any_of_their_replicas(replace):
         assert abs(replicas.count(replica) / len(replicas) - 1 / K) < 0.08
 
 
-def test_epoch_index_and_rng_seed_alone_decide(tmp_path):
+def test_epoch_index_and_rng_seed_alone_decide():
     data, again, other = dataset(200, 0.5), dataset(200, 0.5), dataset(200, 0.5, rng_seed=1)
     first = origins(data, 0)
     assert origins(data, 1) != first and origins(data, 0) == origins(again, 0) == first
@@ -78,14 +79,9 @@ def test_workers_serve_the_images_of_epoch_0_in_every_epoch_and_no_others():
 
 
 def test_an_expansion_is_drawn_from_in_the_same_way(tmp_path):
-    for number, name in enumerate(["cat", "cat", "dog", "dog"]):
-        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(number)
-        v2.functional.to_pil_image(torch.rand(1, 16, 16)).save(
-            tmp_path / "train" / name / f"{number}.png")
-    maker = synthesizer(rng_seed=5)
-    expand(tmp_path / "train", tmp_path / "out", maker, K)
-    real = ImageFolder(tmp_path / "train", v2.ToImage(), loader=PIL.Image.open)
+    train, maker = write_images(tmp_path / "train", {"cat": 2, "dog": 2}), synthesizer(rng_seed=5)
+    expand(train, tmp_path / "out", maker, K)
+    real = ImageFolder(train, v2.ToImage(), loader=PIL.Image.open)
     stored = AugmentedDataset.from_folder(real, tmp_path / "out", replace=0.5, with_origin=True)
     live = AugmentedDataset(real, maker, K, replace=0.5, with_origin=True)
     assert len(stored) == len(live) == 4 and stored.targets == live.targets == [0, 0, 1, 1]
@@ -94,7 +90,7 @@ def test_an_expansion_is_drawn_from_in_the_same_way(tmp_path):
         for (one, *rest), (other, *expected) in zip(map(stored.__getitem__, range(4)), live):
             assert rest == expected
             torch.testing.assert_close(one.float(), other.float(), atol=1, rtol=0)
-    expand(tmp_path / "train", tmp_path / "cats", maker, 1, only_classes=["cat"])
+    expand(train, tmp_path / "cats", maker, 1, only_classes=["cat"])
     cats = AugmentedDataset.from_folder(real, tmp_path / "cats", replace=1.0)
     assert [cats.origin(i).synthetic for i in range(4)] == [True, True, False, False]
     with pytest.warns(UserWarning, match="epoch 0 are being served a second time; call set_epoch"):
@@ -111,9 +107,3 @@ def test_epochs_that_are_not_set_are_a_warning_and_parts_have_no_place():
     for name in ("real", "synthetic"):
         with pytest.raises(AttributeError, match="with replace, .* origin.index. tells which"):
             getattr(data, name)
-
-
-@pytest.mark.parametrize("replace", [1.5, -0.1, math.nan, True, "0.5"])
-def test_a_probability_that_is_none_is_refused(replace):
-    with pytest.raises(ValueError, match="replace must .*, got"):
-        dataset(2, replace)

@@ -1,3 +1,5 @@
+"""Real samples with synthetic ones from a folder: what the live dataset gives, without a model."""
+
 import pickle
 import subprocess
 import sys
@@ -5,6 +7,7 @@ import sys
 import PIL.Image
 import pytest
 import torch
+from expansion.folders import write_images
 from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -27,13 +30,7 @@ def augment():
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for name in ("cat", "dog"):
-        (root / name).mkdir()
-        for i in range(2):
-            torch.manual_seed(len(name) * i + ord(name[0]))
-            v2.functional.to_pil_image(torch.rand(1, 16, 16)).save(root / name / f"{i}.png")
-    return root
+    return write_images(tmp_path_factory.mktemp("data"), {"cat": 2, "dog": 2})
 
 
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
@@ -43,17 +40,21 @@ def made(request, train, augment, tmp_path_factory):
     return root
 
 
-def test_it_gives_what_the_augmented_dataset_gives_up_to_8_bit_rounding(train, augment, made):
-    real = ImageFolder(train, transform=TO_FLOAT)
+@pytest.mark.parametrize("indices", [range(4), [3, 0]])
+def test_it_gives_what_the_augmented_dataset_gives_up_to_8_bit_rounding(
+    train, augment, made, indices
+):
+    real = Subset(ImageFolder(train, transform=TO_FLOAT), indices)
     stored = AugmentedDataset.from_folder(real, made, with_origin=True)
     # the folder's own images are grey; torchvision's loader makes them RGB, which changes digests
-    live = AugmentedDataset(ImageFolder(train, transform=TO_FLOAT, loader=PIL.Image.open),
-                            augment, 3, with_origin=True)
-    assert len(stored) == len(live) == 16
+    grey = ImageFolder(train, transform=TO_FLOAT, loader=PIL.Image.open)
+    live = AugmentedDataset(Subset(grey, indices), augment, 3, with_origin=True)
+    count = len(indices)
+    assert len(stored) == len(live) == 4 * count and stored.left_out == 3 * (4 - count)
     assert stored.targets == live.targets and stored.classes == live.classes
     assert stored.class_to_idx == live.class_to_idx
-    assert len(stored.real) == 4 and len(stored.synthetic) == 12
-    for i in range(16):
+    assert len(stored.real) == count and len(stored.synthetic) == 3 * count
+    for i in range(4 * count):
         (image, label, origin), (expected, expected_label, expected_origin) = stored[i], live[i]
         assert label == expected_label and tuple(origin) == tuple(expected_origin)
         torch.testing.assert_close(image, expected, atol=1.01 / 255, rtol=0)
@@ -69,18 +70,6 @@ def test_any_number_of_workers_reads_the_same(train, made):
     assert torch.equal(pickle.loads(pickle.dumps(stored))[15][0], expected[15])
     stored.set_epoch(3)
     assert stored[15][2].epoch == 0 and torch.equal(stored[15][0], expected[15])
-    with pytest.raises(IndexError, match="outside a dataset of 16"):
-        stored[16]
-
-
-def test_replicas_of_validation_images_stay_out(train, made):
-    real = ImageFolder(train, transform=TO_FLOAT)
-    stored = AugmentedDataset.from_folder(Subset(real, [3, 0]), made, with_origin=True)
-    assert len(stored) == 2 + 6 and stored.left_out == 6
-    assert stored.targets == [1, 0] + [0] * 3 + [1] * 3
-    assert [stored.origin(i).index for i in range(2, 8)] == [1] * 3 + [0] * 3
-    whole = AugmentedDataset.from_folder(real, made)
-    assert torch.equal(stored[2][0], whole[4][0]) and torch.equal(stored[7][0], whole[15][0])
 
 
 def test_tensor_datasets_get_tensors_back(augment, tmp_path):
@@ -88,38 +77,33 @@ def test_tensor_datasets_get_tensors_back(augment, tmp_path):
     data = TensorDataset(images, torch.tensor([0, 1, 1]))
     expand(data, tmp_path / "out", augment, 2)
     stored = AugmentedDataset.from_folder(data, tmp_path / "out", transform=lambda x: x + 1)
-    assert len(stored) == 9
-    assert stored[8][0].shape == (1, 16, 16) and stored[8][0].dtype == torch.float32
-    assert 1 <= stored[8][0].min() and stored[8][0].max() <= 2
     batch, labels = next(iter(DataLoader(stored, 9)))
     assert batch.shape == (9, 1, 16, 16) and labels.tolist() == [0, 1, 1, 0, 0, 1, 1, 1, 1]
+    assert batch.dtype == torch.float32 and 1 <= batch.min() and batch.max() <= 2
     with pytest.raises(ExpansionError, match="was made from 3 images, the real dataset has 2"):
         AugmentedDataset.from_folder(TensorDataset(images[:2], torch.tensor([0, 1])),
                                      tmp_path / "out")
 
 
 def test_other_real_data_is_refused(train, made, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "other" / name).mkdir(parents=True)
-        PIL.Image.new("L", (16, 16)).save(tmp_path / "other" / name / "new.png")
+    other = write_images(tmp_path / "other", {"cow": 1})
     with pytest.raises(ExpansionError, match="none of its 12 images has its seed image"):
-        AugmentedDataset.from_folder(ImageFolder(tmp_path / "other"), made)
+        AugmentedDataset.from_folder(ImageFolder(other), made)
     swapped = ImageFolder(train)
     swapped.classes = ["dog", "cat"]
-    with pytest.raises(ExpansionError, match="was of class 'cat', the real dataset says 'dog'"):
+    with pytest.raises(ExpansionError, match="was of class 'cat', in the real dataset it is 'dog'"):
         AugmentedDataset.from_folder(swapped, made)
     with pytest.raises(FileNotFoundError, match="plan.json: expected an expanded dataset"):
         AugmentedDataset.from_folder(ImageFolder(train), tmp_path)
 
 
-def test_reading_back_loads_no_diffusion_model(train, augment, tmp_path):
-    expand(train, tmp_path / "out", augment, 1)
+@pytest.mark.parametrize("made", ["folder"], indirect=True)
+def test_reading_back_loads_no_diffusion_model(train, made):
     code = (
         "import sys; from torchvision.datasets import ImageFolder\n"
         "from dreamda_aug import AugmentedDataset\n"
-        f"real, folder = ImageFolder({str(train)!r}), {str(tmp_path / 'out')!r}\n"
-        "data = AugmentedDataset.from_folder(real, folder)\n"
-        "assert len(data) == 8 and data[7][0].size == (16, 16)\n"
+        f"data = AugmentedDataset.from_folder(ImageFolder({str(train)!r}), {str(made)!r})\n"
+        "assert len(data) == 16 and data[7][0].size == (16, 16)\n"
         "assert 'diffusers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
