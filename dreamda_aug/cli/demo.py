@@ -57,8 +57,7 @@ def demo(args: argparse.Namespace) -> None:
         sample.classes, ["seed", *["synthetic"] * EXPANSION_RATIO])
     grid.save(out / "grid.png")
     say(f"wrote {out / 'grid.png'}")
-    labels = torch.tensor([sample.targets[row] for row in rows])
-    same = fashion_mnist_judge()(made).argmax(1) == labels.repeat_interleave(EXPANSION_RATIO)
+    same = fashion_mnist_judge()(made).argmax(1) == torch.tensor(stored.targets[len(rows):])
     agreement, count = same.float().mean().item(), len(made)
     distance, diversity = distance_and_diversity(real, made)
     # U-Net rows per image through the down and the up path, the inversion's share included

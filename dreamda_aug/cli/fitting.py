@@ -5,16 +5,14 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from dreamda_aug.adaptation import AdaptationSettings
-from dreamda_aug.adaptation import adapt as adapt_model
-from dreamda_aug.adaptation import train as train_model
+from dreamda_aug import adaptation
 from dreamda_aug.cli.options import (
     LOOK,
     SOURCE,
     add_classes,
     add_model,
     add_options,
-    add_source,
+    add_positional,
     class_names,
     given,
     model_options,
@@ -25,9 +23,10 @@ from dreamda_aug.cli.options import (
 )
 from dreamda_aug.evaluation import evaluate as evaluate_model
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models import ModelSpec
 
-_ADAPTATION = tuple(field.name for field in fields(AdaptationSettings))
+_ADAPTATION = tuple(field.name for field in fields(adaptation.AdaptationSettings))
 _TRAINING = ("out", "image_size", "grey", "width", "minutes", "train_steps", "flip", "batch_size",
              "device", "rng_seed", *SOURCE)
 _EVALUATION = ("shots", "draws", "expansion_ratios", "presets", "train_steps", "image_size",
@@ -36,10 +35,10 @@ _EVALUATION = ("shots", "draws", "expansion_ratios", "presets", "train_steps", "
 
 def add_adapt(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``adapt``."""
-    add_source(parser)
-    add_options(parser, adapt_model, "out", "model", "prompt", *SOURCE)
+    add_positional(parser, open_seed_images, "source")
+    add_options(parser, adaptation.adapt, "out", "model", "prompt", *SOURCE)
     add_options(parser, ModelSpec, "device", "dtype")
-    add_options(parser, AdaptationSettings, *_ADAPTATION)
+    add_options(parser, adaptation.AdaptationSettings, *_ADAPTATION)
     _add_labels(parser)
     parser.add_argument("--class-map", nargs="+", default=[], metavar="CLASS=PRIOR",
                         help="which of the model's own classes a class begins as")
@@ -51,7 +50,7 @@ def adapt(args: argparse.Namespace) -> None:
     loading = {"model": "bundled"} | given(args, "model", "device", "dtype")
     size = None if args.image_size is None else (args.image_size, args.image_size)
     spec = ModelSpec(loading.pop("model"), image_size=size, **loading)
-    found = adapt_model(
+    found = adaptation.adapt(
         args.source, spec, **given(args, "out", "prompt", *SOURCE), **_labels(args),
         class_map=dict(map(read_pair, args.class_map)), progress=True, **given(args, *_ADAPTATION))
     for name, start in found.started_from.items():
@@ -61,19 +60,19 @@ def adapt(args: argparse.Namespace) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``train``."""
-    add_source(parser)
-    add_options(parser, train_model, *_TRAINING)
+    add_positional(parser, open_seed_images, "source")
+    add_options(parser, adaptation.train, *_TRAINING)
     _add_labels(parser)
 
 
 def train(args: argparse.Namespace) -> None:
     """Run ``train``."""
-    say(train_model(args.source, **given(args, *_TRAINING), **_labels(args), progress=True))
+    say(adaptation.train(args.source, **given(args, *_TRAINING), **_labels(args), progress=True))
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``evaluate``."""
-    add_source(parser)
+    add_positional(parser, open_seed_images, "source")
     add_model(parser)
     add_options(parser, evaluate_model, *_EVALUATION)
     parser.add_argument("--out", default="evaluation.json", metavar="PATH",

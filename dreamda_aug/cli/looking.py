@@ -18,7 +18,6 @@ from dreamda_aug.cli.options import (
     add_model,
     add_options,
     add_positional,
-    add_source,
     given,
     model_options,
     repeated,
@@ -32,10 +31,7 @@ from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.metrics import compare_folders
 from dreamda_aug.metrics.features import inception_features, open_classifier_features
 from dreamda_aug.models import load_model
-from dreamda_aug.report.explorer import explore as explore_images
-from dreamda_aug.report.explorer import write_exploration
-from dreamda_aug.report.pictures import draw_some, plot_calibration
-from dreamda_aug.report.pictures import preview as draw_preview
+from dreamda_aug.report import explorer, pictures
 
 _SHOWN = ("images", "expansion_ratio")
 _GRIDS = ("strengths", "replays", "noise_scales")
@@ -44,14 +40,14 @@ _MEASURE = ("expansion_ratio", "min_agreement", "max_distance", "block_indices")
 
 def add_preview(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``preview``."""
-    _add_images(parser, draw_preview, "preview.png")
-    add_options(parser, draw_preview, "noise_scales", "calibrate")
+    _add_images(parser, pictures.preview, "preview.png")
+    add_options(parser, pictures.preview, "noise_scales", "calibrate")
 
 
 def preview(args: argparse.Namespace) -> None:
     """Run ``preview``."""
     _check_picture(args.out)
-    grid = draw_preview(args.source, Synthesizer(**model_options(args)), **given(
+    grid = pictures.preview(args.source, Synthesizer(**model_options(args)), **given(
         args, *_SHOWN, "noise_scales", "calibrate"))
     grid.save(args.out)
     say(f"wrote {args.out}")
@@ -59,7 +55,7 @@ def preview(args: argparse.Namespace) -> None:
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``calibrate``."""
-    add_source(parser)
+    add_positional(parser, open_seed_images, "source")
     add_model(parser)
     parser.add_argument("--out", default="calibration.png", metavar="PATH", help="file to write")
     parser.add_argument("--images", type=int, default=64, metavar="N",
@@ -82,7 +78,7 @@ def calibrate(args: argparse.Namespace) -> None:
             f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
-    sample, pixels, conditions = draw_some(images, count, synthesizer)
+    sample, pixels, conditions = pictures.draw_some(images, count, synthesizer)
     model = synthesizer.model
     result = calibrate_images(
         torch.cat([fit_to(each.values, model) for each in pixels]),
@@ -98,14 +94,14 @@ def calibrate(args: argparse.Namespace) -> None:
     use = ("" if result.block_index == model.block_index
            else f" with --block-index {result.block_index}")
     say(f"chosen: {result.summary()}; saved beside the cache, where it is found again{use}")
-    plot_calibration(result, args.out)
+    pictures.plot_calibration(result, args.out)
     say(f"wrote {args.out}")
 
 
 def add_explore(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``explore``."""
-    _add_images(parser, explore_images, "explore.html")
-    add_options(parser, explore_images, "steps", *_GRIDS)
+    _add_images(parser, explorer.explore, "explore.html")
+    add_options(parser, explorer.explore, "steps", *_GRIDS)
 
 
 def explore(args: argparse.Namespace) -> None:
@@ -115,12 +111,12 @@ def explore(args: argparse.Namespace) -> None:
     arguments: dict[str, Any] = given(args, *LOOK)
     if synthesizer.conditioner.needs_label(synthesizer.model):
         arguments["class_names"] = images.names
-    page = explore_images(
+    page = explorer.explore(
         images, synthesizer, **given(args, *_SHOWN, "steps", *_GRIDS),
         title=f"What the dials do to {name}", arguments=arguments, announce=say,
         command=["dreamda", "expand", args.source, "--out", f"{name}_synthetic",
                  *repeated(args, *LOOK)])
-    write_exploration(page, args.out)
+    explorer.write_exploration(page, args.out)
     say(f"wrote {args.out}")
 
 
@@ -165,7 +161,7 @@ def info(args: argparse.Namespace) -> None:
 
 def _add_images(parser: argparse.ArgumentParser, command: Callable[..., Any], out: str) -> None:
     """Add the options of commands that show some of the images."""
-    add_source(parser)
+    add_positional(parser, open_seed_images, "source")
     add_model(parser)
     parser.add_argument("--out", default=out, metavar="PATH", help=f"file to write ({out})")
     add_options(parser, command, *_SHOWN)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.method.settings import resolve_settings
 from dreamda_aug.models import ModelSpec
 
@@ -36,11 +35,6 @@ def add_positional(
 ) -> None:
     """Add a positional argument for a parameter; ``shown`` is its name here, if it differs."""
     parser.add_argument(shown or name, help=_help(owner, name))
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the positional argument ``source``."""
-    add_positional(parser, open_seed_images, "source")
 
 
 def add_options(

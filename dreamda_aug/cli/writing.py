@@ -15,7 +15,6 @@ from dreamda_aug.cli.options import (
     add_model,
     add_options,
     add_positional,
-    add_source,
     class_names,
     given,
     model_options,
@@ -41,7 +40,7 @@ _REPORT = ("out", "source", "metrics", "judge")
 
 def add_expand(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``expand``."""
-    add_source(parser)
+    add_positional(parser, open_seed_images, "source")
     parser.add_argument("--out", required=True, metavar="PATH",
                         help="folder to write to, also s3://..., gs://... (extra 'remote')")
     add_options(parser, open_seed_images, *SOURCE)

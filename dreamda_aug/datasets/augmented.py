@@ -126,9 +126,8 @@ class AugmentedDataset(RealAndSynthetic):
         conditioner, model = self.synthesizer.conditioner, self.synthesizer.model
         indices: Sequence[int] = range(len(self._images))
         if find_targets(self._dataset) is None:
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randperm(len(indices), generator=generator)[:_READ_FOR_LABELS]
-            indices = sorted(drawn.tolist())
+            drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
+            indices = sorted(drawn[:_READ_FOR_LABELS].tolist())
         part = self._images.subset(indices)
         if not conditioner.needs_label(model):
             try:
@@ -156,9 +155,8 @@ class AugmentedDataset(RealAndSynthetic):
             real: the dataset that was expanded, or a ``Subset`` of it: synthetic images of other
                 seed images are left out, so that no validation image leaks into training.
             out: the folder that `expand` wrote.
-            transform: as above.
-            with_origin: as above.
-            replace: as above; the synthesizer's ``rng_seed`` stands in the folder.
+            transform, with_origin, replace: as above; the synthesizer's ``rng_seed`` stands in the
+                folder.
 
         Returns:
             A dataset with the same samples, attributes and order as an `AugmentedDataset`.

@@ -70,17 +70,6 @@ def test_a_new_epoch_gives_fresh_images_and_makes_no_inversion(both):
     assert torch.equal(both[5][0], first)
 
 
-def test_persistent_workers_see_a_new_epoch(both):
-    loader = DataLoader(both.synthetic, 12, num_workers=2, persistent_workers=True)
-    seen = []
-    for epoch in (0, 1):
-        both.set_epoch(epoch)
-        images, _, origin = next(iter(loader))
-        assert origin.epoch.tolist() == [epoch] * 12
-        seen.append(images)
-    assert not torch.allclose(*seen)
-
-
 def test_batches_reach_the_unet_as_batches(both, model):
     calls = []
     hook = model.unet.conv_in.register_forward_hook(lambda m, i, o: calls.append(len(o)))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
@@ -210,32 +209,6 @@ def test_dict_transforms_that_load_the_file_come_first(synthesizer, tmp_path):
     with pytest.raises(TypeError, match="behind the transform that loads the file, such as MONAI"):
         augment(sample)
 
-    class Loads(Rows):
-        transform = staticmethod(load)
-
-        def __getitem__(self, index):
-            return self.transform(super().__getitem__(index))
-
-    with pytest.raises(ValueError, match="sample 0 has the path .*0.png' under 'image': its transf"
-                                         ".*put DreamDAugment into that transform"):
-        AugmentedDataset(Loads(sample), synthesizer)
-
-
-class Geo(ImageFolder):
-    """Stands for torchgeo's datasets, whose ``transforms`` take the whole dict."""
-
-    def __init__(self, root, transforms):
-        super().__init__(root)
-        self.transforms = transforms
-
-    def _load_image(self, index):
-        image, label = super().__getitem__(index)
-        return v2.functional.pil_to_tensor(image).float(), torch.tensor(label)
-
-    def __getitem__(self, index):
-        image, label = self._load_image(index)
-        return self.transforms({"image": image, "label": label})
-
 
 @pytest.fixture
 def class_folders(tmp_path):
@@ -243,25 +216,6 @@ def class_folders(tmp_path):
         (tmp_path / name).mkdir()
         PIL.Image.fromarray(image).save(tmp_path / name / "0.png")
     return tmp_path
-
-
-@pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
-def test_transforms_of_whole_dicts_run_after_generation(class_folders, synthesizer):
-    class Scaled(Geo):
-        def _load_image(self, index):
-            image, label = super()._load_image(index)
-            return image / 255, label
-
-    def flip(sample):
-        return {**sample, "image": -sample["image"]}
-
-    with pytest.raises(ValueError, match="a float image must lie in .*divide images in"):
-        AugmentedDataset(Geo(class_folders, transforms=flip), synthesizer)
-    both = AugmentedDataset(Scaled(class_folders, transforms=flip), synthesizer, 1)
-    made = both[3]
-    assert made.keys() == {"image", "label"} and made["label"] == 1 and both.targets == [0, 1] * 2
-    assert made["image"].shape == (3, 16, 16) and made["image"].max() <= 0 > made["image"].min()
-    assert torch.equal(both[1]["image"], Scaled(class_folders, transforms=flip)[1]["image"])
 
 
 @pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")

@@ -57,14 +57,6 @@ def test_relative_links_lead_to_a_file_and_a_heading(page):
     assert broken(page) == []
 
 
-def test_a_link_to_nothing_is_found(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "# A title, here\n\n[a](page.md) [b](gone.md) [c](#a-title-here) [d](page.md#no-heading)\n"
-        "![e](gone.png) [f](https://example.org)\n\n```\n[code](gone.md)\n```\n")
-    assert broken(page) == ["gone.md", "page.md#no-heading", "gone.png"]
-
-
 def test_the_first_page_of_the_site_has_the_readmes_example_word_for_word():
     first, readme = ((ROOT / name).read_text() for name in ("docs/index.md", "README.md"))
     example, = re.findall(r"^```python\n.*?^```$", first, re.MULTILINE | re.DOTALL)
