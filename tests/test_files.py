@@ -26,8 +26,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
         "file", "folder"]
 
 
-@pytest.mark.parametrize("place", ["out", "/tmp/out", "../s3:/x", "C:/out", "C:\\out", "a:b/c",
-                                   "hf:user/name", ".", Path("x/y")])
+@pytest.mark.parametrize("place", ["out", "../s3:/x", "C:/out", "a:b/c", "hf:user/name", Path("x")])
 def test_a_local_path_stays_as_it_is(place):
     assert local_path(place, "out", "") == Path(place)
 

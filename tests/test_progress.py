@@ -32,9 +32,5 @@ def test_on_a_terminal_they_say_what_is_done(shown):
     assert "counting" in text and "inverting" in text and " images" in text
 
 
-def test_elsewhere_they_are_silent(shown):
-    assert shown(io.StringIO(), 0) == ""
-
-
-def test_quick_work_shows_nothing(shown):
-    assert shown(Terminal(), 60) == ""
+def test_elsewhere_and_for_quick_work_they_are_silent(shown):
+    assert shown(io.StringIO(), 0) == shown(Terminal(), 60) == ""

@@ -93,8 +93,7 @@ def calibrated(
     if not looks_at_images(synthesizer):
         return synthesizer, None
     requested, model = synthesizer.requested_settings, synthesizer.model
-    sample = draw_sample(images, indices, model, condition_of,
-                         None if requested.open_dials else _FOREIGN_MOST)
+    sample = draw_sample(images, indices, model, condition_of)
     foreign = sample and model.name == BUNDLED and warn_if_foreign(model, sample.images)
     if sample is None or not requested.open_dials:
         return synthesizer, None
@@ -128,8 +127,7 @@ class Sample:
 
 def draw_sample(
     images: SeedImages, indices: Iterable[int], model: DiffusionModel,
-    condition_of: Callable[[int], Condition] | None, most: int | None = None,
-    first: Collection[int] = (),
+    condition_of: Callable[[int], Condition] | None, first: Collection[int] = (),
 ) -> Sample | None:
     """Draw images evenly over classes, without unreadable ones and duplicates.
 
@@ -138,14 +136,13 @@ def draw_sample(
         indices: which of its images may be drawn.
         model: gives their size and channels.
         condition_of: as in `calibrated`.
-        most: the largest number of images, or None for as many as a judge learns from.
         first: those of the indices to draw before all others.
 
     Returns:
         The sample, or None where fewer than two images differ and can be read.
     """
     channels, (height, width) = model.channels, model.image_size
-    count = most or max(MEASURED, min(JUDGED, _MAX_BYTES // (4 * channels * height * width)))
+    count = max(MEASURED, min(JUDGED, _MAX_BYTES // (4 * channels * height * width)))
     classes = images.labels or [0] * len(images)
     number: dict[int, int] = {}
     found: dict[str, tuple[Tensor, int, Condition, int]] = {}

@@ -73,14 +73,6 @@ def test_a_class_that_most_images_belong_to_is_not_taken_for_the_look_of_all():
     assert right(images, labels, made[one], one) < 0.1
 
 
-def test_a_pixel_that_is_black_in_all_labeled_images_does_not_decide(patches):
-    images, labels = patches
-    images[..., 0, :2] = 0
-    made = images.clone()
-    made[..., 0, :2] += 0.02 * torch.rand(80, 1, 2, generator=torch.Generator().manual_seed(1))
-    assert right(images, labels, made) > 0.9
-
-
 def test_no_image_is_predicted_by_a_probe_that_learned_from_its_seed_image():
     """One image has a wrong label, which only a probe that learned it could repeat."""
     images = torch.zeros(16, 1, 3, 3)

@@ -1,6 +1,5 @@
 """The search for the furthest dials: what it measures, and what it finds."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ from pipelines import pixel_pipeline, sampler
 
 from dreamda_aug import Settings
 from dreamda_aug.calibration.judge import given_judge
-from dreamda_aug.calibration.search import Measurement, Target, choose, coarse, dial_choices
+from dreamda_aug.calibration.search import Measurement, Target, choose, dial_choices
 from dreamda_aug.generation.dials import CalibrationPoint
 from dreamda_aug.models.unet import PixelModel
 
@@ -86,16 +85,6 @@ def test_a_grid_begins_with_the_mildest_choice_and_keeps_dials_that_are_numbers(
     settings = Settings(strength=None, replay=0.7)
     assert list(map(dials, dial_choices(settings, (0.5, 0.3, 0.5), (1, 0.9), (1, 2)))) == [
         (0.3, 0.7, 1.0), (0.5, 0.7, 1.0)]
-
-
-def test_a_coarse_look_begins_at_the_same_noise_level():
-    model = PixelModel(pixel_pipeline())
-    settings = Settings(steps=50, strength=0.5).with_dials()
-    full, few = (model.schedule(each.steps, each.strength, each.timestep_spacing)
-                 for each in (settings, coarse(settings)))
-    assert (len(full), len(few)) == (25, 6) and torch.equal(full.noise[0], few.noise[0])
-    already = replace(settings, steps=8)
-    assert coarse(already) == already
 
 
 def test_a_share_that_is_exactly_the_target_keeps_it():

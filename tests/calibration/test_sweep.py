@@ -29,17 +29,6 @@ def run(synthesizer, images, **settings):
                      replays=(1.0, 0.8), expansion_ratio=2, **settings)
 
 
-def test_noise_and_freedom_raise_distance_and_diversity(synthesizer, images):
-    points = {(p.replay, p.noise_scale): p for p in run(synthesizer, images).points}
-    assert len(points) == 6
-    still = points[1.0, 0.0]
-    assert still.distance < 1e-4 and still.diversity < 1e-4 and still.agreement == 1
-    for one, other in (((1.0, 0.0), (1.0, 1.0)), ((1.0, 1.0), (1.0, 4.0)),
-                       ((1.0, 0.0), (0.8, 0.0))):
-        assert points[one].distance < points[other].distance
-        assert points[one].diversity < points[other].diversity
-
-
 def test_the_point_that_moves_images_most_and_keeps_the_target_is_found_again(synthesizer, images):
     result = run(synthesizer, images, max_distance=0.1)
     good = [p for p in result.points if p.distance <= 0.1]
@@ -74,16 +63,6 @@ def test_a_given_classifier_is_the_judge(synthesizer, images):
 def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):
     with pytest.raises(ValueError, match=message):
         calibrate(images, **{"labels": LABELS, "synthesizer": synthesizer, **wrong})
-
-
-def test_strength_is_swept_where_it_is_none_and_found_again(tmp_path, images):
-    model = PixelModel(pixel_pipeline(), "tiny")
-    synthesizer = Synthesizer(model, steps=4, strength=None, replay=0.7, cache=tmp_path)
-    result = run(synthesizer, images, max_distance=0.2, strengths=(0.25, 0.5, 1.0))
-    assert {(p.strength, p.steps) for p in result.points} == {(0.25, 1), (0.5, 2), (1.0, 4)}
-    assert {p.replay for p in result.points} == {0.7} and len(result.points) == 9
-    again = Synthesizer(model, steps=4, strength=None, replay=0.7, cache=tmp_path)
-    assert again.settings.strength == result.strength == result.chosen.strength
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What is done about samples that come out broken, black or unsafe."""
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -16,22 +15,6 @@ from dreamda_aug.models.unet import PixelModel
 @pytest.fixture
 def model():
     return PixelModel(pixel_pipeline())
-
-
-def test_broken_samples_are_made_again_in_float32(model, monkeypatch, caplog):
-    x = torch.rand(2, 1, 16, 16)
-    stored = sampler(model, steps=4).invert(x)
-    model.unet.to(torch.bfloat16)
-    predict = model.predict
-    monkeypatch.setattr(model, "predict", lambda *given: predict(*given) * (
-        1.0 if model.dtype == torch.float32 else float("nan")))
-    generator = sampler(model, steps=4)
-    monkeypatch.setattr(generator, "_invert", lambda *args: stored)
-    with caplog.at_level(logging.WARNING):
-        made, events, _ = generator.synthesize(x, [Request(0), Request(1)])
-    assert made.isfinite().all() and "once more in float32" in caplog.text
-    assert events == ["retried", "retried"] and generator.watch.events == {"retried": 2}
-    assert model.unet.dtype == torch.bfloat16
 
 
 def test_black_images_count_as_broken_unless_the_seed_is_black(model, monkeypatch):

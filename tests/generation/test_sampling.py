@@ -53,15 +53,6 @@ def test_zero_noise_reproduces_the_latents_with_equal_prompts(
     assert (made - text.encode(x)).abs().max() <= 1e-4
 
 
-def test_branching_and_plain_rows_give_the_same_image(text):
-    """Sharing the first step between replicas must not change any of them."""
-    generator = make(text)
-    (trajectory,) = generator.invert(images(text, 1))
-    together = generator.generate([trajectory] * 3, ["a"] * 3, [1, 2, 3])
-    alone = [generator.generate([trajectory], ["a"], [seed]) for seed in (1, 2, 3)]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
-
-
 def test_replay_zero_is_img2img_and_makes_no_inversion(pixel):
     """Against diffusers' own scheduler, step by step, with the same noise."""
     from diffusers import DDIMScheduler

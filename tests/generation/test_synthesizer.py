@@ -75,16 +75,6 @@ def test_a_batch_is_taken_as_the_images_that_it_holds(synthesizer):
         synthesizer.synthesize([batch])
 
 
-def test_labels_may_be_a_tensor(sd_pipeline):
-    synthesizer = Synthesizer(load_model(copy.deepcopy(sd_pipeline)), class_names=["a", "b"],
-                              **FAST)
-    images = [torch.rand(3, 16, 16), torch.rand(3, 16, 16)]
-    expected = synthesizer.synthesize(images, [1, 0])
-    made = synthesizer.synthesize(images, torch.tensor([1, 0]))
-    assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
-    assert not torch.equal(made[0], synthesizer.synthesize(images, [0, 0])[0])
-
-
 def test_no_model_is_loaded_before_the_first_image():
     synthesizer = Synthesizer("nobody/never-loaded", cache=None)
     assert synthesizer.requested_settings.noise_scale is None

@@ -51,9 +51,3 @@ def test_a_run_has_numbers_for_all_dials():
     assert Settings(strength=0.3).with_dials().strength == 0.3
     with pytest.raises(ValueError, match="noise_scale must be a finite number, got None"):
         preset.with_dials(strength=0.5, replay=0.9)
-
-
-def test_the_summary_names_what_differs_from_the_paper():
-    assert PRESETS["paper"].summary() == "paper"
-    changed = resolve_settings("paper", steps=7, noise_scale=None)
-    assert changed.summary() == "steps=7, noise_scale=None"

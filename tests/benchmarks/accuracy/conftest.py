@@ -26,12 +26,6 @@ def read_numbered(place: Path) -> tuple[Images, Images]:
 
 
 @pytest.fixture
-def numbered():
-    """Count and size -> images that carry their number."""
-    return numbered_images
-
-
-@pytest.fixture
 def tiny() -> Task:
     """Three classes of 16×16 pixels, eight steps."""
     return Task("tiny", read_numbered, 16, 1, 3, ((2, 3),), "small_cnn", 8, batch_size=6,

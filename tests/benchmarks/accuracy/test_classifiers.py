@@ -31,8 +31,3 @@ def test_frozen_features_stay_as_they_are(name, tmp_path, tiny, images, noise_po
         network.classifier = torch.nn.Identity()
     expected = found.head(network(found.norm(larger)))
     torch.testing.assert_close(found(x), expected)
-
-
-def test_frozen_features_need_weights(tiny):
-    with pytest.raises(SystemExit, match=r"frozen features need --weights FILE"):
-        frozen(tiny, None)

@@ -42,24 +42,3 @@ def test_copies_are_the_seed_images_and_noise_knows_no_label(tmp_path, model, ti
     noise = load_pool(tmp_path, tiny, spec, shots, 0, model)
     assert len(noise.pixels) == 12 and noise.seed_labels.tolist() == [-1] * 12
     assert len({tuple(image.flatten().tolist()) for image in noise.pixels}) == 12
-
-
-def test_images_between_two_of_a_class_are_neither(tmp_path, model, tiny, images):
-    spec = replace(RECIPES["interpolation"](tiny)[0], replicas=2)
-    shots = images.shots
-    made = load_pool(tmp_path, tiny, spec, shots, 0, model).pixels.float()
-    seeds = shots.pixels.float()  # two of each class
-    assert shots.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    partners = seeds.view(3, 2, -1).flip(1).reshape(6, -1).repeat_interleave(2, 0)
-    others = seeds.roll(2, 0).flatten(1).repeat_interleave(2, 0)
-    own, made = seeds.flatten(1).repeat_interleave(2, 0), made.flatten(1)
-    to_own, to_partner, to_other = ((made - each).norm(dim=1) for each in (own, partners, others))
-    assert (to_own + to_partner < 2 * to_other).all() and (to_own > 1).all()
-
-
-def test_label_free_replicas_are_conditioned_on_no_class(tiny, images):
-    settings = RECIPES["label_free"](tiny)[0].settings
-    for kind, labels in (("label_free", {None}), ("replicas", {0, 1, 2})):
-        _, requests, asked = pools.ask(PoolSpec(kind, 2, settings), images.shots, True)
-        assert {request.condition for request in requests} == labels
-        assert set(asked.tolist()) == {0, 1, 2}

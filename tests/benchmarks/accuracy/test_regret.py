@@ -26,12 +26,3 @@ def test_a_draw_is_chosen_tested_and_kept(setup_with_model, tmp_path, monkeypatc
     monkeypatch.setattr(regret, "evaluate", None)  # would fail if it were called
     measure(setup, tmp_path, 4, 0)
     assert "| tiny, 4 per class | 1 | " in report([found])
-
-
-def test_the_table_has_mean_and_worst_regret():
-    records = [{"task": "usps", "shots": 3, "recommended": chosen, "test": {
-        "RandAugment": 0.8, "samples x10": 0.9, "recommended x10": 0.85}}
-        for chosen in ("samples x10", "recommended x10")]
-    row = report(records).splitlines()[2]
-    assert row == ("| usps, 3 per class | 2 | 2.5 (worst 5.0) | 10.0 (worst 10.0) | 5.0 (worst 5.0)"
-                   " | 0.0 (worst 0.0) | +7.5 ± 31.8 |")

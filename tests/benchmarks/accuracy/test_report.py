@@ -34,16 +34,3 @@ def test_our_best_arm_is_compared_with_the_best_of_the_others(tiny):
     assert diffusion["other"] == "samples from noise"
     assert classical["margin"][0] == pytest.approx(0.05)
     assert "minus RandAugment, the best classical arm: +5.0 ± 63.5" in sentences(classical)[0]
-
-
-def test_pretrained_arms_are_compared_among_themselves(tiny, tmp_path):
-    arms = arms_of(replace(tiny, corpus=tmp_path))
-    values = {"RandAugment": 0.5, "DreamDA, tuned": 0.6, "pretrained, classical": 0.8,
-              "pretrained, DreamDA, tuned, AMST+": 0.9, "the prior's own images + classical": 0.95}
-    runs = [{"arm": arm, "shots": 5, "rng_seed": rng_seed, "test": value, "accepted": None,
-             "labels_right": None, "training_seconds": 2.0, "generation_seconds": 0.0}
-            for arm, value in values.items() for rng_seed in range(2)]  # fmt: skip
-    scratch, pretrained = comparisons(runs, arms, [5])
-    assert (scratch["arm"], scratch["other"]) == ("DreamDA, tuned", "RandAugment")
-    assert pretrained["arm"] == "pretrained, DreamDA, tuned, AMST+"
-    assert pretrained["other"] == "pretrained, classical"

@@ -28,15 +28,6 @@ def command(tmp_path, monkeypatch, setup_with_model):
     return call
 
 
-def test_an_ablation_can_be_thinned(tmp_path, command):
-    rows = ["DreamDA, tuned, strength 0.5, seed labels", "DreamDA, tuned, strength 1, seed labels"]
-    command("--ablation", "strength", "--replicas", "2", "--arms", *rows,
-            "DreamDA, tuned")
-    found = json.loads((tmp_path / "out" / "tiny_strength.json").read_text())["runs"]
-    assert {run["arm"] for run in found} == set(rows)
-    assert {run["pool"] for run in found} == {12} and all(run["diversity"] > 0 for run in found)
-
-
 def test_the_whole_command_resumes_to_the_same_json(tmp_path, command):
     arms = ("--arms", "real only", "DreamDA, tuned, AMST")
     command(*arms)
@@ -71,21 +62,3 @@ def test_a_dry_run_counts_what_is_missing(command, capsys):
     command(*arms)
     command(*arms, "--dry-run")
     assert "0 of 4 runs are missing" in capsys.readouterr().out
-
-
-def test_a_quick_run_takes_the_recorded_choices_and_says_where_they_should_be(
-    tmp_path, command, monkeypatch
-):
-    monkeypatch.setattr("benchmarks.accuracy.__main__.RESULTS", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"takes the choices of .*tiny\.json, which is not there"):
-        command("--quick")
-    command("--arms", "real only", "DreamDA, tuned")
-    (tmp_path / "accuracy").mkdir()
-    (tmp_path / "out" / "tiny.json").rename(tmp_path / "accuracy" / "tiny.json")
-    monkeypatch.setattr("benchmarks.accuracy.__main__.MAIN", ("DreamDA, tuned + classical",))
-    command("--quick")
-    runs = json.loads((tmp_path / "build" / "quick" / "tiny.json").read_text())["runs"]
-    assert {(run["arm"], run["rng_seed"]) for run in runs} == {
-        (arm, seed) for arm in ("affine", "DreamDA, tuned + classical") for seed in (0, 1, 2)}
-    assert (tmp_path / "build" / "quick" / "pictures" / "tiny_tuned.png").exists()

@@ -1,12 +1,10 @@
 """How the images of a run are read and split."""
 
-import gzip
 import io
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -16,8 +14,6 @@ from benchmarks.accuracy.tasks import (
     TASKS,
     Images,
     ReadClassFolders,
-    read_atlases,
-    read_idx,
     split,
 )
 from benchmarks.accuracy.xrays import prepare
@@ -43,34 +39,6 @@ def test_no_image_serves_twice_and_the_prior_has_seen_none(tiny):
     assert torch.equal(first.validation.pixels, second.validation.pixels)
     assert number_of(first.shots) != number_of(second.shots)
     assert number_of(first.test) == set(range(60))
-
-
-def test_idx_files_are_read(tmp_path, numbered):
-    images = {"train": numbered(7, 5), "t10k": numbered(4, 5)}
-    for part, content in images.items():
-        packed = part == "train"
-        for kind, values in (("images-idx3", content.pixels[:, 0]),
-                             ("labels-idx1", content.labels)):  # fmt: skip
-            sizes = np.array(values.shape, ">i4").tobytes()
-            raw = bytes([0, 0, 8, values.ndim]) + sizes + values.numpy().astype(np.uint8).tobytes()
-            path = tmp_path / f"{part}-{kind}-ubyte{'.gz' * packed}"
-            path.write_bytes(gzip.compress(raw) if packed else raw)
-    for found, expected in zip(read_idx(tmp_path), images.values(), strict=True):
-        assert torch.equal(found.pixels, expected.pixels)
-        assert torch.equal(found.labels, expected.labels)
-
-
-def test_atlases_are_read(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    for name, rows in (("data_batch_1", pixels[:2]), ("data_batch_2", pixels[2:4]),
-                       ("test_batch", pixels[4:])):  # fmt: skip
-        Image.fromarray(rows.reshape(-1, 1024, 3)).save(tmp_path / f"{name}.png")
-    (tmp_path / "train_lables.json").write_text("[3, 1, 4, 1]")
-    (tmp_path / "test_lables.json").write_text("[5, 9]")
-    train, test = read_atlases(tmp_path)
-    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    assert torch.equal(torch.cat([train.pixels, test.pixels]), expected)
-    assert train.labels.tolist() == [3, 1, 4, 1] and test.labels.tolist() == [5, 9]
 
 
 def test_class_folders_are_read_alike_from_a_folder_and_from_inside_a_zip(tmp_path):

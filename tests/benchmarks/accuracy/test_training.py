@@ -9,9 +9,8 @@ import torch
 from benchmarks.accuracy.arms import CHOSEN, Arm, arms_of
 from benchmarks.accuracy.runs import labeler_of
 from benchmarks.accuracy.tasks import TASKS, split
-from benchmarks.accuracy.training import STAGES, replaced, train
+from benchmarks.accuracy.training import replaced, train
 from dreamda_aug.amst import LabelPrior
-from dreamda_aug.evaluation.training import Trainer
 
 # Each way to label under each way to augment once; the diffusion classifier needs classes.
 ARMS = [replace(arm, view="affine" if arm.view == CHOSEN else arm.view)
@@ -30,34 +29,6 @@ def test_every_arm_takes_the_tasks_steps(arm, setup_with_model, tiny, noise_pool
                     labeler=labeler_of(setup_with_model, arm, images, pool), label_prior=prior)
     assert outcome.steps == task.steps
     assert outcome.classifier(torch.rand(2, 1, 16, 16)).shape == (2, 3)
-
-
-def test_a_pool_labeled_by_the_probe_is_accepted_whole(
-    setup_with_model, tiny, images, noise_pool
-):
-    pool = noise_pool(18)
-    arm = next(arm for arm in ARMS if arm.labels == "probe")
-    labeler = labeler_of(setup_with_model, arm, images, pool)
-    expected = labeler.label(pool.pixels.float() / 255).hard_labels
-    outcome = train(tiny, arm, images, pool, expected, 0, labeler=labeler)
-    assert outcome.accepted == outcome.labels_right == 1
-
-
-def test_soft_labels_are_the_single_heads_probabilities(monkeypatch, tiny, images, noise_pool):
-    labels = []
-    fit = Trainer.fit
-
-    def spied(self, model, optimizing, view, steps, pool=None, **more):
-        labels.append(None if pool is None else pool.labels)
-        fit(self, model, optimizing, view, steps, pool, **more)
-
-    monkeypatch.setattr(Trainer, "fit", spied)
-    unknown = torch.full((18,), -1)
-    train(tiny, Arm("soft", "noise", "soft"), images, noise_pool(18), unknown, 0)
-    assert len(labels) == STAGES and labels[0] is None
-    for soft in labels[1:]:
-        torch.testing.assert_close(soft.sum(1), torch.ones(18))
-        assert ((soft > 0) & (soft < 1)).any(1).all()
 
 
 def test_a_share_of_the_images_is_replaced_by_one_of_their_own_replicas():

@@ -7,7 +7,6 @@ from benchmarks.common.amst_parts import AMST_PARTS
 from benchmarks.digits import arms, data
 from benchmarks.digits.arms import ARMS, run_arm
 from benchmarks.digits.data import PER_CLASS, RunData, train_model
-from benchmarks.digits.runs import Job, perform, table
 
 # two steps are too few for heads that agree
 pytestmark = pytest.mark.filterwarnings("ignore::dreamda_aug.amst.labeling.CollapseWarning")
@@ -40,11 +39,3 @@ def test_validation_looks_at_no_test_digit(folder):
 def test_every_arm_takes_the_same_number_of_steps(arm, folder):
     training = run_arm(RunData(0, folder, False), arm)
     assert training.scheduler.last_epoch == arms.STEPS * (1 + arms.ROUNDS)
-
-
-def test_a_table_has_a_row_for_each_arm(folder):
-    jobs = [Job(rng_seed, folder, False, ("real only", "AMST")) for rng_seed in (0, 1)]
-    found = [perform(job) for job in jobs]
-    lines = table(found, ["real only", "AMST"]).splitlines()
-    assert lines[2].startswith("| real only | 0.") and "| – | – |" in lines[2]
-    assert lines[3].startswith("| AMST | 0.") and " ± " in lines[3]

@@ -29,8 +29,3 @@ def test_every_stage_gets_a_curve_a_plot_and_a_line_in_the_page(small, tmp_path)
         assert curve["exponent"] == exponent([20, 60], curve["seconds"])
         assert f"| {curve['subject']} | 20 to 60 | {curve['stage']} |" in page.read_text()
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_exponent_is_that_of_a_power():
-    assert exponent([1, 10, 100], [2.0, 9.0, 2e4]) == pytest.approx(2)
-    assert exponent([10, 1000], [3.0, 3.0]) == 0 and exponent([5], [1.0]) is None

@@ -55,10 +55,3 @@ def test_the_page_has_a_section_for_each_record_and_no_times_of_a_busy_machine(r
     assert "| ms |" in section(calm) and "TFLOP/s" in section(calm)
     assert "| ms |" not in section(busy) and "TFLOP/s" not in section(busy)
     assert "ratios only" in section(busy)
-
-
-@pytest.mark.parametrize("option", ["--page", "--docs"])
-def test_a_page_without_a_folder_of_records_is_refused(option, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([option, str(tmp_path / "speed.md")])
-    assert "are written from the JSON files in --out" in capsys.readouterr().err

@@ -3,11 +3,10 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from pipelines import pixel_pipeline
 
 from benchmarks.common.architectures import build, made, sample_images
-from benchmarks.speed.peers import Peer, ddim_loop, without_hooks
+from benchmarks.speed.peers import Peer, without_hooks
 from dreamda_aug import BottleneckNoise, Settings
 from dreamda_aug.models.unet import PixelModel
 
@@ -48,24 +47,3 @@ def test_a_model_without_hooks_shares_its_weights_and_leaves_the_hooks_where_the
         model.hook.clear()
         assert torch.equal(plain, model.unet(x, 10, return_dict=False)[0])
     assert not torch.equal(plain, hooked)
-
-
-def test_the_plain_loop_on_pixels_is_image_to_image():
-    images = torch.rand(2, 1, 16, 16)
-    scheduler = DDIMScheduler(clip_sample=False)
-
-    def added_noise(x, t):
-        level = scheduler.alphas_cumprod[t]
-        return (x - level.sqrt() * (2 * images - 1)) / (1 - level).sqrt()
-
-    made = ddim_loop(added_noise, scheduler, images, steps=10, strength=0.5)
-    torch.testing.assert_close(made, images, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("classes, rows", [(None, 2), (3, 4)])
-def test_pixel_models_are_guided_where_they_know_classes(classes, rows):
-    pipeline = pixel_pipeline(**({"num_classes": classes} if classes else {}))
-    model = PixelModel(pipeline, null_class=classes and classes - 1)
-    peer = Peer(model, Settings(steps=2, strength=0.5, guidance_scale=3.0))
-    made = peer.img2img(torch.rand(2, 1, 16, 16))
-    assert made.shape == (2, 1, 16, 16) and made.isfinite().all() and peer.rows == rows
