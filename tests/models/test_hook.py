@@ -11,7 +11,6 @@ from diffusers import FirstBlockCacheConfig
 from benchmarks.families import checks, pipelines
 from dreamda_aug import load_model
 from dreamda_aug.errors import GenerationError, ModelError
-from dreamda_aug.generation.sampler import Request
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.models.hook import UNetHook
 
@@ -196,21 +195,3 @@ def test_compiled_blocks_agree_and_the_plain_model_stays(load):
         each.hook.clear()
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
     assert "forward" not in vars(model.pipeline.transformer.transformer_blocks[0])
-
-
-def test_another_hook_on_the_same_weights_is_that_of_another_load(load):
-    def noisy(model):
-        return sampler(model, "paper", steps=2, noise_scale=8.0).synthesize(
-            checks.images(2), [Request(0, "a cat"), Request(1, "a cat")]).images
-
-    model = load("sd3")
-    plain, other = noisy(model), model.with_block(1)
-    loaded = load_model(pipelines.sd3(), image_size=SIZE, block_index=1)
-    assert other.fingerprint == loaded.fingerprint != model.fingerprint
-    changed = noisy(other)
-    assert torch.equal(changed, noisy(loaded)) and not torch.equal(changed, plain)
-    assert torch.equal(noisy(model), plain)  # with both hooks in place
-    other.hook.remove()
-    assert torch.equal(noisy(model), plain)
-    with pytest.raises(ValueError, match="block_index must be an integer from 0 to 3 .*got 4"):
-        model.with_block(4)
