@@ -153,13 +153,6 @@ def test_with_compile_an_image_per_call_fills_no_batch_up(options, size):
     assert DreamDAugment(**options).synthesizer.batch_size == size
 
 
-def test_what_it_makes_is_what_its_synthesizer_makes_of_the_drawn_replica(augment):
-    image = picture("RGB")
-    replica = one_replica(augment, image)
-    expected, = augment.synthesizer.synthesize([image], replicas=[replica])
-    assert augment(image).tobytes() == expected.tobytes()
-
-
 def test_copies_and_pickles_make_the_same_images_and_share_a_lent_model(augment):
     image = picture("RGB")
     torch.manual_seed(0)

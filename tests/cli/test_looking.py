@@ -82,11 +82,6 @@ def test_preview_measures_what_expand_would_and_both_say_the_same(
     assert [record.getMessage() for record in caplog.records] == [chosen]
 
 
-def test_metrics_prints_json(folder, capsys):
-    assert main(["metrics", str(folder), str(folder)]) == 0
-    assert json.loads(capsys.readouterr().out)["exact_copies"] == 6
-
-
 def test_info_names_versions_cache_and_model(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out

@@ -161,19 +161,3 @@ def test_progress_shows_rate_and_remaining_time_on_a_terminal_alone(capsys, monk
         _show(bar, Progress(done=300, total=1000, made=200, seconds=20.0))
     last = capsys.readouterr().err.split("\r")[-1]
     assert all(word in last for word in ("300/1000", "images/s", "30%")) if terminal else not last
-
-
-def test_a_hook_from_the_shell_is_on_record_and_regenerate_takes_it(train, tmp_path, capsys):
-    pytest.importorskip("transformers")
-    from benchmarks.families import pipelines
-
-    pipelines.dit().save_pretrained(tmp_path / "dit")
-    command = ["expand", str(train), "--out", str(tmp_path / "out"), "--expansion-ratio", "1",
-               *QUICK, "--model", str(tmp_path / "dit"), "--set", "noise_scale=2"]
-    assert main([*command, "--block-index", "1"]) == 0
-    assert json.loads((tmp_path / "out" / "plan.json").read_text())["block_index"] == 1
-    capsys.readouterr()
-    assert main(["regenerate", str(tmp_path / "out"), "00000001_0000", "--device", "cpu"]) == 0
-    assert "equal to the stored image" in capsys.readouterr().out
-    assert main(command) == 2
-    assert "block_index: 1 -> 2" in capsys.readouterr().err

@@ -185,31 +185,6 @@ def test_a_hugging_face_dataset_hands_the_transform_images_and_labels(table, cla
         assert abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
 
 
-class Meta(torch.Tensor):
-    """Stands for MONAI's tensor, which carries metadata."""
-
-
-def load(sample):
-    """Stands for MONAI's ``LoadImaged`` and its scaling."""
-    pixels = torch.from_numpy(np.array(PIL.Image.open(sample["image"])))[None] / 255
-    image = pixels.as_subclass(Meta)
-    image.meta = {"spacing": 2.0}
-    return {**sample, "image": image}
-
-
-def test_dict_transforms_that_load_the_file_come_first(synthesizer, tmp_path):
-    PIL.Image.fromarray(arrays(1)[0]).save(tmp_path / "0.png")
-    sample = {"image": str(tmp_path / "0.png"), "label": 1}
-    augment = DreamDAugment(synthesizer, p=1.0)
-    loaded = load(sample)
-    made = augment(loaded)
-    assert type(made["image"]) is type(loaded["image"]) and made["label"] == 1
-    assert made["image"].meta == loaded["image"].meta
-    assert (np.asarray(made["image"]) != np.asarray(loaded["image"])).any()
-    with pytest.raises(TypeError, match="behind the transform that loads the file, such as MONAI"):
-        augment(sample)
-
-
 @pytest.fixture
 def class_folders(tmp_path):
     for name, image in zip(("cat", "dog"), arrays(2, (3,)), strict=True):
