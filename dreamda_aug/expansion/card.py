@@ -18,6 +18,7 @@ from markupsafe import Markup
 from dreamda_aug.expansion.manifest import FLAGGED, MANIFEST, read_manifest, read_skipped
 from dreamda_aug.expansion.metadata import LICENSE, PATHS, flat
 from dreamda_aug.expansion.storage import OutputFolder
+from dreamda_aug.inputs.labels import SURROGATES
 from dreamda_aug.models.load import BUNDLED
 
 CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"
@@ -38,8 +39,6 @@ _MARKUP = re.compile(r"[\\`*#\[\]|~$!{}<>&]|(?<![^\W_])_|_(?![^\W_])")
 _OPENING = re.compile(r"\A(\d{0,9})([-+=.)])(?=\s|\Z|[-=])")
 # Line breaks, other control characters, and what turns the reading direction.
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-# These stand for bytes of a file name that are no text.
-_SURROGATES = re.compile("[\ud800-\udfff]")
 # Not in the table of settings: it stands elsewhere on the card, or says nothing about the images.
 _ELSEWHERE = ("format", "format_version", "samples", "conditions", "source", LICENSE, PATHS,
               "repeats")
@@ -203,7 +202,7 @@ def model_file(model: str, name: str) -> Path | None:
 
 def escape_markdown(text: object) -> Markup:
     """The text as one line that Markdown, and HTML after it, show character for character."""
-    line = _SURROGATES.sub("\ufffd", _BREAKS.sub(" ", str(text))).strip()
+    line = SURROGATES.sub("\ufffd", _BREAKS.sub(" ", str(text))).strip()
     line = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", line)
     return Markup(_OPENING.sub(lambda found: f"{found[1]}&#{ord(found[2])};", line))
 

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from dreamda_aug import DreamDAugment
 from dreamda_aug.expansion import LabelAgreement, expand, open_filter, read_manifest
-from dreamda_aug.expansion.filters import Batch, GuardEvents, OtherImageCopy, SeedCopy
+from dreamda_aug.expansion.filters import Batch, OtherImageCopy, SeedCopy
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
@@ -23,9 +23,9 @@ def images():
     return torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def batch_of(images, seed_images, labels=None, events=None):
+def batch_of(images, seed_images, labels=None):
     count = len(images)
-    return Batch(images, seed_images, range(count), labels or [0] * count, events or [[]] * count)
+    return Batch(images, seed_images, range(count), labels or [0] * count, [[]] * count)
 
 
 def test_the_copy_filter_finds_copies_of_other_images_and_not_of_the_seed(images, model):
@@ -51,12 +51,6 @@ def test_the_seed_copy_filter_finds_what_hardly_changed(images):
     scores, flags = SeedCopy(0.02).measure(batch_of(made, images))
     assert flags == [True, True, False, True, True, True]
     assert scores[1] == pytest.approx(0.01, abs=1e-6)
-
-
-def test_the_guard_filter_finds_what_was_replaced(images):
-    events = [[], ["retried"], ["replaced"], ["unsafe"], ["out of memory: ..."], []]
-    _, flags = GuardEvents().measure(batch_of(images, images, events=events))
-    assert flags == [False, False, True, True, False, False]
 
 
 def brightness(images):

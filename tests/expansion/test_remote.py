@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from expansion.folders import content, once_per_batch
+from expansion.folders import content
 from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
@@ -27,9 +27,7 @@ def expansion(request):
     data = TensorDataset(torch.rand(5, 1, 16, 16), torch.tensor([0, 2, 2, 0, 2]))
     synthesizer = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None,
                               batch_size=4)
-    expansion = Expansion(data, synthesizer, 2, image_format=request.param, shard_samples=8)
-    expansion.maker.make = once_per_batch(expansion.maker.make)
-    return expansion
+    return Expansion(data, synthesizer, 2, image_format=request.param, shard_samples=8)
 
 
 @pytest.fixture(scope="module")
@@ -60,46 +58,6 @@ def test_readers_of_local_datasets_refuse_a_url(read):
     with pytest.raises(ValueError, match="the dataset's folder must be a path on this machine, "
                                          "got the URL 's3://bucket/out'; copy the dataset to"):
         read(Path("s3://bucket/out"))
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_a_run_that_is_killed_between_any_two_files_is_resumed_to_the_same_result(
-    expansion, local, url, monkeypatch
-):
-    calls = [0, 0]
-
-    def counted(name):
-        plain = getattr(OutputFolder, name)
-
-        def method(self, *arguments, **options):
-            calls[0] += 1
-            if calls[0] == calls[1]:
-                raise Killed
-            return plain(self, *arguments, **options)
-
-        return method
-
-    for name in ("write", "remove", "remove_folder"):
-        monkeypatch.setattr(OutputFolder, name, counted(name))
-    kills = 0
-    for last in range(1, 100):
-        calls[:] = 0, last
-        fs, root = fsspec.core.url_to_fs(url)
-        if fs.exists(root):
-            fs.rm(root, recursive=True)
-        try:
-            expansion.run(url)
-        except Killed:
-            kills += 1
-            calls[1] = 0
-            assert expansion.run(url).whole
-        assert remote_content(url) == local, f"killed at the {last}th step"
-        if last > calls[0] and not calls[1] == 0:
-            break
-    assert kills > 8
 
 
 def test_the_command_takes_a_url(url, capsys):

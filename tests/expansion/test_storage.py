@@ -64,13 +64,6 @@ def test_a_folder_is_set_aside_under_the_next_free_name(folder):
         assert OutputFolder(f"{folder}.old{number}").read("a/b") == b"%d" % number
 
 
-def test_a_lock_is_held_by_one_where_there_are_locks(local, url):
-    with local.lock("x/lock") as mine, local.lock("x/lock") as other:
-        assert mine and not other
-    with local.lock("x/lock") as mine, OutputFolder(url).lock("x/lock") as elsewhere:
-        assert mine and elsewhere
-
-
 @pytest.mark.timeout(20)
 def test_a_pipe_is_not_waited_for(local):
     local.path.mkdir()

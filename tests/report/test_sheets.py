@@ -94,12 +94,3 @@ def test_classes_stand_in_the_order_of_the_source_and_worst_images_come_from_all
     poor = [a["data-distance"] for _, a in found if a.get("class") == "poor"]
     assert poor[:12] == [f"{0.1 + seed / 1000:.4f}" for seed in range(12)]
     assert poor[12:] == [f"{0.1 + seed / 1000:.4f}" for seed in range(29, 17, -1)]
-
-
-def test_diversity_is_measured_between_replicas(tmp_path):
-    # grey levels 40, 50, 60: distances of 10, 10 and 20 levels
-    lines = [line(seed, replica) for seed in range(2) for replica in range(3)]
-    page = write_report(write_dataset(tmp_path / "out", lines)).read_text()
-    expected = f"{(10 + 10 + 20) / 3 / 255:.3f}"
-    assert f'<dt>Diversity</dt><dd class="value">{expected}</dd>' in page
-    assert "over 6 pairs on this page" in page
