@@ -1,6 +1,5 @@
 """The check of argument types against annotations."""
 
-import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -88,15 +87,6 @@ def test_the_message_lists_what_is_allowed():
     ):
         with pytest.raises(ValueError, match=words):
             door(**{name: value})
-
-
-def test_a_checked_function_keeps_its_signature_and_pythons_own_errors():
-    assert "whole: int = 0" in str(inspect.signature(door)) and door.__doc__ == "What it was given."
-    plain = door.__wrapped__
-    for function in (door, plain):
-        with pytest.raises(TypeError, match="multiple values for argument 'first'"):
-            function(1, first=2)
-    assert door(1, "not checked")["whole"] == 0
 
 
 def test_ranges_are_checked_beside_types():

@@ -190,20 +190,16 @@ def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
         sample.conditions[:count], judge, EXPANSION_RATIO)
     target = Target(MIN_AGREEMENT)
     if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
-        target = Target(max_distance=_reach(sample))
+        flat = sample.images.flatten(1)
+        distances, _ = nearest(flat, flat, exclude=torch.arange(len(flat)))
+        reach = _NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5
+        target = Target(max_distance=round(reach, 3))
     logger.warning(
         "%s is not calibrated for these images yet: trying how far they may go on %d of them, "
         "at most %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
         "defaults instead.", synthesizer.name, count, f"{MAX_ROWS:,}",
         MAX_ROWS * measurement.seconds_per_row())
     return choose(measurement, choices, target, MAX_ROWS, sample=sample.digest)
-
-
-def _reach(sample: Sample) -> float:
-    """How far images may go where no judge helps: part of the way to the nearest other one."""
-    flat = sample.images.flatten(1)
-    distances, _ = nearest(flat, flat, exclude=torch.arange(len(flat)))
-    return round(_NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5, 3)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from dreamda_aug import Synthesizer, load_model
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration import automatic
 from dreamda_aug.calibration.automatic import calibrated, draw_sample, warn_if_foreign
-from dreamda_aug.calibration.sweep import calibrate
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import PixelModel
 
@@ -75,14 +74,6 @@ def test_processes_that_start_together_measure_once(synthesizer, measured):
     for thread in threads:
         thread.join()
     assert len(measured) == 1 and found[0] == found[1]
-
-
-def test_what_was_calibrated_by_hand_comes_first(synthesizer, measured):
-    torch.manual_seed(0)
-    by_hand = calibrate(torch.rand(4, 1, 16, 16), synthesizer=synthesizer, max_distance=0.2,
-                        strengths=(0.3,), noise_scales=(1.0,), replays=(0.9,), expansion_ratio=2)
-    ready, found = run(synthesizer)
-    assert not measured and found == by_hand and ready.settings.strength == 0.3
 
 
 def test_numbers_in_the_settings_stay_and_are_not_measured(tmp_path, measured):
