@@ -27,7 +27,7 @@ def test_the_judges_own_errors_are_taken_out():
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.97])
-@pytest.mark.parametrize("rng_seed", range(5))
+@pytest.mark.parametrize("rng_seed", range(3))
 def test_a_judge_known_from_three_images_of_a_class_does_not_condemn_any_class(kept, rng_seed):
     """It is right on two images of three; which class it mistakes for which is chance."""
     generator = torch.Generator().manual_seed(rng_seed)
@@ -95,13 +95,10 @@ def test_one_more_image_changes_the_temperature_a_little():
     assert prior.temperature_of(heads[:, :0], requested[:0], shares) < 1.5 < found[-1]
 
 
-@pytest.mark.parametrize("table", [torch.ones(2, 2), torch.ones(2, 3) / 3, torch.eye(2) * 2 - 0.5])
-def test_what_is_no_table_of_probabilities_is_refused(table):
-    with pytest.raises(ValueError, match="LabelPrior.probabilities must be a square matrix"):
-        LabelPrior(table)
-
-
-def test_labels_and_counts_out_of_range_are_refused():
+def test_tables_labels_and_counts_out_of_range_are_refused():
+    for table in (torch.ones(2, 2), torch.ones(2, 3) / 3, torch.eye(2) * 2 - 0.5):
+        with pytest.raises(ValueError, match="LabelPrior.probabilities must be a square matrix"):
+            LabelPrior(table)
     with pytest.raises(ValueError, match="requested must lie in"):
         LabelPrior.estimate(torch.tensor([3]), torch.tensor([0]), 3)
     for confusion in (torch.eye(2), -torch.eye(3)):

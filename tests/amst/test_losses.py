@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dreamda_aug.amst import PseudoLabels, VotingRule
+from dreamda_aug.amst import VotingRule
 from dreamda_aug.amst.losses import (
     agree_and_confident,
     align_distribution,
@@ -15,14 +15,12 @@ from dreamda_aug.amst.losses import (
 # Four heads, four images, three classes:
 # 0: all say class 0, sure; 1: all say class 1, two of them hardly; 2: three say 2, one says 0;
 # 3: two say 0, two say 1.
-PROBABILITIES = torch.tensor(
-    [
-        [[0.96, 0.02, 0.02], [0.10, 0.90, 0.00], [0.0, 0.1, 0.9], [0.9, 0.1, 0.0]],
-        [[0.98, 0.01, 0.01], [0.30, 0.50, 0.20], [0.0, 0.2, 0.8], [0.8, 0.2, 0.0]],
-        [[0.94, 0.03, 0.03], [0.20, 0.80, 0.00], [0.1, 0.0, 0.9], [0.4, 0.6, 0.0]],
-        [[0.92, 0.04, 0.04], [0.30, 0.60, 0.10], [0.6, 0.0, 0.4], [0.4, 0.6, 0.0]],
-    ]
-)
+PROBABILITIES = torch.tensor([
+    [[0.96, 0.02, 0.02], [0.10, 0.90, 0.00], [0.0, 0.1, 0.9], [0.9, 0.1, 0.0]],
+    [[0.98, 0.01, 0.01], [0.30, 0.50, 0.20], [0.0, 0.2, 0.8], [0.8, 0.2, 0.0]],
+    [[0.94, 0.03, 0.03], [0.20, 0.80, 0.00], [0.1, 0.0, 0.9], [0.4, 0.6, 0.0]],
+    [[0.92, 0.04, 0.04], [0.30, 0.60, 0.10], [0.6, 0.0, 0.4], [0.4, 0.6, 0.0]],
+])
 
 
 def test_all_heads_must_agree_and_their_mean_must_be_sure():
@@ -78,9 +76,3 @@ def test_alignment_brings_the_average_to_the_target():
     never = torch.tensor([[1.0, 0.0]])  # one class is not predicted at all
     assert align_distribution(never, never[0], torch.tensor([0.5, 0.5])).isfinite().all()
 
-
-def test_pseudo_labels_can_be_picked_and_joined():
-    labels = agree_and_confident(PROBABILITIES, VotingRule())
-    joined = PseudoLabels.concatenate([labels[:2], labels[labels.agreement < 1]])
-    assert joined.labels.tolist() == [0, 1, 2, 0]
-    assert len(labels[torch.tensor([3, 0])]) == 2

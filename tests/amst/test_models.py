@@ -11,21 +11,13 @@ CLASSES = 5
 # Small members, or small copies made by the family's own class; with them the side of an image
 # they take and the name of their final layer.
 TORCHVISION = {
-    "alexnet": (lambda: models.alexnet(num_classes=CLASSES), 64, "classifier.6"),
-    "densenet": (
-        lambda: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES), 32, "classifier"),
     "googlenet": (lambda: models.googlenet(num_classes=CLASSES, init_weights=False), 64, "fc"),
-    "resnet": (lambda: models.resnet18(num_classes=CLASSES), 32, "fc"),
     "squeezenet": (lambda: models.squeezenet1_1(num_classes=CLASSES), 32, "classifier.1"),
-    "swin": (
-        lambda: models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=CLASSES),
-        32, "head"),
     "vit": (
         lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES),
         32, "heads.head"),
 }
 TIMM = {
-    "ghostnetv2_100": ({}, 64, "classifier"),
     "deit_tiny_distilled_patch16_224": ({"img_size": 32, "depth": 2}, 32, "head"),
     "mobilevit_xxs": ({}, 64, "head.fc"),
 }

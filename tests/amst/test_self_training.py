@@ -66,26 +66,23 @@ def assert_equal_weights(one, other):
 
 
 def test_the_stages_run_and_the_classifier_learns():
-    training = make(truth=blobs(30, seed=1)[1], pretraining_epochs=6)
+    training = make(truth=blobs(30, seed=1)[1], pretraining_epochs=5, epochs=3, relabel_every=2)
     training.wrapper.compile(backend="eager")
     assert training.stage == "pretraining"
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
     reports = training.run()
-    assert training.stage == "done" and len(reports) == 2
+    assert torch.equal(torch.rand(1), expected)  # the global generator is left alone
+    assert training.stage == "done" and [report.epoch for report in reports] == [0, 2]
     assert reports[-1].accuracy > 0.9 and reports[-1].accepted > 10
     images, labels = blobs(60, seed=5)
     classifier = training.wrapper.to_classifier().eval()
     assert (classifier(images).argmax(1) == labels).float().mean() > 0.9
     with pytest.raises(ValueError, match="all 8 epochs are done; .*replace"):
         training.train_epoch()
-    training.plan = replace(training.plan, epochs=3)
+    training.plan = replace(training.plan, epochs=4)
     assert training.stage == "training"
-
-
-def test_the_pool_is_labeled_every_so_many_epochs_and_rebuilt():
-    training = make(epochs=4, relabel_every=2)
-    training.run()
-    assert [report.epoch for report in training.reports] == [0, 2]
-    assert len(training.pseudo_labels) == 30
 
 
 def test_unlabeled_real_images_may_be_the_pool():
@@ -150,15 +147,13 @@ def test_online_labels_what_is_fresh():
     assert training.pseudo_labels is None
 
 
-@pytest.mark.parametrize("stop_after", [1, 4])
 @pytest.mark.parametrize("options", [
-    {}, {"online": True, "distribution_alignment": True}, {"ema_decay": 0.9}],
-    ids=["pool", "online", "averaged"])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, stop_after, options):
+    {"ema_decay": 0.9}, {"online": True, "distribution_alignment": True}], ids=["pool", "online"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, options):
     whole = make(**options)
     whole.run()
     first = make(**options)
-    for _ in range(stop_after):
+    for _ in range(4):
         first.train_epoch()
     first.save(tmp_path / "run.pt")
     torch.manual_seed(999)
@@ -206,58 +201,28 @@ def test_workers_change_nothing():
     assert_equal_weights(alone, helped)
 
 
-def test_training_leaves_the_global_generator_alone():
-    training = make()
-    torch.manual_seed(7)
-    expected = torch.rand(1)
-    torch.manual_seed(7)
-    training.train_epoch()
-    assert torch.equal(torch.rand(1), expected)
-
-
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     make().save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
     with pytest.raises(ValueError, match="other settings: batch_size; batch_size: expected 16, f"):
         make(batch_size=16).load(path)
-    for change in ({"ema_decay": 0.5}, {"label_prior": LabelPrior(torch.eye(CLASSES))}):
-        with pytest.raises(ValueError, match=f"other settings: {next(iter(change))}"):
-            make(**change).load(path)
-    with pytest.raises(FileNotFoundError):
-        make().load(tmp_path / "nothing.pt")
+    with pytest.raises(ValueError, match="other settings: label_prior"):
+        make(label_prior=LabelPrior(torch.eye(CLASSES))).load(path)
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:500])
-
-
-def older(path):
+def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path):
+    path = tmp_path / "run.pt"
     torch.save({"format": 1}, path)
-
-
-def text(path):
-    path.write_text("epoch 3\nloss 0.5\n")
-
-
-def archive(path):
+    with pytest.raises(StorageError, match="run.pt: expected .* of format 2 .* found format 1"):
+        make().run(checkpoint=path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(StorageError, match="found another kind of file, or a damaged one"):
+        make().run(checkpoint=path)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"hello")
-
-
-@pytest.mark.parametrize("damage", [cut, older, text, archive])
-def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, damage):
-    path = tmp_path / "run.pt"
-    make().save(path)
-    damage(path)
-    found = "found format 1" if damage is older else "found another kind of file, or a damaged"
-    with pytest.raises(StorageError, match=f"run.pt: expected a checkpoint of format 2 .*{found}"):
+    with pytest.raises(StorageError, match="found another kind of file, or a damaged one"):
         make().run(checkpoint=path)
-
-
-def test_a_checkpoint_that_is_no_regular_file_is_refused(tmp_path):
-    with pytest.raises(StorageError, match="expected a regular file, found a folder"):
-        make().run(checkpoint=tmp_path)
 
 
 @pytest.mark.parametrize(("options", "message"), [

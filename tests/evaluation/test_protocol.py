@@ -112,7 +112,9 @@ def test_an_interrupted_evaluation_resumes_to_the_same_numbers(call, tmp_path, m
         call(out=out, shots=3)
 
 
-def test_images_are_made_once_for_all_arms_of_a_draw(call, monkeypatch):
+def test_images_are_made_once_for_all_arms_and_those_recommended_of_all(
+    call, monkeypatch, tmp_path
+):
     asked = []
     make = Synthesizer.synthesize_values
 
@@ -121,17 +123,13 @@ def test_images_are_made_once_for_all_arms_of_a_draw(call, monkeypatch):
         return make(self, images, labels, replicas, epoch, names)
 
     monkeypatch.setattr(Synthesizer, "synthesize_values", spied)
-    call()
+    found = call(apply=tmp_path / "made")
+    made = len(list((tmp_path / "made").rglob("*.png")))
+    assert made == 16 * found.recommended.expansion_ratio
     pools = [each for each in asked if each[2] > 2]  # others measure the price
     first = [each for each in pools if each[1] == 0]
     assert sorted(first) == [(0.4, 0, 8), (0.6, 0, 8)]  # four labeled images, ratio 2
     assert len(pools) == len({each[:2] for each in pools})
-
-
-def test_the_recommended_images_are_made(call, tmp_path, presets):
-    found = call(apply=tmp_path / "made", presets={"far": presets["far"]})
-    made = len(list((tmp_path / "made").rglob("*.png")))
-    assert made == 16 * found.recommended.expansion_ratio
 
 
 def test_a_model_that_knows_the_classes_has_samples_and_a_label_prior(
@@ -179,16 +177,11 @@ def test_shots_fit_the_smallest_class():
         count_shots(labels, ["a", "b"], 6)
     with pytest.raises(ValueError, match=r"at least 3 images .* class 'c' has 0. Add images"):
         count_shots(labels, ["a", "b", "c"], None)
-    with pytest.raises(ValueError, match="shots must be"):
-        count_shots(labels, ["a", "b"], 1)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"train_steps": 12}, "train_steps must be a multiple of 8, got 12"),
-    ({"draws": 2}, "draws must be an integer >= 3, got 2"),
-    ({"expansion_ratios": (0, 5)}, r"expansion_ratios must be integers >= 1, got \(0, 5\)"),
-    ({"presets": ["best"]}, "preset must be one of"),
-])  # fmt: skip
-def test_what_cannot_be_studied_is_refused(call, change, message):
-    with pytest.raises(ValueError, match=message):
-        call(**change)
+def test_what_cannot_be_studied_is_refused(call):
+    for change, message in (
+            ({"train_steps": 12}, "train_steps must be a multiple of 8, got 12"),
+            ({"expansion_ratios": (0, 5)}, r"expansion_ratios must be integers >= 1, got \(0, 5")):
+        with pytest.raises(ValueError, match=message):
+            call(**change)

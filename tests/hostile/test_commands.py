@@ -36,10 +36,8 @@ GOOD = png(4, 4, b"\0\1\2\3\4" * 4)
 IMAGES = {
     "empty": b"", "cut": GOOD[: len(GOOD) // 2], "no columns": png(0, 4),
     "bomb": png(100_000, 100_000), "a tiff's head": b"II*\0\x08\0\0\0\xff\xff" + bytes(30),
-    "webp": b"RIFF\x10\0\0\0WEBPVP8 ",
 }
-JSON = {"half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]", "deep": b"[" * 50_000,
-        "UTF-16": '{"a": 1}\n'.encode("utf-16")}
+JSON = {"half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,9 +72,8 @@ def train(tmp_path):
     return write_images(tmp_path / "train", {"cat": 2, "dog": 2})
 
 
-@pytest.mark.parametrize("kind", IMAGES)
-def test_a_broken_image_is_named_by_preview_and_calibrate(train, tmp_path, capsys, kind):
-    (train / "cat" / "1.png").write_bytes(IMAGES[kind])
+def test_a_broken_image_is_named_by_preview_and_calibrate(train, tmp_path, capsys):
+    (train / "cat" / "1.png").write_bytes(IMAGES["cut"])
     for command in ("preview", "calibrate"):
         is_refused(capsys, train / "cat" / "1.png", command, train, "--out", tmp_path / "x.png",
                    *QUICK)
@@ -124,17 +121,12 @@ def test_damaged_facts_are_named_by_every_command(made, again, capsys, kind):
         is_refused(capsys, "plan.json", *command)
 
 
-# good JSON that only the command that wrote it could tell from its own
-READ = [("metrics.json", "other"), ("metrics.json", "UTF-16")]
-
-
 @pytest.mark.parametrize("kind", JSON)
 @pytest.mark.parametrize("name", ["manifest.jsonl", "skipped.jsonl", "metrics.json"])
 def test_damaged_records_are_named_or_made_anew(made, again, capsys, name, kind):
     expected = content(made)
     (made / name).write_bytes(JSON[kind])
-    if kind != "empty" and (name, kind) not in READ:
-        is_refused(capsys, name, "report", made)
+    is_refused(capsys, name, "report", made)
     if name == "metrics.json":
         return
     if name == "manifest.jsonl":
@@ -143,12 +135,10 @@ def test_damaged_records_are_named_or_made_anew(made, again, capsys, name, kind)
     assert {n: data for n, data in content(made).items() if n != "report.html"} == expected
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "cut", "header"])
+@pytest.mark.parametrize("kind", ["text", "cut"])
 def test_a_damaged_image_of_a_dataset_is_named(made, capsys, kind):
     path = next(path for path in sorted(made.rglob("*")) if path.suffix in (".png", ".tar"))
-    data = path.read_bytes()
-    path.write_bytes({"empty": b"", "text": b"text" * 300, "cut": data[: len(data) // 2],
-                      "header": data[:40]}[kind])
+    path.write_bytes(b"text" * 300 if kind == "text" else path.read_bytes()[:40])
     is_refused(capsys, path, "report", made)
 
 
@@ -164,21 +154,20 @@ def test_a_file_where_a_folder_should_be_is_named(train, tmp_path, capsys, name)
 
 NAMES = ["manifest.jsonl", "plan.json", "report.html", "README.md", "skipped.jsonl",
          "SHA256SUMS", "metadata.jsonl", "Manifest.JSONL", "nul", "CON.txt", "shard-000000.tar",
-         "a b", "..b", "cat_2"]
+         "a b", "..b", "cat_2", ".dreamda"]
 
 
 def test_classes_called_like_our_files_lose_nothing(tmp_path, capsys):
-    rows = "".join(f"a.png,{name}\n".replace("a.png", f"{i}.png") for i, name in enumerate(
-        [*NAMES, ".dreamda"]))
-    for i in range(len(NAMES) + 1):
+    rows = "".join(f"{i}.png,{name}\n" for i, name in enumerate(NAMES))
+    for i in range(len(NAMES)):
         PIL.Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "list.csv").write_text("path,label\n" + rows)
     out = tmp_path / "out"
     command = ["expand", tmp_path / "list.csv", "--out", out, "--expansion-ratio", "2", *FEW]
     assert run(capsys, *command)[0] == 0
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert {line["class_name"] for line in lines} == {*NAMES, ".dreamda"}
-    assert len({line["file"].casefold() for line in lines}) == 2 * (len(NAMES) + 1)
+    assert {line["class_name"] for line in lines} == set(NAMES)
+    assert len({line["file"].casefold() for line in lines}) == 2 * len(NAMES)
     assert all((out / line["file"]).is_file() for line in lines)
     before = content(out)
     assert run(capsys, *command)[0] == 0 and content(out) == before
@@ -186,20 +175,13 @@ def test_classes_called_like_our_files_lose_nothing(tmp_path, capsys):
     assert status == 0, lines
 
 
-@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
-def test_a_byte_order_mark_is_no_part_of_a_name(train, tmp_path, capsys, mark):
-    (train / "list.csv").write_text("path,label\ncat/0.png,cat\n", mark)
-    command = ["expand", train / "list.csv", "--out", tmp_path / "out", "--expansion-ratio", "1"]
-    if mark == "utf-16":
-        is_refused(capsys, train / "list.csv", *command, *FEW)
-    else:
-        assert "1 synthetic images" in run(capsys, *command, *FEW)[1]
-
-
-def test_a_ratio_beyond_all_bounds_is_refused(train, tmp_path, capsys):
-    for option in (["--expansion-ratio", "1000001"], ["--class-ratio", "dog=9999999999999999"]):
-        is_refused(capsys, "expansion_ratio", "expand", train, "--out", tmp_path / "out",
-                   *option, *FEW)
+def test_a_byte_order_mark_is_no_part_of_a_name(train, tmp_path, capsys):
+    path = train / "list.csv"
+    command = ["expand", path, "--out", tmp_path / "out", "--expansion-ratio", "1", *FEW]
+    path.write_text("path,label\ncat/0.png,cat\n", "utf-16")
+    is_refused(capsys, path, *command)
+    path.write_text("path,label\ncat/0.png,cat\n", "utf-8-sig")
+    assert "1 synthetic images" in run(capsys, *command)[1]
 
 
 def test_a_list_names_no_place_of_this_machine(train, tmp_path, capsys):
@@ -240,7 +222,7 @@ def test_what_shares_no_folder_with_the_dataset_is_asked_for(train, made, capsys
     assert status == 0 and "equal to" in out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["expand", "--help"], ["info"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["info"]])
 def test_a_closed_pipe_ends_a_command_quietly(arguments):
     code = "import sys; from dreamda_aug.cli.main import main; sys.exit(main(sys.argv[1:]))"
     read, write = os.pipe()
@@ -252,27 +234,24 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments):
     assert done.returncode in ((0, 141) if "--help" in arguments else (141,)) and not done.stderr
 
 
-@pytest.mark.parametrize("kind", JSON)
-def test_a_damaged_file_that_is_given_beside_the_images_is_named(train, tmp_path, capsys, kind):
-    out = tmp_path / "out"
-    for name, *command in (
-        ("c.csv", "expand", train, "--out", out, "--captions"),
-        ("c.jsonl", "expand", train, "--out", out, "--captions"),
-        ("c.pt", "expand", train, "--out", out, "--filter", "label={}"),
-        ("c.onnx", "expand", train, "--out", out, "--filter", "label={}"),
-        ("c.safetensors", "expand", train, "--out", out, "--filter", "label=resnet18:{}"),
-        ("d.safetensors", "metrics", train, train, "--classifier", "resnet18:{}"),
-        ("i.pt", "metrics", train, train, "--inception"),
-    ):
-        if name == "c.onnx":
-            pytest.importorskip("onnxruntime")
-        path = tmp_path / name
-        path.write_bytes(JSON[kind])
-        last = command.pop().format(path) if "{}" in str(command[-1]) else path
-        status, _, lines = run(capsys, *command, last)
-        if (name, kind, status) == ("c.csv", "deep", 2):
-            continue  # a line of 50,000 brackets is the head of a table without our columns
-        assert status == 2 and len(lines) == 1 and str(path) in lines[0], (name, status, lines)
+@pytest.mark.parametrize("name, command", [
+    ("c.csv", "expand {train} --out {out} --captions {path}"),
+    ("c.jsonl", "expand {train} --out {out} --captions {path}"),
+    ("c.pt", "expand {train} --out {out} --filter label={path}"),
+    ("c.onnx", "expand {train} --out {out} --filter label={path}"),
+    ("c.safetensors", "expand {train} --out {out} --filter label=resnet18:{path}"),
+    ("d.safetensors", "metrics {train} {train} --classifier resnet18:{path}"),
+    ("i.pt", "metrics {train} {train} --inception {path}"),
+])
+def test_a_damaged_file_that_is_given_beside_the_images_is_named(
+    train, tmp_path, capsys, name, command
+):
+    if name == "c.onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / name
+    path.write_bytes(JSON["binary"])
+    places = {"train": train, "out": tmp_path / "out", "path": path}
+    is_refused(capsys, path, *(word.format(**places) for word in command.split()))
 
 
 def test_an_image_of_a_list_that_is_none_is_left_out(train, tmp_path, capsys):
@@ -291,11 +270,8 @@ def row(label, path="cat/0.png"):
 @pytest.mark.parametrize("name, content, message", [
     ("a.jsonl", row("\ud800"), "is not UTF-8"), ("a.jsonl", row("a", "\ud800.png"), "is not UTF-8"),
     ("a.jsonl", row(10**400), "a.jsonl: a label must be one of the 1,000,000 classes"),
-    ("a.jsonl", row(1.5), "a.jsonl, line 1: the label must be text or an integer"),
     ("a.jsonl", row("a", "a\0.png"), "a.jsonl, line 1: the path must be text"),
-    ("a.csv", "path,label\ncat/0.png," + "9" * 5000, "a.csv: a label is too large a number"),
     ("a.csv", None, "a.csv: expected a regular file, found a FIFO"),
-    ("a.jsonl", None, "a.jsonl: expected a regular file, found a FIFO"),
     (b"\xff", None, "is not UTF-8"),
 ])
 def test_a_hostile_list_is_refused_before_anything_is_made(
@@ -316,21 +292,15 @@ def test_a_hostile_list_is_refused_before_anything_is_made(
 
 
 WRONG = [
-    ["report", "{made}", "--out", "{tmp}/no/x.html"], ["report", "{tmp}/no"],
-    ["regenerate", "{made}", ""], ["regenerate", "{made}", "00000000_0000", "--out", "{tmp}"],
+    ["report", "{made}", "--out", "{tmp}/no/x.html"],
+    ["regenerate", "{made}", "00000000_0000", "--out", "{tmp}"],
     ["regenerate", "{made}", "00000000_0000", "--source", "bundled"],
-    ["expand", "{train}", "--out", ""], ["expand", "{train}", "--out", "/dev/null"],
-    ["expand", "{train}", "--out", "{train}/cat/x"],
-    ["expand", "{train}", "--out", "{tmp}/" + "x" * 300],
-    ["expand", "hf:", "--out", "{tmp}/o"],
-    ["expand", "torchvision:VisionDataset", "--out", "{tmp}/o"],
+    ["expand", "{train}", "--out", "/dev/null"], ["expand", "{train}", "--out", "{train}/cat/x"],
+    ["expand", "{train}", "--out", "{tmp}/" + "x" * 300], ["expand", "hf:", "--out", "{tmp}/o"],
     ["expand", "bundled", "--split", "no", "--out", "{tmp}/o"],
-    ["expand", "{train}", "--out", "{tmp}/o", "--rng-seed", "9" * 40],
-    ["expand", "{train}", "--out", "{tmp}/o", "--preset", "paper", "--set", f"steps={10**12}"],
-    ["preview", "{train}", "--noise-scales", "nan"], ["preview", "{train}", "--out", "{tmp}/x.no"],
-    ["calibrate", "{train}", "--out", "{tmp}/no/x.png"],
-    ["preview", "{train}", "--expansion-ratio", "9" * 12],
-    ["calibrate", "{train}", "--max-distance", "nan"], ["metrics", "{train}", "{tmp}/no"],
+    ["expand", "{train}", "--out", "{tmp}/o", "--expansion-ratio", "1000001"],
+    ["preview", "{train}", "--out", "{tmp}/x.no"],
+    ["calibrate", "{train}", "--out", "{tmp}/no/x.png"], ["metrics", "{train}", "{tmp}/no"],
 ]
 
 

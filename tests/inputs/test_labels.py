@@ -11,7 +11,6 @@ from dreamda_aug.inputs.labels import (
     NO_LABEL,
     check_integers,
     class_number,
-    find_file_names,
     find_labels,
     label_of,
     number_labels,
@@ -32,53 +31,35 @@ def test_the_label_is_the_second_item_or_under_the_key_that_datasets_use(sample)
     assert isinstance(sample, dict) and 0 in sample or read_row(sample, 0).label == 7
 
 
-@pytest.mark.parametrize("sample", [IMAGE, picture("L"), (IMAGE,), {"image": IMAGE, "id": 3}])
-def test_a_sample_may_have_no_label(sample):
-    assert find_labels(sample, "default") is find_labels((IMAGE, 7), None) is NO_LABEL
-
-
-def test_a_file_name_stands_in_a_dict_or_is_found_by_a_function():
-    assert find_file_names({"image": IMAGE, "file_name": "a.png"}, "default") == "a.png"
-    assert find_file_names((IMAGE, "a.png"), lambda sample: sample[1]) == "a.png"
-    assert find_file_names((IMAGE, "a.png"), "default") is None
-    assert find_file_names({"image": IMAGE}, "default") is None
+def test_a_sample_may_have_no_label():
+    for sample in (IMAGE, picture("L"), (IMAGE,), {"image": IMAGE, "id": 3}):
+        assert find_labels(sample, "default") is find_labels((IMAGE, 7), None) is NO_LABEL
 
 
 @pytest.mark.parametrize("labels, image, expected", [
-    (3, picture("L"), 3), ("cat", BATCH, "cat"), (None, BATCH, None), (3, BATCH, 3),
-    (torch.tensor(3), BATCH, 3), (torch.tensor([3, 5]), BATCH, 5), ([3, 5], BATCH, 5),
-    (["cat", "dog"], BATCH, "dog"), (np.array([[3], [5]]), BATCH, [5]), ([3], ARRAY, [3]),
+    (3, picture("L"), 3), ("cat", BATCH, "cat"), (torch.tensor(3), BATCH, 3), ([3], ARRAY, [3]),
+    (torch.tensor([3, 5]), BATCH, 5), (["cat", "dog"], BATCH, "dog"),
 ])
 def test_each_image_of_a_batch_has_its_own_label(labels, image, expected):
     assert label_of(labels, 1, image) == expected
 
 
-@pytest.mark.parametrize("label", [3, np.int64(3), np.uint8(3), np.array(3), np.array([[3]]), [3],
-                                   (3,), [[3]], torch.tensor(3), torch.tensor([3])])
-def test_an_integer_in_any_wrapping_is_a_class(label):
-    assert class_number(label) == class_number(label, 4) == 3
-    assert type(class_number(label)) is int
+def test_an_integer_in_any_wrapping_is_a_class():
+    for label in (3, np.uint8(3), np.array([[3]]), (3,), [[3]], torch.tensor(3)):
+        assert class_number(label) == class_number(label, 4) == 3
+        assert type(class_number(label)) is int
 
 
-@pytest.mark.parametrize("label, shown", [
-    (0.37, "0.37"), (2.0, "2.0"), (torch.tensor(2.0), "2.0"), (np.float32(0.5), "0.5"),
-    (None, "None"), (True, "True"), ("cat", "'cat'"), ([0, 1, 0], r"\[0, 1, 0\]"),
-    (torch.eye(3)[1], r"torch.float32 of shape \(3,\)"), ({"boxes": []}, "{'boxes'"),
-    (np.ones((2, 4), int), r"int64 of shape \(2, 4\)"), (picture("L"), "<PIL.Image"),
+@pytest.mark.parametrize("label, message", [
+    (2.0, "the number of one class .an integer, or a tensor, array or list of one .*, got 2.0"),
+    (True, "got True"), ([0, 1, 0], r"got \[0, 1, 0\]"), (picture("L"), "got <PIL.Image"),
+    (torch.eye(3)[1], r"got torch.float32 of shape \(3,\)"),
+    (3, "one of the 3 classes, 0 to 2, got 3"), (-1, "one of the 3 classes, 0 to 2, got -1"),
+    (10**400, r"got 1000+\.\.\."),
 ])
-def test_what_is_no_single_class_is_refused_in_one_wording(label, shown):
-    with pytest.raises(ValueError, match="a label must be the number of one class .an integer, or "
-                                         f"a tensor, array or list of one integer., got {shown}"):
-        class_number(label)
-
-
-@pytest.mark.parametrize("label, classes, shown", [
-    (3, 3, "the 3 classes, 0 to 2, got 3"), (-1, None, "the 1,000,000 classes, .* got -1"),
-    (10**400, None, r"the .* got 1000+\.\.\."),
-])
-def test_a_number_outside_the_classes_is_refused(label, classes, shown):
-    with pytest.raises(ValueError, match=f"a label must be one of {shown}"):
-        class_number(label, classes)
+def test_what_is_no_class_is_refused_in_one_wording(label, message):
+    with pytest.raises(ValueError, match=f"a label must be .*{message}"):
+        class_number(label, 3)
 
 
 def test_labels_are_numbered_by_their_names_or_are_numbers():
@@ -98,16 +79,12 @@ DETECTION = {"boxes": BOXES, "labels": torch.ones(5, dtype=torch.int64)}
 @pytest.mark.parametrize("sample, kind", [
     ((GREY, tv_tensors.Mask(torch.zeros(9, 9))), "masks"),
     ((GREY, tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(9, 9))), "bound"),
-    ((GREY, 1, tv_tensors.KeyPoints([[0, 0]], canvas_size=(9, 9))), "key points"),
     (tv_tensors.Video(torch.zeros(2, 3, 9, 9)), "videos"),
     ((picture("RGB"), picture("P")), "masks"),  # as VOCSegmentation
-    ((picture("L"), picture("L")), "masks"), ((GREY, torch.zeros(24, 20).long()), "masks"),
-    ((torch.rand(3, 8, 9), torch.zeros(1, 8, 9)), "masks"), ((BATCH, torch.ones(2, 4, 4)), "masks"),
-    ((torch.rand(3, 8, 9), torch.zeros(5, 8, 9)), "masks"),
+    ((GREY, torch.zeros(24, 20).long()), "masks"), ((BATCH, torch.ones(2, 4, 4)), "masks"),
     ({"image": np.zeros((8, 9, 3)), "annotation": np.zeros((8, 9), int), "label": 1}, "masks"),
     ({"image": ARRAY, "mask": np.zeros((8, 8)), "bboxes": [], "label": 1}, "masks"),
-    ((GREY, DETECTION), "bounding boxes"), ((GREY, BOXES), "bounding boxes"),
-    ((GREY, [{"bbox": [0, 0, 1, 1], "category_id": 3}]), "bounding boxes"),  # as CocoDetection
+    ((GREY, BOXES), "bounding boxes"), ((GREY, DETECTION), "bounding boxes"),
     ((GREY, {"annotation": {"object": [{"bndbox": {"xmin": "1"}}]}}), "bounding boxes"),
     ({"image": GREY, "objects": {"bbox": [[0, 0, 1, 1]], "category": [1]}}, "bounding boxes"),
 ])
@@ -151,7 +128,7 @@ def test_samples_without_an_image_and_a_label_are_refused(sample, message):
 
 @pytest.mark.parametrize("sample", [
     {"img": GREY, "fine_label": 3, "coarse_label": 1}, (GREY, torch.tensor([3]), None),
-    {"file": "a", "picture": np.zeros((4, 4, 3), np.uint8), "target": 3}, [GREY, np.int64(3), 0],
+    {"file": "a", "picture": np.zeros((4, 4, 3), np.uint8), "target": 3},
 ])
 def test_image_and_label_are_found_and_replaced(sample):
     row, other = read_row(sample, 0), PIL.Image.new("L", (4, 4))

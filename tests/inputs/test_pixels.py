@@ -9,7 +9,6 @@ import PIL.Image
 import pytest
 import torch
 from pictures import MODES, picture
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.inputs.pixels import (
@@ -46,14 +45,6 @@ def test_new_pixels_come_back_in_the_mode_of_the_image_with_its_transparency(mod
         assert made.getchannel("A").tobytes() == image.getchannel("A").tobytes()
 
 
-def test_a_batch_comes_back_as_a_batch():
-    image = tv_tensors.Image(torch.rand(2, 3, 16, 16))
-    pixels = read_pixels(image)
-    assert type(pixels.values) is torch.Tensor and len(pixels.digests) == len(pixels.values) == 2
-    again = pixels.restore(pixels.values)
-    assert type(again) is tv_tensors.Image and torch.equal(again, image)
-
-
 class Named(torch.Tensor):
     """A subclass with attributes, as MONAI's and fastai's are."""
 
@@ -79,24 +70,17 @@ def test_a_deep_image_stays_in_its_own_window(image, low, high):
     assert (brightest == np.asarray(image).max()).all() and brightest.max() <= high
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
-                                   torch.uint32], ids=str)
-@pytest.mark.parametrize("span", ["full", "top", "bottom", "flat at the top"])
-def test_integers_never_wrap(dtype, span):
-    limits = torch.iinfo(dtype)
-    low, high = {
-        "full": (limits.min, limits.max), "top": (limits.max - 7, limits.max),
-        "bottom": (limits.min, limits.min + 7), "flat at the top": (limits.max, limits.max),
-    }[span]
-    pixels = torch.tensor([[[low, high], [high, low]]], dtype=torch.int64).to(dtype)
-    found = read_pixels(pixels)
-    back = found.restore(found.values)
-    assert back.dtype == dtype
-    if limits.bits < 64:
-        assert torch.equal(back, pixels)
-    else:  # float64 has 53 bits: the last ones may go, the sign may not
-        assert ((back.double() - pixels.double()).abs() <= 2048).all()
-        assert torch.equal(back < 0, pixels < 0)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.uint32], ids=str)
+def test_integers_never_wrap(dtype):
+    least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    for low, high in ((least, most), (most - 7, most), (least, least + 7), (most, most)):
+        pixels = torch.tensor([[[low, high], [high, low]]], dtype=torch.int64).to(dtype)
+        found = read_pixels(pixels)
+        back = found.restore(found.values)
+        assert back.dtype == dtype and torch.equal(back < 0, pixels < 0)
+        # float64 has 53 bits: the last ones may go, the sign may not
+        rounding = 2048 if dtype == torch.int64 else 0
+        assert ((back.double() - pixels.double()).abs() <= rounding).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -112,9 +96,8 @@ def test_the_digest_is_of_the_pixels_their_shape_and_type():
     image = torch.rand(3, 4, 6)
     changed = image.clone()
     changed[0, 0, 0] += 1e-6
-    digests = [image_digest(each) for each in
-               (image, changed, image.reshape(3, 6, 4), image.double(), image.half())]
-    assert len(set(digests)) == 5 and digests[0] == image_digest(image.clone())
+    digests = [image_digest(each) for each in (image, changed, image.reshape(3, 6, 4))]
+    assert len(set(digests)) == 3 and digests[0] == image_digest(image.clone())
     assert read_pixels(torch.stack([changed, image])).digests == [digests[1], digests[0]]
     as_tensor = F.pil_to_tensor(picture("RGB"))
     of_array = read_pixels(np.asarray(picture("RGB")))
@@ -139,19 +122,13 @@ def test_of_exif_the_orientation_stays_and_profile_and_resolution_do():
 
 
 STORED = [
-    (picture("L"), "L", ""), (picture("RGB"), "RGB", ""), (picture("RGBA"), "RGBA", ""),
-    (picture("LA"), "LA", ""), (picture("1"), "L", ""), (picture("P"), "RGB", ""),
-    (picture("I;16"), "I;16", ""), (picture("I"), "I;16", ""),
-    (picture("F"), "I;16", "rescaled to 16 bits"), (LEVELS, "L", ""), (LEVELS / 255, "L", ""),
-    (LEVELS.expand(3, 16, 16), "RGB", ""), (torch.rand(3, 8, 8), "RGB", "rounded to 8 bits"),
-    (torch.rand(3, 8, 8).double(), "RGB", "rounded to 8 bits"),
-    (np.asarray(picture("I;16")).astype(">u2"), "I;16", ""),
-    (np.asfortranarray(picture("RGB")), "RGB", ""), (np.asarray(picture("L"))[..., None], "L", ""),
-    (torch.rand(1, 8, 8).half(), "L", "rounded to 8 bits"), (LEVELS.short() * 100, "I;16", ""),
-    (LEVELS.int() * 1000 - 5, "I;16", "rescaled to 16 bits"),
+    (picture("RGBA"), "RGBA", ""), (picture("1"), "L", ""), (picture("P"), "RGB", ""),
+    (picture("I;16"), "I;16", ""), (picture("F"), "I;16", "rescaled to 16 bits"),
+    (LEVELS / 255, "L", ""), (torch.rand(3, 8, 8), "RGB", "rounded to 8 bits"),
+    (LEVELS.short() * 100, "I;16", ""), (LEVELS.int() * 1000 - 5, "I;16", "rescaled to 16 bits"),
     (LEVELS.short().expand(3, 16, 16), "RGB", "rounded to 8 bits"),
-    (np.asarray(picture("RGBA")), "RGBA", ""), (np.asarray(picture("I;16")), "I;16", ""),
-    (np.random.default_rng(0).random((8, 8, 3)), "RGB", "rounded to 8 bits"),
+    (np.asarray(picture("L"))[..., None], "L", ""), (np.asfortranarray(picture("RGB")), "RGB", ""),
+    (np.asarray(picture("I;16")).astype(">u2"), "I;16", ""),
 ]
 
 
@@ -208,41 +185,31 @@ def test_grey_is_torchvisions_luminance_and_white_stays_white():
         torch.testing.assert_close(fit_to(grey, GREY), grey[:, :1])
 
 
-def with_value(value, dtype):
-    image = torch.zeros(1, 4, 4, dtype=dtype)
+def with_value(value):
+    image = torch.zeros(1, 4, 4, dtype=torch.bfloat16)
     image[0, 1, 2] = value
     return image
 
 
 @pytest.mark.parametrize("image, message", [
-    *((with_value(value, dtype), message) for dtype in (torch.bfloat16, torch.float64)
-      for value, message in ((-0.5, r"must lie in \[0, 1\], got values from -0.5 to 0; divide"),
-                             (255.0, "to 255; .* put DreamDAugment before Normalize"),
-                             (float("nan"), "NaN or infinite"), (-float("inf"), "NaN or inf"))),
+    *((with_value(value), message) for value, message in (
+        (-0.5, r"must lie in \[0, 1\], got values from -0.5 to 0; divide"),
+        (255.0, "to 255; .* put DreamDAugment before Normalize"), (np.nan, "NaN or infinite"))),
     (PIL.Image.fromarray(np.full((4, 4), np.inf, np.float32)), "NaN or infinite"),
     (torch.rand(2, 16, 16), "must have 1 or 3 channels, got 2"),
-    (torch.rand(4, 16, 16), "must have 1 or 3 channels, got 4"),
     (torch.rand(16, 16), r"must have shape \(C, H, W\) or \(B, C, H, W\), got \(16, 16\)"),
-    (torch.rand(1, 1, 1, 4, 4), "an image tensor must have shape"),
     (torch.zeros(3, 4, 0), "must hold at least one pixel, got 0 x 4"),
     (torch.zeros(0, 1, 4, 4), "must hold at least one pixel"),
     (torch.ones(3, 16, 16, dtype=torch.bool), "must be integer or float, got torch.bool"),
-    (torch.ones(3, 16, 16, dtype=torch.complex64), "must be integer or float, got torch.complex"),
     *((np.zeros(shape, np.uint8), "an image array must have shape") for shape in (
-        (4,), (2, 2, 2, 3), (4, 4, 2), (3, 6, 7), ())),
+        (4,), (2, 2, 2, 3), (4, 4, 2))),
     (np.zeros((0, 4), np.uint8), "at least one pixel"),
-    *((np.zeros((4, 4), dtype), "an image array must be integer or float, got")
-      for dtype in (bool, complex, object, "U3")),
+    (np.zeros((4, 4), "U3"), "an image array must be integer or float, got"),
+    ("a.png", "an image must be a PIL image, a tensor or a numpy array, got str"),
 ])
 def test_bad_images_are_refused(image, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         read_pixels(image)
-
-
-@pytest.mark.parametrize("value", [None, "a.png", 3, [[1, 2]]])
-def test_what_is_no_image_is_refused(value):
-    with pytest.raises(TypeError, match="an image must be a PIL image, .* array, got"):
-        read_pixels(value)
 
 
 def test_files_are_opened_with_care(tmp_path, monkeypatch):

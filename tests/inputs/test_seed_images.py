@@ -98,7 +98,6 @@ def test_labels_of_a_list_may_be_numbers(folder):
     ("x.csv", "path,label\na.png,\n", "line 2: the label must be text or an integer, got ''"),
     ("x.csv", "path,label\n", "the list holds no images"),
     ("x.jsonl", '{"path": 3, "label": "a"}\n', "line 1: the path must be text, got 3"),
-    ("x.jsonl", "[1]\n", "line 1: expected a JSON object, got"),
     ("x.jsonl", "{\n", "line 1: expected JSON"),
     ("x.txt", "a", "expected a folder, a .csv or a .jsonl list"),
 ])
@@ -166,21 +165,17 @@ def rows(*samples, **attributes):
 IMAGE = torch.rand(1, 4, 4)
 
 
-@pytest.mark.parametrize("data, error, message", [
-    (rows((IMAGE, 0.5)), ValueError, "a label must be the number of one class .* got 0.5"),
-    (rows((IMAGE, None)), ValueError, "a label must be the number of one class .* got None"),
-    (rows((IMAGE, 0), (IMAGE, 2), targets=[0, 2], classes=["a", "b"]), ValueError,
+@pytest.mark.parametrize("data, message", [
+    (rows((IMAGE, 0), (IMAGE, 2), targets=[0, 2], classes=["a", "b"]),
      "one of the 2 classes, 0 to 1, got 2"),
-    (rows((IMAGE, 1), targets=[0], classes=["a", "b"]), ValueError,
+    (rows((IMAGE, 1), targets=[0], classes=["a", "b"]),
      "sample 0 has label 1, and the list says 0"),
-    (rows(), ValueError, "the source holds no images"),
-    (rows((IMAGE * 255, 0)), ValueError, r"must lie in \[0, 1\], got values from .* divide images"),
-    (rows((IMAGE, PIL.Image.new("L", (4, 4)))), TypeError, "samples with masks cannot be augment"),
+    (rows(), "the source holds no images"),
     (rows((IMAGE, 0), target_transform=lambda label: 1 - label, targets=[1], classes=["a", "b"]),
-     ValueError, "class_names must be given for a dataset whose target_transform changes labels"),
+     "class_names must be given for a dataset whose target_transform changes labels"),
 ])
-def test_samples_of_the_wrong_kind_are_refused_at_the_door(data, error, message):
-    with pytest.raises(error, match=message):
+def test_samples_that_do_not_fit_their_dataset_are_refused_at_the_door(data, message):
+    with pytest.raises(ValueError, match=message):
         open_seed_images(data)
 
 

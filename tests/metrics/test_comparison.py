@@ -56,7 +56,7 @@ def test_compare_folders_reports_what_the_single_functions_say(tmp_path):
     assert json.loads(json.dumps(asdict(report)))["notes"] == list(report.notes)
 
 
-def test_label_agreement_sees_swapped_labels_and_matches_classes_by_name(tmp_path):
+def test_label_agreement_matches_classes_by_name_or_a_note_says_why_not(tmp_path):
     for name, real_value, synthetic_value in (("dark", 60, 190), ("light", 190, 60)):
         write_images(tmp_path / "real" / name, [real_value] * 6)
         write_images(tmp_path / "swapped" / name, [synthetic_value] * 6)
@@ -64,10 +64,6 @@ def test_label_agreement_sees_swapped_labels_and_matches_classes_by_name(tmp_pat
     report = compare_folders(tmp_path / "real", tmp_path / "swapped")
     assert (report.label_agreement, report.real_label_agreement) == (0, 1)
     assert compare_folders(tmp_path / "real", tmp_path / "one").label_agreement == 1
-
-
-def test_compare_folders_says_why_there_is_no_label_agreement(tmp_path):
-    write_images(tmp_path / "real" / "dark", [50] * 6)
     write_images(tmp_path / "flat", [50] * 6)
     write_images(tmp_path / "other" / "blue", [50] * 6)
     flat = compare_folders(tmp_path / "real", tmp_path / "flat")
@@ -126,10 +122,3 @@ def test_compare_folders_measures_replicas_against_their_seed_images(tmp_path):
     assert any("that of 005.png is not in the real folder" in note for note in unknown.notes)
     (synthetic / "manifest.jsonl").unlink()
     assert any("manifest.jsonl" in note for note in compare_folders(real, synthetic).notes)
-
-
-def test_a_broken_image_is_named(tmp_path):
-    write_images(tmp_path / "real", [80] * 6)
-    (tmp_path / "real" / "003.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"003.png: could not be read as an image"):
-        compare_folders(tmp_path / "real", tmp_path / "real")

@@ -1,7 +1,4 @@
-"""Distances, neighbours and balls against scikit-learn and scipy, their memory, and the door."""
-
-import subprocess
-import sys
+"""Distances, neighbours and balls against scikit-learn and scipy, and the door."""
 
 import numpy as np
 import pytest
@@ -26,30 +23,6 @@ def test_nearest_matches_scikit_learn(tile):
     distance, index = nearest(synthetic, real)
     np.testing.assert_allclose(distance, expected_distance[:, 0], rtol=1e-9)
     np.testing.assert_array_equal(index, expected_index[:, 0])
-
-
-PEAK_MEMORY = """
-import resource, torch
-from dreamda_aug.metrics import distances, distributions
-torch.set_num_threads(1)
-features = torch.rand(6000, 4, generator=torch.Generator().manual_seed(0))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-distances.precision_recall(features[:50], features[:50])
-before = peak()
-distances.precision_recall(features, features)
-distances.density_coverage(features, features)
-distances.nearest(features, features)
-distributions.mean_discrepancy(features, features, gamma=1.0)
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
-def test_memory_stays_far_below_that_of_the_distance_matrix():
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout) < 200  # MB; the matrix has 288
 
 
 def test_nearest_other_matches_scipy_with_the_seed_left_out(tile):
@@ -104,22 +77,16 @@ def balls(real, synthetic, k):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_precision_and_recall_match_scikit_learns_neighbours(k, tile):
+def test_overlaps_of_balls_match_scikit_learns_neighbours(k, tile):
     real, synthetic = sets(shift=2.0)
     result = precision_recall(real, synthetic, k=k)
     assert result.precision == balls(real, synthetic, k).any(0).mean()
     assert result.recall == balls(synthetic, real, k).any(0).mean()
     assert 0 < result.recall != result.precision < 1  # the case can tell the two apart
-
-
-@pytest.mark.parametrize("k", [1, 5])
-def test_density_and_coverage_match_scikit_learns_neighbours(k, tile):
-    real, synthetic = sets()
     inside = balls(real, synthetic, k)
     result = density_coverage(real, synthetic, k=k)
     assert result.density == pytest.approx(inside.sum() / (k * 90), rel=1e-12)
-    assert result.coverage == inside.any(1).mean()
-    assert 0 < result.coverage < 1
+    assert result.coverage == inside.any(1).mean() < 1
 
 
 def test_copies_on_the_sphere_count_as_inside_whatever_the_rounding():
@@ -151,9 +118,3 @@ def test_arrays_that_are_no_features_are_refused():
         density_coverage(broken, synthetic)
     with pytest.raises(ValueError, match=r"real and synthetic must have .* got 7 and 6; use one"):
         frechet_distance(real, synthetic[:, :6])
-
-
-def test_numpy_arrays_and_single_precision_give_the_same_figures():
-    real, synthetic = (part.float() for part in sets())
-    expected = precision_recall(real.double(), synthetic.double())
-    assert precision_recall(real.numpy(), synthetic.numpy()) == expected

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import models
 from torchvision.transforms.v2 import functional as v2
 
-from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
 from dreamda_aug.metrics.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -98,13 +97,6 @@ def test_timms_architectures_open_where_torchvision_has_none(tmp_path):
         torch.testing.assert_close(found(images), model(images))
 
 
-def test_the_bundled_judge_sees_colour_images_in_grey():
-    grey = FashionMNISTSample("test").data[:3, None].float() / 255
-    judge = fashion_mnist_judge()
-    found = open_classifier_features("bundled")(grey.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(found, judge[:-2](grey))
-
-
 @pytest.mark.parametrize("text, error, message", [
     ("judge.pt", ValueError, r"bundled or ARCHITECTURE:WEIGHTS.safetensors, got 'judge.pt'"),
     ("resnet18:none.safetensors", FileNotFoundError, r"none.safetensors: expected a classifier"),
@@ -152,15 +144,12 @@ def test_inception_sees_what_it_was_trained_on(stand_in):
     torch.testing.assert_close(features(x)[:, 0], expected)
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("none.pt", FileNotFoundError, "none.pt: expected a TorchScript .* found nothing"),
-    (".", FileNotFoundError, r"found a folder; use pixel_features\(\)"),
-    ("text.pt", ValueError, "text.pt: expected a TorchScript file, found something"),
-])
-def test_a_missing_or_foreign_inception_file_is_refused(tmp_path, name, error, message):
+def test_a_missing_or_foreign_inception_file_is_refused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(error, match=message):
-        inception_features(tmp_path / name)
+    with pytest.raises(ValueError, match="text.pt: expected a TorchScript file, found something"):
+        inception_features(tmp_path / "text.pt")
+    with pytest.raises(FileNotFoundError, match=r"found a folder; use pixel_features\(\)"):
+        inception_features(tmp_path)
 
 
 # --- extraction
