@@ -14,13 +14,7 @@ from torchvision.transforms import v2
 from dreamda_aug.arguments import checked, real
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.labels import (
-    NO_LABEL,
-    class_number,
-    find_file_names,
-    find_labels,
-    label_of,
-)
+from dreamda_aug.inputs.labels import NO_LABEL, class_number, find_labels, label_of
 from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.inputs.rows import is_image, is_single, refuse_annotations
 from dreamda_aug.method.settings import Settings
@@ -159,7 +153,9 @@ class DreamDAugment(v2.Transform):
     def _label(self, sample: Any) -> Any:
         """The label or labels of a sample, or with captions its file name or names."""
         if self.synthesizer.conditioner.captions is not None:
-            return find_file_names(sample, self.labels_getter)
+            if callable(self.labels_getter):
+                return self.labels_getter(sample)
+            return sample.get("file_name") if isinstance(sample, Mapping) else None
         # found before chance chooses, or training would end somewhere in its first epoch
         if self.p == 0 or not self._needs_label():
             return NO_LABEL

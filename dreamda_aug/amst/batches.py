@@ -56,7 +56,7 @@ class MixedBatchSampler(Sampler[list[int]]):
     Indices below ``labeled`` point into the labeled set, ``labeled + i`` to image i of the pool.
 
     Args:
-        labeled: number of labeled images, ≥ 1.
+        labeled: number of labeled images, at least one.
         accepted, unlabeled: indices into the pool.
         batch_size: images per batch, ≥ 2.
         ratio: real : accepted : unlabeled, three numbers ≥ 0, the first > 0. Where one of the last
@@ -73,7 +73,6 @@ class MixedBatchSampler(Sampler[list[int]]):
         batch_size: int, ratio: tuple[float, float, float] = (1, 1, 1), steps: int,
         rng_seed: int = 0,
     ) -> None:
-        whole("labeled", labeled, 1)
         self.steps, self.rng_seed = whole("steps", steps, 1), rng_seed
         self.sources = (
             torch.arange(labeled),

@@ -7,7 +7,7 @@ import os
 import pickle
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -164,7 +164,13 @@ class SelfTraining:
                 batch = batch.to(self._device)
                 losses = self._losses(batch)
                 total = losses if isinstance(losses, Tensor) else losses.total
-                self._optimize(total)
+                self.optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                self.optimizer.step()
+                if self.scheduler is not None:
+                    self.scheduler.step()
+                if self._average is not None:
+                    self._average.update_parameters(self.wrapper)
                 terms = losses.as_dict() if isinstance(losses, AMSTLosses) else {
                     "total": total.item()}
                 for name, value in terms.items():
@@ -212,7 +218,8 @@ class SelfTraining:
             "epoch": self.epoch, "class_average": self.labeling.average,
             "pseudo_labels": None if labels is None else vars(labels),
             "reports": [asdict(report) for report in self.reports]}
-        write_checkpoint(path, self._settings(), state)
+        with atomic_file(Path(path)) as file:
+            torch.save({"format": _FORMAT, "settings": self._settings(), "state": state}, file)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from what ``save`` wrote.
@@ -222,7 +229,23 @@ class SelfTraining:
             StorageError: another kind of file, or a damaged one.
             ValueError: written with other settings.
         """
-        state = read_checkpoint(path, self._settings())
+        content: Any = None
+        # torch.save writes a zip archive; of other files torch.load would guess older formats
+        if zipfile.is_zipfile(regular_file(os.fspath(path))):
+            with contextlib.suppress(RuntimeError, EOFError, ValueError, KeyError,
+                                     pickle.UnpicklingError):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != _FORMAT:
+            raise StorageError(
+                f"{path}: expected a checkpoint of format {_FORMAT} that SelfTraining.save wrote, "
+                f"found {f'format {found}' if found else 'another file, or a damaged one'}.")
+        settings, written, state = self._settings(), content["settings"], content["state"]
+        different = [name for name in settings if settings[name] != written.get(name)]
+        if different:
+            raise ValueError(
+                f"{path}: written with other settings: {', '.join(different)}; {different[0]}: "
+                f"expected {settings[different[0]]!r}, found {written.get(different[0])!r}.")
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         labels = state["pseudo_labels"]
@@ -248,15 +271,6 @@ class SelfTraining:
         else:
             labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
         return forward(batch.real, batch.targets, batch.synthetic, labels, "training")
-
-    def _optimize(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        if self._average is not None:
-            self._average.update_parameters(self.wrapper)
 
     def _add_report(
         self, labels: PseudoLabels, indices: Tensor, seed_labels: Tensor
@@ -304,36 +318,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def write_checkpoint(
-    path: str | os.PathLike[str], settings: Mapping[str, object], state: Mapping[str, object]
-) -> None:
-    """Replace ``path`` at once: at any moment it holds a whole checkpoint, the old or the new."""
-    with atomic_file(Path(path)) as file:
-        torch.save({"format": _FORMAT, "settings": settings, "state": state}, file)
-
-
-def read_checkpoint(
-    path: str | os.PathLike[str], settings: Mapping[str, object]
-) -> dict[str, Any]:
-    """The state that ``write_checkpoint`` wrote with equal settings, with tensors on the CPU."""
-    content: Any = None
-    # torch.save writes a zip archive; of other files torch.load would guess older formats
-    if zipfile.is_zipfile(regular_file(os.fspath(path))):
-        with contextlib.suppress(RuntimeError, EOFError, ValueError, KeyError,
-                                 pickle.UnpicklingError):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != _FORMAT:
-        raise StorageError(
-            f"{path}: expected a checkpoint of format {_FORMAT} that SelfTraining.save wrote, "
-            f"found {f'format {found}' if found else 'another kind of file, or a damaged one'}.")
-    written = content["settings"]
-    different = [name for name in settings if settings[name] != written.get(name)]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{path}: written with other settings: {', '.join(different)}; {name}: expected "
-            f"{settings[name]!r}, found {written.get(name)!r}.")
-    return dict(content["state"])

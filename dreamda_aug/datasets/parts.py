@@ -10,12 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from dreamda_aug.arguments import real, whole
-from dreamda_aug.inputs.dataset_reader import (
-    as_sized,
-    find_attribute,
-    find_classes,
-    find_targets,
-)
+from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_targets
 from dreamda_aug.inputs.rows import read_row
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
@@ -171,8 +166,7 @@ class RealAndSynthetic(Dataset[Any]):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        class_to_idx: dict[str, int] = find_attribute(self._dataset, "class_to_idx")
-        return class_to_idx
+        return {name: number for number, name in enumerate(self.classes)}
 
     def _completed(self, sample: Any, origin: Origin) -> Any:
         """The base dataset's sample after the last transform, with its origin if wanted."""

@@ -43,11 +43,6 @@ class Arm:
         """The same images with other labels."""
         return replace(self, name=f"{self.name}, {labels}", labels=labels)
 
-    @property
-    def cost(self) -> tuple[float, float]:
-        """What arms are ordered by from cheap to dear: images to make, then how they train."""
-        return self.price, ["seed", "AMST", "AMST+"].index(self.labels)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -163,7 +158,8 @@ class Evaluation:
         behind = {arm.name: standard_error(self.gains(best, arm)) for arm in others}
         close = [arm for arm in others
                  if behind[arm.name][0] <= min(behind[arm.name][1], ONE_POINT)]
-        return min([best, *close], key=lambda arm: arm.cost)
+        labels = ["seed", "AMST", "AMST+"]  # from cheap to dear
+        return min([best, *close], key=lambda arm: (arm.price, labels.index(arm.labels)))
 
     @property
     def verdict(self) -> str:

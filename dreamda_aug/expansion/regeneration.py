@@ -142,7 +142,7 @@ def load_recorded(
 def _find_seed_image(images: SeedImages, line: ManifestLine) -> int:
     """Where the seed image is in a source, which may be listed in another order now."""
     for index in (line.seed_index, *range(len(images))):
-        if index < len(images) and images.lies_at(index, line.seed_path):
+        if index < len(images) and images.paths[index] == line.seed_path:
             return index
     raise ExpansionError(
         f"{line.id}: its seed image {line.seed_path} is not in the source any more."

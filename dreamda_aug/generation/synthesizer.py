@@ -17,9 +17,8 @@ from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.cache import LatentCache, open_cache
 from dreamda_aug.generation.dials import resolve_dials
 from dreamda_aug.generation.sampler import Request, Sampler
-from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.pixels import Pixels, fit_back, fit_to, read_pixels
-from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Conditioner
+from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Captions, Conditioner
 from dreamda_aug.method.settings import ResolvedSettings, Settings, resolve_settings
 from dreamda_aug.models import DiffusionModel, ModelSpec
 from dreamda_aug.models.conditioning import MAX_PROMPTS

@@ -36,10 +36,6 @@ class Table(Protocol):
 
     def with_format(self, type: str | None, /) -> Any: ...
 
-    def __getitem__(self, key: Any, /) -> Any: ...
-
-    def __len__(self) -> int: ...
-
 
 class DatasetReader:
     """Samples of a dataset without its image transform, which ``put`` of a row runs.
@@ -99,7 +95,7 @@ class DatasetReader:
         return row._replace(put=lambda image, label: _applied(steps, Row(image, label, row.put)))
 
     def read(self, index: int) -> Row:
-        """Both."""
+        """The row that lies there; raises as both do."""
         return self.row(index, self.fetch(index))
 
     def put_back(self, index: int, image: Any, label: Any) -> Any:
@@ -234,10 +230,7 @@ def as_sized(dataset: Any) -> SizedDataset:
 
 
 def _each(dataset: Any, of_leaf: Callable[[Any], list[Any] | None]) -> list[Any] | None:
-    """A value for each sample, from those of the datasets below all subsets and concatenations.
-
-    ``of_leaf`` lists them for one of these; None if it does so for any.
-    """
+    """Values of all samples; ``of_leaf`` lists those of a dataset below all others, or is None."""
     if isinstance(dataset, Subset):
         inner = _each(dataset.dataset, of_leaf)
         return None if inner is None else [inner[index] for index in dataset.indices]
@@ -249,8 +242,7 @@ def _each(dataset: Any, of_leaf: Callable[[Any], list[Any] | None]) -> list[Any]
 
 def _places(dataset: Any) -> list[tuple[Any, int]]:
     """For each sample, the dataset below all others that holds it, and its number there."""
-    return _each(dataset, lambda leaf: [
-        (leaf, index) for index in range(len(as_sized(leaf)))]) or []
+    return _each(dataset, lambda leaf: [(leaf, i) for i in range(len(as_sized(leaf)))]) or []
 
 
 def occurrences(dataset: Any) -> list[int]:
@@ -264,16 +256,6 @@ def occurrences(dataset: Any) -> list[int]:
         found.append(seen[id(leaf), index])
         seen[id(leaf), index] += 1
     return found
-
-
-def find_attribute(dataset: Any, name: str) -> Any:
-    """An attribute of a dataset, or of the one that it is a part of."""
-    while not hasattr(dataset, name):
-        first, = getattr(dataset, "datasets", [None])[:1]
-        dataset = getattr(dataset, "dataset", first)
-        if dataset is None:
-            raise AttributeError(f"the dataset has no {name}.")
-    return getattr(dataset, name)
 
 
 def find_classes(dataset: Any) -> list[str] | None:
@@ -341,9 +323,8 @@ def _files(leaf: Any) -> list[tuple[str, str | None]] | None:
     """Path and root of each file."""
     samples = getattr(leaf, "samples", None)
     if not isinstance(samples, Sequence) or not samples or not all(
-        isinstance(sample, tuple) and sample and isinstance(sample[0], str | Path)
-        for sample in samples
-    ):
+            isinstance(each, tuple) and each and isinstance(each[0], str | Path)
+            for each in samples):
         return None
     return [(str(path), getattr(leaf, "root", None)) for path, *_ in samples]
 

@@ -47,15 +47,6 @@ def find_labels(
     return sample[1] if isinstance(sample, Sequence) and len(sample) > 1 else NO_LABEL
 
 
-def find_file_names(
-    sample: Any, labels_getter: Callable[[Any], Any] | Literal["default"] | None
-) -> Any:
-    """The file name of a sample, or those of a batch, that captions are found by, or None."""
-    if callable(labels_getter):
-        return labels_getter(sample)
-    return sample.get("file_name") if isinstance(sample, Mapping) else None
-
-
 def label_of(labels: Any, row: int, image: Any) -> Any:
     """The label of one image of a batch, or of a single image."""
     is_batch = not isinstance(image, PIL.Image.Image) and image.ndim == 4

@@ -28,16 +28,15 @@ class Files:
         targets: number or name of each one's class, or None if there are no classes.
         classes: names of the classes in label order, or None to find them among the targets.
         problems: what was left out while listing, as text.
-        skipped: how many entries of a list were left out.
         sizes: of the files when they were listed, in bytes; -1 for those that were not there.
     """
 
     def __init__(
         self, source: Path, root: Path, paths: list[str], targets: list[Any] | None = None,
-        classes: list[str] | None = None, problems: Sequence[str] = (), skipped: int = 0,
+        classes: list[str] | None = None, problems: Sequence[str] = (),
     ):
         self.source, self.root, self.paths, self.targets = source, root, paths, targets
-        self.classes, self.problems, self.skipped = classes, problems, skipped
+        self.classes, self.problems = classes, problems
         self.sizes = [_size(self._place(index)) for index in range(len(paths))]
 
     def __len__(self) -> int:
@@ -56,11 +55,6 @@ class Files:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
                 raise
             return ""
-
-    def lies_at(self, index: int, path: str) -> bool:
-        """Whether a file is the one at this path, which records of before name absolutely."""
-        return os.path.isabs(path) and os.path.normpath(path) == os.path.abspath(
-            self._place(index))
 
     def _place(self, index: int) -> str:
         return os.path.join(self.root, self.paths[index])
@@ -105,19 +99,17 @@ def _list_folder(root: Path) -> Files:
                      key=lambda entry: entry.name)
     classes = [entry.name for entry in entries if entry.is_dir()]
     loose = [entry.name for entry in entries if not entry.is_dir() and _is_image(entry.name)]
-    problems: list[str] = []
     found = [(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"), label)
              for label, of_class in enumerate(classes)
-             for folder, names in sorted(_walk(root / of_class, problems))
+             for folder, names in sorted(_walk(root / of_class))
              for name in sorted(filter(_is_image, names))]
     if not found and not loose:
         raise ValueError(
             f"{root}: the class folders hold no image files." if classes else
             f"{root}: expected one sub-folder per class, or image files, found none.")
     if not found:
-        return Files(root, root, loose, problems=problems)
-    if loose:
-        problems.append(f"{len(loose)} images beside the class folders are left out")
+        return Files(root, root, loose)
+    problems = [f"{len(loose)} images beside the class folders are left out"] * bool(loose)
     paths, labels = map(list, zip(*found))
     return Files(root, root, paths, labels, classes, problems)
 
@@ -126,15 +118,12 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
 
 
-def _walk(folder: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Folders and the names of their files; links are followed, but never in a circle."""
     for path, folders, names in os.walk(folder, followlinks=True):
         above = set(map(os.path.realpath, [path, *map(str, Path(path).parents)]))
-        circles = {name for name in folders if os.path.realpath(os.path.join(path, name)) in above}
-        problems += [f"{name}: a link to a folder that it lies in was not followed"
-                     for name in sorted(circles)]
-        folders[:] = [name for name in folders
-                      if name not in circles and not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")
+                      and os.path.realpath(os.path.join(path, name)) not in above]
         yield path, names
 
 
@@ -175,14 +164,10 @@ def _read_list(path: Path, class_names: Sequence[str] | None) -> Files:
         raise ValueError(f"{path}: the list holds no images.")
     repeated, labels = len(rows) - len(found), list(found.values())
     if path.suffix.lower() == ".csv" and all(map(str.isdecimal, labels)):
-        try:
-            labels = list(map(int, labels))
-        except ValueError as error:  # Python reads no more than 4,300 digits
-            raise ExpansionError(f"{path}: a label is too large a number: {error}.") from error
+        labels = list(map(int, labels))
     return Files(
         path, root, list(found), labels, None if class_names is None else list(class_names),
-        [f"{repeated} images are listed more than once; they are used once"] * bool(repeated),
-        repeated)
+        [f"{repeated} images are listed more than once; they are used once"] * bool(repeated))
 
 
 def _path_and_label(row: dict[str, Any], where: str) -> tuple[str, Any]:
@@ -204,21 +189,13 @@ def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
 
 
 def _common_root(path: Path, names: Sequence[str]) -> Path:
-    """The folder that a list's paths are written down relative to: no record names a machine's.
-
-    It is the list's own, unless paths are absolute and lie elsewhere: then the folder of them all.
-    """
+    """The list's own folder, or the one of all images where absolute paths lie elsewhere."""
     if not any(map(os.path.isabs, names)):
         return path.parent
     own = os.path.abspath(path.parent)
-    folders = [os.path.dirname(os.path.normpath(os.path.join(own, name))) for name in names]
-    try:
-        shared = os.path.commonpath(folders)
-        return path.parent if os.path.commonpath([own, shared]) == own else Path(shared)
-    except ValueError as error:
-        raise ExpansionError(
-            f"{path}: the images must lie on one drive, found several ({error})."
-        ) from error
+    shared = os.path.commonpath([
+        os.path.dirname(os.path.normpath(os.path.join(own, name))) for name in names])
+    return path.parent if os.path.commonpath([own, shared]) == own else Path(shared)
 
 
 def _open_torchvision(name: str, split: str, root: str | None, download: bool) -> Any:
@@ -229,18 +206,16 @@ def _open_torchvision(name: str, split: str, root: str | None, download: bool) -
     if name not in datasets.__all__ or not isinstance(cls, type):
         raise ValueError(f"torchvision has no dataset {name!r}; see torchvision.datasets.")
     takes = inspect.signature(cls).parameters
-    arguments: dict[str, Any] = {"root": root or "data", "split": split,
-                                 "train": split == "train", "download": True}
-    if "split" not in takes and "train" in takes and split not in ("train", "test"):
+    by_flag = "split" not in takes and "train" in takes
+    if by_flag and split not in ("train", "test"):
         raise ValueError(f"split of {name} must be 'train' or 'test', got {split!r}.")
-    unused = {"train"} if "split" in takes else set()
-    unused |= set() if download else {"download"}
-    arguments = {key: value for key, value in arguments.items() if key in takes.keys() - unused}
+    which = {"train": split == "train"} if by_flag else {"split": split}
+    arguments: dict[str, Any] = {"root": root or "data", **which}
+    arguments |= {"download": True} if download else {}
+    arguments = {key: value for key, value in arguments.items() if key in takes}
     try:
         dataset = cls(**arguments)
         len(dataset)
-    except NotImplementedError as error:
-        raise ValueError(f"torchvision's {name} holds no images of its own.") from error
     except (RuntimeError, OSError, TypeError) as error:
         raise ValueError(
             f"torchvision's {name} could not be opened in {arguments.get('root')}: {error} "

@@ -175,10 +175,7 @@ def _fit(values: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def _luminance(values: Tensor) -> Tensor:
-    """Grey of RGB (B, 3, H, W), (B, 1, H, W).
-
-    torchvision's weights add up to 0.9999, which darkens white by 7 of 65,535 levels.
-    """
+    # torchvision's weights add up to 0.9999, which darkens white by 7 of 65,535 levels
     red, green, blue = values.split(1, dim=1)
     grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
     return grey
@@ -193,13 +190,7 @@ def _check_size(width: int, height: int) -> None:
 
 @dataclass(frozen=True)
 class _Range:
-    """From the numbers of an image to values in [0, 1], and back.
-
-    Attributes:
-        low, high: the numbers of black and white.
-        dtype: type of the numbers.
-        is_window: whether black and white are the image's own.
-    """
+    """From an image's numbers to [0, 1] and back; a window's ends are its own black and white."""
 
     low: float
     high: float
@@ -208,7 +199,6 @@ class _Range:
 
     @classmethod
     def of(cls, numbers: Tensor, is_window: bool) -> "_Range":
-        """Refuses NaN, and floats outside [0, 1] without a window."""
         is_float = numbers.is_floating_point()
         if numbers.dtype == torch.uint8:
             return _BYTES
@@ -240,7 +230,6 @@ class _Range:
         return numbers.to(self.dtype)
 
     def loss(self, channels: int) -> str:
-        """What a PNG file does not keep."""
         if not self.is_window or channels == 3:
             return "" if self.dtype == torch.uint8 else "rounded to 8 bits"
         if not self.dtype.is_floating_point and self.low >= 0 and self.high <= 0xFFFF:
@@ -248,7 +237,6 @@ class _Range:
         return "rescaled to 16 bits, from the darkest to the brightest pixel"
 
     def store(self, values: Tensor) -> PIL.Image.Image:
-        """Values (1, C, H, W) as a PNG file keeps them."""
         if not self.is_window or values.shape[1] == 3:
             stored: PIL.Image.Image = F.to_pil_image(_BYTES.to_numbers(values)[0])
             return stored
@@ -256,7 +244,6 @@ class _Range:
         return PIL.Image.fromarray(numbers[0, 0].cpu().round().numpy().astype(np.uint16))
 
     def load(self, stored: PIL.Image.Image) -> Tensor:
-        """Values (1, C, H, W) of a stored image."""
         if not stored.mode.startswith("I"):
             return _planes(stored).float() / 255
         numbers = torch.from_numpy(np.asarray(stored).astype(np.float64))[None, None]
@@ -276,14 +263,7 @@ def _pixels(
     decorate: Callable[[PIL.Image.Image], PIL.Image.Image] = lambda png: png,
     is_png: bool = False, is_fixed: bool = False,
 ) -> Pixels:
-    """Pixels of an image or a batch.
-
-    Args:
-        hashed: what the digest of each image is of; its bytes, if it has 8 bits.
-        wrap: from numbers, shaped as the values, to the image's own type.
-        decorate: adds to a PNG file what is no pixel.
-        is_png: whether what is stored is the image itself.
-    """
+    """Pixels, hashed as given; ``wrap`` makes an image of numbers, ``decorate`` completes a PNG."""
     def restore(new: Tensor) -> Any:
         return wrap(span.to_numbers(new))
 
@@ -411,11 +391,8 @@ def _planes(image: PIL.Image.Image) -> Tensor:
 
 
 def _with_info(made: PIL.Image.Image, like: PIL.Image.Image) -> PIL.Image.Image:
-    """The image with colour profile, resolution and orientation of its seed image.
-
-    Pixels stay as they lie in the seed image's file, so a reader that turns one turns the other.
-    Nothing else of EXIF is true of a synthetic image.
-    """
+    """The image with colour profile, resolution and orientation of its seed image."""
+    # pixels stay as they lie in the file; nothing else of EXIF is true of a synthetic image
     made.info.update({name: like.info[name] for name in _KEPT_INFO if name in like.info})
     try:
         orientation = like.getexif().get(_ORIENTATION, 1)

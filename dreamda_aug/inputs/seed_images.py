@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -32,27 +32,21 @@ class SeedImage:
 
     Attributes:
         image: in its own type, before the dataset's own transform.
-        label: number of its class; None without labels.
-        class_name: name of its class; None without labels.
-        file_name: what a caption finds it by; None where the source keeps no file names.
         given_label: its label as the dataset gives it.
         put_back: from another image to the dataset's whole sample, after its own transforms.
     """
 
     image: Any
-    label: int | None
-    class_name: str | None
-    file_name: str | None
     given_label: Any
     put_back: Callable[[Any], Any]
 
     @cached_property
     def pixels(self) -> Pixels:
-        """Its pixels, read when they are first asked for; raises as `read_pixels` does."""
+        """Its pixels, read at first use; raises as `read_pixels` does."""
         return read_pixels(self.image)
 
 
-class SeedImages(Sequence[SeedImage]):
+class SeedImages:
     """A sequence of labeled images that are opened one at a time; made by `open_seed_images`.
 
     Attributes:
@@ -64,7 +58,6 @@ class SeedImages(Sequence[SeedImage]):
         root: the folder that ``paths`` are relative to, or None for images without files.
         is_folder: whether ``root`` is the folder of class folders itself, not that of a list.
         spec: the arguments of `open_seed_images` that open them again, or None for an object.
-        skipped: how many entries of a list were left out.
     """
 
     def __init__(
@@ -76,7 +69,6 @@ class SeedImages(Sequence[SeedImage]):
         self._reader, self._rows, self.spec = reader, list(range(len(reader))), spec
         self._files = files = reader.dataset if isinstance(reader.dataset, Files) else None
         self.root: Path | None = files.root if files else None
-        self.skipped = files.skipped if files else 0
         self.is_folder = files is not None and files.source == files.root
         self.paths = files.paths if files else [f"#{row}" for row in self._rows]
         self.file_names = files.paths if files else find_names(reader.dataset)
@@ -104,24 +96,10 @@ class SeedImages(Sequence[SeedImage]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> SeedImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "SeedImages": ...
-
-    def __getitem__(self, index: int | slice) -> "SeedImage | SeedImages":
-        found = range(len(self))[index]
-        return self.open(found) if isinstance(found, int) else self.subset(found)
-
     def open(self, index: int) -> SeedImage:
         """Open an image; raises what `UNREADABLE` lists if it is broken."""
         row = self._reader.read(self._rows[index])
-        label = None if self._numbers is None else self._numbers[index]
-        return SeedImage(
-            row.image, label, None if label is None else self.classes[label],
-            None if self.file_names is None else self.file_names[index], row.label,
-            lambda image: row.put(image, row.label))
+        return SeedImage(row.image, row.label, lambda image: row.put(image, row.label))
 
     def read(self, index: int) -> Pixels:
         """The pixels of an image; raises a ValueError that names one that is broken."""
@@ -248,11 +226,6 @@ class SeedImages(Sequence[SeedImage]):
     def size(self, index: int) -> int:
         """Size of an image's file when it was listed, in bytes; -1 if there was none."""
         return self._files.sizes[self._rows[index]] if self._files else -1
-
-    def lies_at(self, index: int, path: str) -> bool:
-        """Whether an image is the one that a record calls by this path."""
-        return path == self.paths[index] or (
-            self._files is not None and self._files.lies_at(self._rows[index], path))
 
     def check_names(self) -> None:
         """Refuse classes whose names are known, but for other numbers, with a ValueError."""

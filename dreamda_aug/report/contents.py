@@ -226,7 +226,7 @@ class _PictureMaker:
         if index not in self._seeds:
             self._seeds[index] = None  # the page has a mark in its place
             with suppress(*UNREADABLE):
-                if index < len(source) and source.lies_at(index, line.seed_path):
+                if index < len(source) and source.paths[index] == line.seed_path:
                     pixels = source.open(index).pixels
                     self._seeds[index] = make_thumbnail(pixels.store(pixels.values), self._side)
         found = self._seeds[index]

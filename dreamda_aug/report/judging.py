@@ -80,7 +80,7 @@ def judge_labels(
     for line in read_manifest(root):
         index = line.seed_index
         if (index in row_of and len(lines[index]) < _REPLICAS
-                and source.lies_at(index, line.seed_path)):
+                and source.paths[index] == line.seed_path):
             lines[index].append(line)
     chosen = [line for several in lines.values() for line in several]
     count = sum(map(bool, lines.values()))

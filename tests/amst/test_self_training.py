@@ -217,11 +217,11 @@ def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path):
     with pytest.raises(StorageError, match="run.pt: expected .* of format 2 .* found format 1"):
         make().run(checkpoint=path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(StorageError, match="found another kind of file, or a damaged one"):
+    with pytest.raises(StorageError, match="found another file, or a damaged one"):
         make().run(checkpoint=path)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"hello")
-    with pytest.raises(StorageError, match="found another kind of file, or a damaged one"):
+    with pytest.raises(StorageError, match="found another file, or a damaged one"):
         make().run(checkpoint=path)
 
 

@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 from dreamda_aug import AugmentedDataset, DreamDAugment, load_model
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand, read_manifest
-from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.dataset_reader import find_names
+from dreamda_aug.inputs.prompts import Captions
 from dreamda_aug.models.unet import PixelModel
 
 TEXTS = {"cat/0.png": "a tabby, asleep", "cat/1.png": "a cat on a wall", "dog/0.png": "a pug"}

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dreamda_aug.inputs.captions import Captions
 from dreamda_aug.inputs.prompts import (
     DEFAULT_PROMPT,
+    Captions,
     Conditioner,
     class_prompt,
     template_fields,
