@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from dreamda_aug.amst.rules import RunPlan, check_ratio
-from dreamda_aug.arguments import whole
+from dreamda_aug.amst.rules import RunPlan
 from dreamda_aug.inputs.dataset_reader import SizedDataset
 from dreamda_aug.inputs.labels import class_number, plain_label
 
@@ -63,9 +62,6 @@ class MixedBatchSampler(Sampler[list[int]]):
             two sources is empty, the other takes its place.
         steps: number of batches, ≥ 1.
         rng_seed: the whole sequence depends on it alone.
-
-    Raises:
-        ValueError: an argument breaks its rule.
     """
 
     def __init__(
@@ -73,7 +69,7 @@ class MixedBatchSampler(Sampler[list[int]]):
         batch_size: int, ratio: tuple[float, float, float] = (1, 1, 1), steps: int,
         rng_seed: int = 0,
     ) -> None:
-        self.steps, self.rng_seed = whole("steps", steps, 1), rng_seed
+        self.steps, self.rng_seed = steps, rng_seed
         self.sources = (
             torch.arange(labeled),
             labeled + torch.as_tensor(accepted, dtype=torch.int64),
@@ -96,8 +92,6 @@ def batch_counts(
     batch_size: int, ratio: tuple[float, float, float], sizes: Sequence[int]
 ) -> list[int]:
     """How many images of each source, of these sizes, make up a batch; at least one is real."""
-    whole("batch_size", batch_size, 2)
-    check_ratio(ratio)
     real, accepted, unlabeled = ratio
     if not sizes[1]:
         accepted, unlabeled = 0, accepted + unlabeled

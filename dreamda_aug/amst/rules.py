@@ -83,17 +83,12 @@ class RunPlan:
                             ("batch_size", 2), ("relabel_every", 1)):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), least)
-        check_ratio(self.ratio)
+        if min(self.ratio) < 0 or self.ratio[0] == 0:
+            raise ValueError(
+                "ratio must be three numbers >= 0, real : accepted : unlabeled, the first of them "
+                f"> 0, such as (1, 1, 1); got {self.ratio}.")
         if self.ema_decay is not None:
             real("ema_decay", self.ema_decay, "lie in [0, 1), or be None", 0, 1 - 1e-9)
-
-
-def check_ratio(ratio: tuple[float, float, float]) -> None:
-    """Raise ``ValueError`` unless ``ratio`` tells how three sources share a batch."""
-    if not (len(ratio) == 3 and min(ratio) >= 0 and ratio[0] > 0):
-        raise ValueError(
-            "ratio must be three numbers >= 0, real : accepted : unlabeled, the first of them "
-            f"> 0, such as (1, 1, 1); got {tuple(ratio)}.")
 
 
 # AMST+ of our study, for images made by a model that was conditioned on the class: with a

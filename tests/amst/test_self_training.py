@@ -193,14 +193,6 @@ def test_the_average_follows_torchs_once_the_first_steps_are_over():
     assert ours.module.num_batches_tracked == 3
 
 
-def test_workers_change_nothing():
-    alone, helped = make(), make(num_workers=2)
-    for training in (alone, helped):
-        for _ in range(4):
-            training.train_epoch()
-    assert_equal_weights(alone, helped)
-
-
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     make().save(path)

@@ -120,7 +120,6 @@ def test_soft_labels_count_as_much_as_their_hard_form():
 @pytest.mark.parametrize(("term", "expected"), [
     ("supervised", {"features", "main"}), ("pseudo", {"features", "main"}),
     ("consistency", {"features", "main"}), ("auxiliary", {"auxiliary"}),
-    ("total", {"features", "main", "auxiliary"}),
 ])
 def test_each_training_term_reaches_exactly_its_part(term, expected):
     wrapper = plain_wrapper(consistency_threshold=0.0)
@@ -161,9 +160,8 @@ def test_labels_are_those_of_the_auxiliary_heads_in_losses_too():
     assert len(wrapper.label(images[:0])) == 0
 
 
-@pytest.mark.parametrize("synthetic", [None, torch.zeros(0, 1, 8, 8)])
-def test_without_synthetic_images_the_rest_of_the_loss_remains(synthetic):
-    losses = plain_wrapper().losses(*batch(), synthetic)
+def test_without_synthetic_images_the_rest_of_the_loss_remains():
+    losses = plain_wrapper().losses(*batch(), torch.zeros(0, 1, 8, 8))
     assert losses.pseudo == 0 and losses.consistency == 0 and losses.pseudo_labels is None
     assert losses.accepted_share.isnan()
     losses.total.backward()

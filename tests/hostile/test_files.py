@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 import warnings
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from pipelines import pixel_pipeline
 
 from dreamda_aug import LatentCache, load_model
-from dreamda_aug.errors import CacheError, ModelError, StorageError
+from dreamda_aug.errors import ModelError, StorageError
 from dreamda_aug.generation.cache import cache_key, default_cache_root
 from dreamda_aug.generation.dials import Calibration
 
@@ -80,17 +79,6 @@ def test_eviction_touches_no_foreign_file(tmp_path):
     assert all(path.read_bytes() == b"mine" for path in foreign)
 
 
-def test_files_get_the_permissions_of_the_umask(tmp_path):
-    before = os.umask(0o002)
-    try:
-        cache = LatentCache(tmp_path / "shared")
-        cache.put(KEY, TENSORS)
-        assert stat.S_IMODE(cache.path(KEY).stat().st_mode) == 0o664
-        assert stat.S_IMODE(cache.path(KEY).parent.stat().st_mode) == 0o775
-    finally:
-        os.umask(before)
-
-
 def test_a_cache_that_cannot_be_used_is_a_warning_and_no_more(tmp_path, monkeypatch):
     cache = LatentCache(tmp_path)
     cache.put(KEY, TENSORS)
@@ -106,14 +94,6 @@ def test_a_cache_that_cannot_be_used_is_a_warning_and_no_more(tmp_path, monkeypa
         warnings.simplefilter("error")  # once is enough
         cache.put(cache_key(image="b"), TENSORS)
         assert cache.get(KEY) is None
-
-
-def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
-    cache = LatentCache(tmp_path)
-    cache.path(KEY).parent.mkdir()
-    os.mkfifo(cache.path(KEY))
-    with pytest.raises(CacheError, match="expected a regular file, found a FIFO"):
-        cache.get(KEY)
 
 
 def test_an_empty_variable_is_no_folder_and_a_tilde_is_home(monkeypatch, tmp_path):
