@@ -1,7 +1,6 @@
 """Damaged and foreign files: an error of ours with the file's path, and nothing of others lost."""
 
 import json
-import os
 import warnings
 
 import pytest
