@@ -54,14 +54,6 @@ def test_a_damaged_line_is_named_with_what_is_wrong(tmp_path, change, message):
         list(read_manifest(tmp_path))
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe", b"[1]", b"{}"])
-def test_what_never_was_a_line_is_refused_with_file_and_line(tmp_path, data):
-    path = tmp_path / "manifest.jsonl"
-    path.write_bytes(LINE.to_json().encode() + b"\n" + data)
-    with pytest.raises(ExpansionError, match=f"^{path}, line 2: "):
-        list(read_manifest(tmp_path))
-
-
 def test_a_folder_without_manifest_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="when the same command is run again"):
         list(read_manifest(tmp_path))

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*without a class")
 
 
 @pytest.mark.parametrize("name, options, others", [
-    ("dit", {"block_index": 1}, {}),
     ("flux", {"block_index": 3, "embedded_guidance": 2.0}, {"block_index": 3}),
 ])
 def test_hook_and_embedded_guidance_are_on_record_and_used_again(
