@@ -102,6 +102,10 @@ def apply_lora(
         if not (folder / CLASS_ROWS).exists():
             return None
         rows = load_file(regular_file(folder / CLASS_ROWS))["rows"].to(denoiser.device)
+        width = denoiser.class_embedding.weight.shape[1:]
+        if rows.shape[1:] != width or not rows.isfinite().all():
+            raise ModelError(f"{CLASS_ROWS} must hold finite rows of {tuple(width)} numbers, found "
+                             f"shape {tuple(rows.shape)}")
         denoiser.class_embedding = nn.Embedding.from_pretrained(rows.to(denoiser.dtype))
         denoiser.register_to_config(num_class_embeds=len(rows))
         return card["classes"]["names"], card["classes"]["null_class"]
@@ -124,8 +128,8 @@ def add_lora_weights(
         config: peft's configuration, or None for a scale of 1.
 
     Raises:
-        ModelError: a key names no layer, a shape differs, or a value is not finite.
-        KeyError: only one of the two matrices of a layer is there.
+        ModelError: a key names no layer, a shape differs, or a value is not finite;
+            or only one of the two matrices of a layer is there.
 
     Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; convolutions and scales as in peft.
     """
@@ -133,6 +137,9 @@ def add_lora_weights(
     if unknown or not layers:
         raise _misfit(parts, unknown)
     for (part, layer), matrices in layers.items():
+        if not {"A", "B"} <= matrices.keys():
+            raise ModelError(f"layer {layer!r} needs both lora_A and lora_B, found only "
+                             f"{', '.join(f'lora_{side}' for side in matrices)}")
         weight: Any = parts[part].get_submodule(layer).weight
         down, up = (matrices[side].float().flatten(1) for side in "AB")
         added = _scale(config or {}, part, layer, matrices) * (up @ down)
@@ -158,6 +165,8 @@ def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
     if _by_layer(parts, tensors)[0] or not tensors:
         add_lora_weights(parts, tensors, config)
         return
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ModelError("the weights are not finite")
     # the layout of another trainer, which diffusers converts
     is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
     if is_loader:

@@ -32,7 +32,7 @@ def path_kind(scheduler: Any) -> Kind:
     """Kind of path that a diffusers scheduler lays between image and noise.
 
     Raises:
-        ModelError: its class, prediction type or thresholding is not supported.
+        ModelError: its class, prediction type, thresholding or betas are not supported.
     """
     kind, config = type(scheduler).__name__, scheduler.config
     predicts = config.get("prediction_type", "epsilon")
@@ -50,7 +50,13 @@ def path_kind(scheduler: Any) -> Kind:
         raise ModelError(
             f"{kind} has prediction_type {predicts!r}; supported are {', '.join(supported)} (a "
             "rectified flow needs use_flow_sigmas=True or a FlowMatch scheduler).")
-    return "edm" if kind in _EDM else "ddpm"
+    if kind in _EDM:
+        return "edm"
+    levels = torch.as_tensor(scheduler.alphas_cumprod)
+    if not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
+        raise ModelError(f"{kind} has no noise levels, or signal power outside [0, 1]; check "
+                         "num_train_timesteps, beta_start, beta_end and trained_betas.")
+    return "ddpm"
 
 
 def build_schedule(
@@ -119,7 +125,12 @@ def _own_steps(scheduler: Any, steps: int, options: dict[str, Any]) -> tuple[Ten
         own.alphas_cumprod = torch.as_tensor(own.alphas_cumprod).cpu()
     if kind == "PNDMScheduler":  # its Runge-Kutta start takes half steps
         own.register_to_config(skip_prk_steps=True)
-    own.set_timesteps(steps, **options)
+    try:
+        own.set_timesteps(steps, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"steps={steps} with timestep_spacing='scheduler' does not suit {kind}: {error} Take "
+            "fewer steps, or timestep_spacing='uniform'.") from error
     if kind in _INDEXED:
         # PNDM repeats a timestep, which tells its multistep formula where it begins
         timesteps = torch.unique(own.timesteps.cpu()).flip(0)

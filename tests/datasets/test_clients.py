@@ -202,3 +202,43 @@ def test_timms_loader_sets_the_transform_that_runs_last(class_folders, synthesiz
     images, labels = next(iter(loader))
     assert images.shape == (6, 3, 8, 8) and labels.tolist() == [0, 1, 0, 0, 1, 1]
     assert not torch.equal(images[2], images[0])
+
+
+def test_monais_transforms_that_load_the_file_come_first(synthesizer, tmp_path):
+    monai = pytest.importorskip("monai.transforms")
+    loading = monai.Compose([
+        monai.LoadImaged("image", ensure_channel_first=True, reverse_indexing=False),
+        monai.ScaleIntensityRanged("image", 0, 255, 0.0, 1.0)])
+    PIL.Image.fromarray(arrays(1)[0]).save(tmp_path / "0.png")
+    sample = {"image": str(tmp_path / "0.png"), "label": 1}
+    augment, loaded = DreamDAugment(synthesizer, p=1.0), loading(sample)
+    made = augment(loaded)
+    assert type(made["image"]) is type(loaded["image"]) and made["label"] == 1
+    assert made["image"].meta == loaded["image"].meta
+    assert (np.asarray(made["image"]) != np.asarray(loaded["image"])).any()
+    with pytest.raises(TypeError, match="behind the transform that loads the file, such as MONAI"):
+        augment(sample)
+
+
+@pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
+def test_torchgeos_transforms_of_whole_dicts_run_after_generation(class_folders, synthesizer):
+    torchgeo = pytest.importorskip("torchgeo.datasets")
+
+    class Scaled(torchgeo.NonGeoClassificationDataset):
+        def _load_image(self, index):
+            image, label = super()._load_image(index)
+            return image / 255, label
+
+    def flip(sample):
+        return {**sample, "image": -sample["image"]}
+
+    both = AugmentedDataset(Scaled(class_folders, transforms=flip), synthesizer, 1)
+    made = both[3]
+    assert made.keys() == {"image", "label"} and made["label"] == 1 and both.targets == [0, 1] * 2
+    assert made["image"].shape == (3, 16, 16) and made["image"].max() <= 0 > made["image"].min()
+
+
+def test_fastais_images_stay_what_its_transforms_are_chosen_by(synthesizer):
+    vision = pytest.importorskip("fastai.vision.core")
+    image = vision.PILImage.create(arrays(1, (3,))[0])
+    assert type(DreamDAugment(synthesizer, p=1.0)(image)) is vision.PILImage

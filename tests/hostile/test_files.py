@@ -1,6 +1,7 @@
 """Damaged and foreign files: an error of ours with the file's path, and nothing of others lost."""
 
 import json
+import math
 import warnings
 
 import pytest
@@ -41,6 +42,19 @@ def test_a_damaged_model_is_named(folder, name, damage):
     finally:
         path.write_bytes(before)
     assert load_model(folder, device="cpu").channels == 1
+
+
+@pytest.mark.parametrize("change", [{"num_train_timesteps": 0}, {"beta_end": 7.0},
+                                    {"beta_start": math.nan}])
+def test_a_scheduler_without_noise_levels_is_refused(folder, change):
+    path = folder / "scheduler" / "scheduler_config.json"
+    before = path.read_bytes()
+    path.write_text(json.dumps(json.loads(before) | change))
+    try:
+        with pytest.raises(ModelError, match="has no noise levels, or signal power outside"):
+            load_model(folder, device="cpu")
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize("text", [DAMAGE["half"], b'{"class_names": "cat"}',
