@@ -3,6 +3,7 @@
 import importlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -192,14 +193,8 @@ class TrainingLoop:
         loss = "" if not progress.history else (
             f"held-out loss {progress.history[-1][2]:.4f} (lowest {progress.best_loss:.4f} at "
             f"step {progress.best_step}), ")
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
-        else:
-            import psutil  # accelerate needs it too
-
-            memory = psutil.Process().memory_info().rss
         return (f"step {progress.step} of {self.settings.train_steps}, {loss}"
-                f"{tqdm.format_interval(left)} left at most, {format_bytes(memory)} of memory")
+                f"{tqdm.format_interval(left)} left at most, {peak_memory(device)} of memory")
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -305,3 +300,16 @@ def _rows(part: int, size: int, count: int, rng_seed: int) -> Tensor:
         orders.append(torch.randperm(count, generator=generator))
     start = part * size - epochs[0] * count
     return torch.cat(orders)[start : start + size]
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has held, on a CUDA device or else in all."""
+    if device.type == "cuda":
+        return format_bytes(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "unknown"
+    # Linux counts in KB, macOS in bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
