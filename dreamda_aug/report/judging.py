@@ -66,7 +66,7 @@ def judge_labels(
     try:
         model = load_recorded(root, metadata, offline=True)
     except (DreamDAError, OSError, ValueError) as error:
-        return f"the model could not be loaded: {str(error).splitlines()[0]}"
+        return f"the model could not be loaded: {str(error).splitlines()[0].rstrip('.')}"
     sample = draw_sample(source, range(len(source)), model, None, first=made)
     judge = None if sample is None else fold_judge(model, sample.images, sample.labels)
     if sample is None or judge is None:
