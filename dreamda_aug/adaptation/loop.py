@@ -174,10 +174,11 @@ class TrainingLoop:
                 if saves:
                     self._save()
                     saved = time.monotonic()
-                if self.shows and bar.disable and (saves or progress.step == first + 3):
+                if not bar.disable:
+                    bar.set_description_str(self._state(), refresh=False)
+                    bar.update(min(1.0, self._share_done()) - bar.n)
+                elif self.shows and (saves or progress.step == first + 3):
                     logger.warning("%s", self._state())
-                bar.set_description_str(self._state(), refresh=False)
-                bar.update(min(1.0, self._share_done()) - bar.n)
         if not progress.measured:
             progress.best_step, self.best = progress.step, self.model.kept()
         return progress, self.best

@@ -42,7 +42,7 @@ EXPANSION_RATIO = 2
 # U-Net rows to spend: under two minutes for the bundled model on one core.
 MAX_ROWS = 7_000
 # Of a judge that is right on fewer seed images, agreement means little.
-_ENOUGH_RIGHT = 6
+ENOUGH_RIGHT = 6
 # Where classes cannot be judged, images go this share of the way to their nearest neighbour.
 _NEIGHBOUR_SHARE = 0.5
 
@@ -189,7 +189,7 @@ def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
         synthesizer.with_settings(choices[0]).sampler, sample.images[:count],
         sample.conditions[:count], judge, EXPANSION_RATIO)
     target = Target(MIN_AGREEMENT)
-    if judge is None or measurement.right < min(_ENOUGH_RIGHT, count):
+    if judge is None or measurement.right < min(ENOUGH_RIGHT, count):
         flat = sample.images.flatten(1)
         distances, _ = nearest(flat, flat, exclude=torch.arange(len(flat)))
         reach = _NEIGHBOUR_SHARE * float(distances.median()) / flat.shape[1] ** 0.5

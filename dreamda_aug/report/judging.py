@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dreamda_aug.calibration.automatic import draw_sample
+from dreamda_aug.calibration.automatic import ENOUGH_RIGHT, draw_sample
 from dreamda_aug.calibration.judge import fold_judge
 from dreamda_aug.errors import DreamDAError
 from dreamda_aug.expansion.layouts import StoredImages
@@ -19,8 +19,6 @@ from dreamda_aug.statistics import wilson_interval
 
 # Seed images that count at most, and synthetic images of each.
 _SEED_IMAGES, _REPLICAS = 64, 3
-# Of a judge that is right on fewer seed images, a share means little.
-_ENOUGH = 6
 
 
 class LabelsKept(NamedTuple):
@@ -84,8 +82,8 @@ def judge_labels(
             lines[index].append(line)
     chosen = [line for several in lines.values() for line in several]
     count = sum(map(bool, lines.values()))
-    if count < _ENOUGH:
-        return f"the judge gets {count} seed images right, and {_ENOUGH} are needed"
+    if count < ENOUGH_RIGHT:
+        return f"the judge gets {count} seed images right, and {ENOUGH_RIGHT} are needed"
     stored = StoredImages(root, [line.file for line in chosen])
     images = torch.cat([fit_to(read_pixels(stored.open(line.file)).values, model)
                         for line in chosen])
