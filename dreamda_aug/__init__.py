@@ -27,7 +27,7 @@ _MODULES = {
     "Settings": "method.settings",
     "Synthesizer": "generation.synthesizer",
     "adapt": "adaptation",
-    "calibrate": "calibration.sweep",
+    "calibrate": "calibration.search",
     "evaluate": "evaluation",
     "expand": "expansion",
     "load_model": "models",
@@ -37,7 +37,7 @@ _MODULES = {
 if TYPE_CHECKING:
     from dreamda_aug.adaptation import adapt, train
     from dreamda_aug.amst import AMSTWrapper, SelfTraining
-    from dreamda_aug.calibration.sweep import calibrate
+    from dreamda_aug.calibration.search import calibrate
     from dreamda_aug.datasets import AugmentedDataset
     from dreamda_aug.evaluation import evaluate
     from dreamda_aug.expansion import expand

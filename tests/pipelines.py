@@ -97,3 +97,9 @@ def sampler(model, preset="paper", *, static_shapes=False, **options):
 
     made = Synthesizer(model, preset, **{"cache": None, **options}).sampler
     return dataclasses.replace(made, static_shapes=static_shapes or made.static_shapes)
+
+
+def images(model, count=2) -> torch.Tensor:
+    """Noise in the model's size, the same each time."""
+    torch.manual_seed(0)
+    return torch.rand(count, model.channels, *model.image_size)

@@ -23,7 +23,8 @@ def cross_validated_probe(
     penalty, temperature = cross_validate(scaled, targets, num_classes, FOLDS)
     probe = LinearProbe(
         features, images, targets, num_classes=num_classes, inverse_penalty=penalty)
-    probe.temperature = temperature
+    probe.weight /= temperature
+    probe.bias /= temperature
     return probe
 
 

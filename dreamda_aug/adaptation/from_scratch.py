@@ -23,8 +23,9 @@ from dreamda_aug.adaptation.training_state import (
 )
 from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
+from dreamda_aug.method.schedule import Prediction
 from dreamda_aug.method.seeding import SOURCE, derive_seed, seeded_normal
-from dreamda_aug.method.solvers import Prediction, Predictions, Solver
+from dreamda_aug.method.solvers import Solver
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.adapted import read_card
 from dreamda_aug.models.unet import PixelModel, Width, check_image_size, new_pixel_pipeline
@@ -248,13 +249,13 @@ class NewModel:
         model, schedule = self.average, self.average.schedule(_SHEET_STEPS, 1.0)
         rows, null = model.embed(labels), model.embed([None] * len(labels))
 
-        def denoise(x: Tensor, level: int, call: int) -> Predictions:
+        def denoise(x: Tensor, level: int, call: int) -> tuple[Prediction, Prediction]:
             output = model.predict(x, schedule.timesteps[level], rows)
             if self.can_drop:
                 free = model.predict(x, schedule.timesteps[level], null)
                 output = free + _SHEET_GUIDANCE * (output - free)
-            prediction = Prediction(*schedule.predictions(output, x, level))
-            return Predictions(prediction, prediction)
+            prediction = schedule.predictions(output, x, level)
+            return prediction, prediction
 
         seeds = torch.arange(len(labels), device=self.device)
         x = seeded_normal(seeds, 0, SOURCE, (model.channels, *model.image_size))

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -199,7 +199,7 @@ def _measure(synthesizer: Synthesizer, sample: Sample) -> Calibration:
         "at most %s U-Net rows, %.0f s. Once only; --no-calibrate or calibrate=False takes mild "
         "defaults instead.", synthesizer.name, count, f"{MAX_ROWS:,}",
         MAX_ROWS * measurement.seconds_per_row())
-    return choose(measurement, choices, target, MAX_ROWS, sample=sample.digest)
+    return replace(choose(measurement, choices, target, MAX_ROWS), sample=sample.digest)
 
 
 @torch.no_grad()

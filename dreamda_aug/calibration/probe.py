@@ -92,9 +92,6 @@ class LinearProbe(nn.Module):
         num_classes: number of classes, or None for one more than the largest target.
         inverse_penalty: C of scikit-learn's ``LogisticRegression``, > 0; larger fits closer.
 
-    Attributes:
-        temperature: divides the logits; 1 unless you set another one.
-
     Raises:
         ValueError: an argument is out of range, or targets do not fit the images.
 
@@ -115,7 +112,7 @@ class LinearProbe(nn.Module):
             raise ValueError(f"inverse_penalty must be above 0, got {inverse_penalty}.")
         classes = num_classes or int(torch.as_tensor(targets).max()) + 1
         targets = check_integers("targets", targets, len(images), 0, classes - 1).cpu()
-        self.features, self.temperature = features, 1.0
+        self.features = features
         found = extract_features(images, features).double()
         mean, deviation = found.mean(0), deviations(found)
         weight, bias = logistic_regression(
@@ -154,8 +151,7 @@ class LinearProbe(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) float32 of images (B, C, H, W) in [0, 1]."""
         found = (self.features(images).to(self.mean) - self.mean) / self.deviation
-        logits = F.normalize(found, dim=1) @ self.weight.T + self.bias
-        return (logits / self.temperature).to(images.device)
+        return (F.normalize(found, dim=1) @ self.weight.T + self.bias).to(images.device)
 
 
 class DiffusionClassifier(nn.Module):

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 
 from dreamda_aug.arguments import whole
-from dreamda_aug.calibration.sweep import calibrate as calibrate_images
+from dreamda_aug.calibration.search import calibrate as calibrate_images
 from dreamda_aug.cli.options import (
     LOOK,
     add_model,

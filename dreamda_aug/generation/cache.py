@@ -37,13 +37,6 @@ def default_cache_root() -> Path:
     return Path(base).expanduser() / "dreamda_aug"
 
 
-def open_cache(cache: "LatentCache | str | Path | None") -> "LatentCache | None":
-    """A cache as users name it: ``"default"`` is that of `default_cache_root`, at most 20 GB."""
-    if cache == "default":
-        return LatentCache(default_cache_root(), max_bytes=20 * 10**9)
-    return LatentCache(cache) if isinstance(cache, str | Path) else cache
-
-
 def cache_key(**parts: Any) -> str:
     """SHA-256, in hexadecimal, of everything that an inversion depends on: JSON values by name."""
     text = json.dumps({**parts, "format_version": FORMAT_VERSION}, sort_keys=True)
@@ -81,9 +74,6 @@ class LatentCache:
         except OSError as error:
             self._go_without(error)
 
-    def __repr__(self) -> str:
-        return f"LatentCache({str(self.root)!r}, max_bytes={self.max_bytes})"
-
     def path(self, key: str) -> Path:
         """Where the file of a key, as `cache_key` gives it, lies."""
         return self.root / key[:2] / (key + SUFFIX)
@@ -115,7 +105,9 @@ class LatentCache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors under a key; a file that is already there is replaced as a whole."""
-        data, path = _encode(tensors, key), self.path(key)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data, path = safetensors.torch.save(tensors, {
+            "format": "dreamda-inversion", "checksum": _checksum(tensors, key)}), self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if self.max_bytes is not None:
@@ -177,14 +169,8 @@ def _checksum(tensors: dict[str, Tensor], key: str) -> str:
     return digest.hexdigest()
 
 
-def _encode(tensors: dict[str, Tensor], key: str) -> bytes:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(
-        tensors, {"format": "dreamda-inversion", "checksum": _checksum(tensors, key)})
-
-
 def _decode(data: bytes, key: str) -> dict[str, Tensor] | None:
-    """The tensors in a file's bytes, or None if they are not what `_encode` wrote for this key."""
+    """The tensors in a file's bytes, or None if they are not what `put` wrote for this key."""
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         tensors = safetensors.torch.load(data)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,7 +23,6 @@ from dreamda_aug.method.solvers import call_levels
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.hook import BottleneckHook
-from dreamda_aug.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,8 @@ logger = logging.getLogger(__name__)
 STORAGE_DTYPE = torch.float16
 
 _T = TypeVar("_T")
+# A row of the images, the path, and the condition of the inversion.
+_Source = tuple[int, int, Condition]
 
 _locks: WeakKeyDictionary[BottleneckHook, threading.RLock] = WeakKeyDictionary()
 
@@ -136,9 +137,9 @@ class Sampler:
         if self.static_shapes:
             self.watch.padded(len(requests), self.batch_size)
         digests = digests or [image_digest(image) for image in images]
-        found: dict[tuple[int, int, Condition], Trajectory] = {}
+        found: dict[_Source, Trajectory] = {}
 
-        def make(batch: slice) -> tuple[Tensor, list[str], list[int]]:
+        def make(batch: slice) -> Iterable[tuple[Tensor, str, int]]:
             nonlocal found
             part = requests[batch]
             # the condition belongs to it: without a null class, an inversion depends on the class
@@ -146,10 +147,8 @@ class Sampler:
                        for r in part]
             # replicas of an image may continue in the next batch: keep what this one uses, no more
             found = {source: found[source] for source in sources if source in found}
-            new = [source for source in dict.fromkeys(sources) if source not in found]
-            inverted = self._invert(images[[i for i, _, _ in new]], [digests[i] for i, _, _ in new],
-                                    [path for _, path, _ in new], [each for _, _, each in new])
-            found.update(zip(new, inverted, strict=True))
+            found |= self._invert(images, digests, [
+                source for source in dict.fromkeys(sources) if source not in found])
             seeds = [derive_seed(self.rng_seed, digests[r.image], "sample", r.replica, r.epoch)
                      for r in part]
 
@@ -160,12 +159,11 @@ class Sampler:
             made = make_rows(range(len(part)))
             acts = guard(made, images[[r.image for r in part]], self.model, make_rows)
             self.watch.made_images(acts, self.model.name)
-            return made, acts, [self.batch_size] * len(part)
+            return zip(made, acts, [self.batch_size] * len(part), strict=True)
 
-        batches = self._in_batches(make, len(requests))
-        return Synthesized(self._stack([made for made, _, _ in batches]),
-                           [act for _, acts, _ in batches for act in acts],
-                           [size for _, _, sizes in batches for size in sizes])
+        rows = self._in_batches(make, len(requests))
+        return Synthesized(self._stack([made for made, _, _ in rows]),
+                           [act for _, act, _ in rows], [size for _, _, size in rows])
 
     def invert(
         self, images: Tensor, conditions: Sequence[Condition] | None = None
@@ -182,16 +180,10 @@ class Sampler:
         """
         self._check_images(images)
         digests = [image_digest(image) for image in images]
-        sources = [self._source(each) for each in conditions or [None] * len(images)]
-        with bar("inverting", len(images), "images") as shown:
-            def invert(batch: slice) -> list[Trajectory]:
-                part = digests[batch]
-                found = self._invert(images[batch], part, [0] * len(part), sources[batch])
-                shown.update(len(found))
-                return found
-
-            batches = self._in_batches(invert, len(images))
-        return [trajectory for batch in batches for trajectory in batch]
+        sources = [(row, 0, self._source(each))
+                   for row, each in enumerate(conditions or [None] * len(images))]
+        return self._in_batches(
+            lambda batch: self._invert(images, digests, sources[batch]).values(), len(images))
 
     def generate(
         self,
@@ -232,15 +224,15 @@ class Sampler:
             samples: how many are generated.
         """
         s, run, inverting = self.settings, self._run, 0
-        steps, levels = len(run.schedule), call_levels(s.solver, run.schedule)
+        levels, guided = call_levels(s.solver, run.schedule), run.guided
         if s.replay > 0:
-            inverting += steps if isinstance(s.inversion, DDIMInversion) else 0
+            inverting += len(run.schedule) if isinstance(s.inversion, DDIMInversion) else 0
             inverting += len(levels) if s.inversion.records_residuals else 0
         encoder = decoder = inverting * inversions
         asymmetric = s.update_rule == "asymmetric" and s.noise_scale > 0
         shares_first = run.can_share_first_step and not self.static_shapes
         for call, level in enumerate(levels):
-            branches = 2 if self.model.guidable and s.guides_at(level, steps) else 1
+            branches = 1 + guided[level]
             inputs = branches * (
                 min(inversions, samples) if shares_first and call == 0 else samples)
             encoder += inputs
@@ -254,48 +246,46 @@ class Sampler:
         return self.settings.source_prompt if self.model.condition_kind == "text" else None
 
     def _invert(
-        self, images: Tensor, digests: Sequence[str], paths: Sequence[int],
-        sources: Sequence[Condition],
-    ) -> list[Trajectory]:
-        run, keys, found = self._run, list[str](), dict[int, Trajectory]()
-        if self.cache is not None:
-            keys = self._keys(run.schedule, digests, paths, sources)
-            for i, key in enumerate(keys):
-                stored = self.cache.get(key)
-                if stored is not None:
-                    found[i] = Trajectory(**stored)
-        missing = [i for i in range(len(digests)) if i not in found]
+        self, images: Tensor, digests: Sequence[str], sources: Sequence[_Source]
+    ) -> dict[_Source, Trajectory]:
+        run, cache, found = self._run, self.cache, dict[_Source, Trajectory]()
+        keys = self._keys(run.schedule, digests, sources) if cache else {}
+        for source, key in keys.items():
+            if cache and (stored := cache.get(key)):
+                found[source] = Trajectory(**stored)
+        missing = [source for source in sources if source not in found]
         # replicas make inversions few: with static shapes, small slices waste little on padding
         size = max(1, self.batch_size // 8) if self.static_shapes else max(1, len(missing))
         for start in range(0, len(missing), size):
             part = missing[start : start + size]
             rows = _pad(part, size) if self.static_shapes else part
-            seeds = [derive_seed(self.rng_seed, digests[i], "path", paths[i]) for i in rows]
-            made = run.invert(images[rows], [sources[i] for i in rows], seeds, STORAGE_DTYPE)
-            for i, trajectory in zip(part, made):  # not strict: without the padding
-                found[i] = trajectory
-                if self.cache is not None:
-                    self.cache.put(keys[i], trajectory.tensors())
+            seeds = [derive_seed(self.rng_seed, digests[i], "path", path) for i, path, _ in rows]
+            made = run.invert(images[[i for i, _, _ in rows]], [each for _, _, each in rows],
+                              seeds, STORAGE_DTYPE)
+            for source, trajectory in zip(part, made):  # not strict: without the padding
+                found[source] = trajectory
+                if cache:
+                    cache.put(keys[source], trajectory.tensors())
         self.inversions += len(missing)
-        return [found[i] for i in range(len(digests))]
+        return {source: found[source] for source in sources}
 
     def _keys(
-        self, schedule: NoiseSchedule, digests: Sequence[str], paths: Sequence[int],
-        sources: Sequence[Condition],
-    ) -> list[str]:
+        self, schedule: NoiseSchedule, digests: Sequence[str], sources: Sequence[_Source]
+    ) -> dict[_Source, str]:
         """The cache key of each inversion: everything that it depends on."""
         model, s = self.model, self.settings
         common: dict[str, Any] = {
             "model": model.fingerprint, "image_size": list(model.image_size),
             "in_tiles": model.in_tiles, "rng_seed": self.rng_seed, "dtype": str(STORAGE_DTYPE),
         }
-        of_source: dict[Condition, dict[str, str]] = dict.fromkeys(sources, {})
+        conditions = {condition for _, _, condition in sources}
+        of_condition: dict[Condition, dict[str, str]] = dict.fromkeys(conditions, {})
         if s.replay > 0:  # else nothing is recorded
             common |= {"inversion": repr(s.inversion), "schedule": schedule.digest(),
                        "solver": s.solver, "eta": s.eta}
-            of_source = {each: {"source": model.condition_digest(each)} for each in of_source}
-        return [cache_key(**common, image=digest, path=path, **of_source[source])
-                for digest, path, source in zip(digests, paths, sources, strict=True)]
+            of_condition = {each: {"source": model.condition_digest(each)} for each in conditions}
+        return {(i, path, each): cache_key(**common, image=digests[i], path=path,
+                                           **of_condition[each]) for i, path, each in sources}
 
     def _generate(
         self, trajectories: Sequence[Trajectory], conditions: Sequence[Condition],
@@ -315,12 +305,13 @@ class Sampler:
                 f"images must have shape (B, {', '.join(map(str, expected))}) for "
                 f"{self.model.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself.")
 
-    def _stack(self, batches: list[Tensor]) -> Tensor:
+    def _stack(self, images: list[Tensor]) -> Tensor:
         empty = torch.empty(0, self.model.channels, *self.model.image_size)
-        return torch.cat(batches) if batches else empty
+        return torch.stack(images) if images else empty
 
-    def _in_batches(self, function: Callable[[slice], _T], count: int) -> list[_T]:
-        """Call ``function`` on slices of at most `batch_size`; halve it when memory runs out."""
+    def _in_batches(self, function: Callable[[slice], Iterable[_T]], count: int) -> list[_T]:
+        """What ``function`` gives for slices of at most `batch_size`; it is halved when memory
+        runs out."""
         results: list[_T] = []
         start = 0
         while start < count:
@@ -329,7 +320,7 @@ class Sampler:
                 # a training loop's autocast does not reach the diffusion model
                 with (in_turn(self.model), torch.no_grad(),
                       torch.autocast(self.model.device.type, enabled=False)):
-                    results.append(function(slice(start, stop)))
+                    results.extend(function(slice(start, stop)))
                 start = stop
                 continue
             except torch.OutOfMemoryError as error:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dreamda_aug.method.inversion import Trajectory, record
 from dreamda_aug.method.perturbation import BottleneckNoise
-from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.method.schedule import NoiseSchedule, Prediction
 from dreamda_aug.method.seeding import SOURCE, STEP, seeded_normal, seeded_normals
 from dreamda_aug.method.settings import ResolvedSettings
-from dreamda_aug.method.solvers import Prediction, Predictions, Solver
+from dreamda_aug.method.solvers import Solver
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.conditioning import Condition
 
@@ -76,33 +76,28 @@ class Run:
 
         Source: DreamDA, arXiv:2403.12803, method figure; replay is ours.
         """
-        s, schedule, device, count = (
-            self.settings, self.schedule, self.model.device, len(sample_seeds))
+        s, schedule, device = self.settings, self.schedule, self.model.device
         # a start that several samples have in common is seen once, at its first sample's place
-        starts: list[Any] = list(zip(map(id, trajectories), conditions, strict=True))
-        if not (share_first_step and self.can_share_first_step):
-            starts = list(range(count))
-        first: dict[Any, int] = {}
-        for i, start in enumerate(starts):
-            first.setdefault(start, i)
-        place = {start: row for row, start in enumerate(first)}
-        index = torch.tensor([place[start] for start in starts], device=device)
-        rows = torch.tensor(list(first.values()), device=device)
-        unique = [trajectories[i] for i in first.values()]
-
-        seeds = torch.tensor(sample_seeds, device=device)
-        denoiser = _Denoiser(self, conditions, seeds, (rows, index) if len(rows) < count else None)
-        residuals = None
+        starts: list[Any] = list(range(len(sample_seeds)))
+        if share_first_step and self.can_share_first_step:
+            starts = list(zip(map(id, trajectories), conditions, strict=True))
+        distinct = list(dict.fromkeys(starts))
+        first = [starts.index(start) for start in distinct]
+        index = torch.tensor([distinct.index(start) for start in starts], device=device)
+        seeds, rows = (torch.tensor(each, device=device) for each in (sample_seeds, first))
+        denoiser = _Denoiser(
+            self, conditions, seeds, (rows, index) if len(distinct) < len(starts) else None)
+        # all trajectories of a batch keep the same tensors
+        kept = [trajectories[i].tensors() for i in first]
+        recorded = {name: _to_device([each[name] for each in kept], device) for name in kept[0]}
+        residuals = recorded.get("residuals")
         if s.replay == 0:
-            x_0 = _to_device([t.x_0 for t in unique if t.x_0 is not None], device).float()
+            x_0 = recorded["x_0"].float()
             x_t = schedule.add_noise(x_0, seeded_normal(seeds, 0, SOURCE, tuple(x_0.shape[1:])), 0)
         else:
-            x_t = _to_device([t.x_T for t in unique if t.x_T is not None], device).float()
-            recorded = [t.residuals for t in unique if t.residuals is not None]
-            if recorded:
-                residuals = _to_device(recorded, device)
+            x_t = recorded["x_T"].float()
         solver = Solver(s.solver, schedule, s.eta)
-        replays = [_replay_at(s, step, len(schedule)) for step in range(len(schedule))]
+        replays = [s.replay_at(step, len(schedule)) for step in range(len(schedule))]
         free = [step for step, replay in enumerate(replays) if replay < 1]
         fresh = seeded_normals(seeds, free, STEP, tuple(x_t.shape[1:]))
         for step, replay in enumerate(replays):
@@ -117,21 +112,22 @@ class Run:
         return x_t
 
     @property
+    def guided(self) -> list[bool]:
+        """Whether each step is guided."""
+        steps = len(self.schedule)
+        return [self.model.guidable and self.settings.guides_at(step, steps)
+                for step in range(steps)]
+
+    @property
     def can_share_first_step(self) -> bool:
         """Whether replicas of an image have the first denoiser call in common."""
         # without replay each sample has a start of its own; Heun's second call belongs to a sample
         return self.settings.replay > 0 and self.settings.solver != "heun"
 
 
-def _replay_at(settings: ResolvedSettings, step: int, steps: int) -> float:
-    """The share of this step's residual that is replayed."""
-    start, stop = settings.replay_interval
-    return settings.replay if start <= step / steps < stop else 0.0
-
-
-def _to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+def _to_device(tensors: list[Tensor], device: torch.device) -> Tensor:
     """Stack CPU tensors on a device; to CUDA through pinned memory, without waiting."""
-    stacked = torch.stack(list(tensors))
+    stacked = torch.stack(tensors)
     if device.type == "cuda":
         stacked = stacked.pin_memory()
     return stacked.to(device, non_blocking=True)
@@ -159,22 +155,20 @@ class _Denoiser:
         shared: tuple[Tensor, Tensor] | None,
     ):
         self.model, self.settings, self.schedule = run.model, run.settings, run.schedule
-        self.guided = self.model.guidable and self.settings.guidance_scale > 1
+        self.guided, self.noisy = run.guided, self.settings.noise_scale > 0
         self.calls = torch.arange(2 * len(self.schedule), device=seeds.device)
-        self.noisy = self.settings.noise_scale > 0
-        self.index = None if shared is None else shared[1]
+        self.index: Tensor | slice = slice(None) if shared is None else shared[1]
         condition = self.model.embed(conditions)
-        null = self.model.embed([None]) if self.guided else None
-        self._first = self._layout(self._guided_at(0), condition, null, seeds, shared)
+        null = self.model.embed([None]) if any(self.guided) else {}
+        self._first = self._layout(self.guided[0], condition, null, seeds, shared)
         self._rest = {guided: self._layout(guided, condition, null, seeds, None)
-                      for guided in set(map(self._guided_at, range(len(self.schedule))))}
+                      for guided in set(self.guided)}
 
-    def __call__(self, x: Tensor, level: int, call: int) -> Predictions:
+    def __call__(self, x: Tensor, level: int, call: int) -> tuple[Prediction, Prediction]:
         """Predictions for x, (N, C, H, W), or (U, C, H, W) at a first step that is shared."""
-        guided = self._guided_at(level)
+        guided, index = self.guided[level], self.index if call == 0 else slice(None)
         condition, branches, clean, arguments = self._rest[guided] if call else self._first
-        groups, index = (2 if guided else 1), (None if call else self.index)
-        hook = self.model.hook
+        groups, hook = 1 + guided, self.model.hook
         hook.set(self.settings.perturbation if self.noisy else None, branches, clean,
                  groups * len(x), step=self.calls[call], **arguments)
         try:
@@ -184,28 +178,26 @@ class _Denoiser:
             hook.check_fired()
         finally:
             hook.clear()
-        perturbed = Prediction(*self.schedule.predictions(
-            self._guide(output[clean:], guided), x if index is None else x[index], level))
+        perturbed = self.schedule.predictions(
+            self._guide(output[clean:], guided), x[index], level)
         if not clean:
-            return Predictions(perturbed, perturbed)
+            return perturbed, perturbed
         pair = self.schedule.predictions(self._guide(output[:clean], guided), x, level)
-        return Predictions(
-            perturbed, Prediction(*(each if index is None else each[index] for each in pair)))
+        return perturbed, Prediction(*(each[index] for each in pair))
 
     def _layout(
-        self, guided: bool, condition: dict[str, Tensor], null: dict[str, Tensor] | None,
+        self, guided: bool, condition: dict[str, Tensor], null: dict[str, Tensor],
         seeds: Tensor, shared: tuple[Tensor, Tensor] | None,
     ) -> _Layout:
-        device, samples = seeds.device, torch.arange(len(seeds), device=seeds.device)
-        inputs = len(seeds)
+        groups, s, inputs, device = 1 + guided, self.settings, len(seeds), seeds.device
+        samples = torch.arange(inputs, device=device)
         if shared is not None:
             rows, samples = shared
             inputs = len(rows)
             condition = {name: value[rows] for name, value in condition.items()}
-        if guided and null is not None:
+        if guided:
             condition = {name: torch.cat([null[name].expand_as(value), value])
                          for name, value in condition.items()}
-        groups, s = (2 if guided else 1), self.settings
         perturbed = torch.cat([samples + group * inputs for group in range(groups)])
         clean = groups * inputs if self.noisy and s.update_rule == "asymmetric" else 0
         branches = torch.cat([torch.arange(clean, device=device), perturbed])
@@ -218,9 +210,6 @@ class _Denoiser:
                  (len(perturbed),), s.noise_scale, device=device, dtype=torch.float32),
              "unconditional": torch.arange(len(perturbed), device=device)
              < (groups - 1) * len(seeds)})
-
-    def _guided_at(self, level: int) -> bool:
-        return self.guided and self.settings.guides_at(level, len(self.schedule))
 
     def _guide(self, output: Tensor, guided: bool) -> Tensor:
         """Classifier-free guidance, arXiv:2207.12598, eq. 6, in the form that diffusers uses."""

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from dreamda_aug.arguments import checked, whole
 from dreamda_aug.errors import GenerationError
-from dreamda_aug.generation.cache import LatentCache, open_cache
+from dreamda_aug.generation.cache import LatentCache, default_cache_root
 from dreamda_aug.generation.dials import resolve_dials
 from dreamda_aug.generation.sampler import Request, Sampler
 from dreamda_aug.inputs.pixels import Pixels, fit_back, fit_to, read_pixels
@@ -95,7 +95,9 @@ class Synthesizer:
         if not isinstance(captions, Captions | None):
             captions = Captions(captions)
         self.conditioner = Conditioner(class_names, prompt, captions)
-        self.cache = open_cache(cache)
+        if cache == "default":
+            cache = LatentCache(default_cache_root(), max_bytes=20 * 10**9)
+        self.cache = LatentCache(cache) if isinstance(cache, str | Path) else cache
         self.rng_seed = whole("rng_seed", rng_seed, -(2**63), 2**63 - 1)
         self.batch_size = whole("batch_size", batch_size, 1)
         self.keep_text_encoder = keep_text_encoder

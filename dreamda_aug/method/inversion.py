@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.method.schedule import NoiseSchedule, Prediction
 from dreamda_aug.method.seeding import POSTERIOR, SOURCE, seeded_normal, seeded_normals
-from dreamda_aug.method.solvers import Prediction, Predictions, Solver, SolverName
+from dreamda_aug.method.solvers import Solver, SolverName
 
 # The denoiser with its condition filled in: (x, noise level) -> output, all (B, C, H, W).
 Predict = Callable[[Tensor, int], Tensor]
@@ -134,9 +134,9 @@ def record(
     x_t, residuals = x_T.to(path[0].dtype), []
     run = Solver(solver, schedule, eta)
 
-    def evaluate(x: Tensor, level: int, call: int) -> Predictions:
-        prediction = Prediction(*schedule.predictions(predict(x, level), x, level))
-        return Predictions(prediction, prediction)
+    def evaluate(x: Tensor, level: int, call: int) -> tuple[Prediction, Prediction]:
+        prediction = schedule.predictions(predict(x, level), x, level)
+        return prediction, prediction
 
     for step in range(len(schedule)):
         mean, _ = run.step(x_t, step, evaluate)

@@ -2,12 +2,24 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "edm"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser's output says at one noise level.
+
+    Attributes:
+        x_0: the clean latents, (B, C, H, W).
+        eps: the noise, (B, C, H, W).
+    """
+
+    x_0: Tensor
+    eps: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class NoiseSchedule:
 
     def predictions(
         self, output: Tensor, x_t: Tensor, step: int, *, clip: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Prediction:
         """What the denoiser's output says about the clean image and about the noise.
 
         Args:
@@ -65,9 +77,6 @@ class NoiseSchedule:
             x_t: the noisy latents, (B, C, H, W).
             step: number of the noise level, 0 is the noisiest; S is the level after the last step.
             clip: whether to clip the clean image as ``clip_range`` says.
-
-        Returns:
-            x_0 and eps, each (B, C, H, W).
 
         Source: Salimans & Ho 2022, arXiv:2202.00512, appendix D, for v-prediction; Liu et al.
             2022, arXiv:2209.03003, for the velocity.
@@ -88,7 +97,7 @@ class NoiseSchedule:
             eps = self.noise_of(x_0, x_t, step)
         if clip and self.clip_range is not None:
             x_0 = x_0.clamp(-self.clip_range, self.clip_range)
-        return x_0, eps
+        return Prediction(x_0, eps)
 
     def noise_of(self, x_0: Tensor, x_t: Tensor, step: int) -> Tensor:
         """The eps with which x_t = signal · x_0 + noise · eps; 0 where no noise is left."""

@@ -132,6 +132,11 @@ class ResolvedSettings(Settings):
     replay: float = 1.0
     noise_scale: float = 1.0
 
+    def replay_at(self, step: int, steps: int) -> float:
+        """The share of the residual that is replayed in this step of a run of so many."""
+        start, stop = self.replay_interval
+        return self.replay if start <= step / steps < stop else 0.0
+
 
 # Sources: [fig] DreamDA's method figure, [code] the authors' released generator, [ours].
 PRESETS: dict[str, Settings] = {

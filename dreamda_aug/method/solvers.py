@@ -6,12 +6,12 @@ the solver's deterministic part missed, replays exactly with any of them.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dreamda_aug.method.schedule import NoiseSchedule
+from dreamda_aug.method.schedule import NoiseSchedule, Prediction
 
 SolverName = Literal["ddim", "dpmsolver++", "heun"]
 # A level with a smaller factor of signal counts as pure noise: Heun's clean latents, which are
@@ -19,34 +19,10 @@ SolverName = Literal["ddim", "dpmsolver++", "heun"]
 _PURE_NOISE = 1e-3
 
 
-class Prediction(NamedTuple):
-    """What the denoiser says at one noise level.
-
-    Attributes:
-        x_0: the clean latents, (B, C, H, W).
-        eps: the noise, (B, C, H, W).
-    """
-
-    x_0: Tensor
-    eps: Tensor
-
-
-class Predictions(NamedTuple):
-    """The predictions of one step: with the perturbation, and without it.
-
-    Attributes:
-        perturbed: gives x_0.
-        clean: gives the direction to x_t in the asymmetric rule; the same object as ``perturbed``
-            in the symmetric rule and where nothing is perturbed.
-    """
-
-    perturbed: Prediction
-    clean: Prediction
-
-
-# Calls the denoiser: (x, (B, C, H, W), noise level, number of the call in this run) -> predictions.
-# Each call draws its own perturbation.
-Evaluate = Callable[[Tensor, int, int], Predictions]
+# Calls the denoiser: (x, (B, C, H, W), noise level, number of the call in this run) -> predictions:
+# the perturbed one gives x_0, the clean one the direction to x_t. They are the same object in the
+# symmetric rule and where nothing is perturbed. Each call draws its own perturbation.
+Evaluate = Callable[[Tensor, int, int], tuple[Prediction, Prediction]]
 
 
 class Solver:
@@ -66,9 +42,8 @@ class Solver:
 
     def __init__(self, name: SolverName, schedule: NoiseSchedule, eta: float):
         self.name, self.schedule, self.eta = name, schedule, eta
-        self._last: Predictions | None = None
+        self._last: tuple[Prediction, Prediction] | None = None
         self._twice = second_order_steps(name, schedule)
-        self._calls_per_step = 2 if name == "heun" else 1
         # log-SNR of every level; infinite at the last one, where the step is of first order
         self._log_snr = schedule.signal.log() - schedule.noise.log()
 
@@ -80,18 +55,19 @@ class Solver:
             step: number of the step, 0 is the first; steps must be taken in order.
             evaluate: calls the denoiser.
         """
-        call = self._calls_per_step * step
-        now = evaluate(x_t, step, call)
+        call = step * (2 if self.name == "heun" else 1)
+        now = perturbed, clean = evaluate(x_t, step, call)
         is_last = step == len(self.schedule) - 1
-        used = now
         if self.name == "dpmsolver++" and self._last is not None and not is_last:
-            used = _each(self._extrapolate, now, self._last, x_t, step)
+            perturbed, clean = (self._extrapolate(*pair, x_t, step)
+                                for pair in zip(now, self._last, strict=True))
         elif step in self._twice:
-            end, _ = self.schedule.posterior(now.perturbed.x_0, now.clean.eps, step, 0.0)
+            end, _ = self.schedule.posterior(perturbed.x_0, clean.eps, step, 0.0)
             later = evaluate(end, step + 1, call + 1)
-            used = _each(self._average, now, later, x_t, step)
+            perturbed, clean = (self._average(*pair, x_t, step)
+                                for pair in zip(now, later, strict=True))
         self._last = now
-        return self.schedule.posterior(used.perturbed.x_0, used.clean.eps, step, self.eta)
+        return self.schedule.posterior(perturbed.x_0, clean.eps, step, self.eta)
 
     def _extrapolate(
         self, now: Prediction, before: Prediction, x_t: Tensor, step: int
@@ -123,8 +99,8 @@ def second_order_steps(name: SolverName, schedule: NoiseSchedule) -> range:
     """
     if name != "heun":
         return range(0)
-    starts_late = schedule.prediction_type != "flow"
-    first = int((schedule.signal < _PURE_NOISE).sum()) if starts_late else 0
+    is_flow = schedule.prediction_type == "flow"
+    first = 0 if is_flow else int((schedule.signal < _PURE_NOISE).sum())
     return range(first, len(schedule) - 1)
 
 
@@ -133,14 +109,3 @@ def call_levels(name: SolverName, schedule: NoiseSchedule) -> list[int]:
     twice = second_order_steps(name, schedule)
     return [level for step in range(len(schedule))
             for level in range(step, step + 1 + (step in twice))]
-
-
-def _each(
-    combine: Callable[[Prediction, Prediction, Tensor, int], Prediction],
-    now: Predictions, other: Predictions, x_t: Tensor, step: int,
-) -> Predictions:
-    """Combine perturbed with perturbed predictions, and clean with clean ones."""
-    perturbed = combine(now.perturbed, other.perturbed, x_t, step)
-    if now.clean is now.perturbed:
-        return Predictions(perturbed, perturbed)
-    return Predictions(perturbed, combine(now.clean, other.clean, x_t, step))

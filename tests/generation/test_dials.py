@@ -27,16 +27,6 @@ def make(**changes):
     return Calibration(**given)
 
 
-@pytest.fixture
-def model():
-    return PixelModel(pixel_pipeline(), "tiny")
-
-
-def test_a_calibration_survives_its_file(tmp_path):
-    make().save(tmp_path / "deep" / "c.json")
-    assert Calibration.load(tmp_path / "deep" / "c.json") == make()
-
-
 def test_the_summary_says_how_sure_the_agreement_is():
     assert make().summary() == (
         "strength=0.5, noise_scale=1, replay=0.9: the furthest that images go with agreement >= 0.9"
@@ -67,24 +57,24 @@ def test_other_json_is_no_calibration(tmp_path, name, value, reason):
         Calibration.load(tmp_path / "c.json")
 
 
-def test_numbers_are_read_from_the_cache_for_this_model_and_these_settings(model, tmp_path):
+def test_numbers_are_read_from_the_cache_for_this_model_and_these_settings(pixel, tmp_path):
     cache = LatentCache(tmp_path)
-    make().save(calibration_path(tmp_path, RECOMMENDED, model))
-    assert resolve_dials(RECOMMENDED, model, cache) == RECOMMENDED.with_dials(
+    make().save(calibration_path(tmp_path, RECOMMENDED, pixel))
+    assert resolve_dials(RECOMMENDED, pixel, cache) == RECOMMENDED.with_dials(
         strength=0.5, noise_scale=1.0, replay=0.9)
     other = pixel_pipeline()
     other.unet.conv_out.bias.data += 1e-3
-    for unknown in ((dataclasses.replace(RECOMMENDED, steps=7), model, cache),
-                    (RECOMMENDED, PixelModel(other, "tiny"), cache), (RECOMMENDED, model, None)):
+    for unknown in ((dataclasses.replace(RECOMMENDED, steps=7), pixel, cache),
+                    (RECOMMENDED, PixelModel(other, "tiny"), cache), (RECOMMENDED, pixel, None)):
         with pytest.warns(UserWarning, match="tiny was not calibrated for these settings yet: taki"
                                              r"ng strength=0\.5, noise_scale=1\.0, replay=0\.9"):
             resolve_dials(*unknown)
 
 
-def test_what_is_calibrated_already_or_comes_with_the_package_needs_no_warning(model, bundled):
+def test_what_is_calibrated_already_or_comes_with_the_package_needs_no_warning(pixel, bundled):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resolve_dials(Settings(), model, None) == Settings().with_dials()
+        assert resolve_dials(Settings(), pixel, None) == Settings().with_dials()
         for preset in ("recommended", "fast"):
             found = resolve_dials(PRESETS[preset], bundled, None)
             assert (found.strength, found.replay, found.noise_scale) == (0.85, 0.0, 1.0)

@@ -1,6 +1,5 @@
 """Tensors in, tensors out: batches, seeds and memory."""
 
-import copy
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -8,30 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from pipelines import pixel_pipeline, sampler
+from pipelines import images, pixel_pipeline, sampler
 
 from dreamda_aug import CycleDiffusion, DDIMInversion, LatentCache
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models import load_model
 from dreamda_aug.models.unet import PixelModel
 
 STEPS = 5
-
-
-@pytest.fixture
-def pixel():
-    return PixelModel(pixel_pipeline())
-
-
-@pytest.fixture
-def text(sd_pipeline):
-    return load_model(sd_pipeline)
-
-
-def images(model, count=2):
-    torch.manual_seed(0)
-    return torch.rand(count, model.channels, *model.image_size)
 
 
 def make(model, preset="paper", **overrides):
@@ -133,7 +116,7 @@ def test_when_most_images_come_out_broken_it_is_an_error(pixel):
     pixel.unet.conv_out.bias.data.fill_(float("nan"))
     with pytest.raises(GenerationError, match=r"NaN or infinite pixels in 2 of 2 images"):
         core.generate(trajectories)
-    with pytest.raises(GenerationError, match="8 of 8 images of pixel pipeline came out broken or"):
+    with pytest.raises(GenerationError, match="8 of 8 images of tiny came out broken or"):
         core.synthesize(images(pixel, 8), [Request(i) for i in range(8)])
 
 
@@ -141,7 +124,7 @@ def test_when_some_images_come_out_broken_it_warns_once(pixel, monkeypatch):
     monkeypatch.setattr("dreamda_aug.generation.sampler.guard",
                         lambda made, *rest: ["replaced", *[""] * (len(made) - 1)])
     core, x, requests = make(pixel), images(pixel), [Request(0)] * 10
-    with pytest.warns(UserWarning, match="1 of 10 images of pixel pipeline came out broken"):
+    with pytest.warns(UserWarning, match="1 of 10 images of tiny came out broken"):
         core.synthesize(x, requests)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -168,21 +151,15 @@ def test_threads_that_share_a_model_make_what_each_makes_alone(text):
         assert torch.equal(one.result().images, other)
 
 
-def test_the_compiled_unet_keeps_its_hook_and_compiles_once_per_shape(sd_pipeline):
-    def run_text(model, **settings):
-        torch.manual_seed(0)
-        core = make(model, steps=4, **settings)
-        requests = [Request(i, "a cat", r) for i in range(3) for r in range(2)]
-        return core.synthesize(torch.rand(3, 3, 16, 16), requests).images, core
-
-    plain, _ = run_text(load_model(copy.deepcopy(sd_pipeline)))
-    model = load_model(copy.deepcopy(sd_pipeline))
+def test_the_compiled_unet_keeps_its_hook_and_compiles_once_per_shape(pixel):
+    x, requests = images(pixel, 3), [Request(i, None, r) for i in range(3) for r in range(2)]
+    plain = make(pixel, steps=4).synthesize(x, requests).images
     torch._dynamo.reset()
     # inductor's C++ compiler takes minutes here; what it would compile is captured all the same
-    made, generator = run_text(model, compile={"backend": "eager"}, batch_size=4)
-    torch.testing.assert_close(made, plain, atol=2e-4, rtol=0)
+    core = make(pixel, steps=4, compile={"backend": "eager"}, batch_size=4)
+    torch.testing.assert_close(core.synthesize(x, requests).images, plain, atol=2e-4, rtol=0)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    generator.synthesize(torch.rand(1, 3, 16, 16), [Request(0, "a cat")])
+    core.synthesize(x[:1], [Request(0)])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
@@ -208,11 +185,10 @@ def test_a_training_loops_autocast_does_not_reach_the_model(pixel):
 
 
 @pytest.mark.parametrize("kind", ["text", "zero terminal SNR"])
-def test_rows_are_those_that_the_hook_counts(kind, sd_pipeline):
+def test_rows_are_those_that_the_hook_counts(kind, text):
     """Every solver, rule, inversion and kind of guidance, with and without replay and noise."""
-    if kind == "text":
-        model, condition = load_model(copy.deepcopy(sd_pipeline)), "a cat"
-    else:
+    model, condition = text, "a cat"
+    if kind != "text":
         pipeline = pixel_pipeline(num_classes=3)
         pipeline.scheduler = DDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False)

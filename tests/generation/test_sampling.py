@@ -1,10 +1,8 @@
 """The reverse process: exact replay, the fewest rows, and what each dial does to an image."""
 
-import copy
-
 import pytest
 import torch
-from pipelines import pixel_pipeline, sampler
+from pipelines import images, pixel_pipeline, sampler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -12,25 +10,9 @@ from dreamda_aug import CycleDiffusion, DDIMInversion
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.generation.sampling import Run
 from dreamda_aug.models import load_model
-from dreamda_aug.models.unet import PixelModel
 
 STEPS = 5
 RUN = 4  # strength 0.8
-
-
-@pytest.fixture
-def pixel():
-    return PixelModel(pixel_pipeline())
-
-
-@pytest.fixture
-def text(sd_pipeline):
-    return load_model(copy.deepcopy(sd_pipeline))
-
-
-def images(model, count=2):
-    torch.manual_seed(0)
-    return torch.rand(count, model.channels, *model.image_size)
 
 
 def make(model, preset="paper", **overrides):
@@ -130,29 +112,26 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind, settings", [
-    ("pixel", {"replay": 0.8}), ("text", {"update_rule": "symmetric"}),
-    ("text", {"guidance_interval": (0.3, 0.7)}),
+    ("pixel", {"replay": 0.8}), ("text", {"guidance_interval": (0.3, 0.7)}),
+    ("text", {"update_rule": "symmetric", "solver": "dpmsolver++"}),
     ("pixel", {"inversion": DDIMInversion(), "eta": 0.0}),
 ])
-def test_no_step_waits_for_the_gpu_or_needs_float64(kind, settings, sd_pipeline, monkeypatch):
-    pipeline = pixel_pipeline("sample") if kind == "pixel" else copy.deepcopy(sd_pipeline)
-    model, waits = load_model(pipeline), Waits()
-    predict = model.predict
+def test_no_step_waits_for_the_gpu_or_needs_float64(kind, settings, text, monkeypatch):
+    model = load_model(pixel_pipeline("sample")) if kind == "pixel" else text
+    x, condition = images(model), "a cat" if kind == "text" else None
+    waits, predict = Waits(), model.predict
     monkeypatch.setattr(model, "predict",
                         lambda *args: waits.unet_is_called() or predict(*args))
     generator = make(model, **settings)
-    condition = "a cat" if kind == "text" else None
-    trajectories = [t for t in generator.invert(torch.rand(
-        2, model.channels, *model.image_size)) for _ in range(2)]
+    trajectories = [t for t in generator.invert(x) for _ in range(2)]
     waits.calls = 0
     with waits:
         generator.generate(trajectories, [condition] * 4)
         assert (waits.calls, waits.found) == (4, [])
         waits.calls = 0
-        generator.invert(torch.rand(2, model.channels, *model.image_size))
+        generator.invert(x)
         assert waits.calls >= 4 and not waits.found
-        generator.synthesize(torch.rand(2, model.channels, *model.image_size),
-                             [Request(0, condition), Request(1, condition)])
+        generator.synthesize(x, [Request(0, condition), Request(1, condition)])
         assert not waits.wide
 
 
