@@ -22,7 +22,7 @@ from dreamda_aug.inputs.pixels import fit_to, read_pixels
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.metrics import extract_features
 from dreamda_aug.metrics.features import pixel_features
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report.explorer import explore
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -48,7 +48,7 @@ class Rows(Dataset):
 
 @pytest.fixture(scope="module")
 def model():
-    return PixelModel(pixel_pipeline(num_classes=3, channels=3), "three classes")
+    return UNetModel(pixel_pipeline(num_classes=3, channels=3), "three classes")
 
 
 @pytest.fixture

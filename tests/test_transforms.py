@@ -15,14 +15,14 @@ from torchvision.transforms import v2
 
 from dreamda_aug import DreamDAugment, Synthesizer
 from dreamda_aug.models import load_model
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, p=1.0, cache=None)
 
 
 @pytest.fixture(scope="module")
 def colour():
-    return PixelModel(pixel_pipeline(channels=3), "tiny colour")
+    return UNetModel(pixel_pipeline(channels=3), "tiny colour")
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_without_labels_a_text_model_takes_the_empty_prompt(sd_pipeline):
     ({"preset": "samples", "null_class": 3}, "keeps nothing of the seed image: images would be"),
 ])
 def test_without_labels_what_would_lose_the_class_is_refused_at_the_first_sample(options, message):
-    model = PixelModel(pixel_pipeline(num_classes=4), null_class=options.pop("null_class", None))
+    model = UNetModel(pixel_pipeline(num_classes=4), null_class=options.pop("null_class", None))
     augment = DreamDAugment(model, p=1e-9, cache=None, **options)
     assert augment(picture("L"), 3)[1] == 3  # with a label nothing is in the way
     with pytest.raises(ValueError, match=f"found no label in the sample.*{message}"):

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dreamda_aug import Settings
 from dreamda_aug.models import DiffusionModel
 from dreamda_aug.models.transformer import TransformerModel
-from dreamda_aug.models.unet import LatentModel
 
 PROMPT = "a photo"
 
@@ -54,13 +53,13 @@ class Peer:
     @property
     def has_cycle(self) -> bool:
         """Whether diffusers has CycleDiffusion for this model: U-Nets with one text encoder."""
-        return isinstance(self.model, LatentModel) and self._kind == "sd"
+        return self._kind == "sd"
 
     @property
     def _kind(self) -> str:
         if isinstance(self.model, TransformerModel):
             return "sd3"
-        if not isinstance(self.model, LatentModel):
+        if self.model.vae is None:
             return "pixels"
         added = self.denoiser.config.get("addition_embed_type")
         return "sdxl" if added == "text_time" else "sd"

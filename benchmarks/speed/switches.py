@@ -17,7 +17,6 @@ from benchmarks.common.plain import plain_rows
 from benchmarks.speed.bench import Bench
 from dreamda_aug.inputs.pixels import image_digest
 from dreamda_aug.method.seeding import derive_seed
-from dreamda_aug.models.unet import LatentModel
 
 Sides = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
@@ -151,7 +150,7 @@ def fused_projections(bench: Bench) -> Sides | None:
 
 def chunked_decode(bench: Bench) -> Sides | None:
     model = bench.model
-    if not isinstance(model, LatentModel):
+    if model.vae is None:
         return None
     with torch.no_grad():
         latents = model.encode(sample_images(model, 1)).repeat(bench.batch_size, 1, 1, 1)

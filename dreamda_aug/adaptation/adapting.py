@@ -33,7 +33,6 @@ from dreamda_aug.inputs.prompts import DEFAULT_PROMPT
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
 from dreamda_aug.models.adapted import CARD, CLASS_ROWS, FORMAT, LORA, base_identity, read_card
 from dreamda_aug.models.load import BUNDLED
-from dreamda_aug.models.unet import LatentModel
 
 # Steps with early stopping, where no number is given: few images stop long before.
 DEFAULT_STEPS = 1000
@@ -209,7 +208,7 @@ def adapt(
     own = own_model(model)
     # identity has the settings as they were given, but for a rate that follows from the model
     settings = replace(settings, learning_rate=settings.learning_rate or (
-        _PIXEL_RATE if own.is_pixel_model else _LATENT_RATE))
+        _PIXEL_RATE if own.vae is None else _LATENT_RATE))
     steps = settings.train_steps or DEFAULT_STEPS
     loop_settings = LoopSettings(**{
         field.name: getattr(settings, field.name) for field in fields(LoopSettings)
@@ -229,7 +228,7 @@ def adapt(
     conditions = prepare_conditions(own, images.classes, prompt, class_map or {})
     if settings.gradient_checkpointing:
         own.unet.enable_gradient_checkpointing()
-    if is_named(model) and isinstance(own, LatentModel) and own.device.type != "cpu":
+    if is_named(model) and own.vae is not None and own.device.type != "cpu":
         own.vae.to("cpu")  # it has encoded the images, and is not needed any more
     adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
                            settings.prior_weight)

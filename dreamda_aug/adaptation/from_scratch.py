@@ -28,7 +28,7 @@ from dreamda_aug.method.seeding import SOURCE, derive_seed, seeded_normal
 from dreamda_aug.method.solvers import Solver
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.adapted import read_card
-from dreamda_aug.models.unet import PixelModel, Width, check_image_size, new_pixel_pipeline
+from dreamda_aug.models.unet import UNetModel, Width, check_image_size, new_pixel_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class NewModel:
         average = type(pipeline)(self._averaged.module.eval(), pipeline.scheduler)
         self._null_class = classes or None
         self._model, self.average = (
-            PixelModel(each, "the new model", null_class=self._null_class)
+            UNetModel(each, "the new model", null_class=self._null_class)
             for each in (pipeline, average))
         for model in (self._model, self.average):
             model.channels_last()

@@ -19,10 +19,8 @@ from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.conditioning import ClassConditioning
 from dreamda_aug.models.load import as_model
-from dreamda_aug.models.unet import LatentModel, PixelModel
+from dreamda_aug.models.unet import UNetModel
 
-# The models that can be adapted.
-Adaptable = PixelModel | LatentModel
 ClassMap = Mapping[str, str | int]
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -34,7 +32,7 @@ class FixedConditions:
     class_names: list[str] | None = None
     null_class: int | None = None
 
-    def __init__(self, model: Adaptable, prompts: Mapping[str, str]):
+    def __init__(self, model: UNetModel, prompts: Mapping[str, str]):
         self.can_drop = model.guidable
         self.trained: dict[str, nn.Parameter] = {}
         self.started_from = {name: repr(prompt) for name, prompt in prompts.items()}
@@ -56,7 +54,7 @@ class ClassRows(nn.Module):
     ``classes`` the rows stay what they are, and images are trained under the null class.
     """
 
-    def __init__(self, model: Adaptable, classes: Sequence[str], class_map: ClassMap):
+    def __init__(self, model: UNetModel, classes: Sequence[str], class_map: ClassMap):
         super().__init__()
         conditioning = model.conditioning
         table = getattr(model.unet, "class_embedding", None)
@@ -112,7 +110,7 @@ class ClassRows(nn.Module):
 
 
 def prepare_conditions(
-    model: Adaptable, classes: Sequence[str], prompt: str, class_map: ClassMap
+    model: UNetModel, classes: Sequence[str], prompt: str, class_map: ClassMap
 ) -> FixedConditions | ClassRows:
     """The conditions that a model of this kind is trained under; arguments are those of `adapt`."""
     kind = model.condition_kind
@@ -136,7 +134,7 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, model: Adaptable, conditions: FixedConditions | ClassRows, rank: int, rng_seed: int,
+        self, model: UNetModel, conditions: FixedConditions | ClassRows, rank: int, rng_seed: int,
         prior_weight: float = 0.0,
     ):
         self.model, self.conditions, self.prior_weight = model, conditions, prior_weight
@@ -191,10 +189,10 @@ class AdaptedModel:
                 if name in self._lora}
 
 
-def own_model(source: Any) -> Adaptable:
+def own_model(source: Any) -> UNetModel:
     """A model that may be changed: loaded anew, or a lent one with a copy of its denoiser."""
     model = as_model(source)
-    if not isinstance(model, PixelModel | LatentModel):
+    if not isinstance(model, UNetModel):
         raise ModelError(
             f"{model.name} ({type(model).__name__}) cannot be adapted: only models with a "
             "U-Net can, such as Stable Diffusion 1.x, 2.x and XL.")

@@ -165,17 +165,15 @@ def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
     if _by_layer(parts, tensors)[0] or not tensors:
         add_lora_weights(parts, tensors, config)
         return
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ModelError("the weights are not finite")
     # the layout of another trainer, which diffusers converts
-    is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
-    if is_loader:
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+    loaded = 0
+    if isinstance(pipeline, LoraBaseMixin):
+        pipeline.load_lora_weights(tensors)
         loaded = sum(".lora_" in key or ".lokr_" in key
                      for part in parts.values() for key, _ in part.named_parameters())
     if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
         raise _misfit(parts, tensors)
-    pipeline.fuse_lora()
+    pipeline.fuse_lora(safe_fusing=True)  # refuses NaN
     pipeline.unload_lora_weights()
 
 

@@ -1,4 +1,4 @@
-"""What the models of all families share, and what those on the latents of a VAE do."""
+"""What the models of all families share: denoiser, conditions, schedule, and a VAE if any."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ _SHIFT_STEPS = 50
 
 
 class DiffusionModel(ABC):
-    """A diffusion model; see `PixelModel`, `LatentModel` and `TransformerModel`.
+    """A diffusion model on pixels or on a VAE's latents; see `UNetModel` and `TransformerModel`.
 
     Attributes:
         name: hub id, path or other name, for messages.
@@ -34,6 +34,15 @@ class DiffusionModel(ABC):
         condition_kind: what it can be conditioned on: "text", "class" or "none".
         class_names: names of its classes in the order of its class embedding, or None.
         guidable: whether it has an unconditional branch to guide away from.
+        vae: its VAE, or a copy where it had to be changed: ``AutoencoderKL``, ``VQModel``,
+            ``AutoencoderDC``, ``AutoencoderKLQwenImage`` (one frame of a video) or
+            ``AutoencoderKLFlux2`` (latents in 2×2 patches, normalised by running statistics).
+            None for a model on pixels.
+        factor: how many pixels of a side become one latent (one patch, where they come in patches).
+        patch: how many latents of a side are one patch.
+        latent_channels: channels of the latents.
+        decode_batch: images that are decoded at once; a VAE needs far more memory per image than a
+            denoiser.
         low_memory: whether images are decoded one at a time.
         lora: source of the LoRA weights that were added, as in `ModelSpec`, or None.
         block_index: for transformers, index of the block behind which noise enters, or None.
@@ -41,7 +50,7 @@ class DiffusionModel(ABC):
             or None.
     """
 
-    is_pixel_model = False
+    vae: Any = None
     low_memory: bool = False
     lora: str | None = None
     block_index: int | None = None
@@ -64,11 +73,39 @@ class DiffusionModel(ABC):
         # is asked for at every step
         self._weight = next(
             (p for p in self.denoiser.parameters() if p.dtype == self.denoiser.dtype), None)
-        self._schedules: dict[Any, NoiseSchedule] = {}
+
+    def _take_vae(self, vae: Any, low_memory: bool) -> None:
+        """Use a VAE; see `ModelSpec` for low memory."""
+        config = vae.config
+        overflows = config.get("force_upcast") and vae.dtype == torch.float16  # it says so
+        # a copy: changed, it would be of no use to whoever handed the pipeline over
+        self.vae = (copy.deepcopy(vae) if low_memory or overflows else vae).eval()
+        self.low_memory, self.decode_batch = low_memory, 1 if low_memory else 8
+        self._has_frames = config.get("z_dim") is not None  # a VAE of videos
+        self.patch = 1 if getattr(vae, "bn", None) is None else int(config.patch_size[0])
+        widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+        down = len(config.temperal_downsample) if widths is None else len(widths) - 1
+        self.factor = 2**down * self.patch
+        self.channels = int(config.get("in_channels") or config.get("input_channels") or 3)
+        latents = config.get("latent_channels") or config.get("z_dim") or 0
+        self.latent_channels = int(latents) * self.patch**2
+        if overflows:
+            self.vae.to(torch.float32)
+        if low_memory:
+            for switch in ("slicing", "tiling"):
+                if hasattr(self.vae, f"use_{switch}"):  # a VQModel has neither, and would raise
+                    getattr(self.vae, f"enable_{switch}")()
+            self.vae.to("cpu")
+
+    def _take_size(self, size: Sequence[int], multiple: int) -> None:
+        self.image_size = pair(size)
+        if any(side % multiple for side in self.image_size):
+            raise ValueError(
+                f"image_size must be a multiple of {multiple} for this VAE, got {self.image_size}.")
 
     def _identifying(self) -> tuple[Any, ...]:
         """The modules that an inversion depends on, beside the condition's embedding."""
-        return (self.denoiser,)
+        return (self.denoiser,) if self.vae is None else (self.denoiser, self.vae)
 
     def _flow_options(self, steps: int) -> dict[str, Any]:
         """What the pipeline gives its scheduler beside the number of steps."""
@@ -77,7 +114,7 @@ class DiffusionModel(ABC):
     @property
     def in_tiles(self) -> bool:
         """Whether images are encoded in tiles, which gives other latents."""
-        return False
+        return bool(getattr(self.vae, "use_tiling", False))
 
     @property
     def fingerprint(self) -> str:
@@ -102,23 +139,40 @@ class DiffusionModel(ABC):
 
     def schedule(self, steps: int, strength: float, spacing: Spacing = "uniform") -> NoiseSchedule:
         """The steps of a run as `Settings` describes them, on the model's device."""
-        scheduler = self.pipeline.scheduler
+        options = self._flow_options(steps if spacing == "scheduler" else _SHIFT_STEPS)
         # a scheduler may be put in another's place, or its configuration changed, at any time
-        key = (type(scheduler), repr(scheduler.config), steps, strength, spacing, self.device)
-        if key not in self._schedules:
-            options = self._flow_options(steps if spacing == "scheduler" else _SHIFT_STEPS)
-            self._schedules = {key: build_schedule(
-                scheduler, steps, strength, spacing, is_pixel_model=self.is_pixel_model, **options,
-            ).to(self.device)}
-        return self._schedules[key]
+        return build_schedule(self.pipeline.scheduler, steps, strength, spacing,
+                              is_pixel_model=self.vae is None, **options).to(self.device)
 
-    @abstractmethod
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to clean latents, float32."""
+        if self.vae is None:
+            return images.to(self.device, torch.float32) * 2 - 1
+        pixels = images.to(self.device, self.vae.dtype) * 2 - 1
+        with self._vae_at_hand():
+            encoded = self.vae.encode(pixels[:, :, None] if self._has_frames else pixels)
+        # the mode, not a draw: the same image must give the same latents
+        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
+        latents = (latents[:, :, 0] if self._has_frames else latents).float()
+        shift, scale = self._range()
+        return ((F.pixel_unshuffle(latents, self.patch) - shift) * scale).contiguous()
 
-    @abstractmethod
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images (B, C, H, W), float32 in [0, 1]."""
+        if self.vae is None:
+            return (latents.float() / 2 + 0.5).clamp(0, 1)
+        shift, scale = self._range()
+        latents = F.pixel_shuffle(latents.float() / scale + shift, self.patch)
+        latents = latents.to(self.vae.dtype)
+        if self._has_frames:
+            latents = latents[:, :, None]
+        with self._vae_at_hand():
+            pixels = [self.vae.decode(part).sample.float()
+                      for part in latents.split(self.decode_batch)]
+        images = torch.cat([part[:, :, 0] for part in pixels] if self._has_frames else pixels)
+        return (images / 2 + 0.5).clamp(0, 1)
 
     def embed(self, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         """Denoiser inputs with one row for each condition; None is the unconditional one."""
@@ -143,9 +197,8 @@ class DiffusionModel(ABC):
         """Output (R, C, H, W) of the first block behind the bottleneck; the rest is not run."""
         self.hook.clear()
         # a graph that was compiled before does not have the hook that stops it
-        with torch.compiler.set_stance("force_eager"), self.hook.stopping_behind() as found:
-            self.predict(x_t, t, condition)
-        return found[0].float()
+        with torch.compiler.set_stance("force_eager"):
+            return self.hook.output_behind(lambda: self.predict(x_t, t, condition)).float()
 
     def _inputs(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """A condition in the denoiser's dtype; indices and masks keep their own."""
@@ -193,57 +246,6 @@ class DiffusionModel(ABC):
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()
         return torch.tensor(self.pipeline.run_safety_checker(arrays, self.device, self.dtype)[1])
 
-
-class OnLatents(DiffusionModel):
-    """The VAE of a model, with the range, frame axis and patches that its denoiser expects.
-
-    Attributes:
-        vae: a diffusers VAE, or a copy where it had to be changed: ``AutoencoderKL``, ``VQModel``,
-            ``AutoencoderDC``, ``AutoencoderKLQwenImage`` (one frame of a video) or
-            ``AutoencoderKLFlux2`` (latents in 2×2 patches, normalised by running statistics).
-        factor: how many pixels of a side become one latent (one patch, where they come in patches).
-        patch: how many latents of a side are one patch.
-        latent_channels: channels of the latents.
-        decode_batch: images that are decoded at once; a VAE needs far more memory per image than a
-            denoiser.
-    """
-
-    def _take_vae(self, vae: Any, low_memory: bool) -> None:
-        """Use a VAE; see `ModelSpec` for low memory."""
-        config = vae.config
-        overflows = config.get("force_upcast") and vae.dtype == torch.float16  # it says so
-        # a copy: changed, it would be of no use to whoever handed the pipeline over
-        self.vae = (copy.deepcopy(vae) if low_memory or overflows else vae).eval()
-        self.low_memory, self.decode_batch = low_memory, 1 if low_memory else 8
-        self._has_frames = config.get("z_dim") is not None  # a VAE of videos
-        self.patch = 1 if getattr(vae, "bn", None) is None else int(config.patch_size[0])
-        widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-        down = len(config.temperal_downsample) if widths is None else len(widths) - 1
-        self.factor = 2**down * self.patch
-        self.channels = int(config.get("in_channels") or config.get("input_channels") or 3)
-        latents = config.get("latent_channels") or config.get("z_dim") or 0
-        self.latent_channels = int(latents) * self.patch**2
-        if overflows:
-            self.vae.to(torch.float32)
-        if low_memory:
-            for switch in ("slicing", "tiling"):
-                if hasattr(self.vae, f"use_{switch}"):  # a VQModel has neither, and would raise
-                    getattr(self.vae, f"enable_{switch}")()
-            self.vae.to("cpu")
-
-    def _take_size(self, size: Sequence[int], multiple: int) -> None:
-        self.image_size = pair(size)
-        if any(side % multiple for side in self.image_size):
-            raise ValueError(
-                f"image_size must be a multiple of {multiple} for this VAE, got {self.image_size}.")
-
-    @property
-    def in_tiles(self) -> bool:
-        return bool(getattr(self.vae, "use_tiling", False))
-
-    def _identifying(self) -> tuple[Any, ...]:
-        return self.denoiser, self.vae
-
     @contextmanager
     def _vae_at_hand(self) -> Iterator[None]:
         """Within it, the VAE lies where the denoiser does."""
@@ -254,29 +256,6 @@ class OnLatents(DiffusionModel):
         finally:
             if self.low_memory:
                 self.vae.to("cpu")
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        pixels = images.to(self.device, self.vae.dtype) * 2 - 1
-        with self._vae_at_hand():
-            encoded = self.vae.encode(pixels[:, :, None] if self._has_frames else pixels)
-        # the mode, not a draw: the same image must give the same latents
-        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
-        latents = (latents[:, :, 0] if self._has_frames else latents).float()
-        shift, scale = self._range()
-        return ((F.pixel_unshuffle(latents, self.patch) - shift) * scale).contiguous()
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        shift, scale = self._range()
-        latents = F.pixel_shuffle(latents.float() / scale + shift, self.patch).to(self.vae.dtype)
-        if self._has_frames:
-            latents = latents[:, :, None]
-        with self._vae_at_hand():
-            pixels = [self.vae.decode(part).sample.float()
-                      for part in latents.split(self.decode_batch)]
-        images = torch.cat([part[:, :, 0] for part in pixels] if self._has_frames else pixels)
-        return (images / 2 + 0.5).clamp(0, 1)
 
     def _range(self) -> list[Tensor]:
         """Shift and scale with which the VAE's latents become the denoiser's: (z - shift) · scale;
@@ -293,12 +272,7 @@ class OnLatents(DiffusionModel):
 
 
 def check_denoiser(denoiser: Any, channels: int) -> None:
-    """Refuse a denoiser that takes more than noise of so many channels and a prompt or class, or
-    has no weights loaded.
-
-    Raises:
-        ModelError: with the reason.
-    """
+    """Raise `ModelError` if it takes more than noise of so many channels and a prompt or class."""
     kind, takes = type(denoiser).__name__, denoiser.config.in_channels
     if takes != channels:
         raise ModelError(
@@ -308,10 +282,6 @@ def check_denoiser(denoiser: Any, channels: int) -> None:
     if any("IPAdapter" in type(part).__name__ for part in denoiser.modules()):
         raise ModelError(f"{kind} has an IP-Adapter loaded, which conditions on an image too; "
                          "unload it with pipeline.unload_ip_adapter().")
-    if any(parameter.is_meta for parameter in denoiser.parameters()):
-        raise ModelError(f"{kind} has weights on the meta device (offloaded or not loaded yet); "
-                         "load the pipeline without offloading, and give low_memory=True on small "
-                         "GPUs.")
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ it scales time and which sign its output has. Each is read off its own pipeline 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,20 +60,15 @@ class Family:
     square: bool = False
 
 
-def _packed(x: Tensor) -> Tensor:
-    """Latents (R, C, H, W) to tokens of 2×2 latents, (R, H·W/4, 4·C)."""
-    return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+def _packed(x: Tensor, patch: int = 2) -> Tensor:
+    """Latents (R, C, H, W) to tokens of patches, (R, H·W / patch², C·patch²)."""
+    return F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
 
 
-def _unpacked(tokens: Tensor, x: Tensor) -> Tensor:
-    """Tokens of 2×2 latents back to the shape of x."""
-    grid = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // 2, x.shape[3] // 2))
-    return F.pixel_shuffle(grid, 2)
-
-
-def _grid(*counts: int, like: Tensor) -> Tensor:
-    """Coordinates of every cell of a grid, in order, (product of counts, number of counts)."""
-    return torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in counts))
+def _unpacked(tokens: Tensor, x: Tensor, patch: int = 2) -> Tensor:
+    """Tokens of patches back to the height and width of x."""
+    grid = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
+    return F.pixel_shuffle(grid, patch)
 
 
 def _by_tokens(pipeline: Any, channels: int, tokens: int, steps: int) -> float:
@@ -124,24 +120,19 @@ def _embed_flux(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     return {"encoder_hidden_states": embeddings, "pooled_projections": pooled, "txt_ids": ids[None]}
 
 
-def _flux(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
-    text = inputs["txt_ids"][0]  # the same for every row
-    image = _grid(1, x.shape[2] // 2, x.shape[3] // 2, like=x).to(x.dtype)
-    tokens = model(_packed(x), timestep=t.to(x.dtype) / 1000, img_ids=image, return_dict=False,
-                   **{**inputs, "txt_ids": text})[0]
-    return _unpacked(tokens, x)
-
-
 def _embed_flux2(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
     embeddings, ids = prompts.encode(prompt)
     return {"encoder_hidden_states": embeddings, "txt_ids": ids}
 
 
-def _flux2(model: Any, x: Tensor, t: Tensor, inputs: Inputs) -> Tensor:
-    image = _grid(1, x.shape[2], x.shape[3], 1, like=x)
-    tokens = model(x.flatten(2).transpose(1, 2), timestep=t.to(x.dtype) / 1000, img_ids=image,
-                   return_dict=False, **{**inputs, "txt_ids": inputs["txt_ids"][0]})[0]
-    return tokens.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+def _flux(model: Any, x: Tensor, t: Tensor, inputs: Inputs, patch: int = 2) -> Tensor:
+    text = inputs["txt_ids"][0]  # the same for every row
+    # a token's place has a fourth coordinate in FLUX.2
+    sides = (1, x.shape[2] // patch, x.shape[3] // patch, 1)[: text.shape[1]]
+    image = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in sides))
+    tokens = model(_packed(x, patch), timestep=t.to(x.dtype) / 1000, img_ids=image.to(text.dtype),
+                   return_dict=False, **{**inputs, "txt_ids": text})[0]
+    return _unpacked(tokens, x, patch)
 
 
 def _embed_qwen(prompts: TextConditioning, prompt: str) -> dict[str, Tensor]:
@@ -235,8 +226,8 @@ FAMILIES = {family.transformer: family for family in (
     Family("FluxTransformer2DModel", _flux, _embed_flux, patch=2, packed=True, shift=_by_tokens,
            guidable=False, **_FLUX),
     # its latents are patches already
-    Family("Flux2Transformer2DModel", _flux2, _embed_flux2, patch=1, shift=_by_tokens_and_steps,
-           **_FLUX),
+    Family("Flux2Transformer2DModel", partial(_flux, patch=1), _embed_flux2, patch=1,
+           shift=_by_tokens_and_steps, **_FLUX),
     Family("QwenImageTransformer2DModel", _qwen, _embed_qwen, patch=2, packed=True,
            even_sigmas=True, shift=_by_tokens),
     Family("ZImageTransformer2DModel", _z_image, _embed_z_image, ("layers",), _REFINERS, patch=2,

@@ -6,7 +6,7 @@ sees each such input once, and the hook hands several rows to what follows.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,11 @@ class BottleneckHook:
                 "was perturbed. Load the model before torch.compile, or reset the compiled "
                 "denoiser with torch.compiler.reset().")
 
-    @contextmanager
-    def stopping_behind(self) -> Iterator[list[Tensor]]:
-        """Within it, a call ends behind the block that follows the hook; yields a list to which
-        the block's output (of a transformer, its image tokens) is appended."""
+    def output_behind(self, call: Callable[[], Any]) -> Tensor:
+        """Run the denoiser up to the first block behind the hook, and return that block's output.
+
+        Of a transformer it is that of the image tokens, (R, N, C).
+        """
         found: list[Tensor] = []
 
         def stop(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -88,9 +89,10 @@ class BottleneckHook:
         handle = self._next.register_forward_hook(stop)
         try:
             with suppress(_Reached):
-                yield found
+                call()
         finally:
             handle.remove()
+        return found[0]
 
     def _image(self, output: Any) -> Tensor:
         """The part of a block's output that belongs to the image."""
@@ -175,60 +177,54 @@ class BlockHook(BottleneckHook):
         super().__init__()
         self.image_count = 0
         self.image_start: int | Tensor = 0
-        self._mode: Literal["plain", "record", "recall"] = "plain"
-        self._recorded: dict[nn.Module, Any] = {}
         blocks = [block for each in stages for block in each]
         behind = blocks.index(hooked) + 1
         self._hooked, self._next = hooked, (blocks[behind:] or [hooked])[0]
-        # whose output each block recalls: without long skips only the next block reads it, so that
-        # the last output of its list will do; not a module list, as the hook owns no weights
-        self._recalls: dict[nn.Module, nn.Module] = {}
-        for each in stages:
-            before = [block for block in each if block in blocks[:behind]]
-            self._recalls |= {block: block if has_long_skips else before[-1] for block in before}
-        self._handles = [block.register_forward_hook(self._on_kept)
-                         for block in dict.fromkeys(self._recalls.values()) if block is not hooked]
-        self._handles.append(hooked.register_forward_hook(self._on_hooked))
+        # under which key each block's output is recorded: without long skips only the next block
+        # reads it, so that the last one of each list will do
+        self._keys: dict[nn.Module, Any] = {
+            block: block if has_long_skips else number
+            for number, each in enumerate(stages) for block in each if block in blocks[:behind]}
+        self._recorded: dict[Any, Any] | None = None  # while recording
+        self._handles = [block.register_forward_hook(self._on_block) for block in self._keys]
 
     def branched(self, denoise: Callable[[Tensor | slice], Tensor]) -> Tensor:
         """Output of a transformer behind the hook; ``denoise`` calls it with some input rows."""
         if self.rows is None:
             return denoise(slice(None))
+        self._recorded = {}
+        try:
+            with suppress(_Reached):
+                denoise(slice(None))
+            outputs = {key: self._branch(output) for key, output in self._recorded.items()}
+        finally:
+            self._recorded = None
+        self.check_fired()
         recalled = 0
 
         def recall(block: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 nonlocal recalled
                 recalled += 1
-                return self._recorded[self._recalls[block]]
+                return outputs[self._keys[block]]
             return forward
 
-        try:
-            self._mode = "record"
-            with suppress(_Reached):
-                denoise(slice(None))
-            self.check_fired()
-            self._mode = "recall"
-            with forwards({block: recall(block) for block in self._recalls}):
-                output = denoise(self.rows)
-        finally:
-            self._mode, self._recorded = "plain", {}
-        if recalled != len(self._recalls):
+        with forwards({block: recall(block) for block in self._keys}):
+            output = denoise(self.rows)
+        if recalled != len(self._keys):
             raise GenerationError(
-                f"the transformer recalled {recalled} of {len(self._recalls)} blocks before the "
+                f"the transformer recalled {recalled} of {len(self._keys)} blocks before the "
                 "hook, and computed the others again: it runs compiled or cached. Load the model "
                 "from a plain pipeline, and compile through the library: compile=True.")
         return output
 
-    def _on_kept(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        if self._mode == "record":
-            self._recorded[module] = output
-        return self._branch(output) if self._mode == "recall" else output
-
-    def _on_hooked(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def _on_block(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if self._recorded is not None:
+            self._recorded[self._keys[module]] = output
+        if module is not self._hooked:
+            return output
         self.fired = True
-        output = self._on_kept(module, inputs, output)
-        if self._mode == "record":
+        if self._recorded is not None:
             raise _Reached
         if self.perturbation is None:
             return output
@@ -252,14 +248,13 @@ class BlockHook(BottleneckHook):
 @contextmanager
 def forwards(replacements: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Within it, modules compute something else in place of their ``forward``; hooks stay."""
-    own = {module: vars(module).get("forward") for module in replacements}
+    before = {module: vars(module).get("forward") for module in replacements}
     try:
         for module, forward in replacements.items():
             module.forward = forward
         yield
     finally:
-        for module, before in own.items():
-            if before is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = before
+        for module, own in before.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                module.forward = own

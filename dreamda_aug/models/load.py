@@ -12,7 +12,7 @@ from dreamda_aug.arguments import check, check_fields, whole
 from dreamda_aug.errors import ModelError
 from dreamda_aug.files import read_json, regular_file
 from dreamda_aug.models.adapted import UNLOADABLE, apply_lora
-from dreamda_aug.models.base import DiffusionModel, OnLatents
+from dreamda_aug.models.base import DiffusionModel
 
 # The name of the model that comes with the package.
 BUNDLED = "bundled"
@@ -107,51 +107,55 @@ class ModelSpec:
             ValueError: an option does not suit this model.
         """
         from dreamda_aug.models.transformer import TransformerModel
-        from dreamda_aug.models.unet import LatentModel, PixelModel
+        from dreamda_aug.models.unet import UNetModel
 
-        pipeline, names = self._open() if self.is_named else (self.source, None)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline, names = self._open(device) if self.is_named else (self.source, None)
+        kind = f"{self.name} ({type(pipeline).__name__})"
+        lost = [f"{part}.{name}" for part, module in vars(pipeline).items()
+                if isinstance(module, nn.Module)
+                for name, weight in module.named_parameters() if weight.is_meta]
+        if lost:
+            raise ModelError(
+                f"{kind} lacks the weights {', '.join(lost[:3])}: its files do not have them, or "
+                "they are offloaded. Load the pipeline without offloading, and give "
+                "low_memory=True on small GPUs.")
+        if self.is_named:
+            pipeline.to(device)
         null_class = len(names) if names and self.null_class is None else self.null_class
-        has = {part: getattr(pipeline, part, None) is not None
-               for part in ("unet", "transformer", "vae", "vqvae")}
-        has_vae, kind = has["vae"] or has["vqvae"], f"{self.name} ({type(pipeline).__name__})"
-        if not has["unet"] and not (has_vae and has["transformer"]):
+        unet, transformer, vae = (
+            getattr(pipeline, part, None) for part in ("unet", "transformer", "vae"))
+        if unet is None and (transformer is None or vae is None):
             raise ModelError(
                 f"{kind} has no U-Net, and not both a transformer and a VAE, so there is nothing "
                 "to perturb. Use a U-Net such as Stable Diffusion 1.x, 2.x or XL, or a transformer "
                 "such as Stable Diffusion 3.5, FLUX.1, Sana or PixArt-Sigma.")
         for option in ("block_index", "embedded_guidance"):
-            if has["unet"] and getattr(self, option) is not None:
+            if unet is not None and getattr(self, option) is not None:
                 raise ValueError(f"{option} is for transformers, and {kind} has a U-Net, got "
                                  f"{getattr(self, option)!r}; leave it out.")
         if self.lora is not None:
             names, null_class = apply_lora(pipeline, self.name, self.lora) or (names, null_class)
         model: DiffusionModel
-        if not has["unet"]:
+        if unet is not None:
+            model = UNetModel(
+                pipeline, self.name, names, null_class, self.image_size, self.low_memory)
+        else:
             model = TransformerModel(
                 pipeline, self.name, self.image_size, self.null_class, self.low_memory,
                 self.block_index, self.embedded_guidance)
-        elif has_vae:
-            model = LatentModel(
-                pipeline, self.name, self.image_size, names, null_class, self.low_memory)
-        else:
-            model = PixelModel(pipeline, self.name, names, null_class)
-            if self.image_size not in (None, model.image_size):
-                raise ValueError(
-                    f"image_size is for latent models, and {self.name} makes images of "
-                    f"{model.image_size} pixels, got {self.image_size}; leave it out.")
         model.lora = None if self.lora is None else str(self.lora)
-        if self.is_named and isinstance(model, OnLatents):
+        if self.is_named and model.vae is not None:
             # nobody else uses this pipeline: its VAE need not stay on the device beside a copy
-            setattr(pipeline, "vae" if has["vae"] else "vqvae", model.vae)
+            setattr(pipeline, "vqvae" if vae is None else "vae", model.vae)
         return model
 
-    def _open(self) -> tuple[Any, list[str] | None]:
+    def _open(self, device: Any) -> tuple[Any, list[str] | None]:
         """The pipeline in a folder, in a file or on the hub, and the names of its classes."""
         import diffusers
         from diffusers.utils import logging
 
         path = _BUNDLED_FOLDER if self.source == BUNDLED else Path(self.source)
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         # opening a folder is too quick for a progress bar; a download is not
         quiet = path.exists() and logging.is_progress_bar_enabled()
         if quiet:
@@ -171,11 +175,6 @@ class ModelSpec:
                 if (card := path / "training.json").exists():  # `dreamda_aug.train` made it
                     names = check(f"{card}: class_names", read_json(card).get("class_names"),
                                   list[str] | None)
-            lost = [f"{part}.{name}" for part, module in pipeline.components.items()
-                    if isinstance(module, nn.Module)
-                    for name, weight in module.named_parameters() if weight.is_meta]
-            if lost:
-                raise ModelError(f"the files lack the weights {', '.join(lost[:3])}")
         except UNLOADABLE as error:
             raise ModelError(
                 f"could not load {self.name!r} as a diffusers pipeline: {error}\n"
@@ -185,7 +184,7 @@ class ModelSpec:
         finally:
             if quiet:
                 logging.enable_progress_bar()
-        return pipeline.to(device), names
+        return pipeline, names
 
     def _open_file(self, path: Path, device: Any) -> Any:
         import diffusers
@@ -217,7 +216,7 @@ def load_model(source: Any = BUNDLED, **options: Any) -> DiffusionModel:
         options: the other attributes of `ModelSpec`.
 
     Returns:
-        A `PixelModel`, a `LatentModel` or a `TransformerModel`.
+        A `UNetModel` or a `TransformerModel`.
 
     Raises:
         ModelError: it cannot be found or reached, or has no place to perturb.

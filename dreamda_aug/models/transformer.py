@@ -10,14 +10,14 @@ from torch import Tensor
 
 from dreamda_aug.arguments import real
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.base import OnLatents, check_denoiser, pair
+from dreamda_aug.models.base import DiffusionModel, check_denoiser, pair
 from dreamda_aug.models.conditioning import ClassConditioning, Conditioning, TextConditioning
 from dreamda_aug.models.families import FAMILIES, Family
 from dreamda_aug.models.hook import BlockHook, forwards
 from dreamda_aug.models.schedules import path_kind
 
 
-class TransformerModel(OnLatents):
+class TransformerModel(DiffusionModel):
     """A diffusion transformer: SD3, FLUX, Qwen-Image, Z-Image, Sana, PixArt and others.
 
     It has no bottleneck. The perturbation enters behind one of its blocks, the middle one by

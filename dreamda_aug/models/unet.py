@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.errors import ModelError
-from dreamda_aug.models.base import DiffusionModel, OnLatents, check_denoiser, pair
+from dreamda_aug.models.base import DiffusionModel, check_denoiser, pair
 from dreamda_aug.models.conditioning import (
     ClassConditioning,
     Conditioning,
@@ -29,25 +29,42 @@ _DROPOUT = 0.1
 
 
 class UNetModel(DiffusionModel):
-    """What pixel and latent models share; subclasses set ``image_size`` and ``channels`` first.
+    """A U-Net on pixels, or on the latents of a VAE: Stable Diffusion 1.x, 2.x and XL, LCM, LDM.
 
     Args:
-        pipeline: an object with ``unet`` and ``scheduler``; prompts are used if it has
-            ``encode_prompt``, class labels if the U-Net has a class embedding.
+        pipeline: an object with ``unet`` and ``scheduler``; images are encoded if it has ``vae`` or
+            ``vqvae``, prompts are used if it has ``encode_prompt``, class labels if the U-Net has a
+            class embedding.
         name: where it came from.
         class_names: names of its classes, in the order of its class embedding, or None.
         null_class: index of the class that stands for "no class", which makes guidance possible, or
             None if the model was trained without one.
+        image_size: as in `ModelSpec`, as is ``low_memory``.
 
     Raises:
         ModelError: the U-Net cannot be perturbed, or its scheduler is not supported.
+        ValueError: ``image_size`` is not possible here.
     """
 
     def __init__(
-        self, pipeline: Any, name: str, class_names: Sequence[str] | None, null_class: int | None
+        self, pipeline: Any, name: str = "U-Net pipeline",
+        class_names: Sequence[str] | None = None, null_class: int | None = None,
+        image_size: tuple[int, int] | None = None, low_memory: bool = False,
     ):
         unet = pipeline.unet
+        _check_unet(unet)
         path_kind(pipeline.scheduler)
+        side = pair(unet.config.sample_size)
+        vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+        if vae is not None:
+            self._take_vae(vae, low_memory)
+            self._take_size(image_size or [each * self.factor for each in side], self.factor)
+        elif image_size in (None, side):
+            self.image_size, self.channels = side, unet.config.in_channels
+        else:
+            raise ValueError(
+                f"image_size is for latent models, and {name} makes images of {side} pixels, got "
+                f"{image_size}; leave it out.")
         conditioning = Conditioning()
         if hasattr(pipeline, "encode_prompt"):
             # latent consistency models take the guidance scale as an input
@@ -87,50 +104,7 @@ class UNetModel(DiffusionModel):
         self._memory_format = torch.channels_last
 
 
-class PixelModel(UNetModel):
-    """A ``UNet2DModel`` on pixels, such as ``DDPMPipeline``; arguments are those of `UNetModel`."""
-
-    is_pixel_model = True
-
-    def __init__(
-        self, pipeline: Any, name: str = "pixel pipeline",
-        class_names: Sequence[str] | None = None, null_class: int | None = None,
-    ):
-        check_unet(pipeline.unet)
-        self.image_size = pair(pipeline.unet.config.sample_size)
-        self.channels = pipeline.unet.config.in_channels
-        super().__init__(pipeline, name, class_names, null_class)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        return images.to(self.device, torch.float32) * 2 - 1
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return (latents.float() / 2 + 0.5).clamp(0, 1)
-
-
-class LatentModel(OnLatents, UNetModel):
-    """A U-Net on the latents of a VAE: Stable Diffusion 1.x, 2.x and XL, Turbo, LCM, LDM.
-
-    Args:
-        pipeline: as in `UNetModel`, with ``vae`` or ``vqvae``.
-        name: as in `UNetModel`, as are ``class_names`` and ``null_class``.
-        image_size: as in `ModelSpec`, as is ``low_memory``.
-    """
-
-    def __init__(
-        self, pipeline: Any, name: str = "latent pipeline",
-        image_size: tuple[int, int] | None = None, class_names: Sequence[str] | None = None,
-        null_class: int | None = None, low_memory: bool = False,
-    ):
-        check_unet(pipeline.unet)
-        self._take_vae(getattr(pipeline, "vae", None) or pipeline.vqvae, low_memory)
-        native = [side * self.factor for side in pair(pipeline.unet.config.sample_size)]
-        self._take_size(image_size or native, self.factor)
-        super().__init__(pipeline, name, class_names, null_class)
-
-
-def check_unet(unet: Any) -> None:
+def _check_unet(unet: Any) -> None:
     """Raise `ModelError` if a denoiser has no bottleneck to perturb, with the reason."""
     kind, config = type(unet).__name__, unet.config
     if not all(hasattr(unet, name) for name in ("down_blocks", "mid_block", "up_blocks")):

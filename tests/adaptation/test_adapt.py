@@ -15,7 +15,7 @@ from dreamda_aug.adaptation import AdaptationSettings, loop
 from dreamda_aug.adaptation.training_images import held_out_losses, noise_levels, read_images
 from dreamda_aug.errors import AdaptationError, ModelError, StorageError
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 QUICK = dict(rank=2, train_steps=20, learning_rate=5e-3, batch_size=4, evaluate_every=10)
 LORA, CARD = "pytorch_lora_weights.safetensors", "adaptation.json"
@@ -174,7 +174,7 @@ def test_a_loss_that_is_nan_is_an_error(class_folder, tmp_path):
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(AdaptationError, match="training loss is nan at step 0"):
-        adapt(squares(4), PixelModel(pipeline, null_class=3), tmp_path / "adapted", labels=None,
+        adapt(squares(4), UNetModel(pipeline, null_class=3), tmp_path / "adapted", labels=None,
               early_stopping=False, train_steps=2)
 
 

@@ -7,7 +7,7 @@ from pipelines import pixel_pipeline
 from dreamda_aug.adaptation.lora import AdaptedModel, ClassRows, FixedConditions, own_model
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models.adapted import base_identity, check_base
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 X = torch.linspace(-1, 1, 2 * 256).view(2, 1, 16, 16)
 T = torch.tensor([10, 700])
@@ -24,7 +24,7 @@ def shaken(model, rank=2):
 
 
 def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
-    plain = PixelModel(pixel_pipeline())
+    plain = UNetModel(pixel_pipeline())
     expected = plain.denoise(X, T, {}).detach()
     fresh = AdaptedModel(own_model(plain), FixedConditions(plain, {}), 2, 0)
     assert torch.equal(fresh.predict(X, T, NONE), expected)
@@ -35,7 +35,7 @@ def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
 
 
 def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone():
-    models = [own_model(PixelModel(pixel_pipeline())) for _ in range(3)]
+    models = [own_model(UNetModel(pixel_pipeline())) for _ in range(3)]
     state = torch.get_rng_state()
     starts = [AdaptedModel(model, FixedConditions(model, {}), 2, seed).kept()
               for model, seed in zip(models, (0, 0, 1))]
@@ -59,7 +59,7 @@ def test_the_base_is_known_again_in_half_precision_and_no_other_is():
 
 
 def classes(names, class_map=None, null=3, count=4, prior=("left", "up", "down")):
-    model = own_model(PixelModel(pixel_pipeline(num_classes=count), "prior", prior, null))
+    model = own_model(UNetModel(pixel_pipeline(num_classes=count), "prior", prior, null))
     old = model.unet.class_embedding.weight.detach().clone()
     return ClassRows(model, names, class_map or {}), old
 
@@ -103,7 +103,7 @@ def test_bad_classes_are_refused(names, class_map, null, error, message):
 
 
 def test_models_with_lora_weights_are_refused():
-    model = PixelModel(pixel_pipeline(), "tiny")
+    model = UNetModel(pixel_pipeline(), "tiny")
     shaken(model)
     with pytest.raises(ModelError, match="tiny has LoRA weights already"):
         own_model(model)

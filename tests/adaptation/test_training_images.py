@@ -18,7 +18,7 @@ from dreamda_aug.adaptation.training_images import (
 )
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.method.schedule import NoiseSchedule
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 class Grey:
@@ -92,7 +92,7 @@ def rows(count):
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
 def test_noise_and_target_are_those_of_diffusers(predicts):
     scheduler = DDPMScheduler(prediction_type=predicts, clip_sample=False)
-    schedule = noise_levels(PixelModel(pixel_pipeline(predicts)))
+    schedule = noise_levels(UNetModel(pixel_pipeline(predicts)))
     x_0, eps = rows(5)
     levels = torch.tensor([0, 7, 100, 300, 499])
     found = add_noise(schedule, x_0, eps, levels)
@@ -127,7 +127,7 @@ def test_levels_cover_the_whole_range_in_any_order():
 
 
 def test_held_out_losses_depend_on_the_image_alone():
-    model = PixelModel(pixel_pipeline())
+    model = UNetModel(pixel_pipeline())
     schedule = noise_levels(model)
     x_0 = torch.rand(3, 1, 16, 16)
 

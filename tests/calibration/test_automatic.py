@@ -16,7 +16,7 @@ from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.calibration import automatic
 from dreamda_aug.calibration.automatic import calibrated, draw_sample, warn_if_foreign
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
               pytest.mark.usefixtures("few_choices")]
@@ -32,7 +32,7 @@ def noise(count=12, classes=2, labeled=True):
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
+    return Synthesizer(UNetModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
                        cache=tmp_path / "cache")
 
 
@@ -65,7 +65,7 @@ def test_the_same_dataset_is_measured_once_and_another_one_anew(synthesizer, mea
 
 
 def test_processes_that_start_together_measure_once(synthesizer, measured):
-    others = [Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
+    others = [Synthesizer(UNetModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
                           cache=synthesizer.cache) for _ in range(2)]
     found = []
     threads = [threading.Thread(target=lambda s=s: found.append(run(s)[1])) for s in others]
@@ -77,12 +77,12 @@ def test_processes_that_start_together_measure_once(synthesizer, measured):
 
 
 def test_numbers_in_the_settings_stay_and_are_not_measured(tmp_path, measured):
-    numbers = Synthesizer(PixelModel(pixel_pipeline()), "paper", cache=tmp_path)
+    numbers = Synthesizer(UNetModel(pixel_pipeline()), "paper", cache=tmp_path)
     assert run(numbers) == (numbers, None) and not measured
     # one image is nothing to measure on
-    opened = Synthesizer(PixelModel(pixel_pipeline()), steps=4, cache=None)
+    opened = Synthesizer(UNetModel(pixel_pipeline()), steps=4, cache=None)
     assert run(opened, noise(1)) == (opened, None) and not measured
-    part = Synthesizer(PixelModel(pixel_pipeline()), steps=4, replay=0.7, cache=None)
+    part = Synthesizer(UNetModel(pixel_pipeline()), steps=4, replay=0.7, cache=None)
     ready, found = run(part)
     assert ready.settings.replay == found.replay == 0.7 and len(measured) == 1
 
@@ -100,7 +100,7 @@ def test_without_classes_images_go_part_of_the_way_to_their_neighbours(synthesiz
 def test_images_without_labels_are_measured_without_conditions(
     kind, tmp_path, sd_pipeline, measured
 ):
-    model = (PixelModel(pixel_pipeline(num_classes=3), null_class=2) if kind == "null class"
+    model = (UNetModel(pixel_pipeline(num_classes=3), null_class=2) if kind == "null class"
              else load_model(copy.deepcopy(sd_pipeline)))
     images, synthesizer = noise(6, labeled=False), Synthesizer(
         model, steps=3, strength=None, cache=tmp_path)
@@ -154,7 +154,7 @@ def draw(pictures, labels, indices=None):
     seeds = open_seed_images(pictures, labels=labels)
     pictures.opened.clear()
     return draw_sample(seeds, range(len(labels)) if indices is None else indices,
-                       PixelModel(pixel_pipeline()), lambda index: labels[index])
+                       UNetModel(pixel_pipeline()), lambda index: labels[index])
 
 
 def test_a_sample_is_the_same_every_time_and_even_over_classes():

@@ -6,7 +6,7 @@ from pipelines import pixel_pipeline
 
 from dreamda_aug.calibration.judge import fold_judge, predict_out_of_fold
 from dreamda_aug.metrics.features import pixel_features
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def test_classes_that_differ_are_told_apart():
     labels = torch.arange(24) % 3
     torch.manual_seed(0)
     images = (labels[:, None, None, None] / 3 + 0.1 * torch.rand(24, 1, 16, 16))
-    judge = fold_judge(PixelModel(pixel_pipeline()), images, labels)
+    judge = fold_judge(UNetModel(pixel_pipeline()), images, labels)
     assert judge.keeps(images, torch.arange(24)).all()
     assert not judge.keeps(images, torch.arange(24).roll(1)).any()
     assert "own features" in judge.name
-    without_null_class = PixelModel(pixel_pipeline(num_classes=3))
+    without_null_class = UNetModel(pixel_pipeline(num_classes=3))
     assert "pixels" in fold_judge(without_null_class, images, labels).name
 
 

@@ -17,12 +17,12 @@ from dreamda_aug.calibration.probe import (
 )
 from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.metrics.features import pixel_features
-from dreamda_aug.models.unet import LatentModel, PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.fixture(scope="module")
 def model():
-    return PixelModel(pixel_pipeline())
+    return UNetModel(pixel_pipeline())
 
 
 def images(count: int, size: int = 16) -> torch.Tensor:
@@ -57,9 +57,9 @@ def test_features_are_what_the_first_up_block_gives_for_the_noised_image(model):
 
 
 def test_features_of_latent_and_of_compiled_models_are_those_of_the_plain_one(sd_pipeline, model):
-    latent = LatentModel(sd_pipeline)
+    latent = UNetModel(sd_pipeline)
     assert model_features(latent)(torch.rand(2, 3, *latent.image_size)).isfinite().all()
-    compiled = PixelModel(pixel_pipeline()).compiled(backend="eager")
+    compiled = UNetModel(pixel_pipeline()).compiled(backend="eager")
     compiled.predict(torch.zeros(2, 1, 16, 16), torch.tensor(5), compiled.embed([None] * 2))
     torch.testing.assert_close(model_features(compiled)(images(2)), model_features(model)(
         images(2)))

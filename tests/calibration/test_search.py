@@ -8,7 +8,7 @@ from dreamda_aug import DreamDAugment, Settings, Synthesizer, calibrate, load_mo
 from dreamda_aug.calibration.judge import given_judge
 from dreamda_aug.calibration.search import Measurement, Target, choose, dial_choices
 from dreamda_aug.generation.dials import CalibrationPoint
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny was not calibrated")
 SETTINGS = Settings(steps=20, strength=None, replay=None, noise_scale=None)
@@ -98,7 +98,7 @@ def test_a_share_that_is_exactly_the_target_keeps_it():
     judge = given_judge(lambda batch: answers if len(batch) == 20 else answers[2 : 2 + len(batch)],
                         torch.zeros(10, dtype=torch.int64))
     images = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    measured = Measurement(sampler(PixelModel(pixel_pipeline()), settings), images, None, judge, 2)
+    measured = Measurement(sampler(UNetModel(pixel_pipeline()), settings), images, None, judge, 2)
     point, _ = measured.look(settings)
     assert TARGET.kept(point) and (point.judged, measured.right) == (10, 10)
     low, high = point.interval
@@ -107,7 +107,7 @@ def test_a_share_that_is_exactly_the_target_keeps_it():
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), OPEN, cache=tmp_path)
+    return Synthesizer(UNetModel(pixel_pipeline(), "tiny"), OPEN, cache=tmp_path)
 
 
 @pytest.fixture

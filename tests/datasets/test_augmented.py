@@ -7,7 +7,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 K = 3
@@ -15,7 +15,7 @@ K = 3
 
 @pytest.fixture(scope="module")
 def model():
-    return PixelModel(pixel_pipeline())
+    return UNetModel(pixel_pipeline())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer, calibrate
 from dreamda_aug.expansion import Expansion, expand
 from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 pytestmark = [pytest.mark.filterwarnings("ignore:no setting kept"),
               pytest.mark.usefixtures("few_choices")]
@@ -27,7 +27,7 @@ def data():
 
 @pytest.fixture
 def synthesizer(tmp_path):
-    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
+    return Synthesizer(UNetModel(pixel_pipeline(), "tiny"), steps=4, strength=None,
                        cache=tmp_path / "cache")
 
 

@@ -13,14 +13,14 @@ from dreamda_aug.datasets import Origin
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+    return Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
                        cache=None, batch_size=4)
 
 

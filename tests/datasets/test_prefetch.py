@@ -17,7 +17,7 @@ from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.datasets import prefetch
 from dreamda_aug.datasets.prefetch import ImagePool, next_shard
 from dreamda_aug.errors import GenerationError
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 COUNT, K = 5, 2
 
@@ -71,7 +71,7 @@ def alive(pid):
 
 @pytest.fixture(scope="module")
 def model():
-    return PixelModel(pixel_pipeline())
+    return UNetModel(pixel_pipeline())
 
 
 @pytest.fixture(scope="module")

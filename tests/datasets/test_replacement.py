@@ -13,13 +13,13 @@ from torchvision.transforms import v2
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.expansion import expand
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 K = 3
 
 
 def synthesizer(rng_seed=0):
-    return Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, noise_scale=8.0, cache=None,
+    return Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=2, noise_scale=8.0, cache=None,
                        rng_seed=rng_seed)
 
 

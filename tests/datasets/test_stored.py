@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from dreamda_aug import AugmentedDataset, DreamDAugment
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 TO_FLOAT = v2.Compose([v2.Grayscale(1), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are lost")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*colours of the seed images are
 
 @pytest.fixture(scope="module")
 def augment():
-    return DreamDAugment(PixelModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+    return DreamDAugment(UNetModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
                          cache=None, batch_size=4)
 
 

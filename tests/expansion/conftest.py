@@ -6,12 +6,12 @@ from expansion.folders import write_images
 from pipelines import pixel_pipeline
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
+    return Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=3, noise_scale=8.0,
                        cache=None, batch_size=4)
 
 

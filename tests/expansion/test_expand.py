@@ -21,7 +21,7 @@ from dreamda_aug.expansion.seeds import Plan, count_replicas
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models import ModelSpec
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
@@ -208,7 +208,7 @@ def test_a_dry_run_counts_and_writes_nothing(whole_train, synthesizer, tmp_path,
     {"guidance_scale": 3.0, "guidance_interval": (0.0, 0.5)},
 ], ids=["paths", "solver", "guidance"])
 def test_a_dry_run_names_the_rows_that_a_run_takes(whole_train, tmp_path, options):
-    model = PixelModel(pixel_pipeline(num_classes=4))
+    model = UNetModel(pixel_pipeline(num_classes=4))
     synthesizer = Synthesizer(model, **{"preset": "paper", "steps": 4, "noise_scale": 1.0,
                                         "cache": None, "batch_size": 4} | options)
     expansion = Expansion(open_seed_images(whole_train), synthesizer, 3)

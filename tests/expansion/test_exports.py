@@ -14,7 +14,7 @@ from dreamda_aug import Synthesizer
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.expansion.layouts import folder_names
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 # not in alphabetical order, and one with what no file name bears
 CLASSES = ["zebra", "T-shirt/top", "ant"]
@@ -30,7 +30,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None, batch_size=4)
+    return Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=2, cache=None, batch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from dreamda_aug import DreamDAugment
 from dreamda_aug.expansion import LabelAgreement, expand, open_filter, read_manifest
 from dreamda_aug.expansion.filters import Batch, OtherImageCopy, SeedCopy
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.fixture(scope="module")
 def model():
-    return PixelModel(pixel_pipeline())
+    return UNetModel(pixel_pipeline())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
 from dreamda_aug.expansion.manifest import read_manifest
 from dreamda_aug.expansion.regeneration import regenerate
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a class")
 
@@ -94,7 +94,7 @@ def test_regenerate_refuses_another_model_seed_image_or_id(whole_train, synthesi
     expand(mine, out, synthesizer, 1)
     with pytest.raises(ExpansionError, match="has no image 'nothing'"):
         regenerate(out, "nothing", synthesizer=synthesizer)
-    other = Synthesizer(PixelModel(pixel_pipeline(channels=3)), "paper", cache=None)
+    other = Synthesizer(UNetModel(pixel_pipeline(channels=3)), "paper", cache=None)
     with pytest.raises(ExpansionError, match="expected the model"):
         regenerate(out, "00000000_0000", synthesizer=other)
     shutil.copy(mine / "dog" / "0.png", mine / "cat" / "0.png")

@@ -16,7 +16,7 @@ from dreamda_aug.expansion import Expansion, read_manifest, regenerate
 from dreamda_aug.expansion.card import read_stats
 from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report import write_report
 from dreamda_aug.report.publishing import push
 
@@ -25,7 +25,7 @@ from dreamda_aug.report.publishing import push
 def expansion(request):
     torch.manual_seed(0)
     data = TensorDataset(torch.rand(5, 1, 16, 16), torch.tensor([0, 2, 2, 0, 2]))
-    synthesizer = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None,
+    synthesizer = Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=2, cache=None,
                               batch_size=4)
     return Expansion(data, synthesizer, 2, image_format=request.param, shard_samples=8)
 

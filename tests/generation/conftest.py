@@ -6,12 +6,12 @@ import pytest
 from pipelines import pixel_pipeline
 
 from dreamda_aug import load_model
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.fixture
 def pixel():
-    return PixelModel(pixel_pipeline(), "tiny")
+    return UNetModel(pixel_pipeline(), "tiny")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dreamda_aug.generation.dials import (
     calibration_path,
     resolve_dials,
 )
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 RECOMMENDED = PRESETS["recommended"]
 POINT = CalibrationPoint(0.5, 1.0, 0.9, 22 / 24, 0.1, 0.05, 5, 24, judged=24)
@@ -65,7 +65,7 @@ def test_numbers_are_read_from_the_cache_for_this_model_and_these_settings(pixel
     other = pixel_pipeline()
     other.unet.conv_out.bias.data += 1e-3
     for unknown in ((dataclasses.replace(RECOMMENDED, steps=7), pixel, cache),
-                    (RECOMMENDED, PixelModel(other, "tiny"), cache), (RECOMMENDED, pixel, None)):
+                    (RECOMMENDED, UNetModel(other, "tiny"), cache), (RECOMMENDED, pixel, None)):
         with pytest.warns(UserWarning, match="tiny was not calibrated for these settings yet: taki"
                                              r"ng strength=0\.5, noise_scale=1\.0, replay=0\.9"):
             resolve_dials(*unknown)

@@ -12,7 +12,7 @@ from pipelines import images, pixel_pipeline, sampler
 from dreamda_aug import CycleDiffusion, DDIMInversion, LatentCache
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 STEPS = 5
 
@@ -74,8 +74,8 @@ def test_whatever_changes_an_inversion_is_inverted_anew_and_nothing_else_is(
     asked = [("a cat", ""), ("a dog", ""), ("a cat", "a photo")]
     assert [inverted(text, cache, condition=condition, source_prompt=source)
             for condition, source in asked] == [1, 0, 1]
-    for model, computed in ((PixelModel(pixel_pipeline(num_classes=4), null_class=3), [1, 0]),
-                            (PixelModel(pixel_pipeline(num_classes=3)), [1, 1])):
+    for model, computed in ((UNetModel(pixel_pipeline(num_classes=4), null_class=3), [1, 0]),
+                            (UNetModel(pixel_pipeline(num_classes=3)), [1, 1])):
         assert [inverted(model, cache, condition=label) for label in (0, 1)] == computed
 
 
@@ -192,7 +192,7 @@ def test_rows_are_those_that_the_hook_counts(kind, text):
         pipeline = pixel_pipeline(num_classes=3)
         pipeline.scheduler = DDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False)
-        model, condition = PixelModel(pipeline, null_class=None), 1
+        model, condition = UNetModel(pipeline, null_class=None), 1
     requests = [Request(i, condition, r) for i in range(2) for r in range(2)]
     for solver, rule, inversion, replay, noise_scale, interval in (
         ("ddim", "asymmetric", CycleDiffusion(), 1.0, 1.0, (0.0, 1.0)),

@@ -13,14 +13,14 @@ from pipelines import pixel_pipeline
 from dreamda_aug import DreamDAugment, ModelSpec, Synthesizer, load_model
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.synthesizer import as_synthesizer
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
 
 
 @pytest.fixture(scope="module")
 def colour():
-    return PixelModel(pixel_pipeline(channels=3), "tiny colour")
+    return UNetModel(pixel_pipeline(channels=3), "tiny colour")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from expansion.folders import content, write_images
 from pipelines import pixel_pipeline
 
 from dreamda_aug.cli.main import main
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 QUICK = ["--preset", "paper", "--set", "steps=25", "--batch-size", "4"]
 FEW = ["--preset", "paper", "--batch-size", "4", "--set", "steps=2", "--set", "strength=0.5"]
@@ -43,7 +43,7 @@ JSON = {"half": b'{"a": 1', "binary": bytes(range(256)), "list": b"[1, 2]"}
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
     """Whatever is loaded, a tiny model comes."""
-    model = PixelModel(pixel_pipeline())
+    model = UNetModel(pixel_pipeline())
     model.name = "bundled"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dreamda_aug.models.ModelSpec.load", lambda spec: model)

@@ -17,7 +17,7 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.inputs.dataset_reader import find_names
 from dreamda_aug.inputs.prompts import Captions
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 TEXTS = {"cat/0.png": "a tabby, asleep", "cat/1.png": "a cat on a wall", "dog/0.png": "a pug"}
 FAST = dict(preset="paper", steps=2, strength=0.5, noise_scale=2.0, cache=None)
@@ -143,7 +143,7 @@ def test_as_a_transform_it_finds_the_file_name_in_the_sample(folder, model, told
 
 
 def test_captions_for_a_model_without_text_are_refused():
-    augment = DreamDAugment(PixelModel(pixel_pipeline()), p=1.0, captions=TEXTS, **FAST)
+    augment = DreamDAugment(UNetModel(pixel_pipeline()), p=1.0, captions=TEXTS, **FAST)
     with pytest.raises(ValueError, match="for text-to-image models; .* is unconditional"):
         augment({"image": torch.rand(1, 16, 16), "file_name": "cat/0.png"})
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dreamda_aug import DreamDAugment, load_model
 from dreamda_aug.errors import ModelError
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 QUICK = dict(preset="paper", steps=2, strength=0.5, noise_scale=1.0, p=1.0, cache=None)
 
@@ -28,13 +28,13 @@ def test_a_saved_pixel_pipeline_opens_from_its_folder(tmp_path):
     pipeline = pixel_pipeline("v_prediction")
     pipeline.save_pretrained(tmp_path)
     model = load_model(tmp_path, device="cpu")
-    assert isinstance(model, PixelModel)
+    assert isinstance(model, UNetModel) and model.vae is None
     assert (model.image_size, model.channels) == ((16, 16), 1)
     assert (model.condition_kind, model.guidable) == ("none", False)
     assert model.schedule(10, 0.5).prediction_type == "v_prediction"
-    assert model.fingerprint == PixelModel(pipeline).fingerprint
+    assert model.fingerprint == UNetModel(pipeline).fingerprint
     pipeline.unet.conv_out.bias.data += 1e-3
-    assert model.fingerprint != PixelModel(pipeline).fingerprint
+    assert model.fingerprint != UNetModel(pipeline).fingerprint
 
 
 def test_latents_and_prompts_are_those_of_diffusers(sd_pipeline):
@@ -63,7 +63,7 @@ def test_class_conditional_pipelines_take_indices_names_and_the_null_class(class
 
 
 def test_without_a_null_class_the_label_guides_the_inversion_too():
-    model = PixelModel(pixel_pipeline(num_classes=3))
+    model = UNetModel(pixel_pipeline(num_classes=3))
     generator = sampler(model, "paper", steps=4, noise_scale=0.0)
     x = torch.rand(1, 1, 16, 16)
     assert (generator.synthesize(x, [Request(0, 2)]).images - x).abs().max() < 1e-4
@@ -84,7 +84,7 @@ def without_a_tensor(folder):
 
 
 @pytest.mark.parametrize("damage, message", [
-    (without_a_tensor, "lack the weights unet.conv_in.weight"),
+    (without_a_tensor, "lacks the weights unet.conv_in.weight"),
     (lambda f: damaged(f, "unet/config.json", sample_size=None), "sample_size .* found None"),
     (lambda f: damaged(f, "training.json", class_names=[1]), "class_names must be a list of text"),
     (lambda f: damaged(f, "training.json", class_names=list("abcde")), "has 4 classes.* got 5"),
@@ -112,7 +112,7 @@ def with_unet(pipeline, unet):
     (lambda sd: SimpleNamespace(transformer=torch.nn.Identity()), "has no U-Net, and not both a "),
     (lambda sd: no_bottleneck(), "has no U-Net bottleneck"),
     (lambda sd: with_unet(sd, tiny_text_unet(in_channels=9)), "9 channels, of which noise is 4: a"),
-    (lambda sd: with_unet(sd, tiny_text_unet().to("meta")), "weights on the meta device"),
+    (lambda sd: with_unet(sd, tiny_text_unet().to("meta")), "lacks the weights unet"),
 ])
 def test_models_without_a_bottleneck_are_refused_with_a_reason(sd_pipeline, make, message):
     with pytest.raises(ModelError, match=message):

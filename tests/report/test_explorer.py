@@ -11,7 +11,7 @@ from report.test_report import Elements
 from dreamda_aug import Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report.explorer import explore, render_exploration
 
 EVIL = "<b>&\"'x"
@@ -28,7 +28,7 @@ def noise(classes=2):
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    return Synthesizer(PixelModel(pixel_pipeline(), "tiny"), steps=8, cache=None)
+    return Synthesizer(UNetModel(pixel_pipeline(), "tiny"), steps=8, cache=None)
 
 
 def run(synthesizer, images=None, **options):

@@ -16,7 +16,7 @@ from dreamda_aug.cli.main import main
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import expand
 from dreamda_aug.inputs.seed_images import open_seed_images
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report import publishing, write_report
 from dreamda_aug.report.publishing import push
 
@@ -47,7 +47,7 @@ def dataset(tmp_path_factory):
     torch.manual_seed(0)
     source = open_seed_images(TensorDataset(torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 1, 0])),
                          class_names=CLASSES)
-    synthesizer = Synthesizer(PixelModel(pixel_pipeline()), "paper", steps=2, cache=None)
+    synthesizer = Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=2, cache=None)
     root = tmp_path_factory.mktemp("made") / "out"
     expand(source, root, synthesizer, 2)
     write_report(root)

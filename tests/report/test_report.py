@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from dreamda_aug import DreamDAugment
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion import Filter, expand
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report import write_report
 
 EVIL = "<b>&\"'x"
@@ -33,7 +33,7 @@ class Odd(Filter):
 
 @pytest.fixture(scope="module")
 def augment():
-    return DreamDAugment(PixelModel(pixel_pipeline()), "paper", steps=2, noise_scale=8.0,
+    return DreamDAugment(UNetModel(pixel_pipeline()), "paper", steps=2, noise_scale=8.0,
                          cache=None, batch_size=8)
 
 

@@ -9,7 +9,7 @@ from pipelines import pixel_pipeline
 from benchmarks.accuracy.pools import Pool
 from benchmarks.accuracy.runs import Setup
 from benchmarks.accuracy.tasks import Images, Split, Task, split
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 def numbered_images(count: int, size: int = 16) -> Images:
@@ -50,8 +50,8 @@ def noise_pool():
 
 
 @pytest.fixture
-def model() -> PixelModel:
-    return PixelModel(pixel_pipeline())
+def model() -> UNetModel:
+    return UNetModel(pixel_pipeline())
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from benchmarks.common.plain import plain_loop
 from benchmarks.speed.bench import seeds_of
 from dreamda_aug import BottleneckNoise, load_model
 from dreamda_aug.generation.sampler import Request
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.mark.parametrize("kind", ["pixel", "text"])
 def test_the_plain_loop_makes_the_images_that_exact_mode_makes(kind, sd_pipeline):
     model = (load_model(copy.deepcopy(sd_pipeline)) if kind == "text"
-                else PixelModel(pixel_pipeline()))
+                else UNetModel(pixel_pipeline()))
     synthesizer = sampler(model, "official", steps=5, noise_scale=1.0,
                           perturbation=BottleneckNoise())
     x = torch.rand(2, model.channels, *model.image_size)

@@ -8,7 +8,7 @@ from pipelines import pixel_pipeline
 from benchmarks.common.architectures import build, made, sample_images
 from benchmarks.speed.peers import Peer, without_hooks
 from dreamda_aug import BottleneckNoise, Settings
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 @pytest.mark.parametrize("arch", ["tiny-sdxl", "tiny-sd3"])
@@ -36,7 +36,7 @@ def test_large_architectures_have_the_published_number_of_weights(arch, paramete
 
 
 def test_a_model_without_hooks_shares_its_weights_and_leaves_the_hooks_where_they_were():
-    model = PixelModel(pixel_pipeline())
+    model = UNetModel(pixel_pipeline())
     twin, x = without_hooks(model.unet), torch.rand(1, 1, 16, 16)
     assert [id(p) for p in twin.parameters()] == [id(p) for p in model.unet.parameters()]
     seeds, scale = torch.tensor([1]), torch.ones(1)

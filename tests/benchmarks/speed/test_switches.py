@@ -6,11 +6,11 @@ from pipelines import pixel_pipeline
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.switches import COMPILE, SWITCHES, compare
 from dreamda_aug import Settings
-from dreamda_aug.models.unet import PixelModel
+from dreamda_aug.models.unet import UNetModel
 
 
 def test_every_switch_runs_on_a_pixel_model_and_is_set_back():
-    model = PixelModel(pixel_pipeline())
+    model = UNetModel(pixel_pipeline())
     settings = Settings(steps=3, update_rule="symmetric")
     bench = Bench(model, settings, batch_size=2, replicas=2, repeats=1,
                   compiled=model.compiled(backend="eager"))
