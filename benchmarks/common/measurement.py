@@ -8,7 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.memory import reset_resident_peak, resident_peak
+from benchmarks.common.memory import reset_resident_peak
+from dreamda_aug.adaptation.loop import peak_memory
 from dreamda_aug.models import DiffusionModel
 
 
@@ -39,8 +40,7 @@ def measure(function: Callable[[], Any], device: torch.device) -> Measured:
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = clock() - start
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak()
-    return Measured(result, seconds, peak)
+    return Measured(result, seconds, peak_memory(device))
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:

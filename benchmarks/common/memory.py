@@ -1,16 +1,15 @@
 """Peak memory of this process."""
 
-import resource
 from pathlib import Path
+
+import torch
+
+from dreamda_aug.adaptation.loop import peak_memory
 
 
 def resident_peak() -> int:
     """The most memory that the process had at once, in bytes, since it began or since the reset."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory(torch.device("cpu"))
 
 
 def resident_now() -> int:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
-from dreamda_aug.adaptation.lora import (
-    AdaptedModel,
-    ClassRows,
-    is_named,
-    own_model,
-    prepare_conditions,
-)
-from dreamda_aug.adaptation.training_images import noise_levels, read_images
+from dreamda_aug.adaptation.lora import AdaptedModel, is_named, own_model, prepare_conditions
+from dreamda_aug.adaptation.training_images import read_images
 from dreamda_aug.adaptation.training_state import (
     CHECKPOINT,
     Progress,
@@ -182,7 +176,8 @@ def adapt(
         split: of a torchvision, Hugging Face or bundled dataset.
         data_root: folder of torchvision's or Hugging Face's data.
         download: let torchvision download what is missing.
-        progress: show time left and memory: a bar on a terminal, else lines in the log.
+        progress: log what training will take before its first step; then show time left and
+            memory: a bar on a terminal, else lines in the log.
         settings: how to train, or None for `AdaptationSettings` with ``options``.
         options: attributes of `AdaptationSettings`, such as ``rank=8`` and ``train_steps=300``.
 
@@ -206,19 +201,20 @@ def adapt(
     opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
                               data_root=data_root, download=download)
     own = own_model(model)
-    # identity has the settings as they were given, but for a rate that follows from the model
-    settings = replace(settings, learning_rate=settings.learning_rate or (
-        _PIXEL_RATE if own.vae is None else _LATENT_RATE))
-    steps = settings.train_steps or DEFAULT_STEPS
-    loop_settings = LoopSettings(**{
-        field.name: getattr(settings, field.name) for field in fields(LoopSettings)
-        if hasattr(settings, field.name)} | {"train_steps": steps})
+    loop_settings = LoopSettings(
+        settings.train_steps or DEFAULT_STEPS,
+        settings.learning_rate or (_PIXEL_RATE if own.vae is None else _LATENT_RATE),
+        settings.batch_size, accumulate=settings.accumulate, label_dropout=settings.label_dropout,
+        evaluate_every=settings.evaluate_every, patience=settings.patience,
+        rng_seed=settings.rng_seed)
     base = {"name": data_name(own.name), **base_identity(own.unet)}
     images = read_images(
         opened, own, settings.held_out if settings.early_stopping else 0.0, settings.rng_seed,
-        budget=steps * settings.batch_size * settings.accumulate * processes.num_processes)
+        budget=loop_settings.train_steps * settings.batch_size * settings.accumulate
+        * processes.num_processes)
     identity = {
-        "settings": asdict(settings), "images": images.digest, "classes": images.classes,
+        **asdict(settings), "learning_rate": loop_settings.learning_rate,
+        "images": images.digest, "classes": images.classes,
         "prompt": prompt if own.condition_kind == "text" else None,
         "class_map": dict(class_map or {}), "base": base["weights"], "dtype": base["dtype"],
         "processes": processes.num_processes, "image_size": list(own.image_size),
@@ -233,19 +229,19 @@ def adapt(
     adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
                            settings.prior_weight)
     own.channels_last()
-    found, best = TrainingLoop(adapted, images, noise_levels(own), loop_settings, processes, folder,
-                               identity, progress).run()
-    adapted.set_state(best)
+    found = TrainingLoop(
+        adapted, images, loop_settings, processes, folder, identity, progress).run()
     if processes.is_main_process:
         lora = safetensors.torch.save(adapted.lora_tensors(), {"format": "pt"})
         write_atomically(folder / LORA, lora)
-        if isinstance(conditions, ClassRows):
-            rows = safetensors.torch.save({"rows": conditions.embedding()})
+        if conditions.rows is not None:
+            rows = safetensors.torch.save({"rows": conditions.rows.embedding()})
             write_atomically(folder / CLASS_ROWS, rows)
         finish(folder / CARD, FORMAT, {
             "base": base,
             "classes": {
-                "names": conditions.class_names, "null_class": conditions.null_class,
+                "names": own.class_names,
+                "null_class": getattr(own.conditioning, "null_class", None),
                 "of_images": images.classes, "started_from": conditions.started_from,
             },
             "loss": _conclude(found),

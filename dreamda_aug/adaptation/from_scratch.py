@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.utils import save_image
 
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes, seeded
-from dreamda_aug.adaptation.training_images import Noised, noise_levels, read_images
+from dreamda_aug.adaptation.training_images import Noised, read_images
 from dreamda_aug.adaptation.training_state import (
     CHECKPOINT,
     check_out,
@@ -22,12 +22,14 @@ from dreamda_aug.adaptation.training_state import (
     is_finished,
 )
 from dreamda_aug.arguments import checked, real, whole
+from dreamda_aug.generation.sampling import Run
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
-from dreamda_aug.method.schedule import Prediction
-from dreamda_aug.method.seeding import SOURCE, derive_seed, seeded_normal
-from dreamda_aug.method.solvers import Solver
+from dreamda_aug.method.inversion import Trajectory
+from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.settings import PRESETS
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.adapted import read_card
+from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.unet import UNetModel, Width, check_image_size, new_pixel_pipeline
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ _OWN_FILES = {CARD, SHEET, CHECKPOINT, "model_index.json", "unet", "scheduler", 
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP, _COOLDOWN = 1e-3, 0.01, 200, 0.3
 _EVALUATE_EVERY, _PATIENCE = 250, 20
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 256
-_SHEET_COLUMNS, _SHEET_CLASSES, _SHEET_STEPS, _SHEET_GUIDANCE = 8, 10, 25, 2.0
+_SHEET_COLUMNS, _SHEET_CLASSES = 8, 10
 _EMA_DECAY = 0.999
 
 
@@ -116,7 +118,8 @@ def train(
         split: of a torchvision, Hugging Face or bundled dataset.
         data_root: folder of torchvision's or Hugging Face's data.
         download: let torchvision download what is missing.
-        progress: show time left and memory: a bar on a terminal, else lines in the log.
+        progress: log what training will take before its first step; then show time left and
+            memory: a bar on a terminal, else lines in the log.
 
     Returns:
         What was measured, and where the model lies.
@@ -143,29 +146,22 @@ def train(
     processes = open_processes()
     opened = open_seed_images(source, labels=labels, class_names=class_names, split=split,
                               data_root=data_root, download=download)
-    model = NewModel(image_size, 1 if grey else 3, len(opened.classes), width, on, rng_seed)
-    images = read_images(opened, model.average, _HELD_OUT, rng_seed, most=_MOST_HELD_OUT)
+    new = NewModel(image_size, 1 if grey else 3, len(opened.classes), width, on, rng_seed)
+    images = read_images(opened, new.model, _HELD_OUT, rng_seed, most=_MOST_HELD_OUT)
     identity = {
-        "settings": {name: value for name, value in asdict(settings).items()
-                     if name not in ("minutes", "train_steps")},
+        **{name: value for name, value in asdict(settings).items()
+           if name not in ("minutes", "train_steps")},
         "images": images.digest, "classes": images.classes, "image_size": image_size,
         "grey": grey, "width": width, "processes": processes.num_processes,
     }
     if is_finished(folder / CARD, FORMAT, identity):
         logger.warning("%s holds the finished model; delete it to train anew", folder)
         return _read_training(folder)
-    parameters = sum(p.numel() for p in model.parameters.values())
-    if progress and processes.is_main_process:
-        logger.warning(
-            "training on %d images, measuring on %d, in %s classes; %.1f million parameters",
-            len(images.x_0), len(images.held_out), len(images.classes) or "no", parameters / 1e6)
-    found, best = TrainingLoop(model, images, noise_levels(model.average), settings, processes,
-                               folder, identity, progress).run()
-    model.set_kept(best)
+    found = TrainingLoop(new, images, settings, processes, folder, identity, progress).run()
     if processes.is_main_process:
-        model.average.pipeline.save_pretrained(folder)
+        new.model.pipeline.save_pretrained(folder)
         rows = range(min(len(images.classes), _SHEET_CLASSES)) or [None] * _SHEET_COLUMNS
-        samples = model.samples([row for row in rows for _ in range(_SHEET_COLUMNS)])
+        samples = new.samples([row for row in rows for _ in range(_SHEET_COLUMNS)])
         save_image(samples, folder / SHEET, nrow=_SHEET_COLUMNS, padding=1)
         finish(folder / CARD, FORMAT, {
             "data": {"name": data_name(source), "images": len(images.x_0),
@@ -173,7 +169,8 @@ def train(
             "class_names": images.classes or None,
             "loss": {"steps": found.step, "best_step": found.best_step, "value": found.best_loss,
                      "history": found.history},
-            "minutes": round(found.seconds / 60, 1), "parameters": parameters,
+            "minutes": round(found.seconds / 60, 1),
+            "parameters": sum(p.numel() for p in new.parameters.values()),
             "left_out": images.left_out, "identity": identity,
         }, "torch", "diffusers", "accelerate")
     processes.wait_for_everyone()
@@ -190,7 +187,7 @@ def _read_training(folder: Path) -> TrainedModel:
 
 
 class NewModel:
-    """A pixel model that begins untrained; ``average`` is the one that a user gets.
+    """A pixel model that begins untrained; ``model``, its moving average, is what a user gets.
 
     ``classes`` is how many it is conditioned on, 0 for an unconditional model.
     """
@@ -204,70 +201,32 @@ class NewModel:
         self._unet = pipeline.unet.requires_grad_(True)
         self._averaged = AveragedModel(self._unet, multi_avg_fn=_moving_average)
         average = type(pipeline)(self._averaged.module.eval(), pipeline.scheduler)
-        self._null_class = classes or None
-        self._model, self.average = (
-            UNetModel(each, "the new model", null_class=self._null_class)
-            for each in (pipeline, average))
-        for model in (self._model, self.average):
+        self._raw, self.model = (UNetModel(each, "the new model", null_class=classes or None)
+                                 for each in (pipeline, average))
+        for model in (self._raw, self.model):
             model.channels_last()
         self._unet.train()
         self.parameters: dict[str, nn.Parameter] = dict(self._unet.named_parameters())
-        self.can_drop, self.device, self.dtype = classes > 0, device, self._model.dtype
+        both = nn.ModuleDict({"raw": self._unet, "average": self._averaged})
+        self.state: dict[str, Tensor] = both.state_dict()
+        self.kept: dict[str, Tensor] = self._averaged.module.state_dict()
+        self.conditions: list[Condition] = [*range(classes), None]
 
-    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
-        output = self._model.denoise(noised.x_t, noised.t, self._condition(labels))
+    def losses(self, noised: Noised, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        output = self._raw.denoise(noised.x_t, noised.t, condition)
         error = (output - noised.target).square().mean()
         return error, error
-
-    @torch.no_grad()
-    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.average.denoise(x_t, t, self._condition(labels))
 
     def after_step(self) -> None:
         self._averaged.update_parameters(self._unet)
 
-    def kept(self) -> dict[str, Tensor]:
-        return _copied(self._averaged.module, "")
-
-    def set_kept(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set what `kept` returned."""
-        self._averaged.module.load_state_dict(tensors)
-
-    def state(self) -> dict[str, Tensor]:
-        return {**_copied(self._unet, "raw."), **_copied(self._averaged.module, "average."),
-                "averaged": self._averaged.n_averaged.cpu().clone()}
-
-    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
-        for module, prefix in ((self._unet, "raw."), (self._averaged.module, "average.")):
-            module.load_state_dict({name.removeprefix(prefix): value
-                                    for name, value in tensors.items() if name.startswith(prefix)})
-        self._averaged.n_averaged.copy_(tensors["averaged"])
-
-    @torch.no_grad()
     def samples(self, labels: Sequence[int | None]) -> Tensor:
-        """Guided samples of the averaged model, one for each label, (B, C, H, W) in [0, 1]."""
-        model, schedule = self.average, self.average.schedule(_SHEET_STEPS, 1.0)
-        rows, null = model.embed(labels), model.embed([None] * len(labels))
-
-        def denoise(x: Tensor, level: int, call: int) -> tuple[Prediction, Prediction]:
-            output = model.predict(x, schedule.timesteps[level], rows)
-            if self.can_drop:
-                free = model.predict(x, schedule.timesteps[level], null)
-                output = free + _SHEET_GUIDANCE * (output - free)
-            prediction = schedule.predictions(output, x, level)
-            return prediction, prediction
-
-        seeds = torch.arange(len(labels), device=self.device)
-        x = seeded_normal(seeds, 0, SOURCE, (model.channels, *model.image_size))
-        solver = Solver("ddim", schedule, 0.0)
-        for step in range(len(schedule)):
-            x, _ = solver.step(x, step, denoise)
-        return model.decode(x).cpu()
-
-    def _condition(self, labels: Tensor) -> dict[str, Tensor]:
-        if self._null_class is None:
-            return {}
-        return {"class_labels": torch.where(labels < 0, self._null_class, labels).to(self.device)}
+        """Images of the preset "samples", one for each label, (B, C, H, W) in [0, 1]."""
+        settings = PRESETS["samples"].with_dials()
+        run = Run(self.model, settings, self.model.schedule(settings.steps, settings.strength))
+        blank = Trajectory(x_0=torch.zeros(self.model.channels, *self.model.image_size))
+        latents = run.sample([blank] * len(labels), labels, range(len(labels)))
+        return self.model.decode(latents).cpu()
 
 
 def _moving_average(averages: Any, values: Any, updates: Tensor | int) -> None:
@@ -277,8 +236,3 @@ def _moving_average(averages: Any, values: Any, updates: Tensor | int) -> None:
     """
     decay = min(_EMA_DECAY, 1 - (1 + int(updates)) ** -0.75)
     get_ema_multi_avg_fn(decay)(averages, values, updates)
-
-
-def _copied(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in module.state_dict().items()}

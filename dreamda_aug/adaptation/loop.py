@@ -5,11 +5,12 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,21 @@ from dreamda_aug.adaptation.training_images import (
     TrainingImages,
     add_noise,
     held_out_losses,
+    noise_levels,
     spread_levels,
 )
-from dreamda_aug.adaptation.training_state import Progress, load_checkpoint, save_checkpoint
+from dreamda_aug.adaptation.training_state import (
+    Progress,
+    copied,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import format_bytes, remove_temporaries
-from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.models.conditioning import Condition
+from dreamda_aug.models.unet import UNetModel
 
 logger = logging.getLogger(__name__)
 
@@ -65,28 +74,17 @@ class LoopSettings:
 class Trainee(Protocol):
     """A denoiser in training, which may differ from the one that is measured and kept."""
 
-    device: torch.device
-    dtype: torch.dtype
+    model: UNetModel  # the one that is measured and kept
     parameters: dict[str, nn.Parameter]  # what is trained, by name
-    can_drop: bool  # whether it has a condition for images without labels
+    state: dict[str, Tensor]  # the tensors that training changes, these included
+    kept: dict[str, Tensor]  # the tensors of ``model`` that it changes
+    conditions: list[Condition]  # of each class, in label order, and at the end None
 
-    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, noised: Noised, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The mean squared error of a batch, and what is minimized."""
-
-    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Output of the one that is kept, (B, C, H, W); labels are (B,) int64, and -1 is none."""
 
     def after_step(self) -> None:
         """Called after each step of the optimizer."""
-
-    def kept(self) -> dict[str, Tensor]:
-        """A copy of the weights that are kept, on the CPU."""
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of all that training needs to resume, on the CPU."""
-
-    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set what `state` returned."""
 
 
 def open_processes(*needed: str) -> Any:
@@ -118,37 +116,37 @@ class TrainingLoop:
     """Trains one denoiser; resumes from the checkpoint in its folder.
 
     Args:
-        model: what is trained.
+        trainee: what is trained.
         images: the images; nothing is measured where none are held out.
-        schedule: the noise levels, on the model's device.
         settings: how.
         processes: what `open_processes` returned.
         folder: where the checkpoint lies.
         identity: what must be the same for training to resume.
-        shows: show time left and memory: as a bar on a terminal, else as lines in the log.
+        shows: log what training will take before its first step; then show time left and memory,
+            as a bar on a terminal, else as lines in the log.
     """
 
     def __init__(
-        self, model: Trainee, images: TrainingImages, schedule: NoiseSchedule,
-        settings: LoopSettings, processes: Any, folder: Path, identity: dict[str, Any],
-        shows: bool,
+        self, trainee: Trainee, images: TrainingImages, settings: LoopSettings, processes: Any,
+        folder: Path, identity: dict[str, Any], shows: bool,
     ):
-        self.model, self.images, self.schedule = model, images, schedule
-        self.settings, self.processes = settings, processes
-        self.folder, self.identity = folder, identity
+        self.trainee, self.images, self.settings = trainee, images, settings
+        self.processes, self.folder, self.identity = processes, folder, identity
+        self.device, self.schedule = trainee.model.device, noise_levels(trainee.model)
         self.shows = shows and processes.is_main_process
+        self.parameters = list(trainee.parameters.values())
         self.optimizer = torch.optim.AdamW(
-            model.parameters.values(), settings.learning_rate, weight_decay=settings.weight_decay)
+            self.parameters, settings.learning_rate, weight_decay=settings.weight_decay)
         # small gradients are lost in float16 activations, unless they are scaled
         self.scaler = torch.amp.GradScaler(
-            model.device.type, enabled=model.dtype == torch.float16)
-        self.progress, self.best = Progress(), model.kept()
+            self.device.type, enabled=trainee.model.dtype == torch.float16)
+        self.progress, self.best = Progress(), copied(trainee.kept)
 
-    def run(self) -> tuple[Progress, dict[str, Tensor]]:
-        """Train to the end.
+    def run(self) -> Progress:
+        """Train to the end; the model then has the weights of the best step.
 
         Returns:
-            What was measured, and the weights after the best step.
+            What was measured.
 
         Raises:
             AdaptationError: the loss is NaN; or the folder holds another training.
@@ -157,10 +155,13 @@ class TrainingLoop:
         remove_temporaries(self.folder)
         self._resume()
         progress, settings = self.progress, self.settings
-        saved, first = time.monotonic(), progress.step
+        saved = time.monotonic()
         begun = saved - progress.seconds
         if not progress.history:
             self._evaluate()
+        if self.shows:
+            logger.warning("%s", self._state() if progress.step else self._expectation(
+                time.monotonic() - begun))
         with tqdm(total=1.0, bar_format=_BAR, disable=None if self.shows else True) as bar:
             while self._share_done() < 1 and progress.stale < settings.patience:
                 progress.losses.append(self._step(progress.step))
@@ -177,11 +178,13 @@ class TrainingLoop:
                 if not bar.disable:
                     bar.set_description_str(self._state(), refresh=False)
                     bar.update(min(1.0, self._share_done()) - bar.n)
-                elif self.shows and (saves or progress.step == first + 3):
+                elif self.shows and saves:
                     logger.warning("%s", self._state())
-        if not progress.measured:
-            progress.best_step, self.best = progress.step, self.model.kept()
-        return progress, self.best
+        if progress.measured:
+            restore(self.trainee.kept, self.best)
+        else:
+            progress.best_step = progress.step
+        return progress
 
     def _share_done(self) -> float:
         progress, settings = self.progress, self.settings
@@ -189,13 +192,38 @@ class TrainingLoop:
 
     def _state(self) -> str:
         """How far training is, for people."""
-        progress, device = self.progress, self.model.device
+        progress = self.progress
         left = progress.seconds * (1 / max(self._share_done(), 1e-9) - 1)
         loss = "" if not progress.history else (
             f"held-out loss {progress.history[-1][2]:.4f} (lowest {progress.best_loss:.4f} at "
             f"step {progress.best_step}), ")
         return (f"step {progress.step} of {self.settings.train_steps}, {loss}"
-                f"{tqdm.format_interval(left)} left at most, {peak_memory(device)} of memory")
+                f"{tqdm.format_interval(left)} left at most, "
+                f"{format_bytes(peak_memory(self.device))} of memory")
+
+    def _expectation(self, measuring: float) -> str:
+        """What training takes at most, for people; a measurement took ``measuring`` seconds.
+
+        Two steps are timed, of which nothing is kept.
+        """
+        images, settings, parameters = self.images, self.settings, self.parameters
+        for _ in range(2):  # the first one also prepares
+            started = time.perf_counter()
+            for number in range(settings.accumulate):
+                self._batch_losses(number)[1].backward()
+            # as each step does; reading the norm waits for the GPU
+            torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM).item()
+            seconds = time.perf_counter() - started
+        self.optimizer.zero_grad()
+        minutes = min(settings.minutes, (settings.train_steps * seconds + measuring * (
+            settings.train_steps // settings.evaluate_every)) / 60)
+        # the first step adds AdamW's two moments
+        memory = peak_memory(self.device) + 2 * sum(each.nbytes for each in parameters)
+        return (f"{len(images.x_0)} images to train on, {len(images.held_out)} to measure on, in "
+                f"{len(images.classes) or 'no'} classes; "
+                f"{sum(each.numel() for each in parameters) / 1e6:.1f} million parameters; "
+                f"{seconds:.2f} s a step, about {minutes:.1f} minutes at most; "
+                f"{format_bytes(memory)} of memory")
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -207,7 +235,7 @@ class TrainingLoop:
 
     def _step(self, step: int) -> float:
         """Make one optimizer step; returns the mean squared error of its rows."""
-        settings, parameters = self.settings, list(self.model.parameters.values())
+        settings = self.settings
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         total = 0.0
         for number in range(settings.accumulate):
@@ -218,15 +246,15 @@ class TrainingLoop:
                     f"than {settings.learning_rate}, or a dtype with more range.")
             self.scaler.scale(loss / settings.accumulate).backward()
             total += error / settings.accumulate
-        for parameter in parameters:
+        for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad = self._agreed(parameter.grad)
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.model.after_step()
+        self.trainee.after_step()
         return total
 
     def _batch_losses(self, number: int) -> tuple[float, Tensor]:
@@ -238,16 +266,21 @@ class TrainingLoop:
         x_0, labels = self.images.x_0[rows], self.images.labels[rows]
         eps = torch.randn(x_0.shape, generator=generator)
         levels = spread_levels(len(rows), len(self.schedule), generator)
-        if self.model.can_drop:
+        if self.trainee.model.guidable:
             dropped = torch.rand(len(rows), generator=generator) < settings.label_dropout
             labels = torch.where(dropped, -1, labels)
         if settings.flip:
             mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < settings.flip
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
         noised = add_noise(self.schedule, x_0, eps, levels)
-        with seeded(derive_seed(settings.rng_seed, "dropout", part), self.model.device):
-            error, loss = self.model.losses(noised, labels)
+        with seeded(derive_seed(settings.rng_seed, "dropout", part), self.device):
+            error, loss = self.trainee.losses(noised, self._condition(labels))
         return error.item(), loss
+
+    def _condition(self, labels: Tensor) -> dict[str, Tensor]:
+        """Denoiser inputs with one row for each label, (B,); -1 is none."""
+        conditions = self.trainee.conditions
+        return self.trainee.model.embed([conditions[label] for label in labels.tolist()])
 
     def _agreed(self, value: Tensor) -> Tensor:
         """The mean over all processes; equal on each to the last bit, so that none stops alone."""
@@ -255,26 +288,27 @@ class TrainingLoop:
             return value
         from accelerate.utils import reduce
 
-        mean: Tensor = reduce(value.to(self.model.device, torch.float32), "mean")
+        mean: Tensor = reduce(value.to(self.device, torch.float32), "mean")
         return mean.to(value)
 
     def _evaluate(self) -> None:
         """Measure the held-out loss, if any, and keep the weights if it is the lowest so far."""
-        if len(self.images.held_out):
+        images, trainee = self.images, self.trainee
+        if len(images.held_out):
             losses = held_out_losses(
-                self.model.predict, self.images.held_out, self.images.held_out_labels,
-                self.schedule, self.settings.rng_seed)
+                lambda x_t, t, labels: trainee.model.denoise(x_t, t, self._condition(labels)),
+                images.held_out, images.held_out_labels, self.schedule, self.settings.rng_seed)
             if self.progress.add(self._agreed(losses).tolist()):
-                self.best = self.model.kept()
+                self.best = copied(trainee.kept)
 
     def _save(self) -> None:
         if self.processes.is_main_process:
             self.progress.scaler = self.scaler.state_dict()
-            moments = {f"{name}/{kind}": value.cpu().contiguous()
-                       for name, parameter in self.model.parameters.items()
-                       for kind, value in self.optimizer.state.get(parameter, {}).items()}
+            moments = {f"{number}/{kind}": value
+                       for number, state in self.optimizer.state_dict()["state"].items()
+                       for kind, value in state.items()}
             save_checkpoint(self.folder, self.identity, self.progress, {
-                "now": self.model.state(), "best": self.best, "moments": moments})
+                "now": copied(self.trainee.state), "best": self.best, "moments": copied(moments)})
 
     def _resume(self) -> None:
         found = load_checkpoint(self.folder, self.identity)
@@ -282,12 +316,12 @@ class TrainingLoop:
             return
         self.progress, tensors = found
         self.best = tensors["best"]
-        self.model.set_state(tensors["now"])
+        restore(self.trainee.state, tensors["now"])
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors["moments"].items():
-            name, _, kind = key.rpartition("/")
-            parameter = self.model.parameters[name]
-            self.optimizer.state[parameter][kind] = (
-                value.clone() if kind == "step" else value.to(parameter))
+            number, _, kind = key.partition("/")
+            moments[int(number)][kind] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
 
@@ -303,14 +337,16 @@ def _rows(part: int, size: int, count: int, rng_seed: int) -> Tensor:
     return torch.cat(orders)[start : start + size]
 
 
-def peak_memory(device: torch.device) -> str:
-    """The most memory that this process has held, on a CUDA device or else in all."""
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held, in bytes, on a CUDA device or else in all."""
     if device.type == "cuda":
-        return format_bytes(torch.cuda.max_memory_allocated(device))
+        return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows
-        return "unknown"
+        import psutil  # comes with accelerate
+
+        return cast(int, psutil.Process().memory_info().peak_wset)
     # Linux counts in KB, macOS in bytes
     unit = 1 if sys.platform == "darwin" else 1024
-    return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

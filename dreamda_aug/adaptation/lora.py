@@ -1,23 +1,24 @@
 """A diffusion model with LoRA layers that can be trained, and switched off."""
 
 import copy
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamda_aug.adaptation.loop import seeded
 from dreamda_aug.adaptation.training_images import Noised
+from dreamda_aug.adaptation.training_state import copied
 from dreamda_aug.errors import ModelError
 from dreamda_aug.inputs.labels import plain_name
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import ModelSpec
-from dreamda_aug.models.conditioning import ClassConditioning
+from dreamda_aug.models.conditioning import ClassConditioning, Condition
 from dreamda_aug.models.load import as_model
 from dreamda_aug.models.unet import UNetModel
 
@@ -26,28 +27,10 @@ ClassMap = Mapping[str, str | int]
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
-class FixedConditions:
-    """Conditions that are not trained: the prompt of each class, or none; embedded once."""
-
-    class_names: list[str] | None = None
-    null_class: int | None = None
-
-    def __init__(self, model: UNetModel, prompts: Mapping[str, str]):
-        self.can_drop = model.guidable
-        self.trained: dict[str, nn.Parameter] = {}
-        self.started_from = {name: repr(prompt) for name, prompt in prompts.items()}
-        # the unconditional row is the last one, which -1 picks
-        self._embedded = model.embed([*prompts.values(), None])
-        model.embed_only([*prompts.values(), None])
-
-    def rows(self, labels: Tensor) -> dict[str, Tensor]:
-        """Denoiser inputs with one row for each label, (B,) int64; -1 is no class."""
-        return {name: values[labels.to(values.device)] for name, values in self._embedded.items()}
-
-
 class ClassRows(nn.Module):
-    """A class embedding, which replaces the model's: a row for each of the user's classes, and one
-    for the null class. What is trained is how far rows move away from where they began.
+    """A class embedding, which replaces the model's, as its classes do: a row for each of the
+    user's classes, and one for the null class. What is trained is how far rows move away from where
+    they began.
 
     A class that the model knows by name (or by its name in ``class_map``) begins as a copy of its
     row; any other at the null class, or, in a model without one, at the mean of all rows. Without
@@ -66,8 +49,6 @@ class ClassRows(nn.Module):
             raise ModelError(
                 f"{model.name} is class-conditional without a null class, so images without "
                 "labels cannot be trained; give labels, or null_class=... to ModelSpec.")
-        self.can_drop, self.null_class = null is not None, null
-        self.class_names = conditioning.class_names
         self.started_from: dict[str, str] = {}
         initial = old.clone()
         if classes:
@@ -82,11 +63,12 @@ class ClassRows(nn.Module):
                     begun if row is None else
                     f"class {known[row]!r}" if row < len(known) else f"row {row}")
             initial = torch.stack([*starts, *([] if null is None else [old[null]])])
-            self.class_names = list(classes)
-            self.null_class = None if null is None else len(classes)
+            model.conditioning = ClassConditioning(
+                model.unet, len(initial), model.name, classes,
+                None if null is None else len(classes))
+            model.class_names = model.conditioning.class_names
         self.initial = nn.Buffer(initial)
         self.delta = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
-        self.trained = {"class_rows": self.delta}
         self._is_on = True
         model.unet.class_embedding = self
 
@@ -99,31 +81,42 @@ class ClassRows(nn.Module):
         rows = F.embedding(labels, self.initial)
         return rows + F.embedding(labels, self.delta) if self._is_on else rows
 
-    def rows(self, labels: Tensor) -> dict[str, Tensor]:
-        """Denoiser inputs with one row for each label, (B,) int64; -1 is no class."""
-        labels = torch.where(labels < 0, self.null_class or 0, labels)
-        return {"class_labels": labels.to(self.delta.device)}
-
     def embedding(self) -> Tensor:
         """The rows as they are now, (classes, D), on the CPU."""
         return (self.initial.float() + self.delta.detach()).cpu()
 
 
+class Conditions(NamedTuple):
+    """What a model is trained under.
+
+    Attributes:
+        of_labels: the condition of each class, in label order, and at the end None, for no class.
+        started_from: the class or prompt of the model that each class began as.
+        rows: what is trained of them, if anything.
+    """
+
+    of_labels: list[Condition]
+    started_from: dict[str, str]
+    rows: ClassRows | None = None
+
+
 def prepare_conditions(
     model: UNetModel, classes: Sequence[str], prompt: str, class_map: ClassMap
-) -> FixedConditions | ClassRows:
+) -> Conditions:
     """The conditions that a model of this kind is trained under; arguments are those of `adapt`."""
     kind = model.condition_kind
     if class_map and (kind != "class" or not classes):
         raise ValueError("class_map is for class-conditional models and images with labels, got "
                          f"{dict(class_map)!r} for {model.name}.")
     if kind == "class":
-        return ClassRows(model, classes, class_map)
+        rows = ClassRows(model, classes, class_map)
+        return Conditions([*range(len(classes)), None], rows.started_from, rows)
     if kind == "none":
-        return FixedConditions(model, {})
+        return Conditions([None] * (len(classes) + 1), {})
     conditioner = Conditioner(classes or None, prompt)
-    return FixedConditions(model, {name: str(conditioner.condition(label, model))
-                                   for label, name in enumerate(classes)})
+    prompts = [conditioner.condition(label, model) for label in range(len(classes))]
+    model.embed_only([*prompts, None])
+    return Conditions([*prompts, None], dict(zip(classes, map(repr, prompts), strict=True)))
 
 
 class AdaptedModel:
@@ -134,37 +127,37 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, model: UNetModel, conditions: FixedConditions | ClassRows, rank: int, rng_seed: int,
+        self, model: UNetModel, conditions: Conditions, rank: int, rng_seed: int,
         prior_weight: float = 0.0,
     ):
-        self.model, self.conditions, self.prior_weight = model, conditions, prior_weight
-        self.can_drop, self.device, self.dtype = conditions.can_drop, model.device, model.dtype
+        self.model, self.conditions = model, conditions.of_labels
+        self._prior_weight = prior_weight
         model.unet.requires_grad_(False)
         self._lora = add_lora(model.unet, rank, rng_seed)
-        for parameter in conditions.trained.values():
-            parameter.requires_grad_(True)
-        self.parameters: dict[str, nn.Parameter] = {**self._lora, **conditions.trained}
+        self.parameters = dict(self._lora)
+        if conditions.rows is not None:
+            conditions.rows.delta.requires_grad_(True)
+            self.parameters["class_rows"] = conditions.rows.delta
+        self.kept: dict[str, Tensor] = dict(self.parameters)
+        self.state = self.kept  # nothing else changes
         self._layers = _adapters(model.unet)
 
-    def losses(self, noised: Noised, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, noised: Noised, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         # without autocast: frozen weights run in their own precision, as they do in generation
-        output = self.model.denoise(noised.x_t, noised.t, self.conditions.rows(labels))
+        output = self.model.denoise(noised.x_t, noised.t, condition)
         error = (output - noised.target).square().mean()
-        if not self.prior_weight:
+        if not self._prior_weight:
             return error, error
-        prior = self.predict_before(noised.x_t, noised.t, labels)
-        return error, error + self.prior_weight * (output - prior).square().mean()
+        prior = self.predict_before(noised.x_t, noised.t, condition)
+        return error, error + self._prior_weight * (output - prior).square().mean()
 
     @torch.no_grad()
-    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.model.denoise(x_t, t, self.conditions.rows(labels))
-
-    def predict_before(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def predict_before(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The output of the model without adaptation, (B, C, H, W)."""
         for layer in self._layers:
             layer.enable_adapters(False)
         try:
-            return self.predict(x_t, t, labels)
+            return self.model.denoise(x_t, t, condition)
         finally:
             for layer in self._layers:
                 layer.enable_adapters(True)
@@ -172,21 +165,9 @@ class AdaptedModel:
     def after_step(self) -> None:
         pass
 
-    def kept(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().to("cpu", copy=True).contiguous()
-                for name, parameter in self.parameters.items()}
-
-    state = kept  # nothing else is needed to resume
-
-    @torch.no_grad()
-    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[name])
-
     def lora_tensors(self) -> dict[str, Tensor]:
         """The LoRA matrices, under the names that diffusers gives them in a file."""
-        return {f"unet.{name}": tensor for name, tensor in self.kept().items()
-                if name in self._lora}
+        return {f"unet.{name}": tensor for name, tensor in copied(self._lora).items()}
 
 
 def own_model(source: Any) -> UNetModel:
@@ -219,23 +200,12 @@ def add_lora(denoiser: Any, rank: int, rng_seed: int) -> dict[str, nn.Parameter]
                if isinstance(layer, nn.Conv2d) and layer.groups == 1
                or isinstance(layer, nn.Linear) and name.endswith(_ATTENTION)]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(targets))
-    # peft draws from the global generator, which is not ours; the start is drawn again below
-    with torch.random.fork_rng(devices=[]):
+    with seeded(derive_seed(rng_seed, "lora"), torch.device("cpu")):  # peft draws on the CPU
         inject_adapter_in_model(config, denoiser)
-    generator = torch.Generator().manual_seed(derive_seed(rng_seed, "lora"))
-    parameters: dict[str, nn.Parameter] = {}
-    for name, parameter in denoiser.named_parameters():
-        if ".lora_A." in name:
-            start = torch.empty(parameter.shape)
-            # as peft's own start, which is torch's for linear layers
-            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            parameter.data = start.to(parameter.device)
-        elif ".lora_B." in name:
-            parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
-        else:
-            continue
-        parameter.requires_grad_(True)
-        parameters[name.replace(".default.", ".")] = parameter
+    parameters = {name.replace(".default.", "."): parameter
+                  for name, parameter in denoiser.named_parameters() if ".lora_" in name}
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()  # whatever the model's dtype
     return parameters
 
 

@@ -116,15 +116,12 @@ def split(labels: Tensor, held_out: float, most: int = MOST_HELD_OUT) -> tuple[T
             "early_stopping=False, train_steps=100 (--no-early-stopping --train-steps 100).")
     least = min(_ENOUGH_HELD_OUT, count // 2)
     wanted = min(max(least, round(held_out * count)), most, spare)
-    # one image at a time, of the class that has given the smallest share of its own so far
-    taken = dict.fromkeys(members, 0)
-    for _ in range(wanted):
-        label = min((each for each in members if taken[each] < len(members[each]) - 1),
-                    key=lambda each: (taken[each] / len(members[each]), each))
-        taken[label] += 1
-    measured = {row for label, rows in members.items() for row in rows[: taken[label]]}
-    return (torch.tensor([row for row in range(count) if row not in measured]),
-            torch.tensor(sorted(measured)))
+    # one after the other, of the class that has given the smallest share of its own so far
+    turns = sorted((number / len(rows), label, row) for label, rows in members.items()
+                   for number, row in enumerate(rows[:-1]))
+    is_measured = torch.zeros(count, dtype=torch.bool)
+    is_measured[[row for *_, row in turns[:wanted]]] = True
+    return (~is_measured).nonzero().flatten(), is_measured.nonzero().flatten()
 
 
 def noise_levels(model: DiffusionModel) -> NoiseSchedule:

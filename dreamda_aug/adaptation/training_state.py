@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from dreamda_aug.errors import AdaptationError
@@ -55,6 +56,19 @@ class Progress:
 Tensors = dict[str, dict[str, Tensor]]
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def restore(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Set tensors to what `copied` returned, in place."""
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
+
+
 def check_out(folder: Path, source: Any, own: Set[str]) -> None:
     """Refuse a file, a folder that holds other files than ``own``, or one among the images."""
     if folder.exists() and not folder.is_dir():
@@ -71,9 +85,9 @@ def check_out(folder: Path, source: Any, own: Set[str]) -> None:
 
 def check_same(folder: Path, begun: dict[str, Any], identity: dict[str, Any]) -> None:
     """Refuse to resume with other settings, images or another model, and name what differs."""
-    before, now = _flat(begun), _flat(json.loads(json.dumps(identity)))
-    changes = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-               for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    now = json.loads(json.dumps(identity))
+    changes = [f"{name} was {begun.get(name)!r} and is {now.get(name)!r}"
+               for name in sorted(begun.keys() | now.keys()) if begun.get(name) != now.get(name)]
     if changes:
         raise AdaptationError(
             f"{folder} was begun with other settings: {', '.join(changes[:4])}. Use the old ones, "
@@ -138,9 +152,3 @@ def data_name(source: Any) -> str:
     """What a source is called in a card, without a path of this machine."""
     named = isinstance(source, str | Path)
     return path_name(str(source)) if named else type(source).__name__
-
-
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """The same with an entry for each of the settings, such as ``settings.rank``."""
-    return {f"{name}.{key}" if key else name: each for name, value in identity.items()
-            for key, each in (value if isinstance(value, dict) else {"": value}).items()}

@@ -1,6 +1,7 @@
 """The whole way: images and a prior to files, and back into a model."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -87,10 +88,12 @@ def test_the_loaded_model_has_the_loss_of_the_card(class_folder, tmp_path):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_files(
-    class_folder, image_folder, tmp_path, monkeypatch
+    class_folder, image_folder, tmp_path, monkeypatch, caplog
 ):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    expected = adapt(image_folder, on_cpu(class_folder), straight, **QUICK)
+    expected = adapt(image_folder, on_cpu(class_folder), straight, progress=True, **QUICK)
+    assert re.match(r"7 images to train on, 5 to measure on, in 2 classes; .* s a step, about .* "
+                    r"minutes at most; .* of memory", caplog.messages[0])
     step = loop.TrainingLoop._step
     with monkeypatch.context() as patch:
         def stop(self, number):
@@ -102,7 +105,7 @@ def test_an_interrupted_training_goes_on_to_the_same_files(
         with pytest.raises(KeyboardInterrupt):
             adapt(image_folder, on_cpu(class_folder), broken, **QUICK)
     assert [path.name for path in broken.iterdir()] == ["checkpoint.safetensors"]
-    with pytest.raises(AdaptationError, match="settings.rank was 2 and is 3"):
+    with pytest.raises(AdaptationError, match="rank was 2 and is 3"):
         adapt(image_folder, on_cpu(class_folder), broken, **QUICK | {"rank": 3})
     steps = []
     monkeypatch.setattr(loop.TrainingLoop, "_step",
@@ -115,7 +118,7 @@ def test_an_interrupted_training_goes_on_to_the_same_files(
     # finished: the same call returns the result, and others are refused
     again = adapt(image_folder, on_cpu(class_folder), broken, **QUICK)
     assert again == found and len(steps) == 10
-    with pytest.raises(AdaptationError, match="settings.train_steps was 20 and is 30"):
+    with pytest.raises(AdaptationError, match="train_steps was 20 and is 30"):
         adapt(image_folder, on_cpu(class_folder), broken, **QUICK | {"train_steps": 30})
 
 
@@ -123,7 +126,7 @@ def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_fol
     noise = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="adaptation did not help on held-out images"):
         found = adapt(noise, on_cpu(class_folder), tmp_path / "adapted", labels=None,
-                      **QUICK | {"learning_rate": 0.2, "patience": 1, "train_steps": 40})
+                      **QUICK | {"learning_rate": 1.0, "patience": 1, "train_steps": 40})
     assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
     adapted = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert torch.equal(

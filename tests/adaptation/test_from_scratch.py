@@ -2,6 +2,10 @@
 
 import io
 import json
+import re
+import sys
+import time
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -18,9 +22,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Measurements after every third step; samples in two steps."""
+    """Measurements after every third step."""
     monkeypatch.setattr(from_scratch, "_EVALUATE_EVERY", 3)
-    monkeypatch.setattr(from_scratch, "_SHEET_STEPS", 2)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def colour_without_labels():
 def test_an_interrupted_training_resumes_to_the_same_model(kind, request, tmp_path, monkeypatch):
     source, options = request.getfixturevalue(kind)
     state = torch.get_rng_state()
-    straight = train(source, tmp_path / "straight", **QUICK, **options)
+    straight = train(source, tmp_path / "straight", progress=True, **QUICK, **options)
     assert torch.equal(torch.get_rng_state(), state)  # dropout and first weights have their own
 
     steps, step = [], loop.TrainingLoop._step
@@ -107,12 +110,40 @@ def test_time_left_and_memory_are_shown_on_a_terminal_and_in_the_log_elsewhere(
     monkeypatch.setattr("sys.stderr", stream := io.StringIO())
     stream.isatty = lambda: is_terminal
     train(image_folder, tmp_path / "model", progress=True, **QUICK)
-    first, *lines = [record.message for record in caplog.records]
-    assert first.startswith(
-        "training on 7 images, measuring on 5, in 2 classes; 1.3 million parameters")
+    lines = [record.message for record in caplog.records[1:]]
     shown = stream.getvalue() if is_terminal else lines[0]
     assert " of 8, held-out loss " in shown and " left at most, " in shown and " of memory" in shown
     assert (lines == []) is is_terminal is (stream.getvalue() != "")
+
+
+@pytest.mark.parametrize("options, most", [
+    (dict(train_steps=600), None), (dict(train_steps=10**6, minutes=2), 2.0)])
+def test_what_training_takes_is_measured_and_stated_before_its_first_step(
+    options, most, image_folder, tmp_path, monkeypatch, caplog
+):
+    losses = from_scratch.NewModel.losses
+    monkeypatch.setattr(from_scratch.NewModel, "losses", lambda *args: (
+        time.sleep(0.2), losses(*args))[1])
+    monkeypatch.setattr(loop.TrainingLoop, "_step", lambda *_: sys.exit())
+    monkeypatch.setattr(loop, "peak_memory", lambda device: 10**8)
+    with pytest.raises(SystemExit):
+        train(image_folder, tmp_path / "model", progress=True, **QUICK | options)
+    found = re.fullmatch(
+        r"7 images to train on, 5 to measure on, in 2 classes; 1\.3 million parameters; (.*) s a "
+        r"step, about (.*) minutes at most; (.*) MB of memory", caplog.records[-1].message)
+    seconds, minutes, megabytes = map(float, found.groups())
+    assert 0.2 <= seconds < 1
+    assert minutes == most if most else seconds * 10 - 0.1 < minutes < seconds * 10 + 5
+    assert megabytes == pytest.approx(100 + 2 * 4 * 1.3, abs=0.5)  # AdamW's two moments
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_the_peak_of_memory_is_that_of_the_system():
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("this system has no /proc")
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
+    assert loop.peak_memory(torch.device("cpu")) == pytest.approx(peak, rel=0.02)
 
 
 @pytest.mark.parametrize("options, message", [

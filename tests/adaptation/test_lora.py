@@ -4,41 +4,44 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.adaptation.lora import AdaptedModel, ClassRows, FixedConditions, own_model
+from dreamda_aug.adaptation.lora import AdaptedModel, ClassRows, own_model, prepare_conditions
+from dreamda_aug.adaptation.training_state import copied, restore
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models.adapted import base_identity, check_base
 from dreamda_aug.models.unet import UNetModel
 
 X = torch.linspace(-1, 1, 2 * 256).view(2, 1, 16, 16)
 T = torch.tensor([10, 700])
-NONE = torch.tensor([-1, -1])
 
 
-def shaken(model, rank=2):
+def adapted(model, rng_seed=0):
+    return AdaptedModel(model, prepare_conditions(model, [], "", {}), 2, rng_seed)
+
+
+def shaken(model):
     """An adapted model whose parameters are all different from their start."""
-    model = AdaptedModel(model, FixedConditions(model, {}), rank, 0)
+    model = adapted(model)
     generator = torch.Generator().manual_seed(3)
-    model.set_state({name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
-                     for name, tensor in model.kept().items()})
+    restore(model.kept, {name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+                         for name, tensor in copied(model.kept).items()})
     return model
 
 
 def test_lora_begins_as_nothing_and_can_be_switched_off_exactly():
     plain = UNetModel(pixel_pipeline())
     expected = plain.denoise(X, T, {}).detach()
-    fresh = AdaptedModel(own_model(plain), FixedConditions(plain, {}), 2, 0)
-    assert torch.equal(fresh.predict(X, T, NONE), expected)
+    fresh = adapted(own_model(plain))
+    assert torch.equal(fresh.model.denoise(X, T, {}), expected)
     model = shaken(own_model(plain))
-    assert not torch.allclose(model.predict(X, T, NONE), expected, atol=1e-3)
-    assert torch.equal(model.predict_before(X, T, NONE), expected)
+    assert not torch.allclose(model.model.denoise(X, T, {}), expected, atol=1e-3)
+    assert torch.equal(model.predict_before(X, T, {}), expected)
     assert torch.equal(plain.denoise(X, T, {}), expected)  # what was lent is what it was
 
 
 def test_the_random_start_follows_its_own_seed_and_leaves_the_global_one_alone():
     models = [own_model(UNetModel(pixel_pipeline())) for _ in range(3)]
     state = torch.get_rng_state()
-    starts = [AdaptedModel(model, FixedConditions(model, {}), 2, seed).kept()
-              for model, seed in zip(models, (0, 0, 1))]
+    starts = [adapted(model, seed).kept for model, seed in zip(models, (0, 0, 1))]
     assert torch.equal(torch.get_rng_state(), state)
     name = next(name for name in starts[0] if "lora_A" in name)
     assert torch.equal(starts[0][name], starts[1][name])
@@ -58,37 +61,37 @@ def test_the_base_is_known_again_in_half_precision_and_no_other_is():
             check_base(identity, torch.nn.Module.to(unet, dtype), "other", "adapted")
 
 
-def classes(names, class_map=None, null=3, count=4, prior=("left", "up", "down")):
-    model = own_model(UNetModel(pixel_pipeline(num_classes=count), "prior", prior, null))
+def classes(names, class_map=None, null=3, prior=("left", "up", "down")):
+    """A model with these classes, its rows, and those that it had."""
+    model = own_model(UNetModel(pixel_pipeline(num_classes=4), "prior", prior, null))
     old = model.unet.class_embedding.weight.detach().clone()
-    return ClassRows(model, names, class_map or {}), old
+    return model, ClassRows(model, names, class_map or {}), old
 
 
 def test_known_classes_begin_as_copies_and_others_at_the_null_class():
-    rows, old = classes(["Up", "right", "far_left"], {"far_left": "left"})
+    model, rows, old = classes(["Up", "right", "far_left"], {"far_left": "left"})
     assert torch.equal(rows.embedding(), old[[1, 3, 0, 3]])
     assert rows.started_from == {"Up": "class 'up'", "right": "the null class",
                                  "far_left": "class 'left'"}
-    assert (rows.class_names, rows.null_class) == (["Up", "right", "far_left"], 3)
-    assert rows.rows(torch.tensor([2, -1]))["class_labels"].tolist() == [2, 3]
+    assert model.class_names == ["Up", "right", "far_left"] and model.guidable
+    assert model.embed([2, None])["class_labels"].tolist() == [2, 3]
 
 
 def test_a_map_may_name_rows_and_without_null_class_the_mean_is_the_start():
-    rows, old = classes(["a", "b"], {"a": 2}, null=None, prior=None)
+    model, rows, old = classes(["a", "b"], {"a": 2}, null=None, prior=None)
     torch.testing.assert_close(rows.embedding(), torch.stack([old[2], old.mean(0)]))
-    assert not rows.can_drop and rows.null_class is None
-    rows, old = classes(["a"], {"a": "1"}, prior=None)
+    assert not model.guidable and model.conditioning.null_class is None
+    _, rows, old = classes(["a"], {"a": "1"}, prior=None)
     assert torch.equal(rows.embedding()[0], old[1])
 
 
 def test_without_labels_the_null_class_alone_is_trained():
-    rows, old = classes([])
-    labels = rows.rows(torch.tensor([-1, -1]))["class_labels"]
-    rows(labels).sum().backward()
-    moved = rows.trained["class_rows"].grad.abs().sum(1)
+    model, rows, old = classes([])
+    rows(model.embed([None, None])["class_labels"]).sum().backward()
+    moved = rows.delta.grad.abs().sum(1)
     assert moved[3] > 0 and moved[:3].sum() == 0
     assert torch.equal(rows.embedding(), old)
-    assert rows.class_names == ["left", "up", "down"]
+    assert model.class_names == ["left", "up", "down"]
 
 
 @pytest.mark.parametrize("names, class_map, null, error, message", [

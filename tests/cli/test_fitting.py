@@ -35,7 +35,7 @@ def test_adapt_then_expand_then_regenerate(images, prior, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "class left: began as class 'up'" in text and "right: began as the null class" in text
     assert "held-out loss" in text and text.strip().endswith(": helped")
-    assert json.loads((out / "adaptation.json").read_text())["identity"]["settings"]["rank"] == 2
+    assert json.loads((out / "adaptation.json").read_text())["identity"]["rank"] == 2
 
     expand = ["expand", str(images), "--model", prior, "--lora", str(out), "--expansion-ratio", "1",
               "--set", "steps=2", "--limit", "2", "--device", "cpu", "--out"]
