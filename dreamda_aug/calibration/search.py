@@ -71,15 +71,18 @@ class Target:
 
     def kept(self, point: CalibrationPoint) -> bool:
         """Whether a point keeps it."""
-        if self.max_distance is not None:
-            return point.distance <= self.max_distance
-        return point.agreement >= self.min_agreement
+        return self._margin(point) >= 0
 
     def furthest(self, points: Sequence[CalibrationPoint]) -> CalibrationPoint:
         """Of points that keep it, the one that moves images most; if none does, the closest."""
         if good := [point for point in points if self.kept(point)]:
             return max(good, key=lambda p: (p.distance, p.noise_scale))
-        return max(points, key=lambda p: p.agreement if self.max_distance is None else -p.distance)
+        return max(points, key=self._margin)
+
+    def _margin(self, point: CalibrationPoint) -> float:
+        if self.max_distance is not None:
+            return self.max_distance - point.distance
+        return point.agreement - self.min_agreement
 
 
 class Measurement:

@@ -1,15 +1,16 @@
-"""Tensors in, tensors out: batches, seeds and memory."""
+"""Tensors in, tensors out: batches, seeds, memory, and which inversions are used again."""
 
+import copy
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMParallelScheduler, DDIMScheduler, EulerDiscreteScheduler
 from pipelines import images, pixel_pipeline, sampler
 
-from dreamda_aug import CycleDiffusion, DDIMInversion, LatentCache
+from dreamda_aug import CycleDiffusion, DDIMInversion, LatentCache, load_model
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.models.unet import UNetModel
@@ -77,6 +78,72 @@ def test_whatever_changes_an_inversion_is_inverted_anew_and_nothing_else_is(
     for model, computed in ((UNetModel(pixel_pipeline(num_classes=4), null_class=3), [1, 0]),
                             (UNetModel(pixel_pipeline(num_classes=3)), [1, 1])):
         assert [inverted(model, cache, condition=label) for label in (0, 1)] == computed
+
+
+def scheduler(pipeline, kind, **changes):
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **changes)
+
+
+@torch.no_grad()
+def scale(part, factor=1.1):
+    for weight in part.parameters():
+        weight.mul_(factor)
+
+
+def behind_autograd(unet):
+    for weight in unet.parameters():
+        weight.data += 0.05
+
+
+def add_lora(pipeline):
+    from peft import LoraConfig
+
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"],
+                                         init_lora_weights=False))
+
+
+LIVE = {
+    "prediction type": lambda p: scheduler(p, DDIMScheduler, prediction_type="v_prediction"),
+    "betas": lambda p: scheduler(p, DDIMScheduler, beta_end=0.02),
+    "sigmas": lambda p: scheduler(p, EulerDiscreteScheduler, use_karras_sigmas=True),
+    "U-Net": lambda p: scale(p.unet), "behind autograd": lambda p: behind_autograd(p.unet),
+    "VAE": lambda p: scale(p.vae), "LoRA": add_lora,
+}
+CATS = [Request(0, "a cat"), Request(1, "a cat")]
+
+
+def retrace(pipeline, folder):
+    """What leads back to the images, unless the model has changed since their inversion."""
+    return make(load_model(pipeline), steps=4, strength=1.0, noise_scale=0.0, guidance_scale=1.0,
+                source_prompt="a cat", cache=LatentCache(folder))
+
+
+@pytest.mark.parametrize("change", LIVE)
+def test_a_change_of_a_live_pipeline_is_noticed(sd_pipeline, tmp_path, change):
+    pipeline = copy.deepcopy(sd_pipeline)
+    core = retrace(pipeline, tmp_path)
+    x = images(core.model)
+    for _ in range(2):
+        core.synthesize(x, CATS)
+        assert core.inversions == 2
+    LIVE[change](pipeline)
+    made = core.synthesize(x, CATS).images
+    assert core.inversions == 4
+    # the image comes back only if it was inverted with what it was generated with
+    decoded = core.model.decode(core.model.encode(x))
+    torch.testing.assert_close(made, decoded, atol=1e-3, rtol=0)
+
+
+def test_another_text_encoder_is_another_inversion_and_an_equal_scheduler_is_not(
+    sd_pipeline, tmp_path
+):
+    pipeline = copy.deepcopy(sd_pipeline)
+    for change, computed in ((lambda: None, 2), (lambda: scheduler(pipeline, DDIMParallelScheduler),
+                             0), (lambda: scale(pipeline.text_encoder), 2)):
+        change()
+        core = retrace(copy.deepcopy(pipeline), tmp_path)
+        core.synthesize(images(core.model), CATS)
+        assert core.inversions == computed
 
 
 def test_memory_that_runs_out_halves_the_batch_and_is_freed(pixel, monkeypatch, caplog):

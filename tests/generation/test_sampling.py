@@ -135,27 +135,17 @@ def test_no_step_waits_for_the_gpu_or_needs_float64(kind, settings, text, monkey
         assert not waits.wide
 
 
-def inverted(model, seeds=(3, 4), **settings):
-    core = make(model, **settings)
-    return Run(model, core.settings, core.schedule).invert(
-        images(model), (None, None), seeds, torch.float32)
-
-
-def test_without_residuals_the_start_alone_and_without_replay_the_image_alone_is_kept(pixel):
-    inexact, exact = (inverted(pixel, eta=0.0, inversion=DDIMInversion(exact=exact))
-                      for exact in (False, True))
-    for one, other in zip(inexact, exact, strict=True):
-        assert one.residuals is one.x_0 is None and torch.equal(one.x_T, other.x_T)
-    for trajectory, image in zip(inverted(pixel, replay=0.0), images(pixel), strict=True):
-        assert set(trajectory.tensors()) == {"x_0"}
-        assert torch.equal(trajectory.x_0, image * 2 - 1)
-
-
 def test_an_inversion_follows_its_seed_and_runs_on_the_plain_unet(pixel):
-    first, second = inverted(pixel)
+    core = make(pixel)
+    run = Run(pixel, core.settings, core.schedule)
+
+    def inverted(*seeds):
+        return run.invert(images(pixel), (None, None), seeds, torch.float32)
+
+    first, second = inverted(3, 4)
     # what an earlier call left in the hook must not perturb it
     pixel.hook.set(lambda h, **arguments: h + 1, None, 0, 2)
-    again, other = inverted(pixel, seeds=(3, 5))
+    again, other = inverted(3, 5)
     assert torch.equal(first.residuals, again.residuals) and torch.equal(first.x_T, again.x_T)
     assert not torch.equal(second.x_T, other.x_T)
 
