@@ -99,9 +99,8 @@ def calibrated(
         return synthesizer, None
     labeled = condition_of is not None or not synthesizer.conditioner.needs_label(model)
     found = find_calibration(
-        requested, model, synthesizer.cache, shipped=not foreign, labeled=labeled)
-    if found is None:
-        found = _measure_once(synthesizer, sample)
+        requested, model, synthesizer.cache, shipped=not foreign, labeled=labeled
+    ) or _measure_once(synthesizer, sample)
     logger.warning("calibrated: %s", found.summary())
     return synthesizer.with_settings(found.resolve(requested)), found
 

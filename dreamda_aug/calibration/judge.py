@@ -49,6 +49,11 @@ def given_judge(classifier: Callable[[Tensor], Tensor], labels: Tensor) -> Judge
 def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge | None:
     """A judge from a diffusion model's own features, or from pixels where it gives none.
 
+    Replicas are judged by a regression that was not fitted to their seed image, or near-copies
+    would always be right. The style of the model (such as thinner strokes) does not count:
+    features of replicas are shifted and scaled, all classes alike, to the mean and deviation of
+    their seed images.
+
     Args:
         model: the diffusion model that makes the images.
         images: labeled images, (N, C, H, W) in [0, 1], of its size; seed images first.
@@ -56,6 +61,9 @@ def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge |
 
     Returns:
         The judge, or None where all images are of one class.
+
+    Source: ours; the regression is that of `LinearProbe`, the match of moments that of Li et al.
+    2016 (AdaBN, arXiv:1603.04779).
     """
     if len(labels.unique()) < 2:
         return None
@@ -66,16 +74,7 @@ def fold_judge(model: DiffusionModel, images: Tensor, labels: Tensor) -> Judge |
 
 
 class _FoldProbes:
-    """Logistic regressions on features, each fitted without a part of the labeled images.
-
-    Replicas are judged by a regression that was not fitted to their seed image, or near-copies
-    would always be right. The style of the model (such as thinner strokes) does not count:
-    features of replicas are shifted and scaled, all classes alike, to the mean and deviation of
-    their seed images.
-
-    Source: ours; the regression is that of `LinearProbe`, the match of moments that of Li et al.
-    2016 (AdaBN, arXiv:1603.04779).
-    """
+    """Logistic regressions on features, each fitted without a part of the labeled images."""
 
     def __init__(
         self, features: FeatureFunction, images: Tensor, labels: Tensor, folds: int

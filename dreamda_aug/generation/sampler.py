@@ -134,6 +134,8 @@ class Sampler:
                 out broken.
         """
         self._check_images(images)
+        if not requests:
+            return Synthesized(images[:0], [], [])
         if self.static_shapes:
             self.watch.padded(len(requests), self.batch_size)
         digests = digests or [image_digest(image) for image in images]
@@ -162,7 +164,7 @@ class Sampler:
             return zip(made, acts, [self.batch_size] * len(part), strict=True)
 
         rows = self._in_batches(make, len(requests))
-        return Synthesized(self._stack([made for made, _, _ in rows]),
+        return Synthesized(torch.stack([made for made, _, _ in rows]),
                            [act for _, act, _ in rows], [size for _, _, size in rows])
 
     def invert(
@@ -206,7 +208,7 @@ class Sampler:
         """
         conditions = conditions or [None] * len(trajectories)
         seeds = sample_seeds or list(range(len(trajectories)))
-        made = self._stack(self._in_batches(lambda batch: self._generate(
+        made = torch.stack(self._in_batches(lambda batch: self._generate(
             trajectories[batch], conditions[batch], seeds[batch]), len(trajectories)))
         if count := int(broken(made).sum()):
             raise GenerationError(
@@ -304,10 +306,6 @@ class Sampler:
             raise ValueError(
                 f"images must have shape (B, {', '.join(map(str, expected))}) for "
                 f"{self.model.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself.")
-
-    def _stack(self, images: list[Tensor]) -> Tensor:
-        empty = torch.empty(0, self.model.channels, *self.model.image_size)
-        return torch.stack(images) if images else empty
 
     def _in_batches(self, function: Callable[[slice], Iterable[_T]], count: int) -> list[_T]:
         """What ``function`` gives for slices of at most `batch_size`; it is halved when memory
