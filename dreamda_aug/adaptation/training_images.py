@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamda_aug.inputs.pixels import UNREADABLE, fit_to
+from dreamda_aug.inputs.listing import UNREADABLE
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import derive_seed

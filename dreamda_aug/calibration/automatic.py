@@ -24,7 +24,8 @@ from dreamda_aug.generation.dials import (
 )
 from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.pixels import UNREADABLE, fit_to
+from dreamda_aug.inputs.listing import UNREADABLE
+from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.metrics.distances import nearest
 from dreamda_aug.models import DiffusionModel

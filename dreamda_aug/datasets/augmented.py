@@ -19,7 +19,7 @@ from dreamda_aug.generation.dials import Calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.dataset_reader import find_targets, occurrences
 from dreamda_aug.inputs.pixels import Pixels
-from dreamda_aug.inputs.seed_images import SeedImage
+from dreamda_aug.inputs.rows import SeedImage
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class AugmentedDataset(RealAndSynthetic):
         part = self._images.subset(indices)
         if not conditioner.needs_label(model):
             try:
-                part.check()
+                part = part.labeled()
             except ValueError:  # labels of another kind, which only training needs
                 part = part.relabeled(None)
         self.synthesizer, self.calibration = calibrated(
@@ -205,7 +205,7 @@ class AugmentedDataset(RealAndSynthetic):
             self._images.check_names()
         return self.synthesizer.synthesize_values(
             [seeds[o.index].image for o in origins],
-            [seeds[o.index].given_label for o in origins],
+            [seeds[o.index].label for o in origins],
             [o.replica + self.expansion_ratio * self._occurrences[o.index] for o in origins],
             origins[0].epoch,
             None if self._captions is None else [self._captions[o.index] for o in origins])

@@ -172,7 +172,7 @@ class RealAndSynthetic(Dataset[Any]):
         """The base dataset's sample after the last transform, with its origin if wanted."""
         if self.transform is not None:
             row = read_row(sample, origin.index)
-            sample = row.put(self.transform(row.image), row.label)
+            sample = row.put_back(self.transform(row.image))
         if not self.with_origin:
             return sample
         return {**sample, "origin": origin} if isinstance(sample, Mapping) else (*sample, origin)

@@ -23,7 +23,7 @@ from dreamda_aug.metrics.features import FeatureFunction
 _CHUNK = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class Small:
     """What images look like to the classifier; an `ImageFormat`."""
 

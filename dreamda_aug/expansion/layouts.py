@@ -17,7 +17,7 @@ from dreamda_aug.errors import ExpansionError, StorageError
 from dreamda_aug.expansion.manifest import ManifestLine
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import open_file, regular_file
-from dreamda_aug.inputs.pixels import UNREADABLE, open_image
+from dreamda_aug.inputs.listing import UNREADABLE, open_image
 
 # Unfinished work lies here; the folder is gone once the dataset is complete.
 WORK = ".dreamda"
@@ -199,7 +199,7 @@ class StoredImages:
                 with PIL.Image.open(io.BytesIO(shard.read(size))) as image:
                     image.load()
                     return image
-        except (*UNREADABLE, StorageError) as error:
+        except UNREADABLE as error:
             raise _unreadable(self.out / file, "an image", error) from error
 
 

@@ -13,14 +13,8 @@ from torch import Tensor
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.manifest import Record
-from dreamda_aug.inputs.pixels import (
-    MACHINE_ERRORS,
-    UNREADABLE,
-    Pixels,
-    TooLarge,
-    fit_back,
-    fit_to,
-)
+from dreamda_aug.inputs.listing import MACHINE_ERRORS, UNREADABLE, TooLarge
+from dreamda_aug.inputs.pixels import Pixels, fit_back, fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models import DiffusionModel
 

@@ -4,7 +4,7 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,10 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from dreamda_aug.inputs.labels import label_key, plain_label
-from dreamda_aug.inputs.rows import Row, is_image, read_row
+from dreamda_aug.inputs.rows import SeedImage, is_image, read_row
 
-# From a row to what the dataset makes of it.
-Step = Callable[[Row], Any]
+# From an image with its label to what a transform makes of them.
+Step = Callable[[SeedImage], Any]
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Table(Protocol):
 
 
 class DatasetReader:
-    """Samples of a dataset without its image transform, which ``put`` of a row runs.
+    """Samples of a dataset without its image transform, which ``put`` of a sample runs.
 
     The transform is what a dataset calls as ``self.transform`` or ``self.transforms``, be it an
     attribute or a method, of torchvision's or albumentations' kind; or what was given to
@@ -69,7 +69,6 @@ class DatasetReader:
         parts = _parts(dataset)
         self._is_regular = not self._is_stripped or all(map(_is_plain, parts))
         self.may_vary = not all(_is_plain(part) or isinstance(part, Table) for part in parts)
-        self._labels: dict[int, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DatasetReader, (self.dataset, self.has_labels)  # closures cannot be pickled
@@ -77,47 +76,37 @@ class DatasetReader:
     def __len__(self) -> int:
         return len(self._leaves)
 
-    def fetch(self, index: int) -> Any:
-        """What lies there, as it is; raises what `UNREADABLE` lists if it is broken."""
-        self._steps.clear()
-        return self._bare[index]
+    def read(self, index: int) -> SeedImage:
+        """The sample that lies there.
 
-    def row(self, index: int, found: Any) -> Row:
-        """The row in what `fetch` has just found; raises if it is of the wrong kind."""
-        leaf = self._leaves[index]
+        Raises what `UNREADABLE` lists if it is broken, and as `read_row` does.
+        """
+        self._steps.clear()
+        found, leaf = self._bare[index], self._leaves[index]
         steps = [*filter(None, [self._of_table.get(id(leaf))]), *self._steps]
         if self.has_labels or isinstance(found, tuple | list | Mapping):
-            row = read_row(found, index, _columns(leaf))
+            seed = read_row(found, index, _columns(leaf))
         else:
-            row = Row(found, None, lambda image, label: image)
+            seed = SeedImage(found, None, lambda image, label: image)
         if isinstance(found, tuple | list) and len(found) == 2 and self._is_regular:
             self._usual[id(leaf)] = steps
-        return row._replace(put=lambda image, label: _applied(steps, Row(image, label, row.put)))
-
-    def read(self, index: int) -> Row:
-        """The row that lies there; raises as both do."""
-        return self.row(index, self.fetch(index))
+        return replace(seed, put=lambda *given: _applied(steps, SeedImage(*given, seed.put)))
 
     def put_back(self, index: int, image: Any, label: Any) -> Any:
         """What the dataset makes of another image; its own is read only where that is necessary."""
         steps = self._usual.get(id(self._leaves[index]))
         if steps is None:
-            row = self.read(index)
-            return row.put(image, row.label)
-        return _applied(steps, Row(image, label, lambda image, label: (image, label)))
+            return self.read(index).put_back(image)
+        return _applied(steps, SeedImage(image, label, lambda image, label: (image, label)))
 
-    def label(self, index: int) -> Any:
-        """The label as the sample has it; read, once, if the dataset keeps no list of them."""
-        if self._kept is not None:
-            change = _target_transform(self._leaves[index])
-            return change(self._kept[index]) if change else self._kept[index]
-        if index not in self._labels:
-            self._labels[index] = self.read(index).label
-        return self._labels[index]
-
-    @cached_property
-    def _kept(self) -> list[Any] | None:
-        return find_targets(self.dataset)
+    def labels(self, indices: Sequence[int]) -> list[Any]:
+        """Labels as the samples have them, which are read if the dataset keeps no list of them."""
+        kept = find_targets(self.dataset)
+        if kept is None:
+            return [self.read(index).label for index in indices]
+        changes = {id(leaf): _target_transform(leaf) for leaf in self._leaves}
+        return [change(kept[i]) if (change := changes[id(self._leaves[i])]) else kept[i]
+                for i in indices]
 
     def changes_labels(self, classes: int) -> bool:
         """Whether a ``target_transform`` makes another label of any of the classes."""
@@ -169,8 +158,8 @@ class DatasetReader:
                 f"{settings['type']!r}; give dataset.with_format(None)."
             )
 
-        def step(row: Row) -> Any:
-            sample = row.put(row.image, row.label)
+        def step(seed: SeedImage) -> Any:
+            sample = seed.put_back(seed.image)
             batch = transform({name: [sample[name]] for name in columns if name in sample})
             return {name: values[0] for name, values in batch.items()}
 
@@ -186,15 +175,15 @@ class DatasetReader:
             if count == 1 and isinstance(given[0], Mapping):
                 if nested:  # what the outer dataset makes of its result is not known
                     return transform(given[0])
-                self._steps.append(lambda row: transform(row.put(row.image, row.label)))
+                self._steps.append(lambda seed: transform(seed.put_back(seed.image)))
             elif count == 1:
-                self._steps.append(lambda row: row.put(transform(row.image), row.label))
+                self._steps.append(lambda seed: seed.put_back(transform(seed.image)))
             elif count == 2:
-                self._steps.append(lambda row: row.put(*transform(row.image, row.label)))
+                self._steps.append(lambda seed: seed.put(*transform(seed.image, seed.label)))
             elif not given and len(images) == 1:
                 key, = images
-                self._steps.append(lambda row: row.put(
-                    transform(**{**named, key: row.image})[key], row.label))
+                self._steps.append(
+                    lambda seed: seed.put_back(transform(**{**named, key: seed.image})[key]))
             else:
                 raise TypeError(
                     "a dataset must call its transform with the image, with image and label, or as "
@@ -204,12 +193,14 @@ class DatasetReader:
         return call
 
 
-def _applied(steps: Sequence[Step], row: Row) -> Any:
-    """The sample that a dataset's transforms make of a row."""
-    sample = None
-    for number, step in enumerate(steps):
-        sample = step(read_row(sample, 0) if number else row)
-    return sample if steps else row.put(row.image, row.label)
+def _applied(steps: Sequence[Step], seed: SeedImage) -> Any:
+    """The sample that a dataset's transforms make of an image and its label."""
+    if not steps:
+        return seed.put_back(seed.image)
+    sample = steps[0](seed)
+    for step in steps[1:]:
+        sample = step(read_row(sample))
+    return sample
 
 
 def _target_transform(dataset: Any) -> Callable[[Any], Any] | None:

@@ -1,21 +1,62 @@
-"""Images by name: folders, lists of files, and datasets of torchvision and Hugging Face."""
+"""Images by name: files, folders and lists of them, datasets of torchvision and Hugging Face."""
 
 import csv
+import errno
 import hashlib
 import inspect
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
+import PIL.Image
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from dreamda_aug.errors import ExpansionError, StorageError
-from dreamda_aug.files import parse_json, read_lines, regular_file
-from dreamda_aug.inputs.pixels import MACHINE_ERRORS, open_image
+from dreamda_aug.files import open_file, parse_json, read_lines, regular_file
 
+# What Pillow raises for broken and hostile files, and `regular_file` for FIFOs and devices.
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
+              struct.error, zlib.error, PIL.Image.DecompressionBombError, StorageError)
+# Errors of the machine rather than of a file.
+MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+# 8192 x 8192. An image takes about 24 bytes a pixel while it is worked on: 1.6 GB for this many.
+MAX_PIXELS = 2**26
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "target")
+
+
+class TooLarge(ValueError):
+    """An image has more pixels than `MAX_PIXELS`; the message is the same on every machine."""
+
+
+def open_image(path: str | Path) -> PIL.Image.Image:
+    """Decode an image file.
+
+    Raises:
+        TooLarge: its header announces more than `MAX_PIXELS` pixels; it is not decoded.
+        Others: see `UNREADABLE`.
+    """
+    # Pillow warns of large images too. No catch_warnings here: leaving it, Python forgets which
+    # warnings it has shown, and every other one would be repeated for each image.
+    try:
+        opened = PIL.Image.open(regular_file(path))
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"larger than {MAX_PIXELS:,} pixels") from error
+    with opened as image:
+        check_size(*image.size)
+        image.load()
+        return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse images of no pixels, with a ValueError, or of more than `MAX_PIXELS`."""
+    if not width * height:
+        raise ValueError(f"an image must hold at least one pixel, got {width} x {height}.")
+    if width * height > MAX_PIXELS:
+        raise TooLarge(f"larger than {MAX_PIXELS:,} pixels")
 
 
 class Files:
@@ -49,7 +90,7 @@ class Files:
     def digest(self, index: int) -> str:
         """SHA-256 of a file, in hexadecimal; empty if it cannot be read."""
         try:
-            with open(regular_file(self._place(index)), "rb") as file:
+            with open_file(self._place(index)) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ExpansionError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
@@ -98,33 +139,22 @@ def _list_folder(root: Path) -> Files:
     entries = sorted((entry for entry in os.scandir(root) if not entry.name.startswith(".")),
                      key=lambda entry: entry.name)
     classes = [entry.name for entry in entries if entry.is_dir()]
-    loose = [entry.name for entry in entries if not entry.is_dir() and _is_image(entry.name)]
-    found = [(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"), label)
-             for label, of_class in enumerate(classes)
-             for folder, names in sorted(_walk(root / of_class))
-             for name in sorted(filter(_is_image, names))]
-    if not found and not loose:
+    loose = [entry.name for entry in entries
+             if not entry.is_dir() and entry.name.lower().endswith(IMG_EXTENSIONS)]
+    listed = make_dataset(root, {name: label for label, name in enumerate(classes)},
+                          IMG_EXTENSIONS, allow_empty=True) if classes else []
+    samples = [(os.path.relpath(path, root).replace(os.sep, "/"), label) for path, label in listed]
+    # without hidden files, such as those of macOS
+    samples = [(path, label) for path, label in samples if "/." not in path]
+    if not samples and not loose:
         raise ValueError(
             f"{root}: the class folders hold no image files." if classes else
             f"{root}: expected one sub-folder per class, or image files, found none.")
-    if not found:
+    if not samples:
         return Files(root, root, loose)
     problems = [f"{len(loose)} images beside the class folders are left out"] * bool(loose)
-    paths, labels = map(list, zip(*found))
+    paths, labels = map(list, zip(*samples))
     return Files(root, root, paths, labels, classes, problems)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders and the names of their files; links are followed, but never in a circle."""
-    for path, folders, names in os.walk(folder, followlinks=True):
-        above = set(map(os.path.realpath, [path, *map(str, Path(path).parents)]))
-        folders[:] = [name for name in folders if not name.startswith(".")
-                      and os.path.realpath(os.path.join(path, name)) not in above]
-        yield path, names
 
 
 def read_table(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,13 +1,9 @@
 """Pixels of anything image-like, and the way back: one rule for every door."""
 
-import errno
 import hashlib
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,15 +14,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-Image = PIL.Image.Image | Tensor | np.ndarray[Any, Any]
+from dreamda_aug.inputs.listing import UNREADABLE, check_size
 
-# What Pillow raises for broken and hostile files.
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
-              struct.error, zlib.error, PIL.Image.DecompressionBombError)
-# Errors of the machine rather than of a file.
-MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
-# 8192 x 8192. An image takes about 24 bytes a pixel while it is worked on: 1.6 GB for this many.
-MAX_PIXELS = 2**26
+Image = PIL.Image.Image | Tensor | np.ndarray[Any, Any]
 
 _ORIENTATION = 0x0112
 _KEPT_INFO = ("icc_profile", "dpi", "gamma", "srgb", "transparency")
@@ -35,21 +25,12 @@ _OF_PNG = {"L", "LA", "RGB", "RGBA", "I;16"}
 _TRANSPARENT = {"LA", "RGBA", "PA", "La", "RGBa"}
 
 
-class TooLarge(ValueError):
-    """An image has more pixels than `MAX_PIXELS`; the message is the same on every machine."""
-
-
 class ImageFormat(Protocol):
     """What images a model takes: ``channels`` of 1 or 3, ``image_size`` height and width."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    @property
-    def image_size(self) -> tuple[int, int]: ...
+    name: str
+    channels: int
+    image_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -98,7 +79,7 @@ def read_pixels(image: Image) -> Pixels:
             `MAX_PIXELS` pixels (`TooLarge`).
     """
     if isinstance(image, PIL.Image.Image):
-        _check_size(*image.size)
+        check_size(*image.size)
         return _read_deep(image) if image.mode.startswith(("I", "F")) else _read_pil(image)
     if isinstance(image, Tensor):
         return _read_tensor(image)
@@ -106,30 +87,6 @@ def read_pixels(image: Image) -> Pixels:
         return _read_array(image)
     raise TypeError(
         f"an image must be a PIL image, a tensor or a numpy array, got {type(image).__name__}.")
-
-
-def open_image(path: str | Path) -> PIL.Image.Image:
-    """Decode an image file.
-
-    Raises:
-        TooLarge: its header announces more than `MAX_PIXELS` pixels; it is not decoded.
-        OSError: there is no such file, or something else than a regular file.
-        Others: what Pillow raises for broken files, see `UNREADABLE`.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        # a pipe or a device would be waited for, or never end
-        raise OSError(f"{path}: expected a file")
-    # Pillow warns of large images too. No catch_warnings here: leaving it, Python forgets which
-    # warnings it has shown, and every other one would be repeated for each image.
-    try:
-        opened = PIL.Image.open(path)
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"larger than {MAX_PIXELS:,} pixels") from error
-    with opened as image:
-        _check_size(*image.size)
-        image.load()
-        return image
 
 
 def image_digest(image: Tensor) -> str:
@@ -179,13 +136,6 @@ def _luminance(values: Tensor) -> Tensor:
     red, green, blue = values.split(1, dim=1)
     grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
     return grey
-
-
-def _check_size(width: int, height: int) -> None:
-    if not width * height:
-        raise ValueError(f"an image must hold at least one pixel, got {width} x {height}.")
-    if width * height > MAX_PIXELS:
-        raise TooLarge(f"larger than {MAX_PIXELS:,} pixels")
 
 
 @dataclass(frozen=True)
@@ -259,21 +209,28 @@ _BYTES = _Range(0, 255, torch.uint8, False)
 
 
 def _pixels(
-    values: Tensor, span: _Range, hashed: list[Tensor], wrap: Callable[[Tensor], Any], *,
+    numbers: Tensor, wrap: Callable[[Tensor], Any], *, is_window: bool = False,
+    hashed: list[Tensor] | None = None,
     decorate: Callable[[PIL.Image.Image], PIL.Image.Image] = lambda png: png,
     is_png: bool = False, is_fixed: bool = False,
 ) -> Pixels:
-    """Pixels, hashed as given; ``wrap`` makes an image of numbers, ``decorate`` completes a PNG."""
+    """Pixels of (B, C, H, W); ``wrap`` makes an image of such, ``decorate`` completes a PNG."""
+    span = _Range.of(numbers, is_window)
+    values, hashed = span.to_values(numbers), hashed or list(map(_as_bytes, numbers))
+    is_exact = [each.dtype == torch.uint8 for each in hashed]
+    for row, each in enumerate(hashed):
+        if is_exact[row] and numbers.is_floating_point():
+            values[row] = each.float() / 255
+
     def restore(new: Tensor) -> Any:
         return wrap(span.to_numbers(new))
 
-    is_exact = all(each.dtype == torch.uint8 for each in hashed)
     return Pixels(
         values, [image_digest(each) for each in hashed], restore,
         lambda new: decorate(span.store(new)),
         lambda stored: stored if is_png else restore(span.load(stored)),
-        "" if is_exact else span.loss(values.shape[1]),
-        has_8_bits=span.dtype == torch.uint8, is_fixed=is_png or is_fixed)
+        "" if all(is_exact) else span.loss(values.shape[1]), has_8_bits=span.dtype == torch.uint8,
+        is_fixed=is_png or is_fixed and not span.is_window)
 
 
 def _read_tensor(image: Tensor) -> Pixels:
@@ -284,12 +241,11 @@ def _read_tensor(image: Tensor) -> Pixels:
     numbers = image.detach().as_subclass(Tensor)
     numbers = numbers if image.ndim == 4 else numbers[None]
     batch, channels, height, width = numbers.shape
-    _check_size(width, height * min(batch, 1))
+    check_size(width, height * min(batch, 1))
     if channels not in (1, 3):
         raise ValueError(f"an image tensor must have 1 or 3 channels, got {channels}.")
     if image.dtype == torch.bool or image.is_complex():
         raise ValueError(f"an image tensor must be integer or float, got {image.dtype}.")
-    span = _Range.of(numbers, False)
 
     def wrap(made: Tensor) -> Tensor:
         made = (made if image.ndim == 4 else made[0]).to(image.device)
@@ -300,11 +256,7 @@ def _read_tensor(image: Tensor) -> Pixels:
             vars(made).update(vars(image))
         return made
 
-    values, hashed = span.to_values(numbers), list(map(_as_bytes, numbers))
-    for row, each in enumerate(hashed):
-        if each.dtype == torch.uint8:
-            values[row] = each.float() / 255
-    return _pixels(values, span, hashed, wrap, is_fixed=not span.is_window and not vars(image))
+    return _pixels(numbers, wrap, is_fixed=not vars(image))
 
 
 def _as_bytes(numbers: Tensor) -> Tensor:
@@ -327,7 +279,7 @@ def _read_array(array: np.ndarray[Any, Any]) -> Pixels:
             f"an image array must have shape (H, W) or (H, W, C) with C one of {channels}, got "
             f"{array.shape}; a tensor has its channels first."
         )
-    _check_size(array.shape[1], array.shape[0])
+    check_size(array.shape[1], array.shape[0])
     if array.dtype.kind not in "iuf":
         raise ValueError(f"an image array must be integer or float, got {array.dtype}.")
     if array.dtype == np.uint8:
@@ -364,8 +316,7 @@ def _read_pil(image: PIL.Image.Image) -> Pixels:
             made.putalpha(image.convert("RGBA").getchannel("A"))
         return _with_info(made, image)
 
-    return _pixels(planes.float() / 255, _BYTES, [planes[0]], wrap, decorate=decorate,
-                   is_png=mode in _OF_PNG)
+    return _pixels(planes, wrap, decorate=decorate, is_png=mode in _OF_PNG)
 
 
 def _read_deep(image: PIL.Image.Image) -> Pixels:
@@ -378,8 +329,7 @@ def _read_deep(image: PIL.Image.Image) -> Pixels:
 
     # floats in a window are other images than the same floats in [0, 1]
     hashed = numbers[0, 0] if image.mode == "F" else numbers[0].float()
-    span = _Range.of(numbers, True)
-    return _pixels(span.to_values(numbers), span, [hashed], wrap,
+    return _pixels(numbers, wrap, is_window=True, hashed=[hashed],
                    decorate=lambda png: _with_info(png, image), is_png=image.mode in _OF_PNG)
 
 

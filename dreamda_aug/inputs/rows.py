@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -10,7 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from dreamda_aug.inputs.labels import class_number, label_key
-from dreamda_aug.inputs.pixels import channels_of
+from dreamda_aug.inputs.pixels import Pixels, channels_of, read_pixels
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "picture")
 _TYPES: dict[type, str] = {
@@ -22,21 +24,31 @@ _KEYS = {
     **dict.fromkeys(("keypoints", "landmarks"), "key points")}
 
 
-class Row(NamedTuple):
-    """One sample.
+@dataclass(frozen=True)
+class SeedImage:
+    """One image of a dataset, with its label.
 
     Attributes:
-        image: as the dataset gives it.
-        label: as the dataset gives it.
-        put: from another image and label to a sample of the same form.
+        image: in its own type, before the dataset's own transform.
+        label: as the dataset gives it, or None.
+        put: from another image and label to a sample as the dataset gives it.
     """
 
     image: Any
     label: Any
     put: Callable[[Any, Any], Any]
 
+    @cached_property
+    def pixels(self) -> Pixels:
+        """Its pixels, read at first use; raises as `read_pixels` does."""
+        return read_pixels(self.image)
 
-def read_row(sample: Any, index: int, keys: tuple[Any, Any] | None = None) -> Row:
+    def put_back(self, image: Any) -> Any:
+        """The dataset's whole sample with another image, after its own transforms."""
+        return self.put(image, self.label)
+
+
+def read_row(sample: Any, index: int = 0, keys: tuple[Any, Any] | None = None) -> SeedImage:
     """Find image and label in a sample.
 
     Args:
@@ -52,8 +64,8 @@ def read_row(sample: Any, index: int, keys: tuple[Any, Any] | None = None) -> Ro
     refuse_annotations(sample)
     if isinstance(sample, Mapping):
         image_key, label_at = keys or _find_keys(sample, index)
-        return Row(sample[image_key], sample[label_at],
-                   lambda image, label: {**sample, image_key: image, label_at: label})
+        return SeedImage(sample[image_key], sample[label_at],
+                         lambda image, label: {**sample, image_key: image, label_at: label})
     if not isinstance(sample, tuple | list) or len(sample) < 2:
         raise ValueError(
             f"dataset must give (image, label), sample {index} is a {type(sample).__name__}"
@@ -62,7 +74,7 @@ def read_row(sample: Any, index: int, keys: tuple[Any, Any] | None = None) -> Ro
     image, label, *rest = sample
     if isinstance(label, PIL.Image.Image):
         class_number(label)
-    return Row(image, label, lambda image, label: (image, label, *rest))
+    return SeedImage(image, label, lambda image, label: (image, label, *rest))
 
 
 def _find_keys(sample: Mapping[Any, Any], index: int) -> tuple[Any, Any]:

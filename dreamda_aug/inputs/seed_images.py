@@ -4,9 +4,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -18,32 +16,13 @@ from torch import Tensor
 
 from dreamda_aug.inputs.dataset_reader import DatasetReader, SizedDataset, find_classes, find_names
 from dreamda_aug.inputs.labels import check_names, number_labels
-from dreamda_aug.inputs.listing import Files, open_named
-from dreamda_aug.inputs.pixels import UNREADABLE, Pixels, TooLarge, read_pixels
+from dreamda_aug.inputs.listing import UNREADABLE, Files, TooLarge, open_named
+from dreamda_aug.inputs.pixels import Pixels
+from dreamda_aug.inputs.rows import SeedImage
 
 # Empty classes that a note names.
 _NAMED = 5
 Labels = Sequence[Any] | Tensor | Literal["source", "later"] | None
-
-
-@dataclass(frozen=True)
-class SeedImage:
-    """One image of the user's.
-
-    Attributes:
-        image: in its own type, before the dataset's own transform.
-        given_label: its label as the dataset gives it.
-        put_back: from another image to the dataset's whole sample, after its own transforms.
-    """
-
-    image: Any
-    given_label: Any
-    put_back: Callable[[Any], Any]
-
-    @cached_property
-    def pixels(self) -> Pixels:
-        """Its pixels, read at first use; raises as `read_pixels` does."""
-        return read_pixels(self.image)
 
 
 class SeedImages:
@@ -77,29 +56,24 @@ class SeedImages:
         if reader.has_labels and (class_names is None or self.is_folder):
             names = find_classes(reader.dataset)
             is_renumbered = names is not None and reader.changes_labels(len(names))
-        self._set_labels(reader.has_labels, None, None if is_renumbered else names)
+        self._label(reader.has_labels, None, None if is_renumbered else names)
         self._is_renumbered = is_renumbered
 
-    def _set_labels(
+    def _label(
         self, has_labels: bool, given: list[Any] | None, names: Sequence[str] | None
     ) -> None:
         """Take these labels, or those of the samples for None."""
-        if given is not None and len(given) != len(self):
-            raise ValueError(f"labels must be one for each of the {len(self)} images, got "
-                             f"{len(given)}.")
-        self._has_labels, self._given, self._is_own = has_labels, given, given is None
-        self.names = None if names is None else list(names)
-        self._numbers: list[int] | None = None
+        self._has_labels, self._given, self._is_renumbered = has_labels, given, False
+        self.names = list(names) if has_labels and names is not None else None
+        self._numbers: list[int] = []
         self._classes: list[str] = []
-        self._is_renumbered = False
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def open(self, index: int) -> SeedImage:
         """Open an image; raises what `UNREADABLE` lists if it is broken."""
-        row = self._reader.read(self._rows[index])
-        return SeedImage(row.image, row.label, lambda image: row.put(image, row.label))
+        return self._reader.read(self._rows[index])
 
     def read(self, index: int) -> Pixels:
         """The pixels of an image; raises a ValueError that names one that is broken."""
@@ -116,9 +90,9 @@ class SeedImages:
     @property
     def classes(self) -> list[str]:
         """Names of the classes, in label order, or their numbers as text; [] without labels."""
-        if self._has_labels and self.names is None:
-            self._number()
-        return self.names or self._classes if self._has_labels else []
+        if self.names is None and self.labels:
+            return self._classes
+        return self.names or []
 
     @property
     def labels(self) -> list[int]:
@@ -129,25 +103,22 @@ class SeedImages:
         Raises:
             ValueError: a label is no class number.
         """
-        return self._number() if self._has_labels else []
-
-    @property
-    def given_labels(self) -> list[Any]:
-        """Labels of whatever kind, as the samples have them."""
-        if self._given is None:
-            self._given = list(map(self._reader.label, self._rows))
-        return self._given
-
-    def _number(self) -> list[int]:
-        if self._numbers is None:
+        if self._has_labels and not self._numbers:
             try:
                 self._numbers, self.names = number_labels(self.given_labels, self.names)
             except ValueError as error:
                 if self._files is None or self.is_folder:
                     raise
                 raise ValueError(f"{self._files.source}: {error}") from error
-            self._classes = list(map(str, range(max(self._numbers, default=-1) + 1)))
+            self._classes = self.names or list(map(str, range(max(self._numbers, default=-1) + 1)))
         return self._numbers
+
+    @property
+    def given_labels(self) -> list[Any]:
+        """Labels of whatever kind, as the samples have them."""
+        if self._given is None:
+            self._given = self._reader.labels(self._rows)
+        return self._given
 
     @property
     def problems(self) -> list[str]:
@@ -162,14 +133,16 @@ class SeedImages:
         self, labels: Sequence[Any] | Tensor | None, class_names: Sequence[str] | None = None
     ) -> "SeedImages":
         """The same images with other labels, or None for none."""
-        other, has_labels = copy.copy(self), labels is not None
-        other._set_labels(has_labels, None if labels is None else list(labels),
-                          class_names if has_labels else None)
-        return other
+        other, given = copy.copy(self), None if labels is None else list(labels)
+        if given is not None and len(given) != len(self):
+            raise ValueError(f"labels must be one for each of the {len(self)} images, got "
+                             f"{len(given)}.")
+        other._label(given is not None, given, class_names)
+        return other if given is None else other.labeled()
 
     def labeled(self) -> "SeedImages":
-        """The same images; raises ValueError if they have no labels."""
-        if not self._has_labels:
+        """The same images; raises ValueError if they have no labels, or others than classes."""
+        if not self.labels:
             raise ValueError(f"{self.root or 'source'}: expected one sub-folder per class, or "
                              "labels, found none.")
         return self
@@ -179,7 +152,7 @@ class SeedImages:
         other, chosen = copy.copy(self), list(indices)
         for name in ("_rows", "paths", "file_names", "_given", "_numbers"):
             values = getattr(self, name)
-            setattr(other, name, None if values is None else [values[index] for index in chosen])
+            setattr(other, name, values and [values[index] for index in chosen])
         return other
 
     def spread(
@@ -235,38 +208,36 @@ class SeedImages:
                 "its classes name those before."
             )
 
-    def check(self, with_labels: bool = True) -> None:
-        """Refuse samples of the wrong kind: labels are read, and the first image of a dataset.
+    def _check(self, with_labels: bool) -> None:
+        """Refuse samples of the wrong kind: labels are looked at, and the first image of a dataset.
 
         Raises:
             TypeError: the sample holds annotations, or no image.
             ValueError: its pixels are none that `read_pixels` takes; or a label is no class, or
                 another in the sample than in the dataset's list.
         """
-        if with_labels and self._has_labels:
-            self._number()
+        if with_labels:
+            self.check_names()
+        numbers = self.labels if with_labels else []
         if self.root is not None:
             return
-        reader, first = self._reader, self._rows[0]
         try:
-            found = reader.fetch(first)
-        except UNREADABLE:
+            seed = self.open(0)
+            if isinstance(seed.image, PIL.Image.Image):
+                seed.image.load()
+            digests = seed.pixels.digests
+        except UNREADABLE as error:
+            if isinstance(error, ValueError | TypeError) and not isinstance(error, TooLarge):
+                raise
             return  # counted when its turn comes
-        row = reader.row(first, found)
-        try:
-            if isinstance(row.image, PIL.Image.Image):
-                row.image.load()
-            pixels = read_pixels(row.image)
-        except (OSError, SyntaxError, TooLarge):
-            return
-        if self._numbers is not None and self._is_own:
-            label, listed = number_labels([row.label], self.classes)[0][0], self._numbers[0]
-            if label != listed:
+        if numbers:
+            label = number_labels([seed.label], self.classes)[0][0]
+            if label != numbers[0]:
                 raise ValueError(
                     "dataset must keep the labels of its samples in targets or labels: sample 0 "
-                    f"has label {label}, and the list says {listed}."
+                    f"has label {label}, and the list says {numbers[0]}."
                 )
-        if reader.may_vary and read_pixels(reader.read(first).image).digests != pixels.digests:
+        if self._reader.may_vary and self.open(0).pixels.digests != digests:
             warnings.warn(
                 "the dataset gives sample 0 other pixels each time it is read: a random transform "
                 "runs before generation, and what it returns is inverted anew each time. Let the "
@@ -307,37 +278,31 @@ def open_seed_images(
     if isinstance(labels, str) and labels not in ("source", "later"):
         raise ValueError(f"labels must be 'source', 'later', None or one for each image, got "
                          f"{labels!r}.")
-    is_own = isinstance(labels, str)
     if isinstance(source, SeedImages):
-        if is_own and (class_names is None or not source._has_labels):
+        if not isinstance(labels, str):
+            return source.relabeled(labels, class_names)
+        if class_names is None or not source._has_labels:
             return source
-        images, labels = source, source.given_labels if isinstance(labels, str) else labels
-    else:
-        spec: dict[str, str | None] | None = None
-        if isinstance(source, str | Path):
-            place = str(data_root) if data_root else None
-            source, spec = (
-                open_named(source, class_names, split or "train", place, download),
-                {"spec": str(source), "split": split, "data_root": place})
-            if isinstance(source, Files):
-                spec["spec"] = str(source.source.absolute())
-        elif _is_memory(source):
-            if is_own:
-                raise ValueError("labels must be given for images in memory, labels=[...], or "
-                                 "labels=None for none.")
-            if isinstance(source, Tensor) and source.ndim == 3:
-                source = source[:, None]
-        elif not isinstance(source, SizedDataset):
-            raise TypeError("source must be a path, a name, images or a map-style dataset, got "
-                            f"{type(source).__name__}.")
-        has_labels = source.targets is not None if isinstance(source, Files) else is_own
-        images = SeedImages(DatasetReader(source, has_labels), class_names, spec)
-    if not isinstance(labels, str):
-        images = images.relabeled(labels, class_names)
-    elif labels == "source":
-        images.check_names()
-    images.check(with_labels=labels != "later")
-    return images
+        return source.relabeled(source.given_labels, class_names)
+    is_own, spec = isinstance(labels, str), None
+    if isinstance(source, str | Path):
+        name, place = str(source), str(data_root) if data_root else None
+        source = open_named(source, class_names, split or "train", place, download)
+        spec = {"spec": str(source.source.absolute()) if isinstance(source, Files) else name,
+                "split": split, "data_root": place}
+    elif _is_memory(source):
+        if is_own:
+            raise ValueError("labels must be given for images in memory, labels=[...], or "
+                             "labels=None for none.")
+        if isinstance(source, Tensor) and source.ndim == 3:
+            source = source[:, None]
+    elif not isinstance(source, SizedDataset):
+        raise TypeError("source must be a path, a name, images or a map-style dataset, got "
+                        f"{type(source).__name__}.")
+    has_labels = source.targets is not None if isinstance(source, Files) else is_own
+    images = SeedImages(DatasetReader(source, has_labels), class_names, spec)
+    images._check(isinstance(labels, str) and labels == "source")
+    return images if isinstance(labels, str) else images.relabeled(labels, class_names)
 
 
 def _is_memory(source: Any) -> bool:

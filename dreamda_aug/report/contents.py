@@ -25,7 +25,7 @@ from dreamda_aug.expansion.metadata import (
     recorded_images,
 )
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
-from dreamda_aug.inputs.pixels import UNREADABLE
+from dreamda_aug.inputs.listing import UNREADABLE
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import relative_name, without_paths
 from dreamda_aug.report.judging import LabelsKept, judge_labels

@@ -184,9 +184,9 @@ class Changed(Data):
 
 def test_labels_are_those_of_the_samples():
     data = FakeData(4, (1, 4, 4), 3, target_transform=lambda label: label + 10)
-    assert list(map(DatasetReader(data).label, range(4))) == [data[i][1] for i in range(4)]
+    assert DatasetReader(data).labels(range(4)) == [data[i][1] for i in range(4)]
     kept = Subset(ConcatDataset([Data(), Changed()]), [3, 1])
-    assert list(map(DatasetReader(kept).label, (0, 1))) == [kept[0][1], kept[1][1]] == [101, 1]
+    assert DatasetReader(kept).labels((0, 1)) == [kept[0][1], kept[1][1]] == [101, 1]
     assert find_targets(kept) == [1, 1]
 
 
@@ -203,8 +203,7 @@ def test_samples_are_read_once_where_no_list_of_labels_is_kept():
             read.append(index)
             return GREY, index
 
-    reader = DatasetReader(Bare())
-    assert list(map(reader.label, (0, 1, 2, 1))) == [0, 1, 2, 1] and read == [0, 1, 2]
+    assert DatasetReader(Bare()).labels((0, 2, 1)) == read == [0, 2, 1]
 
 
 def test_parts_name_their_classes_alike_or_are_refused():
@@ -241,7 +240,7 @@ def test_hugging_face_rows_are_read_and_keep_their_form(table):
     sample = reader.read(0)
     assert value(sample.image) == 100 and sample.label == 1
     assert parts_of(sample.put(OTHER, sample.label)) == {"image": 7, "id": 5, "species": 1}
-    assert list(map(reader.label, (0, 1))) == [1, 0] and find_classes(table) == ["cat", "dog"]
+    assert reader.labels((0, 1)) == [1, 0] and find_classes(table) == ["cat", "dog"]
     with pytest.raises(TypeError, match="must have no format, .* got 'torch'"):
         DatasetReader(table.with_format("torch"))
 

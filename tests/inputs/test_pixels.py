@@ -11,14 +11,8 @@ import torch
 from pictures import MODES, picture
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.inputs.pixels import (
-    TooLarge,
-    fit_back,
-    fit_to,
-    image_digest,
-    open_image,
-    read_pixels,
-)
+from dreamda_aug.inputs.listing import UNREADABLE, TooLarge, open_image
+from dreamda_aug.inputs.pixels import fit_back, fit_to, image_digest, read_pixels
 
 GREY = SimpleNamespace(name="grey", channels=1, image_size=(8, 12))
 COLOUR = SimpleNamespace(name="colour", channels=3, image_size=(8, 12))
@@ -215,7 +209,7 @@ def test_bad_images_are_refused(image, message):
 def test_files_are_opened_with_care(tmp_path, monkeypatch):
     PIL.Image.new("L", (4, 4)).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(OSError, match="expected a file"):
+    with pytest.raises(UNREADABLE, match="expected a regular file, found a FIFO"):
         open_image(tmp_path / "pipe.png")
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
@@ -228,7 +222,7 @@ def test_files_are_opened_with_care(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         with pytest.raises(TooLarge, match="larger than 67,108,864 pixels"):
             open_image(tmp_path / "a.png")
-    monkeypatch.setattr("dreamda_aug.inputs.pixels.MAX_PIXELS", 100)
+    monkeypatch.setattr("dreamda_aug.inputs.listing.MAX_PIXELS", 100)
     for image in (PIL.Image.new("L", (20, 20)), torch.rand(1, 20, 20), np.zeros((20, 20), "u1")):
         with pytest.raises(TooLarge, match="larger than 100 pixels"):
             read_pixels(image)

@@ -142,7 +142,7 @@ def test_a_dataset_gives_its_untransformed_images():
     assert (images.size(0), images.file_digest(0)) == (-1, "")
     tensors = TensorDataset(torch.rand(3, 3, 4, 4), torch.tensor([0, 2, 2]))
     images = open_seed_images(Subset(tensors, [2, 0]))
-    assert images.labels == [2, 0] and images.open(0).given_label == 2
+    assert images.labels == [2, 0] and images.open(0).label == 2
     assert torch.equal(images.open(0).image, tensors[2][0])
     assert images.classes == ["0", "1", "2"] and images.problems == ["class '1' has no images"]
     assert images.names is None
@@ -200,7 +200,7 @@ def test_labels_may_be_names_and_are_looked_at_later_if_so_asked():
     images = open_seed_images(data)
     assert images.classes == images.names == ["cat", "dog"] and images.labels == [1, 0, 1]
     later = open_seed_images(rows((IMAGE, 0.5), (IMAGE, "cat")), labels="later")
-    assert later.names is None and later.open(1).given_label == "cat"
+    assert later.names is None and later.open(1).label == "cat"
     assert later.given_labels == [0.5, "cat"]
     with pytest.raises(ValueError, match="a label must be the number of one class"):
         _ = later.labels
