@@ -14,7 +14,7 @@ from dreamda_aug.adaptation.loop import seeded
 from dreamda_aug.adaptation.training_images import Noised
 from dreamda_aug.adaptation.training_state import copied
 from dreamda_aug.errors import ModelError
-from dreamda_aug.inputs.labels import plain_name
+from dreamda_aug.inputs.labels import match_class
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import ModelSpec
@@ -220,7 +220,6 @@ def _find_rows(
     classes: Sequence[str], class_map: ClassMap, known: Sequence[str], count: int, model: str
 ) -> dict[str, int | None]:
     """The model's row for each of the user's classes, or None where it has none."""
-    by_name = {plain_name(name): row for row, name in enumerate(known)}
     unknown = sorted(class_map.keys() - set(classes))
     if unknown:
         raise ValueError(f"class_map names {unknown[0]!r}, which is not one of the classes "
@@ -228,7 +227,7 @@ def _find_rows(
     rows: dict[str, int | None] = {}
     for name in classes:
         wanted = class_map.get(name, name)
-        row = wanted if isinstance(wanted, int) else by_name.get(plain_name(wanted))
+        row = wanted if isinstance(wanted, int) else match_class(wanted, known)
         if row is None and name in class_map and str(wanted).isdecimal():
             row = int(wanted)
         if name in class_map and (row is None or not 0 <= row < count):

@@ -77,10 +77,7 @@ class DatasetReader:
         return len(self._leaves)
 
     def read(self, index: int) -> SeedImage:
-        """The sample that lies there.
-
-        Raises what `UNREADABLE` lists if it is broken, and as `read_row` does.
-        """
+        """The sample there; raises what `UNREADABLE` lists if it is broken, and as `read_row`."""
         self._steps.clear()
         found, leaf = self._bare[index], self._leaves[index]
         steps = [*filter(None, [self._of_table.get(id(leaf))]), *self._steps]
@@ -90,7 +87,8 @@ class DatasetReader:
             seed = SeedImage(found, None, lambda image, label: image)
         if isinstance(found, tuple | list) and len(found) == 2 and self._is_regular:
             self._usual[id(leaf)] = steps
-        return replace(seed, put=lambda *given: _applied(steps, SeedImage(*given, seed.put)))
+        return replace(seed, put=lambda image, label: _applied(
+            steps, SeedImage(image, label, seed.put)))
 
     def put_back(self, index: int, image: Any, label: Any) -> Any:
         """What the dataset makes of another image; its own is read only where that is necessary."""
@@ -110,26 +108,23 @@ class DatasetReader:
 
     def changes_labels(self, classes: int) -> bool:
         """Whether a ``target_transform`` makes another label of any of the classes."""
-        for change in filter(None, map(_target_transform, _parts(self.dataset))):
-            try:
-                if any(plain_label(change(label)) != label for label in range(classes)):
-                    return True
-            except Exception:  # the user's own function, for labels of another kind
-                return True
-        return False
+        changes = filter(None, map(_target_transform, _parts(self.dataset)))
+        try:
+            return any(plain_label(change(label)) != label
+                       for change in changes for label in range(classes))
+        except Exception:  # the user's own function, for labels of another kind
+            return True
 
     def _strip(self, dataset: Any, nested: bool) -> Any:
         """The dataset, or a copy whose transforms change nothing and note how they are called."""
         if isinstance(dataset, Table):
             return dataset if nested else self._strip_table(dataset)
         changed: dict[str, Any] = {}
-        transform, joint = (getattr(dataset, name, None) for name in ("transform", "transforms"))
-        if callable(transform):
-            changed["transform"] = self._watched(transform, nested)
-        if callable(joint):
-            # torchvision's pair of both transforms, of which labels keep theirs
-            is_pair = hasattr(joint, "transform") and hasattr(joint, "target_transform")
-            changed["transforms"] = (self._strip if is_pair else self._watched)(joint, nested)
+        for name in ("transform", "transforms"):
+            if callable(found := getattr(dataset, name, None)):
+                # torchvision's pair of both transforms, of which labels keep theirs
+                is_pair = hasattr(found, "transform") and hasattr(found, "target_transform")
+                changed[name] = (self._strip if is_pair else self._watched)(found, nested)
         if isinstance(dataset, ConcatDataset):
             changed["datasets"] = [self._strip(part, nested) for part in dataset.datasets]
         for name, inner in vars(dataset).items() if hasattr(dataset, "__dict__") else ():
@@ -155,8 +150,7 @@ class DatasetReader:
         if settings["type"] != "custom" or not callable(transform):
             raise TypeError(
                 f"a Hugging Face dataset must have no format, or one made by with_transform, got "
-                f"{settings['type']!r}; give dataset.with_format(None)."
-            )
+                f"{settings['type']!r}; give dataset.with_format(None).")
 
         def step(seed: SeedImage) -> Any:
             sample = seed.put_back(seed.image)
@@ -265,8 +259,7 @@ def find_classes(dataset: Any) -> list[str] | None:
                 raise ValueError(
                     f"the parts of the ConcatDataset name their classes differently, {names} and "
                     f"{longest}, so that a label has two meanings; give them the same classes, or "
-                    "class_names."
-                )
+                    "class_names.")
         return longest if found else None
     if isinstance(dataset, Table):
         keys = _columns(dataset)

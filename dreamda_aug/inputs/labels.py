@@ -84,8 +84,7 @@ def class_number(label: Any, classes: int | None = None) -> int:
         raise ValueError(
             "a label must be the number of one class (an integer, or a tensor, array or list of "
             "one integer), got "
-            f"{f'{label.dtype} of shape {tuple(label.shape)}' if is_array else shown(number)}."
-        )
+            f"{f'{label.dtype} of shape {tuple(label.shape)}' if is_array else shown(number)}.")
     most = MAX_CLASSES if classes is None else classes
     if not 0 <= number < most:
         raise ValueError(f"a label must be one of the {most:,} classes, 0 to {most - 1:,}, got "
@@ -159,9 +158,13 @@ def check_names(names: Iterable[str]) -> None:
                 f"the name {name!r} is not UTF-8 and could not be written down; rename it.")
 
 
-def plain_name(name: str) -> str:
-    """A class name without what does not matter: case, and which sign stands between two words.
+def match_class(name: str, classes: Sequence[str]) -> int | None:
+    """The number of the one class that a name means, or None.
 
-    So the folder ``t-shirt_top`` is the class "T-shirt/top". Other signs, as in "C++", stay.
+    If no class is called so, case does not matter, nor which sign stands between two words: the
+    folder ``t-shirt_top`` is the class "T-shirt/top". Other signs, as in "C++", do.
     """
-    return _BETWEEN_WORDS.sub(" ", name.strip().casefold())
+    if name in classes:
+        return classes.index(name)
+    plain, *known = (_BETWEEN_WORDS.sub(" ", each.strip().casefold()) for each in (name, *classes))
+    return known.index(plain) if known.count(plain) == 1 else None

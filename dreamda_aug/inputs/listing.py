@@ -15,7 +15,7 @@ import PIL.Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from dreamda_aug.errors import ExpansionError, StorageError
-from dreamda_aug.files import open_file, parse_json, read_lines, regular_file
+from dreamda_aug.files import parse_json, read_lines, regular_file
 
 # What Pillow raises for broken and hostile files, and `regular_file` for FIFOs and devices.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
@@ -90,7 +90,7 @@ class Files:
     def digest(self, index: int) -> str:
         """SHA-256 of a file, in hexadecimal; empty if it cannot be read."""
         try:
-            with open_file(self._place(index)) as file:
+            with open(regular_file(self._place(index)), "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ExpansionError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
@@ -129,8 +129,7 @@ def open_named(
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: expected a folder of class folders, a .csv or .jsonl list, "
-            "torchvision:NAME, hf:NAME or bundled; found nothing."
-        )
+            "torchvision:NAME, hf:NAME or bundled; found nothing.")
     return _read_list(path, class_names)
 
 
@@ -214,8 +213,7 @@ def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
         if name in row:
             return row[name]
     raise ExpansionError(
-        f"{where}: expected a column {names[0]!r}, found {', '.join(map(repr, row)) or 'none'}."
-    )
+        f"{where}: expected a column {names[0]!r}, found {', '.join(map(repr, row)) or 'none'}.")
 
 
 def _common_root(path: Path, names: Sequence[str]) -> Path:
@@ -240,8 +238,7 @@ def _open_torchvision(name: str, split: str, root: str | None, download: bool) -
     if by_flag and split not in ("train", "test"):
         raise ValueError(f"split of {name} must be 'train' or 'test', got {split!r}.")
     which = {"train": split == "train"} if by_flag else {"split": split}
-    arguments: dict[str, Any] = {"root": root or "data", **which}
-    arguments |= {"download": True} if download else {}
+    arguments = {"root": root or "data", "download": download, **which}
     arguments = {key: value for key, value in arguments.items() if key in takes}
     try:
         dataset = cls(**arguments)
@@ -249,8 +246,7 @@ def _open_torchvision(name: str, split: str, root: str | None, download: bool) -
     except (RuntimeError, OSError, TypeError) as error:
         raise ValueError(
             f"torchvision's {name} could not be opened in {arguments.get('root')}: {error} "
-            "(download=True fetches it where torchvision can.)"
-        ) from error
+            "(download=True fetches it where torchvision can.)") from error
     return dataset
 
 

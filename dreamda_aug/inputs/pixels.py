@@ -163,8 +163,7 @@ class _Range:
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(
                 f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}; "
-                "divide images in [0, 255] by 255, and put DreamDAugment before Normalize."
-            )
+                "divide images in [0, 255] by 255, and put DreamDAugment before Normalize.")
         return cls(0, 1, numbers.dtype, False)
 
     def to_values(self, numbers: Tensor) -> Tensor:
@@ -179,25 +178,13 @@ class _Range:
             numbers = numbers.round().clamp(limits.min, min(limits.max, 2**63 - 1024)).long()
         return numbers.to(self.dtype)
 
-    def loss(self, channels: int) -> str:
+    def in_png(self, channels: int) -> "tuple[_Range, str]":
+        """The numbers that a PNG file holds, and what it does not keep, as text."""
         if not self.is_window or channels == 3:
-            return "" if self.dtype == torch.uint8 else "rounded to 8 bits"
+            return _BYTES, "" if self.dtype == torch.uint8 else "rounded to 8 bits"
         if not self.dtype.is_floating_point and self.low >= 0 and self.high <= 0xFFFF:
-            return ""
-        return "rescaled to 16 bits, from the darkest to the brightest pixel"
-
-    def store(self, values: Tensor) -> PIL.Image.Image:
-        if not self.is_window or values.shape[1] == 3:
-            stored: PIL.Image.Image = F.to_pil_image(_BYTES.to_numbers(values)[0])
-            return stored
-        numbers = values.double() * 0xFFFF if self.loss(1) else self.to_numbers(values).double()
-        return PIL.Image.fromarray(numbers[0, 0].cpu().round().numpy().astype(np.uint16))
-
-    def load(self, stored: PIL.Image.Image) -> Tensor:
-        if not stored.mode.startswith("I"):
-            return _planes(stored).float() / 255
-        numbers = torch.from_numpy(np.asarray(stored).astype(np.float64))[None, None]
-        return (numbers / 0xFFFF).float() if self.loss(1) else self.to_values(numbers)
+            return self, ""
+        return _DEEP, "rescaled to 16 bits, from the darkest to the brightest pixel"
 
     @property
     def _wide(self) -> torch.dtype:
@@ -205,7 +192,7 @@ class _Range:
         return torch.float64 if self.is_window else torch.float32
 
 
-_BYTES = _Range(0, 255, torch.uint8, False)
+_BYTES, _DEEP = _Range(0, 255, torch.uint8, False), _Range(0, 0xFFFF, torch.int32, True)
 
 
 def _pixels(
@@ -222,22 +209,32 @@ def _pixels(
         if is_exact[row] and numbers.is_floating_point():
             values[row] = each.float() / 255
 
+    png, loss = span.in_png(values.shape[1])
+
     def restore(new: Tensor) -> Any:
         return wrap(span.to_numbers(new))
 
+    def store(new: Tensor) -> PIL.Image.Image:
+        made = png.to_numbers(new)[0]
+        return decorate(F.to_pil_image(made) if png is _BYTES else PIL.Image.fromarray(
+            made[0].cpu().numpy().astype(np.uint16)))
+
+    def load(stored: PIL.Image.Image) -> Any:
+        if is_png:
+            return stored
+        return restore(png.to_values(_planes(stored) if png is _BYTES else torch.from_numpy(
+            np.asarray(stored).astype(np.int32))[None, None]))
+
     return Pixels(
-        values, [image_digest(each) for each in hashed], restore,
-        lambda new: decorate(span.store(new)),
-        lambda stored: stored if is_png else restore(span.load(stored)),
-        "" if all(is_exact) else span.loss(values.shape[1]), has_8_bits=span.dtype == torch.uint8,
+        values, [image_digest(each) for each in hashed], restore, store, load,
+        "" if all(is_exact) else loss, has_8_bits=span.dtype == torch.uint8,
         is_fixed=is_png or is_fixed and not span.is_window)
 
 
 def _read_tensor(image: Tensor) -> Pixels:
     if image.ndim not in (3, 4):
         raise ValueError(
-            f"an image tensor must have shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}."
-        )
+            f"an image tensor must have shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}.")
     numbers = image.detach().as_subclass(Tensor)
     numbers = numbers if image.ndim == 4 else numbers[None]
     batch, channels, height, width = numbers.shape
@@ -277,8 +274,7 @@ def _read_array(array: np.ndarray[Any, Any]) -> Pixels:
     if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in channels:
         raise ValueError(
             f"an image array must have shape (H, W) or (H, W, C) with C one of {channels}, got "
-            f"{array.shape}; a tensor has its channels first."
-        )
+            f"{array.shape}; a tensor has its channels first.")
     check_size(array.shape[1], array.shape[0])
     if array.dtype.kind not in "iuf":
         raise ValueError(f"an image array must be integer or float, got {array.dtype}.")

@@ -11,9 +11,9 @@ from dreamda_aug.inputs.labels import (
     SURROGATES,
     check_names,
     class_number,
+    match_class,
     number_labels,
     plain_label,
-    plain_name,
 )
 from dreamda_aug.inputs.listing import read_table
 from dreamda_aug.inputs.seed_images import SeedImages
@@ -46,10 +46,9 @@ class Captions:
         self,
         source: str | Path | Mapping[str, str] | Sequence[str] | Callable[[Any], str],
     ):
-        self._place = "captions"
+        self._place = str(source) if isinstance(source, str | Path) else "captions"
         self._found: dict[str, str] | list[str] | Callable[[Any], str]
         if isinstance(source, str | Path):
-            self._place = str(source)
             self._found = _by_name(_read(Path(source)))
         elif isinstance(source, Mapping):
             self._found = _by_name((f"captions[{name!r}]", name, text)
@@ -61,8 +60,7 @@ class Captions:
         else:
             raise TypeError(
                 "captions must be a file, a mapping, a sequence or a function, got "
-                f"{type(source).__name__}."
-            )
+                f"{type(source).__name__}.")
 
     @property
     def texts(self) -> list[str] | None:
@@ -82,22 +80,16 @@ class Captions:
         """
         found = self._found
         if isinstance(found, dict):
-            entry = _find_entry(found, image)
-            if entry is None:
-                raise ValueError(
-                    f"{self._place}: expected a caption for {image!r}, found captions for "
-                    f"{len(found)} other files."
-                )
-            return found[entry]
-        if isinstance(found, list):
-            if not isinstance(image, int) or not 0 <= image < len(found):
-                raise ValueError(
-                    f"captions is a sequence of {len(found)} texts, which goes by index, and the "
-                    f"image is known as {image!r}; use AugmentedDataset or expand, or give "
-                    "captions by file name."
-                )
+            if (entry := _find_entry(found, image)) is not None:
+                return found[entry]
+        elif not isinstance(found, list):
+            return _checked(found(image), f"captions({image!r})")
+        elif isinstance(image, int) and 0 <= image < len(found):
             return found[image]
-        return _checked(found(image), f"captions({image!r})")
+        raise ValueError(
+            f"{self._place}: expected a caption for {image!r}, found captions for {len(found)} "
+            "other images. A sequence goes by index, which AugmentedDataset and expand give; all "
+            "else goes by file name.")
 
     def images(self, names: Sequence[str] | None, count: int) -> Sequence[str | int]:
         """What to call `text` with for each image of a dataset, all of which must have a caption.
@@ -118,22 +110,19 @@ class Captions:
         if names is None:
             raise ValueError(
                 f"{self._place}: captions go by file name, and this dataset keeps no file names "
-                "(samples, as ImageFolder has them); pass a list with one text per image."
-            )
-        entries = [_find_entry(found, name) for name in names]
-        missing = [name for name, entry in zip(names, entries) if entry is None]
-        if missing:
+                "(samples, as ImageFolder has them); pass a list with one text per image.")
+        fits: dict[str | None, list[str]] = {}
+        for name in dict.fromkeys(names):
+            fits.setdefault(_find_entry(found, name), []).append(name)
+        if missing := fits.pop(None, []):
             raise ValueError(
                 f"{self._place}: expected a caption for each of the {count} images, found none for "
-                f"{len(missing)} of them, such as {missing[0]!r}."
-            )
-        first: dict[str | None, str] = {}
-        for name, entry in zip(names, entries):
-            if first.setdefault(entry, name) != name:
+                f"{len(missing)} of them, such as {missing[0]!r}.")
+        for entry, several in fits.items():
+            if len(several) > 1:
                 raise ValueError(
-                    f"{self._place}: {entry!r} fits {first[entry]!r} and {name!r}; write file "
-                    "names with their folders."
-                )
+                    f"{self._place}: {entry!r} fits {several[0]!r} and {several[1]!r}; write file "
+                    "names with their folders.")
         return names
 
 
@@ -174,42 +163,19 @@ def _read(path: Path) -> Iterator[tuple[str, Any, Any]]:
 
 
 def class_prompt(template: str, class_name: str) -> str:
-    """A prompt for a class.
-
-    Args:
-        template: text in which ``{class_name}`` and ``{article}`` ("a" or "an") are filled in.
-        class_name: underscores become spaces.
-    """
+    """A prompt for a class; underscores of its name become spaces."""
     name = class_name.replace("_", " ").strip()
     article = "an" if name[:1].lower() in "aeiou" else "a"
     return template.format(class_name=name, article=article)
 
 
-def template_fields(template: str) -> set[str]:
-    """The names in braces; raises ValueError where one is none that `class_prompt` fills in."""
-    found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    if unknown := found - {"class_name", "article"}:
-        raise ValueError(
-            f"prompt may use {{class_name}} and {{article}}, got {template!r} with "
-            f"{', '.join(sorted(unknown))}."
-        )
-    return found
-
-
 class Conditioned(Protocol):
     """A model that is conditioned on a text, on a class, or on nothing."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def condition_kind(self) -> Literal["text", "class", "none"]: ...
-
-    @property
-    def class_names(self) -> list[str] | None: ...
-
-    @property
-    def guidable(self) -> bool: ...
+    name: str
+    condition_kind: Literal["text", "class", "none"]
+    class_names: list[str] | None
+    guidable: bool
 
 
 class Conditioner:
@@ -218,7 +184,8 @@ class Conditioner:
     Args:
         class_names: the name of each class in label order, or None where labels are names already
             or are not needed.
-        prompt: a template, see `class_prompt`, or a function from a label to a prompt.
+        prompt: text in which ``{class_name}`` and ``{article}`` ("a" or "an") are filled in, or a
+            function from a label to a prompt.
         captions: one prompt for each image, instead of ``prompt``.
 
     Raises:
@@ -239,12 +206,17 @@ class Conditioner:
         check_names(self.class_names or ())
         self.prompt, self.captions = prompt, captions
         self._unknown_classes: set[str] = set()
-        self.fields = template_fields(prompt) if isinstance(prompt, str) else {"label"}
+        fields = {name for _, name, _, _ in Formatter().parse(prompt) if name is not None
+                  } if isinstance(prompt, str) else set()
+        if unknown := fields - {"class_name", "article"}:
+            raise ValueError(f"prompt may use {{class_name}} and {{article}}, got {prompt!r} with "
+                             f"{', '.join(sorted(unknown))}.")
+        self._uses_label = bool(fields) or not isinstance(prompt, str)
 
     def needs_label(self, model: Conditioned) -> bool:
         """Whether images can be made only with their labels."""
-        kinds = ("class", "text") if self.fields else ("class",)
-        return self.captions is None and model.condition_kind in kinds
+        return self.captions is None and (
+            model.condition_kind == "class" or model.condition_kind == "text" and self._uses_label)
 
     def condition(
         self, label: Any, model: Conditioned, image: str | int | None = None
@@ -261,15 +233,12 @@ class Conditioner:
         """
         if self.captions is not None:
             if model.condition_kind != "text":
-                kind = {"class": "class-conditional"}.get(model.condition_kind, "unconditional")
                 raise ValueError(
-                    f"captions are for text-to-image models; {model.name} is {kind}."
-                )
+                    f"captions are for text-to-image models, and {model.name} is none.")
             if image is None:
                 raise ValueError(
                     "captions go by file name, and the image has none: use AugmentedDataset or "
-                    "expand, or a labels_getter that returns the file name."
-                )
+                    "expand, or a labels_getter that returns the file name.")
             return self.captions.text(image)
         if model.condition_kind == "text":
             return self._prompt_for(label)
@@ -279,11 +248,11 @@ class Conditioner:
         known = model.class_names
         if name is None or not known:
             return class_number(number, len(known) if known else None)
-        same = _known_as(name, known)
+        same = match_class(name, known)
         if same is None and model.guidable:
             self._warn_of_unknown_classes(name, model)
             return None
-        return same or name
+        return name if same is None else known[same]
 
     def _warn_of_unknown_classes(self, name: str, model: Conditioned) -> None:
         """Warn once of this class and of all others that the model has no class for."""
@@ -291,7 +260,7 @@ class Conditioner:
             return  # asked for each image: classes are compared once
         known = model.class_names or []
         unknown = [each for each in dict.fromkeys((name, *(self.class_names or ())))
-                   if each not in self._unknown_classes and _known_as(each, known) is None]
+                   if each not in self._unknown_classes and match_class(each, known) is None]
         self._unknown_classes.update(unknown)
         warnings.warn(
             f"{model.name} does not have the classes {shown(unknown)}, and makes their images "
@@ -312,25 +281,21 @@ class Conditioner:
         """Every prompt that `condition` can give, or None where a function or labels decide."""
         if self.captions is not None:
             return self.captions.texts
-        if not isinstance(self.prompt, str):
+        if not isinstance(self.prompt, str) or self._uses_label and self.class_names is None:
             return None
-        if not self.fields:
-            return [self.prompt]
-        if self.class_names is None:
-            return None
-        return [class_prompt(self.prompt, name) for name in self.class_names]
+        return [class_prompt(self.prompt, name) for name in self.class_names or ()
+                ] if self._uses_label else [self.prompt]
 
     def _prompt_for(self, label: Any) -> str:
         if not isinstance(self.prompt, str):
             return self.prompt(plain_label(label))
-        if not self.fields:
+        if not self._uses_label:
             return self.prompt
         number, name = self._class_of(label)
         if name is None:
             raise ValueError(
                 f"class_names must be given to put label {class_number(number)} into a prompt, or "
-                "a prompt without {class_name}."
-            )
+                "a prompt without {class_name}.")
         return class_prompt(self.prompt, name)
 
     def _class_of(self, label: Any) -> tuple[Any, str | None]:
@@ -340,11 +305,3 @@ class Conditioner:
             return number, self.class_names[number]
         name = plain_label(label)
         return label, name if isinstance(name, str) else None
-
-
-def _known_as(name: str, known: Sequence[str]) -> str | None:
-    """The one of the known names that this name is, or None."""
-    if name in known:
-        return name
-    found = [each for each in known if plain_name(each) == plain_name(name)]
-    return found[0] if len(found) == 1 else None

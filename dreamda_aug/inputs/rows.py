@@ -69,8 +69,7 @@ def read_row(sample: Any, index: int = 0, keys: tuple[Any, Any] | None = None) -
     if not isinstance(sample, tuple | list) or len(sample) < 2:
         raise ValueError(
             f"dataset must give (image, label), sample {index} is a {type(sample).__name__}"
-            f"{f' of length {len(sample)}' if isinstance(sample, tuple | list) else ''}."
-        )
+            f"{f' of length {len(sample)}' if isinstance(sample, tuple | list) else ''}.")
     image, label, *rest = sample
     if isinstance(label, PIL.Image.Image):
         class_number(label)
@@ -88,13 +87,11 @@ def _find_keys(sample: Mapping[Any, Any], index: int) -> tuple[Any, Any]:
             f"dataset must give images, sample {index} has the path {sample[paths[0]]!r} under "
             f"{paths[0]!r}: its transform loads the file, as MONAI's LoadImaged does, and runs "
             "after generation. Load images in the dataset itself; or put DreamDAugment into "
-            "that transform, behind what loads the file."
-        )
+            "that transform, behind what loads the file.")
     if len(named) != 1 or label is None:
         raise ValueError(
             f"dataset must give dicts with one 'image' and a 'label', sample {index} has "
-            f"{', '.join(f'{key!r} ({type(each).__name__})' for key, each in sample.items())}."
-        )
+            f"{', '.join(f'{key!r} ({type(each).__name__})' for key, each in sample.items())}.")
     return named[0], label
 
 
@@ -148,8 +145,7 @@ def refuse_annotations(sample: Any) -> None:
         raise TypeError(
             f"samples with {kinds[0]} cannot be augmented: a synthetic image keeps its class, not "
             f"the place of things, so the {kinds[0]} of the seed image would be wrong. Use samples "
-            "of an image and a class label."
-        )
+            "of an image and a class label.")
 
 
 def _walk(sample: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:

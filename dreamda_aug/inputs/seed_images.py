@@ -205,16 +205,10 @@ class SeedImages:
         if self._is_renumbered:
             raise ValueError(
                 "class_names must be given for a dataset whose target_transform changes labels: "
-                "its classes name those before."
-            )
+                "its classes name those before.")
 
     def _check(self, with_labels: bool) -> None:
         """Refuse samples of the wrong kind: labels are looked at, and the first image of a dataset.
-
-        Raises:
-            TypeError: the sample holds annotations, or no image.
-            ValueError: its pixels are none that `read_pixels` takes; or a label is no class, or
-                another in the sample than in the dataset's list.
         """
         if with_labels:
             self.check_names()
@@ -235,8 +229,7 @@ class SeedImages:
             if label != numbers[0]:
                 raise ValueError(
                     "dataset must keep the labels of its samples in targets or labels: sample 0 "
-                    f"has label {label}, and the list says {numbers[0]}."
-                )
+                    f"has label {label}, and the list says {numbers[0]}.")
         if self._reader.may_vary and self.open(0).pixels.digests != digests:
             warnings.warn(
                 "the dataset gives sample 0 other pixels each time it is read: a random transform "

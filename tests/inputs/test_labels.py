@@ -1,7 +1,6 @@
 """Where the label, or the file name, of a sample is found, and which class it is."""
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from pictures import picture
@@ -18,17 +17,21 @@ from dreamda_aug.inputs.labels import (
 from dreamda_aug.inputs.rows import is_image, read_row, refuse_annotations
 
 IMAGE, BATCH = torch.rand(3, 4, 4), torch.rand(2, 3, 4, 4)
-ARRAY = np.zeros((4, 4), np.uint8)
+ARRAY, GREY = np.zeros((4, 4), np.uint8), picture("L")
 
 
 @pytest.mark.parametrize("sample", [
     (IMAGE, 7), [IMAGE, 7], (IMAGE, 7, "more"), {"image": IMAGE, "label": 7},
     {"image": IMAGE, "LABELS": 7}, {0: IMAGE, "coarse_label": 1, "fine_label": 7},
-    {"image": IMAGE, "class": 7, "my_label": 1},
+    {"image": IMAGE, "class": 7, "my_label": 1}, {"file": "a", "picture": IMAGE, "target": 7},
 ])
-def test_the_label_is_the_second_item_or_under_the_key_that_datasets_use(sample):
+def test_image_and_label_are_items_in_turn_or_under_the_keys_that_datasets_use(sample):
     assert find_labels(sample, "default") == find_labels([0, 7], lambda each: each[1]) == 7
-    assert isinstance(sample, dict) and 0 in sample or read_row(sample, 0).label == 7
+    seed = read_row(sample)
+    made = seed.put(GREY, 4)
+    again = read_row(made)
+    assert seed.image is IMAGE and seed.label == 7 and len(made) == len(sample)
+    assert again.image is GREY and again.label == 4
 
 
 def test_a_sample_may_have_no_label():
@@ -72,7 +75,7 @@ def test_labels_are_numbered_by_their_names_or_are_numbers():
         number_labels(["b", "c"], ["b"])
 
 
-GREY, BOXES = picture("L"), torch.rand(5, 4)
+BOXES = torch.rand(5, 4)
 DETECTION = {"boxes": BOXES, "labels": torch.ones(5, dtype=torch.int64)}
 
 
@@ -124,18 +127,6 @@ def test_an_array_is_surely_an_image_or_may_be_one(shape, dtype, surely, maybe):
 def test_samples_without_an_image_and_a_label_are_refused(sample, message):
     with pytest.raises(ValueError, match=message):
         read_row(sample, 0)
-
-
-@pytest.mark.parametrize("sample", [
-    {"img": GREY, "fine_label": 3, "coarse_label": 1}, (GREY, torch.tensor([3]), None),
-    {"file": "a", "picture": np.zeros((4, 4, 3), np.uint8), "target": 3},
-])
-def test_image_and_label_are_found_and_replaced(sample):
-    row, other = read_row(sample, 0), PIL.Image.new("L", (4, 4))
-    assert int(row.label) == 3
-    again = read_row(row.put(other, 4), 0)
-    assert again.image is other and again.label == 4
-    assert len(row.put(other, 4)) == len(sample)
 
 
 def test_integers_are_one_for_each_image_and_in_range():

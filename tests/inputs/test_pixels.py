@@ -155,15 +155,10 @@ def test_pixels_fit_the_model_and_what_it_makes_fits_the_image(channels, model):
     assert fitted.shape == (2, model.channels, 8, 12)
     assert 0 <= fitted.min() and fitted.max() <= 1
     assert fit_back(fitted, values).shape == values.shape
+    if channels == model.channels:
+        torch.testing.assert_close(fitted, F.resize(values, [8, 12], antialias=True).clamp(0, 1))
     same = torch.rand(2, model.channels, 8, 12)
     assert torch.equal(fit_to(same, model), same) and torch.equal(fit_back(same, same), same)
-
-
-def test_resizing_is_torchvisions_with_antialiasing():
-    values = torch.rand(1, 3, 40, 36)
-    expected = F.resize(values, [8, 12], antialias=True).clamp(0, 1)
-    torch.testing.assert_close(fit_to(values, COLOUR), expected)
-    assert not torch.allclose(F.resize(values, [8, 12], antialias=False), expected)
 
 
 def test_grey_is_torchvisions_luminance_and_white_stays_white():

@@ -5,13 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dreamda_aug.inputs.prompts import (
-    DEFAULT_PROMPT,
-    Captions,
-    Conditioner,
-    class_prompt,
-    template_fields,
-)
+from dreamda_aug.inputs.prompts import DEFAULT_PROMPT, Captions, Conditioner
 
 
 def like_model(kind, class_names=None, null_class=False):
@@ -22,21 +16,15 @@ def like_model(kind, class_names=None, null_class=False):
 TEXT, CLASS, PLAIN = like_model("text"), like_model("class"), like_model("none")
 
 
-@pytest.mark.parametrize("name, prompt", [
-    ("hot_dog", "A photo of a hot dog."), ("apple", "A photo of an apple."),
-    ("Ankle boot", "A photo of an Ankle boot."), (" cat_", "A photo of a cat."),
+@pytest.mark.parametrize("template, name, prompt", [
+    (DEFAULT_PROMPT, "hot_dog", "A photo of a hot dog."),
+    (DEFAULT_PROMPT, "Ankle boot", "A photo of an Ankle boot."),
+    (DEFAULT_PROMPT, " cat_", "A photo of a cat."), ("an X-ray", "cat", "an X-ray"),
+    ("{class_name}, {article} drawing", "owl", "owl, an drawing"),
 ])
-def test_a_class_name_is_put_into_the_authors_template(name, prompt):
-    assert class_prompt(DEFAULT_PROMPT, name) == prompt
-
-
-def test_a_template_of_ones_own_may_use_the_name_the_article_or_neither():
-    assert class_prompt("{class_name}, {article} drawing", "owl") == "owl, an drawing"
-    assert template_fields("{class_name} {article}") == {"class_name", "article"}
-    assert template_fields("an X-ray") == template_fields("{{braces}}") == set()
-    for template in ("a {thing}", "{}", "{0}"):
-        with pytest.raises(ValueError, match=r"prompt may use \{class_name\} and \{article\}, got"):
-            template_fields(template)
+def test_a_class_name_is_put_into_the_template(template, name, prompt):
+    conditioner = Conditioner([name], template)
+    assert conditioner.condition(0, TEXT) == prompt and conditioner.known_prompts() == [prompt]
 
 
 def test_text_backbones_are_conditioned_on_the_prompt_of_the_label():
@@ -46,6 +34,9 @@ def test_text_backbones_are_conditioned_on_the_prompt_of_the_label():
     by_function = Conditioner(None, lambda label: f"number {label}")
     assert by_function.condition(7, TEXT) == "number 7"
     assert Conditioner(None, "an X-ray").condition(None, TEXT) == "an X-ray"
+    assert Conditioner(None, "an X-ray").condition(5, PLAIN) is None
+    with pytest.raises(ValueError, match="class_names must be given to put label 0 into a prompt"):
+        Conditioner(None, DEFAULT_PROMPT).condition(0, TEXT)
 
 
 def test_classes_that_the_model_lacks_are_made_without_one_and_said_once():
@@ -64,8 +55,8 @@ def test_classes_that_the_model_lacks_are_made_without_one_and_said_once():
 @pytest.mark.parametrize("name, known, expected", [
     ("T-shirt_top", ["T-shirt/top", "Dress"], "T-shirt/top"),
     ("ankle_boot", ["Ankle boot"], "Ankle boot"),
-    ("7_a", ["7-a", "7 a"], None), ("C++", ["C", "C#"], None), ("grade_-1", ["grade 1"], None),
-    ("ab", ["a b"], None),
+    ("7_a", ["7-a", "7 a"], None), ("7 a", ["7-a", "7 a"], "7 a"),
+    ("C++", ["C", "C#"], None), ("grade_-1", ["grade 1"], None), ("ab", ["a b"], None),
 ])
 def test_a_class_is_known_under_the_name_that_its_folder_can_have_and_no_other(
     name, known, expected
@@ -74,46 +65,31 @@ def test_a_class_is_known_under_the_name_that_its_folder_can_have_and_no_other(
     assert Conditioner([name], DEFAULT_PROMPT).condition(0, model) == expected
 
 
-def test_no_label_is_the_null_class_where_there_is_one():
-    conditioner = Conditioner(None, DEFAULT_PROMPT)
-    assert conditioner.condition(None, like_model("class", null_class=True)) is None
-    with pytest.raises(ValueError, match="a label must be the number of one class .* got None"):
-        conditioner.condition(None, CLASS)
-
-
 def test_class_backbones_are_conditioned_on_a_name_where_they_know_names_else_on_a_number():
-    named = Conditioner(["cat", "dog"], DEFAULT_PROMPT)
+    named, numbers = Conditioner(["cat", "dog"], DEFAULT_PROMPT), Conditioner(None, DEFAULT_PROMPT)
     assert named.condition(1, like_model("class", ["dog", "cat"])) == "dog"
-    assert named.condition(1, CLASS) == 1
-    assert Conditioner(None, DEFAULT_PROMPT).condition(torch.tensor(1), CLASS) == 1
+    assert named.condition(1, CLASS) == numbers.condition(torch.tensor(1), CLASS) == 1
+    assert numbers.condition(None, like_model("class", null_class=True)) is None
+    with pytest.raises(ValueError, match="a label must be the number of one class .* got None"):
+        numbers.condition(None, CLASS)
 
 
-@pytest.mark.parametrize("conditioner, text, of_class", [
-    (Conditioner(["a"], DEFAULT_PROMPT), True, True),
-    (Conditioner(None, lambda label: "x"), True, True),
-    (Conditioner(None, "an X-ray"), False, True),
-    (Conditioner(None, DEFAULT_PROMPT, Captions(["x"])), False, False),
+CAPTIONED = Conditioner(None, DEFAULT_PROMPT, Captions({"a": "x", "b": "y"}))
+
+
+@pytest.mark.parametrize("conditioner, text, of_class, prompts", [
+    (Conditioner(["cat", "emu"], DEFAULT_PROMPT), True, True,
+     ["A photo of a cat.", "A photo of an emu."]),
+    (Conditioner(None, DEFAULT_PROMPT), True, True, None),
+    (Conditioner(["cat"], lambda label: "x"), True, True, None),
+    (Conditioner(["cat", "emu"], "an X-ray"), False, True, ["an X-ray"]),
+    (CAPTIONED, False, False, ["x", "y"]),
 ])
-def test_labels_are_needed_only_where_the_condition_says_them(conditioner, text, of_class):
-    assert conditioner.needs_label(TEXT) == text and conditioner.needs_label(CLASS) == of_class
-
-
-@pytest.mark.parametrize("conditioner, expected", [
-    (Conditioner(["cat", "emu"], DEFAULT_PROMPT), ["A photo of a cat.", "A photo of an emu."]),
-    (Conditioner(["cat"], "an X-ray"), ["an X-ray"]), (Conditioner(None, DEFAULT_PROMPT), None),
-    (Conditioner(None, DEFAULT_PROMPT, Captions({"a": "x", "b": "y"})), ["x", "y"]),
-    (Conditioner(["cat"], lambda label: "x"), None),
-])
-def test_all_prompts_are_known_ahead_unless_a_function_or_an_open_label_makes_them(
-    conditioner, expected
+def test_labels_are_needed_and_prompts_known_ahead_as_the_condition_has_it(
+    conditioner, text, of_class, prompts
 ):
-    assert conditioner.known_prompts() == expected
-
-
-def test_a_number_without_a_name_cannot_be_put_into_words():
-    with pytest.raises(ValueError, match="class_names must be given to put label 0 into a prompt"):
-        Conditioner(None, DEFAULT_PROMPT).condition(0, TEXT)
-    assert Conditioner(None, "an X-ray").condition(5, PLAIN) is None
+    assert conditioner.needs_label(TEXT) == text and conditioner.needs_label(CLASS) == of_class
+    assert conditioner.known_prompts() == prompts
 
 
 def test_wrong_arguments_are_refused():
@@ -123,3 +99,8 @@ def test_wrong_arguments_are_refused():
         Conditioner(None, "x", Captions(["y"]))
     with pytest.raises(ValueError, match="the name '.udc80' is not UTF-8"):
         Conditioner(["cat", "\udc80"], DEFAULT_PROMPT)
+    for template in ("a {thing}", "{}", "{0}"):
+        with pytest.raises(ValueError, match=r"prompt may use \{class_name\} and \{article\}, got"):
+            Conditioner(None, template)
+    with pytest.raises(ValueError, match="captions are for text-to-image models, and tiny is none"):
+        CAPTIONED.condition(None, PLAIN, "a")

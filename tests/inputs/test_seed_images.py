@@ -30,7 +30,6 @@ def test_a_folder_lists_what_image_folder_lists_in_the_same_order(folder):
     assert [str(folder / path) for path in images.paths] == [path for path, _ in reference.samples]
     assert images.root == folder and images.is_folder and not images.problems
     first = images.open(0)
-    assert first.image.size == (4, 4) and images.file_names[0] == "a/10.jpg"
     assert first.put_back(first.image) == (first.image, 0)
     assert first.pixels.values.shape == (1, 1, 4, 4)
 
@@ -38,8 +37,9 @@ def test_a_folder_lists_what_image_folder_lists_in_the_same_order(folder):
 def test_an_empty_class_keeps_its_number_and_loose_images_are_said(folder):
     (folder / "aa").mkdir()
     PIL.Image.new("L", (4, 4)).save(folder / "loose.png")
+    (folder / "b" / "._2.png").touch()  # as macOS leaves them
     images = open_seed_images(folder)
-    assert images.classes == ["a", "aa", "b"] and set(images.labels) == {0, 2}
+    assert images.classes == ["a", "aa", "b"] and images.labels == [0, 0, 2, 2]
     assert images.problems == ["1 images beside the class folders are left out",
                                "class 'aa' has no images"]
     flat = open_seed_images(folder / "a")
@@ -115,16 +115,14 @@ def test_what_is_not_there_is_said_with_what_could_be(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match="the class folders hold no image files"):
         open_seed_images(tmp_path)
-    with pytest.raises(ValueError, match="torchvision has no dataset 'Nothing'"):
-        open_seed_images("torchvision:Nothing")
-    with pytest.raises(ValueError, match="MNIST could not be opened in .*download=True"):
-        open_seed_images("torchvision:MNIST", data_root=tmp_path)
-    with pytest.raises(ValueError, match="split of MNIST must be 'train' or 'test', got 'val'"):
-        open_seed_images("torchvision:MNIST", split="val")
-    with pytest.raises(ValueError, match="source must name a folder, .* got an empty text"):
-        open_seed_images(" ")
-    with pytest.raises(TypeError, match="source must be a path, a name, images or a map-style da"):
-        open_seed_images(iter([]))
+    for source, message in (
+            ("torchvision:Nothing", "torchvision has no dataset 'Nothing'"),
+            ("torchvision:MNIST", "split of MNIST must be 'train' or 'test', got 'val'"),
+            ("torchvision:Flowers102", "Flowers102 could not be opened in .*download=True"),
+            (" ", "source must name a folder, .* got an empty text"),
+            (iter([]), "source must be a path, a name, images or a map-style dataset, got")):
+        with pytest.raises((ValueError, TypeError), match=message):
+            open_seed_images(source, split="val", data_root=tmp_path)
 
 
 def test_torchvision_datasets_open_by_name():
@@ -179,18 +177,9 @@ def test_samples_that_do_not_fit_their_dataset_are_refused_at_the_door(data, mes
 
 
 def test_a_first_image_that_is_broken_is_left_to_its_turn(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"broken")
-
-    class Broken(Dataset):
-        targets = [0]
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return PIL.Image.open(tmp_path / "a.png"), 0
-
-    images = open_seed_images(Broken())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a.png").write_bytes(b"broken")
+    images = open_seed_images(ImageFolder(tmp_path))
     with pytest.raises(ValueError, match="^#0: could not be read as an image: cannot identify"):
         images.read(0)
 
@@ -226,9 +215,11 @@ def test_images_in_memory_and_datasets_of_images_alone_have_the_labels_that_are_
 
 
 def test_a_subset_keeps_names_numbers_and_labels(folder):
-    part = open_seed_images(folder).subset([2, 0])
-    assert part.paths == part.file_names == ["b/2.png", "a/10.jpg"] and part.classes == ["a", "b"]
-    assert part.labels == [1, 0]
+    reference = ImageFolder(folder)
+    for part in (open_seed_images(folder).subset([2, 0]),
+                 open_seed_images(Subset(reference, [2, 0]))):
+        assert part.file_names == ["b/2.png", "a/10.jpg"] and part.labels == [1, 0]
+        assert part.classes == ["a", "b"]
     data = TensorDataset(torch.rand(4, 1, 4, 4), torch.tensor([0, 0, 5, 5]))
     later = open_seed_images(data, labels="later").subset([3, 1])
     assert later.labels == [5, 0] and later.paths == ["#3", "#1"]
