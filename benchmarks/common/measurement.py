@@ -68,13 +68,10 @@ def count_flops(model: DiffusionModel) -> DenoiserFlops:
 
     def count(branches: int) -> int:
         rows = torch.zeros(branches, dtype=torch.int64, device=model.device)
-        model.hook.set(None, rows, 0, 1)
-        try:
-            # the fused attention of some devices is not in torch's table of formulas
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                model.predict(latents, t, condition)
-        finally:
-            model.hook.clear()
+        # the fused attention of some devices is not in torch's table of formulas
+        with (model.hook.perturbing(None, rows, 0), sdpa_kernel(SDPBackend.MATH),
+              FlopCounterMode(display=False) as counter):
+            model.predict(latents, t, condition)
         return counter.get_total_flops()
 
     one, two = count(1), count(2)

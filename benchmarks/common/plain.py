@@ -1,6 +1,8 @@
 """What the fast paths are compared with: one sample at a time, and no row saved."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -109,11 +111,11 @@ class _PlainTap:
     def __getattr__(self, name: str):
         return getattr(self._hook, name)
 
-    def set(self, perturbation, rows, clean_rows: int, input_rows: int, **arguments) -> None:
+    @contextmanager
+    def perturbing(self, perturbation, rows, clean_rows: int, **arguments) -> Iterator[None]:
         self.branches = rows
-        count = input_rows if rows is None else len(rows)
-        self._hook.set(perturbation, None, clean_rows, count, **arguments)
-
-    def clear(self) -> None:
-        self.branches = None
-        self._hook.clear()
+        try:
+            with self._hook.perturbing(perturbation, None, clean_rows, **arguments):
+                yield
+        finally:
+            self.branches = None

@@ -45,11 +45,11 @@ def hook_cost(model: TransformerModel, repetitions: int = 20) -> HookCost:
     x = model.encode(torch.rand(1, 3, *model.image_size))
     t, condition = torch.tensor(500.0), model.embed([checks.told(model)])
     noise, steps = _Timed(), []
-    model.hook.set(noise, None, 0, 1, seeds=torch.tensor([1]), step=torch.tensor(0),
-                     scale=torch.ones(1), unconditional=torch.zeros(1, dtype=torch.bool))
-    for _ in range(repetitions):
-        start = time.process_time()
-        model.predict(x, t, condition)
-        steps.append(time.process_time() - start - noise.seconds[-1])
-    model.hook.clear()
+    with model.hook.perturbing(
+            noise, None, 0, seeds=torch.tensor([1]), step=torch.tensor(0), scale=torch.ones(1),
+            unconditional=torch.zeros(1, dtype=torch.bool)):
+        for _ in range(repetitions):
+            start = time.process_time()
+            model.predict(x, t, condition)
+            steps.append(time.process_time() - start - noise.seconds[-1])
     return HookCost(1000 * min(steps), 1000 * min(noise.seconds))

@@ -48,7 +48,6 @@ class Run:
         if s.replay == 0:
             return [Trajectory(x_0=latent) for latent in x_0.to(dtype).cpu()]
         condition = model.embed(conditions)
-        model.hook.clear()
 
         def predict(x: Tensor, level: int) -> Tensor:
             return model.predict(
@@ -168,16 +167,11 @@ class _Denoiser:
         """Predictions for x, (N, C, H, W), or (U, C, H, W) at a first step that is shared."""
         guided, index = self.guided[level], self.index if call == 0 else slice(None)
         condition, branches, clean, arguments = self._rest[guided] if call else self._first
-        groups, hook = 1 + guided, self.model.hook
-        hook.set(self.settings.perturbation if self.noisy else None, branches, clean,
-                 groups * len(x), step=self.calls[call], **arguments)
-        try:
+        with self.model.hook.perturbing(self.settings.perturbation if self.noisy else None,
+                                        branches, clean, step=self.calls[call], **arguments):
             output = self.model.predict(
-                torch.cat([self.schedule.model_input(x, level)] * groups),
+                torch.cat([self.schedule.model_input(x, level)] * (1 + guided)),
                 self.schedule.timesteps[level], condition)
-            hook.check_fired()
-        finally:
-            hook.clear()
         perturbed = self.schedule.predictions(
             self._guide(output[clean:], guided), x[index], level)
         if not clean:

@@ -195,7 +195,6 @@ class DiffusionModel(ABC):
 
     def features(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Output (R, C, H, W) of the first block behind the bottleneck; the rest is not run."""
-        self.hook.clear()
         # a graph that was compiled before does not have the hook that stops it
         with torch.compiler.set_stance("force_eager"):
             return self.hook.output_behind(lambda: self.predict(x_t, t, condition)).float()

@@ -70,15 +70,13 @@ class ClassConditioning(Conditioning):
                     f"{self.name} is class-conditional without a null class, so every image needs "
                     "its label; give load_model(null_class=...) if it has one.")
             return self.null_class
-        if isinstance(condition, str):
-            if condition not in (names := self.class_names or []):
-                raise ModelError(f"{self.name} has the classes {names}, got {condition!r}; pass "
-                                 "class_names that match, or integer labels.")
-            return names.index(condition)
-        if not 0 <= condition < self.count:
-            raise ModelError(
-                f"{self.name} has class labels 0 to {self.count - 1}, got {condition}.")
-        return int(condition)
+        names = self.class_names or []
+        index = names.index(condition) if condition in names else condition
+        if isinstance(index, str) or not 0 <= index < self.count:
+            raise ModelError(f"{self.name} has the classes {names} and class labels 0 to "
+                             f"{self.count - 1}, got {condition!r}; pass class_names that match, "
+                             "or integer labels.")
+        return int(index)
 
 
 class TextConditioning(Conditioning):

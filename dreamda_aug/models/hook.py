@@ -21,7 +21,7 @@ class _Reached(Exception):
 
 
 class BottleneckHook:
-    """State of the hooks on a denoiser: `set` configures the next calls, `clear` disables them.
+    """Forward hooks on a denoiser, which do nothing but in the context of `perturbing`.
 
     The hooks of `UNetHook` and `BlockHook` are installed once: one that is added after
     ``torch.compile`` has run is silently ignored.
@@ -29,37 +29,39 @@ class BottleneckHook:
     Attributes:
         encoder_rows: batch rows that ran before the hook; the model counts them.
         decoder_rows: batch rows that ran behind it.
-        fired: whether the hook was reached since `set`.
     """
 
     _next: nn.Module  # the first block behind the hook
 
     def __init__(self) -> None:
-        self.encoder_rows = self.decoder_rows = 0
+        self.encoder_rows = self.decoder_rows = self._input_rows = 0
         self._handles: list[RemovableHandle] = []
-        self.clear()
+        self._clear()
 
-    def set(
+    @contextmanager
+    def perturbing(
         self, perturbation: Perturbation | None, rows: Tensor | None, clean_rows: int,
-        input_rows: int, **arguments: Tensor,
-    ) -> None:
-        """Configure the next calls of the denoiser.
+        **arguments: Tensor,
+    ) -> Iterator[None]:
+        """Within it, the denoiser branches at the hook and is perturbed there.
 
         Args:
             perturbation: changes h, or None for no change.
             rows: for each row behind the hook, the row before it whose features it takes, (R,)
                 int64, or None to let row i take row i.
             clean_rows: number of rows behind the hook, the first ones, that stay unperturbed.
-            input_rows: number of rows that the denoiser is called with.
             arguments: passed to the perturbation beside h.
-        """
-        self.perturbation, self.rows, self.arguments = perturbation, rows, arguments
-        self.clean_rows, self.input_rows = clean_rows, input_rows
-        self.fired = False
 
-    def clear(self) -> None:
-        """Let the denoiser run unperturbed."""
-        self.set(None, None, 0, 0)
+        Raises:
+            GenerationError: the denoiser ran without its hooks.
+        """
+        self._perturbation, self._rows, self._arguments = perturbation, rows, arguments
+        self._clean_rows = clean_rows
+        try:
+            yield
+            self._check_fired()
+        finally:
+            self._clear()
 
     def remove(self) -> None:
         """Remove the hooks from the denoiser."""
@@ -67,9 +69,14 @@ class BottleneckHook:
             handle.remove()
         self._handles = []
 
-    def check_fired(self) -> None:
-        """Raise `GenerationError` if the denoiser ran without its hooks."""
-        if not self.fired:
+    def _clear(self) -> None:
+        self._perturbation: Perturbation | None = None
+        self._rows: Tensor | None = None
+        self._arguments: dict[str, Tensor] = {}
+        self._clean_rows, self._fired = 0, False
+
+    def _check_fired(self) -> None:
+        if not self._fired:
             raise GenerationError(
                 "the bottleneck hook never fired: the denoiser ran without its hooks, so nothing "
                 "was perturbed. Load the model before torch.compile, or reset the compiled "
@@ -100,18 +107,18 @@ class BottleneckHook:
 
     def _perturbed(self, h: Tensor) -> Tensor:
         """h, (R, ...), all but its first rows perturbed."""
-        if self.perturbation is None:
+        if self._perturbation is None:
             return h
-        clean = h[: self.clean_rows]
-        return torch.cat([clean, self.perturbation(h[self.clean_rows :], **self.arguments)])
+        clean = h[: self._clean_rows]
+        return torch.cat([clean, self._perturbation(h[self._clean_rows :], **self._arguments)])
 
     def _branch(self, value: Any) -> Any:
         """Rows behind the hook of tensors that have a row for each input; other values as is."""
         if isinstance(value, tuple):
             return tuple(self._branch(v) for v in value)
-        if (self.rows is not None and torch.is_tensor(value) and value.ndim > 0
-                and len(value) == self.input_rows):
-            return value[self.rows]
+        if (self._rows is not None and torch.is_tensor(value) and value.ndim > 0
+                and len(value) == self._input_rows):
+            return value[self._rows]
         return value
 
 
@@ -134,16 +141,17 @@ class UNetHook(BottleneckHook):
                           for block in unet.up_blocks]
 
     def _on_bottleneck(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        self.fired = True
+        self._fired = True
         # a down block gives its skip connections too
-        if isinstance(output, tuple):
-            return (self._perturbed(self._branch(output[0])), *output[1:])
-        return self._perturbed(self._branch(output))
+        h, *skips = output if isinstance(output, tuple) else (output,)
+        self._input_rows = len(h)
+        h = self._perturbed(self._branch(h))
+        return (h, *skips) if isinstance(output, tuple) else h
 
     def _on_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.rows is None:
+        if self._rows is None:
             return args, kwargs
         # hidden states have branched already; diffusers gives them first, or by name
         kwargs = {k: v if k == "hidden_states" else self._branch(v) for k, v in kwargs.items()}
@@ -190,7 +198,7 @@ class BlockHook(BottleneckHook):
 
     def branched(self, denoise: Callable[[Tensor | slice], Tensor]) -> Tensor:
         """Output of a transformer behind the hook; ``denoise`` calls it with some input rows."""
-        if self.rows is None:
+        if self._rows is None:
             return denoise(slice(None))
         self._recorded = {}
         try:
@@ -199,7 +207,7 @@ class BlockHook(BottleneckHook):
             outputs = {key: self._branch(output) for key, output in self._recorded.items()}
         finally:
             self._recorded = None
-        self.check_fired()
+        self._check_fired()
         recalled = 0
 
         def recall(block: nn.Module) -> Callable[..., Any]:
@@ -210,7 +218,7 @@ class BlockHook(BottleneckHook):
             return forward
 
         with forwards({block: recall(block) for block in self._keys}):
-            output = denoise(self.rows)
+            output = denoise(self._rows)
         if recalled != len(self._keys):
             raise GenerationError(
                 f"the transformer recalled {recalled} of {len(self._keys)} blocks before the "
@@ -223,13 +231,14 @@ class BlockHook(BottleneckHook):
             self._recorded[self._keys[module]] = output
         if module is not self._hooked:
             return output
-        self.fired = True
-        if self._recorded is not None:
-            raise _Reached
-        if self.perturbation is None:
-            return output
+        self._fired = True
         # a block's image stream comes last
         *others, tokens = output if isinstance(output, tuple) else (output,)
+        if self._recorded is not None:
+            self._input_rows = len(tokens)
+            raise _Reached
+        if self._perturbation is None:
+            return output
         changed = tokens.scatter(1, self._positions(tokens), self._perturbed(self._image(tokens)))
         return (*others, changed) if isinstance(output, tuple) else changed
 

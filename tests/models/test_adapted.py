@@ -82,6 +82,10 @@ def test_a_layout_of_another_trainer_goes_through_diffusers(folder, sd_pipeline,
     kohya(pipeline, tmp_path / "lora")
     made = load_model(folder, device="cpu", lora=tmp_path / "lora/kohya.safetensors").unet
     torch.testing.assert_close(output(made), output(pipeline.unet), atol=1e-5, rtol=1e-5)
+    next(p for name, p in pipeline.unet.named_parameters() if "lora_B" in name).data += torch.nan
+    kohya(pipeline, tmp_path / "broken")
+    with pytest.raises(ModelError, match="as LoRA weights .*NaNs detected"):
+        load_model(folder, device="cpu", lora=tmp_path / "broken/kohya.safetensors")
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_rslora": True}], ids=str)

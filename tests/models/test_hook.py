@@ -20,11 +20,13 @@ SIZE = (pipelines.SIDE, pipelines.SIDE)
 STREAMS = ["sd3", "flux2", "z_image", "lumina2", "hunyuan_dit"]
 
 
-class Shift:
-    """A perturbation that adds a tensor."""
+class Add:
+    """A perturbation that adds a tensor, or 1 to 3 to every entry."""
 
-    def __call__(self, h, noise):
-        return h + noise
+    def __call__(self, h, noise=None):
+        self.shape = tuple(h.shape)
+        # no constant: a layer norm would take it out
+        return h + (torch.linspace(1, 3, h.shape[2]) if noise is None else noise)
 
 
 def test_a_unets_bottleneck_is_diffusers_own_residual_input_bit_for_bit():
@@ -35,9 +37,8 @@ def test_a_unets_bottleneck_is_diffusers_own_residual_input_bit_for_bit():
         expected = unet(x, t, text, mid_block_additional_residual=noise,
                         down_block_additional_residuals=skips).sample
         hook = UNetHook(unet)
-        hook.set(Shift(), None, 0, 3, noise=noise)
-        assert torch.equal(unet(x, t, text).sample, expected)
-        hook.clear()
+        with hook.perturbing(Add(), None, 0, noise=noise):
+            assert torch.equal(unet(x, t, text).sample, expected)
         assert not torch.equal(unet(x, t, text).sample, expected)
 
 
@@ -53,14 +54,6 @@ def load():
     return load
 
 
-class Add:
-    """A perturbation that adds 1 to 3 to every entry, and notes what it was given."""
-
-    def __call__(self, h, **_):
-        self.shape = tuple(h.shape)
-        return h + torch.linspace(1, 3, h.shape[2])  # no constant: a layer norm would take it out
-
-
 def inputs(model, prompts=("a cat", "two dogs sat", "")):
     x = model.encode(checks.images(len(prompts)))
     return x, torch.tensor(500.0), model.embed(list(prompts))
@@ -73,11 +66,10 @@ def test_branching_behind_a_block_equals_running_every_row(load, name):
     rows = torch.tensor([0, 1, 2, 1, 0, 2, 2])
     seeds = dict(seeds=torch.arange(4), step=torch.tensor(1), scale=torch.ones(4),
                  unconditional=torch.zeros(4, dtype=torch.bool))
-    model.hook.set(BottleneckNoise(), rows, 3, 3, **seeds)
-    branched = model.predict(x, t, condition)
-    model.hook.set(BottleneckNoise(), None, 3, 7, **seeds)
-    plain = model.predict(x[rows], t, {name: value[rows] for name, value in condition.items()})
-    model.hook.clear()
+    with model.hook.perturbing(BottleneckNoise(), rows, 3, **seeds):
+        branched = model.predict(x, t, condition)
+    with model.hook.perturbing(BottleneckNoise(), None, 3, **seeds):
+        plain = model.predict(x[rows], t, {name: value[rows] for name, value in condition.items()})
     assert len(branched) == 7
     torch.testing.assert_close(branched, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(branched[:3], model.predict(x, t, condition), atol=1e-5, rtol=0)
@@ -93,9 +85,8 @@ def test_only_the_images_tokens_are_perturbed(load, name):
         lambda module, args, output: seen.append(output[-1] if isinstance(output, tuple)
                                                  else output))
     model.predict(x, t, condition)
-    model.hook.set(add, None, 0, 3)
-    model.predict(x, t, condition)
-    model.hook.clear()
+    with model.hook.perturbing(add, None, 0):
+        model.predict(x, t, condition)
     hook.remove()
     assert add.shape == (3, 16, 16)
     changed = (seen[1] - seen[0]).abs().amax(2) > 0.5
@@ -111,9 +102,8 @@ def test_any_block_can_be_hooked(load, name, index):
     model = load(name, block_index=index)
     assert model.block_index == index
     x, t, condition = inputs(model)
-    model.hook.set(Add(), torch.tensor([0, 1, 2, 2]), 3, 3)
-    branched = model.predict(x, t, condition)
-    model.hook.clear()
+    with model.hook.perturbing(Add(), torch.tensor([0, 1, 2, 2]), 3):
+        branched = model.predict(x, t, condition)
     plain = model.predict(x, t, condition)
     torch.testing.assert_close(branched[:3], plain, atol=1e-5, rtol=0)
     assert (branched[3] - plain[2]).abs().max() > 1e-3
@@ -141,9 +131,8 @@ def test_long_skips_stay_as_they_are(load):
     x, t, condition = inputs(model)
     model.predict(x, t, condition)
     plain, skips[:] = list(skips), []
-    model.hook.set(Add(), torch.tensor([0, 1, 2, 0]), 3, 3)
-    model.predict(x, t, condition)
-    model.hook.clear()
+    with model.hook.perturbing(Add(), torch.tensor([0, 1, 2, 0]), 3):
+        model.predict(x, t, condition)
     for hook in hooks:
         hook.remove()
     assert len(plain) == len(skips) == 2
@@ -166,13 +155,12 @@ def test_a_block_that_is_not_recalled_is_noticed(load):
     x, t, condition = inputs(model)
     first = model.pipeline.transformer.transformer_blocks[0]
     first._compiled_call_impl = type(first).forward.__get__(first)
-    model.hook.set(Add(), torch.tensor([0, 1, 2, 0]), 3, 3)
     try:
-        with pytest.raises(GenerationError, match="recalled 2 of 3 blocks before the hook"):
+        with (pytest.raises(GenerationError, match="recalled 2 of 3 blocks before the hook"),
+              model.hook.perturbing(Add(), torch.tensor([0, 1, 2, 0]), 3)):
             model.predict(x, t, condition)
     finally:
         first._compiled_call_impl = None
-        model.hook.clear()
 
 
 def test_a_cache_that_skips_blocks_is_refused():
@@ -190,8 +178,7 @@ def test_compiled_blocks_agree_and_the_plain_model_stays(load):
     torch._dynamo.reset()
     found = []
     for each in (model, model.compiled(backend="eager")):
-        each.hook.set(Add(), torch.tensor([0, 1, 2, 0]), 3, 3)
-        found.append(each.predict(*inputs(model)))
-        each.hook.clear()
+        with each.hook.perturbing(Add(), torch.tensor([0, 1, 2, 0]), 3):
+            found.append(each.predict(*inputs(model)))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
     assert "forward" not in vars(model.pipeline.transformer.transformer_blocks[0])

@@ -40,10 +40,11 @@ def test_a_model_without_hooks_shares_its_weights_and_leaves_the_hooks_where_the
     twin, x = without_hooks(model.unet), torch.rand(1, 1, 16, 16)
     assert [id(p) for p in twin.parameters()] == [id(p) for p in model.unet.parameters()]
     seeds, scale = torch.tensor([1]), torch.ones(1)
-    model.hook.set(BottleneckNoise(), None, 0, 1, seeds=seeds, step=torch.tensor(0), scale=scale,
-                     unconditional=torch.zeros(1, dtype=torch.bool))
+    noise = model.hook.perturbing(
+        BottleneckNoise(), None, 0, seeds=seeds, step=torch.tensor(0), scale=scale,
+        unconditional=torch.zeros(1, dtype=torch.bool))
     with torch.no_grad():
-        plain, hooked = (unet(x, 10, return_dict=False)[0] for unet in (twin, model.unet))
-        model.hook.clear()
+        with noise:
+            plain, hooked = (unet(x, 10, return_dict=False)[0] for unet in (twin, model.unet))
         assert torch.equal(plain, model.unet(x, 10, return_dict=False)[0])
     assert not torch.equal(plain, hooked)
