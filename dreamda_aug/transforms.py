@@ -14,9 +14,16 @@ from torchvision.transforms import v2
 from dreamda_aug.arguments import checked, real
 from dreamda_aug.generation.sampler import Request
 from dreamda_aug.generation.synthesizer import Synthesizer
-from dreamda_aug.inputs.labels import NO_LABEL, class_number, find_labels, label_of
 from dreamda_aug.inputs.pixels import read_pixels
-from dreamda_aug.inputs.rows import is_image, is_single, refuse_annotations
+from dreamda_aug.inputs.samples import (
+    NO_LABEL,
+    class_number,
+    find_labels,
+    is_image,
+    is_single,
+    label_of,
+    refuse_annotations,
+)
 from dreamda_aug.method.settings import Settings
 from dreamda_aug.models.load import BUNDLED
 

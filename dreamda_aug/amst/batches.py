@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from dreamda_aug.amst.rules import RunPlan
 from dreamda_aug.inputs.dataset_reader import SizedDataset
-from dreamda_aug.inputs.labels import class_number, plain_label
+from dreamda_aug.inputs.samples import class_number, plain_label
 
 # An image, its target or seed label, and its position in the pool; −1 for labeled images.
 Item = tuple[Tensor, Tensor, int]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamda_aug.inputs.labels import check_integers
+from dreamda_aug.inputs.samples import check_integers
 
 # Rounds of the correction; it changes by less than a thousandth after a few dozen.
 _ROUNDS = 100

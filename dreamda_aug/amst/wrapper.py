@@ -25,7 +25,7 @@ from dreamda_aug.final_layer import (
     evaluation_mode,
     main_logits,
 )
-from dreamda_aug.inputs.labels import check_integers
+from dreamda_aug.inputs.samples import check_integers
 
 # f1ʷ, f2ʷ, f1ˢ, f2ˢ: the view of labeled images that each auxiliary head learns from [paper].
 HEAD_VIEWS: tuple[ViewName, ...] = ("weak", "weak", "strong", "strong")

@@ -14,7 +14,7 @@ from dreamda_aug.calibration.probe import (
     features_for_labels,
     logistic_regression,
 )
-from dreamda_aug.inputs.labels import check_integers
+from dreamda_aug.inputs.samples import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features
 from dreamda_aug.models import DiffusionModel
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.generation.sampler import in_turn
-from dreamda_aug.inputs.labels import check_integers
+from dreamda_aug.inputs.samples import check_integers
 from dreamda_aug.method.schedule import NoiseSchedule
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
 from dreamda_aug.metrics.features import FeatureFunction, extract_features, pixel_features

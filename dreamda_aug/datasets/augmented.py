@@ -19,7 +19,7 @@ from dreamda_aug.generation.dials import Calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.dataset_reader import find_targets, occurrences
 from dreamda_aug.inputs.pixels import Pixels
-from dreamda_aug.inputs.rows import SeedImage
+from dreamda_aug.inputs.samples import SeedImage
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from dreamda_aug.arguments import real, whole
 from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_targets
-from dreamda_aug.inputs.rows import read_row
+from dreamda_aug.inputs.samples import read_sample
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.method.seeding import derive_seed
 
@@ -171,7 +171,7 @@ class RealAndSynthetic(Dataset[Any]):
     def _completed(self, sample: Any, origin: Origin) -> Any:
         """The base dataset's sample after the last transform, with its origin if wanted."""
         if self.transform is not None:
-            row = read_row(sample, origin.index)
+            row = read_sample(sample, origin.index)
             sample = row.put_back(self.transform(row.image))
         if not self.with_origin:
             return sample

@@ -14,8 +14,8 @@ from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
 from dreamda_aug.expansion.metadata import read_metadata
 from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_names, find_targets
-from dreamda_aug.inputs.labels import plain_label
 from dreamda_aug.inputs.pixels import Pixels
+from dreamda_aug.inputs.samples import plain_label
 
 
 class StoredDataset(RealAndSynthetic):

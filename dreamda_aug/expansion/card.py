@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dreamda_aug.expansion.manifest import FLAGGED, MANIFEST, read_manifest, read_skipped
 from dreamda_aug.expansion.metadata import LICENSE, PATHS, flat
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.inputs.labels import SURROGATES
+from dreamda_aug.inputs.samples import SURROGATES
 from dreamda_aug.models.load import BUNDLED
 
 CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"

@@ -11,8 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dreamda_aug.inputs.labels import label_key, plain_label
-from dreamda_aug.inputs.rows import SeedImage, is_image, read_row
+from dreamda_aug.inputs.samples import SeedImage, is_image, label_key, plain_label, read_sample
 
 # From an image with its label to what a transform makes of them.
 Step = Callable[[SeedImage], Any]
@@ -47,7 +46,7 @@ class DatasetReader:
     ``ConcatDataset`` or an attribute of the given one are treated alike; all stay as they are.
 
     Args:
-        dataset: of samples that `read_row` takes.
+        dataset: of samples that `read_sample` takes.
         has_labels: False allows samples that are images alone.
 
     Attributes:
@@ -77,12 +76,12 @@ class DatasetReader:
         return len(self._leaves)
 
     def read(self, index: int) -> SeedImage:
-        """The sample there; raises what `UNREADABLE` lists if it is broken, and as `read_row`."""
+        """The sample there; raises as `read_sample`, and what `UNREADABLE` lists if broken."""
         self._steps.clear()
         found, leaf = self._bare[index], self._leaves[index]
         steps = [*filter(None, [self._of_table.get(id(leaf))]), *self._steps]
         if self.has_labels or isinstance(found, tuple | list | Mapping):
-            seed = read_row(found, index, _columns(leaf))
+            seed = read_sample(found, index, _columns(leaf))
         else:
             seed = SeedImage(found, None, lambda image, label: image)
         if isinstance(found, tuple | list) and len(found) == 2 and self._is_regular:
@@ -193,7 +192,7 @@ def _applied(steps: Sequence[Step], seed: SeedImage) -> Any:
         return seed.put_back(seed.image)
     sample = steps[0](seed)
     for step in steps[1:]:
-        sample = step(read_row(sample))
+        sample = step(read_sample(sample))
     return sample
 
 
@@ -203,11 +202,7 @@ def _target_transform(dataset: Any) -> Callable[[Any], Any] | None:
 
 
 def as_sized(dataset: Any) -> SizedDataset:
-    """The same dataset, checked to be map-style; torch's `Dataset` does not promise a length.
-
-    Raises:
-        TypeError: it has no length, or no samples by index.
-    """
+    """The same dataset; raises TypeError if it has no length, or no samples by index."""
     if not isinstance(dataset, SizedDataset) or isinstance(dataset, str):
         raise TypeError("dataset must be map-style, with __getitem__ and __len__, got "
                         f"{type(dataset).__name__}.")
@@ -261,9 +256,8 @@ def find_classes(dataset: Any) -> list[str] | None:
                     f"{longest}, so that a label has two meanings; give them the same classes, or "
                     "class_names.")
         return longest if found else None
-    if isinstance(dataset, Table):
-        keys = _columns(dataset)
-        classes = getattr(dataset.features[keys[1]], "names", None) if keys else None
+    if keys := _columns(dataset):
+        classes = getattr(dataset.features[keys[1]], "names", None)
     else:
         classes = getattr(dataset, "classes", None)
         if classes is None and hasattr(dataset, "dataset"):
@@ -278,9 +272,8 @@ def find_targets(dataset: Any) -> list[Any] | None:
 
 
 def _targets(leaf: Any) -> list[Any] | None:
-    if isinstance(leaf, Table):
-        keys = _columns(leaf)
-        return None if keys is None else list(leaf.with_format(None)[keys[1]])
+    if keys := _columns(leaf):
+        return list(leaf.with_format(None)[keys[1]])
     for name in ("targets", "labels", "_labels"):
         labels = getattr(leaf, name, None)
         if labels is not None and len(labels) == len(leaf):

@@ -14,6 +14,7 @@ from typing import Any
 import PIL.Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from dreamda_aug.arguments import shown
 from dreamda_aug.errors import ExpansionError, StorageError
 from dreamda_aug.files import parse_json, read_lines, regular_file
 
@@ -78,7 +79,8 @@ class Files:
     ):
         self.source, self.root, self.paths, self.targets = source, root, paths, targets
         self.classes, self.problems = classes, problems
-        self.sizes = [_size(self._place(index)) for index in range(len(paths))]
+        self.sizes = [os.path.getsize(place) if os.path.exists(place) else -1
+                      for place in map(self._place, range(len(paths)))]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -99,13 +101,6 @@ class Files:
 
     def _place(self, index: int) -> str:
         return os.path.join(self.root, self.paths[index])
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return -1
 
 
 def open_named(
@@ -200,20 +195,13 @@ def _read_list(path: Path, class_names: Sequence[str] | None) -> Files:
 
 
 def _path_and_label(row: dict[str, Any], where: str) -> tuple[str, Any]:
-    name, label = _column(row, _PATH_COLUMNS, where), _column(row, _LABEL_COLUMNS, where)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ExpansionError(f"{where}: the path must be text, got {name!r}.")
-    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
-        raise ExpansionError(f"{where}: the label must be text or an integer, got {label!r}.")
+    name, label = (next((row[key] for key in columns if key in row), None)
+                   for columns in (_PATH_COLUMNS, _LABEL_COLUMNS))
+    if not isinstance(name, str) or not name or "\0" in name or label == "" or (
+            isinstance(label, bool) or not isinstance(label, str | int)):
+        raise ExpansionError(f"{where}: expected a column 'path' with text, and a column 'label' "
+                             f"with text or an integer, found {shown(row)}.")
     return name, label
-
-
-def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
-    for name in names:
-        if name in row:
-            return row[name]
-    raise ExpansionError(
-        f"{where}: expected a column {names[0]!r}, found {', '.join(map(repr, row)) or 'none'}.")
 
 
 def _common_root(path: Path, names: Sequence[str]) -> Path:

@@ -102,10 +102,9 @@ def fit_to(values: Tensor, model: ImageFormat) -> Tensor:
     if values.shape[1] == 3 and model.channels == 1:
         grey = _luminance(values)
         if not torch.allclose(grey.expand_as(values), values, atol=2 / 255):
-            warnings.warn(
-                f"{model.name} makes grey images: the colours of the seed images are lost. "
-                "Use a model with 3 channels.", stacklevel=1,  # one place: it is said once
-            )
+            # from one place: Python shows it once
+            warnings.warn(f"{model.name} makes grey images: the colours of the seed images are "
+                          "lost. Use a model with 3 channels.", stacklevel=1)
         values = grey
     return _fit(values, model.channels, model.image_size)
 

@@ -7,7 +7,8 @@ from string import Formatter
 from typing import Any, Literal, Protocol
 
 from dreamda_aug.arguments import shown
-from dreamda_aug.inputs.labels import (
+from dreamda_aug.inputs.listing import read_table
+from dreamda_aug.inputs.samples import (
     SURROGATES,
     check_names,
     class_number,
@@ -15,7 +16,6 @@ from dreamda_aug.inputs.labels import (
     number_labels,
     plain_label,
 )
-from dreamda_aug.inputs.listing import read_table
 from dreamda_aug.inputs.seed_images import SeedImages
 
 # The fields of the authors' caption files, and of Hugging Face's metadata files.
@@ -55,12 +55,8 @@ class Captions:
                                    for name, text in source.items())
         elif isinstance(source, Sequence):
             self._found = [_checked(text, f"captions[{i}]") for i, text in enumerate(source)]
-        elif callable(source):
-            self._found = source
         else:
-            raise TypeError(
-                "captions must be a file, a mapping, a sequence or a function, got "
-                f"{type(source).__name__}.")
+            self._found = source
 
     @property
     def texts(self) -> list[str] | None:
@@ -200,8 +196,6 @@ class Conditioner:
     ):
         if captions is not None and prompt != DEFAULT_PROMPT:
             raise ValueError(f"captions take the place of the prompt, got prompt={prompt!r} too.")
-        if isinstance(class_names, str):
-            raise TypeError(f"class_names must be a list of names, got the string {class_names!r}.")
         self.class_names = list(class_names) if class_names is not None else None
         check_names(self.class_names or ())
         self.prompt, self.captions = prompt, captions

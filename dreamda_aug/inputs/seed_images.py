@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.inputs.dataset_reader import DatasetReader, SizedDataset, find_classes, find_names
-from dreamda_aug.inputs.labels import check_names, number_labels
 from dreamda_aug.inputs.listing import UNREADABLE, Files, TooLarge, open_named
 from dreamda_aug.inputs.pixels import Pixels
-from dreamda_aug.inputs.rows import SeedImage
+from dreamda_aug.inputs.samples import SeedImage, check_names, number_labels
 
 # Empty classes that a note names.
 _NAMED = 5

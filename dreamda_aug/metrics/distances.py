@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamda_aug.inputs.labels import check_integers
+from dreamda_aug.inputs.samples import check_integers
 
 # Entries of one tile of a distance matrix: a million float64 are 8 MB.
 TILE_ENTRIES = 1_000_000

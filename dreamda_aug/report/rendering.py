@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dreamda_aug.inputs.labels import SURROGATES
 from dreamda_aug.inputs.pixels import read_pixels
+from dreamda_aug.inputs.samples import SURROGATES
 
 # At this side or below an image stays pixel for pixel what it is.
 SMALL_SIDE = 64

@@ -270,7 +270,7 @@ def row(label, path="cat/0.png"):
 @pytest.mark.parametrize("name, content, message", [
     ("a.jsonl", row("\ud800"), "is not UTF-8"), ("a.jsonl", row("a", "\ud800.png"), "is not UTF-8"),
     ("a.jsonl", row(10**400), "a.jsonl: a label must be one of the 1,000,000 classes"),
-    ("a.jsonl", row("a", "a\0.png"), "a.jsonl, line 1: the path must be text"),
+    ("a.jsonl", row("a", "a\0.png"), "a.jsonl, line 1: expected a column 'path' with text"),
     ("a.csv", None, "a.csv: expected a regular file, found a FIFO"),
     (b"\xff", None, "is not UTF-8"),
 ])

@@ -16,7 +16,7 @@ from dreamda_aug.inputs.dataset_reader import (
     find_targets,
     occurrences,
 )
-from dreamda_aug.inputs.rows import read_row
+from dreamda_aug.inputs.samples import read_sample
 from dreamda_aug.inputs.seed_images import open_seed_images
 
 GREY = PIL.Image.new("L", (4, 4), 100)
@@ -134,9 +134,9 @@ def test_the_image_is_untransformed_and_the_transform_runs_as_the_dataset_runs_i
         assert parts_of(sample.put(sample.image, sample.label)) == parts_of(dataset[index])
         other = np.asarray(OTHER) if kind == "named" else OTHER
         expected = {"one class only": 7 + 50 * index, "both": 107}.get(kind, 57)
-        made = read_row(sample.put(other, sample.label), index)
+        made = read_sample(sample.put(other, sample.label), index)
         assert value(made.image) == expected
-        assert made.label == read_row(dataset[index], index).label
+        assert made.label == read_sample(dataset[index], index).label
         assert parts_of(reader.put_back(index, other, sample.label)) == parts_of(
             sample.put(other, sample.label))
         assert value(sample.image) == 100

@@ -6,15 +6,17 @@ import torch
 from pictures import picture
 from torchvision import tv_tensors
 
-from dreamda_aug.inputs.labels import (
+from dreamda_aug.inputs.samples import (
     NO_LABEL,
     check_integers,
     class_number,
     find_labels,
+    is_image,
     label_of,
     number_labels,
+    read_sample,
+    refuse_annotations,
 )
-from dreamda_aug.inputs.rows import is_image, read_row, refuse_annotations
 
 IMAGE, BATCH = torch.rand(3, 4, 4), torch.rand(2, 3, 4, 4)
 ARRAY, GREY = np.zeros((4, 4), np.uint8), picture("L")
@@ -27,9 +29,9 @@ ARRAY, GREY = np.zeros((4, 4), np.uint8), picture("L")
 ])
 def test_image_and_label_are_items_in_turn_or_under_the_keys_that_datasets_use(sample):
     assert find_labels(sample, "default") == find_labels([0, 7], lambda each: each[1]) == 7
-    seed = read_row(sample)
+    seed = read_sample(sample)
     made = seed.put(GREY, 4)
-    again = read_row(made)
+    again = read_sample(made)
     assert seed.image is IMAGE and seed.label == 7 and len(made) == len(sample)
     assert again.image is GREY and again.label == 4
 
@@ -126,7 +128,7 @@ def test_an_array_is_surely_an_image_or_may_be_one(shape, dtype, surely, maybe):
 ])
 def test_samples_without_an_image_and_a_label_are_refused(sample, message):
     with pytest.raises(ValueError, match=message):
-        read_row(sample, 0)
+        read_sample(sample, 0)
 
 
 def test_integers_are_one_for_each_image_and_in_range():
