@@ -5,8 +5,7 @@ import warnings
 import numpy as np
 import torch
 
-from dreamda_aug.metrics import frechet_distance
-from dreamda_aug.metrics.distributions import SmallSampleWarning
+from dreamda_aug.metrics.distances import SmallSampleWarning, frechet_distance
 
 
 def sets(n=120, m=90, d=7, shift=0.7):

@@ -12,8 +12,7 @@ from benchmarks.accuracy.runs import Run, Setup, images_of, judge_of, pool_of
 from benchmarks.accuracy.tasks import Split
 from dreamda_aug.evaluation.training import predict
 from dreamda_aug.metrics import classifier_features, frechet_distance, kernel_distance
-from dreamda_aug.metrics.distances import replica_diversity
-from dreamda_aug.metrics.distributions import SmallSampleWarning
+from dreamda_aug.metrics.distances import SmallSampleWarning, replica_diversity
 from dreamda_aug.metrics.features import pixel_features
 
 REFERENCE = 2000  # real training images that fidelity is measured against

@@ -1,8 +1,7 @@
 """How close synthetic images are to real ones: distances, fidelity, and reports of two folders."""
 
 from dreamda_aug.metrics.comparison import MetricsReport, compare_folders
-from dreamda_aug.metrics.distances import precision_recall
-from dreamda_aug.metrics.distributions import frechet_distance, kernel_distance
+from dreamda_aug.metrics.distances import frechet_distance, kernel_distance, precision_recall
 from dreamda_aug.metrics.features import classifier_features, extract_features, inception_features
 
 __all__ = [

@@ -14,14 +14,12 @@ from dreamda_aug.files import parse_json, read_lines
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.metrics.distances import (
     density_coverage,
-    nearest,
-    nearest_other,
-    precision_recall,
-    replica_diversity,
-)
-from dreamda_aug.metrics.distributions import (
     kernel_distance,
     mean_discrepancy,
+    nearest,
+    paired_distance,
+    precision_recall,
+    replica_diversity,
     small_sample_note,
     squared_frechet,
 )
@@ -78,13 +76,13 @@ class MetricsReport:
     nearest_real: float
     real_spacing: float
     exact_copies: int
-    diversity: float | None
-    seed_distance: float | None
-    nearest_other: float | None
-    closer_to_other: float | None
-    label_agreement: float | None
-    real_label_agreement: float | None
-    notes: tuple[str, ...]
+    diversity: float | None = None
+    seed_distance: float | None = None
+    nearest_other: float | None = None
+    closer_to_other: float | None = None
+    label_agreement: float | None = None
+    real_label_agreement: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def compare_folders(
@@ -122,21 +120,19 @@ def compare_folders(
         for folder in folders)
     notes += filter(None, [small_sample_note(real, synthetic)])
     kid = kernel_distance(real, synthetic, rng_seed=rng_seed)
+    density, coverage = density_coverage(real, synthetic)
     to_real = nearest(synthetic, real)[0]
     spacing = nearest(real, real, exclude=torch.arange(len(real)))[0]
-    figures: dict[str, Any] = dict.fromkeys(
-        ("diversity", "seed_distance", "nearest_other", "closer_to_other", "label_agreement",
-         "real_label_agreement"))
+    figures: dict[str, Any] = {}
     seeds, labels = _seed_rows(*folders), _shared_labels(*folders)
     if isinstance(seeds, str):
         notes.append(seeds)
     else:
-        _, other_distance, seed_distance = nearest_other(synthetic, real, seeds)
-        if seeds.unique(return_counts=True)[1].max() > 1:
-            figures["diversity"] = replica_diversity(synthetic, seeds)
-        figures |= {"seed_distance": seed_distance.median().item(),
-                    "nearest_other": other_distance.median().item(),
-                    "closer_to_other": (other_distance < seed_distance).double().mean().item()}
+        own = paired_distance(synthetic, real, seeds)
+        other = nearest(synthetic, real, exclude=seeds)[0]
+        figures |= {"diversity": replica_diversity(synthetic, seeds),
+                    "seed_distance": own.median().item(), "nearest_other": other.median().item(),
+                    "closer_to_other": (other < own).double().mean().item()}
     if isinstance(labels, str):
         notes.append(labels)
     else:
@@ -152,7 +148,7 @@ def compare_folders(
         fid=squared_frechet(real, synthetic), kid=kid.mean, kid_std=kid.std,
         mmd=mean_discrepancy(real, synthetic),
         **precision_recall(real, synthetic)._asdict(),
-        **density_coverage(real, synthetic)._asdict(),
+        density=density, coverage=coverage,
         nearest_real=to_real.median().item(), real_spacing=spacing.median().item(),
         exact_copies=int((to_real == 0).sum()), notes=tuple(notes), **figures)
 

@@ -10,10 +10,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,18 +23,29 @@ from torchvision.transforms import v2
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.bundled import fashion_mnist_judge
+from dreamda_aug.files import regular_file
 from dreamda_aug.final_layer import FeatureReader, evaluation_mode, find_head
 from dreamda_aug.inputs.dataset_reader import SizedDataset
 from dreamda_aug.inputs.pixels import read_pixels
 from dreamda_aug.progress import bar
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Images (B, C, H, W), float in [0, 1] -> features (B, D).
+FeatureFunction = Callable[[Tensor], Tensor]
 
 
-class FeatureFunction(Protocol):
-    """Images (B, C, H, W), float in [0, 1] -> features (B, D)."""
+@dataclass(frozen=True, eq=False)
+class _Features:
+    """A feature function, and the call that makes it."""
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    text: str
+    function: FeatureFunction
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def pixel_features(size: int | None = None) -> FeatureFunction:
@@ -46,7 +56,8 @@ def pixel_features(size: int | None = None) -> FeatureFunction:
     """
     if size is not None:
         whole("size", size, 1)
-    return _Features(partial(_pixels, size), f"pixel_features(size={size})")
+    return _Features(f"pixel_features(size={size})",
+                     lambda images: _resize(images, size).flatten(1))
 
 
 def classifier_features(
@@ -74,10 +85,23 @@ def classifier_features(
         raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}.")
     reader = FeatureReader(model, head)
     reader.detach()
-    normalize = None if mean is None else v2.Normalize(mean, std)
+    normalize = nn.Identity() if mean is None else v2.Normalize(mean, std)
+
+    @torch.no_grad()
+    def final_inputs(images: Tensor) -> Tensor:
+        images = _resize(images, size).to(next(model.parameters()))
+        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+        if first is not None and first.in_channels == 3:
+            images = as_colour(images)
+        try:
+            with evaluation_mode(model):
+                return reader.read(model, normalize(images))[0]
+        finally:
+            reader.detach()
+
     return _Features(
-        partial(_final_inputs, model, reader, size, normalize),
-        f"classifier_features({type(model).__name__}, head={reader.name!r}, size={size})")
+        f"classifier_features({type(model).__name__}, head={reader.name!r}, size={size})",
+        final_inputs)
 
 
 def inception_features(
@@ -93,12 +117,7 @@ def inception_features(
             Running a TorchScript file runs its author's code: use one you trust.
         device: where the network runs.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected a TorchScript file of the FID Inception network, found "
-            f"{'a folder' if path.is_dir() else 'nothing'}; use pixel_features() or "
-            "classifier_features(model) if you have none.")
+    path = regular_file(os.fspath(path))
     try:
         with warnings.catch_warnings():
             # The published file is TorchScript, so its deprecation is nothing a caller can act on.
@@ -108,8 +127,15 @@ def inception_features(
         raise ValueError(
             f"{path}: expected a TorchScript file, found something torch.jit.load cannot read "
             f"({str(error).splitlines()[0]}).") from error
-    return _Features(partial(_inception, network, torch.device(device)),
-                     f"inception_features({path.name!r})")
+
+    @torch.no_grad()
+    def pooled(images: Tensor) -> Tensor:
+        images = as_colour(images.to(device, torch.float32))
+        # clamp: bicubic overshoots at edges, and the network was fed bytes.
+        pixels = _resize(images, 299, "bicubic").clamp(0, 1) * 255
+        return network((pixels - 128) / 128)
+
+    return _Features(f"inception_features({path.name!r})", pooled)
 
 
 def open_classifier_features(text: str) -> FeatureFunction:
@@ -122,19 +148,16 @@ def open_classifier_features(text: str) -> FeatureFunction:
 
     Raises:
         ValueError: another text, no such architecture, or weights that do not fit it.
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is not there; a StorageError where it is no regular file.
     """
     if text == "bundled":
         grey = v2.Lambda(lambda images: images.mean(1, keepdim=True))
         return classifier_features(nn.Sequential(grey, fashion_mnist_judge()), size=28)
     architecture, _, name = text.rpartition(":")
-    path = Path(name)
-    if not architecture or path.suffix != ".safetensors":
+    if not architecture or not name.endswith(".safetensors"):
         raise ValueError(
             f"classifier must be bundled or ARCHITECTURE:WEIGHTS.safetensors, got {text!r}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a classifier's weights, found nothing.")
-    model = build_classifier(architecture, path)
+    model = build_classifier(architecture, regular_file(name))
     return classifier_features(model, size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
@@ -203,51 +226,6 @@ def as_colour(images: Tensor) -> Tensor:
     return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images
 
 
-@dataclass(frozen=True, eq=False)
-class _Features:
-    """A feature function, and the call that makes it."""
-
-    function: Callable[[Tensor], Tensor]
-    text: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.function(images)
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def _pixels(size: int | None, images: Tensor) -> Tensor:
-    return _resize(images, size).flatten(1)
-
-
-@torch.no_grad()
-def _final_inputs(
-    model: nn.Module, reader: FeatureReader, size: int | None, normalize: nn.Module | None,
-    images: Tensor,
-) -> Tensor:
-    images = _resize(images, size).to(next(model.parameters()))
-    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    if convolutions and convolutions[0].in_channels == 3:
-        images = as_colour(images)
-    if normalize is not None:
-        images = normalize(images)
-    try:
-        with evaluation_mode(model):
-            return reader.read(model, images)[0]
-    finally:
-        reader.detach()
-
-
-@torch.no_grad()
-def _inception(network: torch.jit.ScriptModule, device: torch.device, images: Tensor) -> Tensor:
-    images = as_colour(images.to(device, torch.float32))
-    # clamp: bicubic overshoots at edges, and the network was fed bytes.
-    pixels = _resize(images, 299, "bicubic").clamp(0, 1) * 255
-    features: Tensor = network((pixels - 128) / 128)
-    return features
-
-
 def _open_all(images: SizedDataset | Iterable[Any]) -> Iterator[Tensor]:
     """Single images, (C, H, W) float in [0, 1]."""
     if isinstance(images, SizedDataset):
@@ -267,8 +245,7 @@ def _create(architecture: str, classes: int = 1000) -> nn.Module:
     from torchvision import models
 
     if architecture in models.list_models(models):
-        model: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
-        return model
+        return models.get_model(architecture, weights=None, num_classes=classes)
     try:
         import timm
     except ImportError as error:
