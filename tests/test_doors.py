@@ -13,8 +13,7 @@ from torchvision import tv_tensors
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer
 from dreamda_aug.adaptation.training_images import read_images
-from dreamda_aug.amst import RunPlan
-from dreamda_aug.amst.batches import BatchLoading
+from dreamda_aug.amst.batches import MixedImages
 from dreamda_aug.calibration.automatic import draw_sample
 from dreamda_aug.evaluation.draw import Small
 from dreamda_aug.expansion import expand, regenerate
@@ -107,9 +106,8 @@ def door(model, synthesizer, monkeypatch, tmp_path):
         made = AugmentedDataset(data, synthesizer, 1,
                                 transform=lambda image: read_pixels(image).values[0])
         labeled = [(torch.zeros(3, 16, 16), 0)]
-        batches = BatchLoading(labeled, made.synthetic, 3, RunPlan())
-        (_, label, _), = batches.__getitems__([1])
-        return seen[0][:1], int(label)
+        batch = MixedImages(labeled, made.synthetic, 3)[[1]]
+        return seen[0][:1], batch.seed_labels.item()
 
     doors = dict(zip(DOORS, [
         lambda data: made_by(lambda: DreamDAugment(synthesizer, p=1.0)(data[0])),

@@ -289,10 +289,9 @@ def label_prior_of(setup: Setup, run: Run, images: Split, pool: Pool) -> LabelPr
     if run.shots < 2:  # there is none to hold out
         nothing = pool.seed_labels[:0]
         return LabelPrior.estimate(nothing, nothing, setup.task.classes)
-    model, shots = _model(setup), images.shots
-    real, made = (fit_to(part.float() / 255, model) for part in (shots.pixels, pool.pixels))
-    return estimate_label_prior(model_features(model), real, shots.labels, made,
-                                pool.seed_labels, setup.task.classes)
+    shots = images.shots
+    return estimate_label_prior(_model(setup), (shots.pixels, shots.labels),
+                                (pool.pixels, pool.seed_labels), setup.task.classes)
 
 
 def make_pool(setup: Setup, run: Run) -> float:

@@ -7,12 +7,12 @@ images lose by much of it. In arms with a pool, a third of each batch are real i
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from benchmarks.accuracy import classifiers, views
@@ -24,8 +24,7 @@ from benchmarks.accuracy.views import OPERATIONS
 from dreamda_aug import amst, evaluation
 from dreamda_aug.amst import Labeler, LabelPrior, SingleHeadLabeler, WeakView
 from dreamda_aug.amst.views import View
-from dreamda_aug.evaluation.training import AMST_PLAN, Trained, Trainer
-from dreamda_aug.evaluation.training import Pool as Labeled
+from dreamda_aug.evaluation.training import AMST_PLAN, Trainer
 
 # A single head's labels: the learning rate comes down this often, the last times with a pool.
 STAGES, ROUNDS = 4, 3
@@ -38,6 +37,25 @@ TRAINING_CODE = [Path(__file__), Path(classifiers.__file__), Path(views.__file__
                  Path(evaluation.__file__).parent / "training.py",
                  AMST_FOLDER / "views.py", AMST_FOLDER / "batches.py"]  # fmt: skip
 LABELLING_CODE = sorted(AMST_FOLDER.glob("*.py"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training an arm gave.
+
+    Attributes:
+        classifier: with its final weights, in evaluation mode.
+        steps: optimizer steps taken.
+        seconds: processor time of training.
+        accepted: share of the pool that got a label in the last round; None without labeling.
+        labels_right: share of the accepted labels that are the true ones; None if unknown.
+    """
+
+    classifier: nn.Module
+    steps: int
+    seconds: float
+    accepted: float | None = None
+    labels_right: float | None = None
 
 
 def train(
@@ -65,32 +83,37 @@ def train(
         images.shots.pixels,
         images.shots.labels, task.classes, weak, task.steps, task.batch_size, task.learning_rate,
         rng_seed, device)  # fmt: skip
-    made = Labeled(pool.pixels, pool.seed_labels, truth)
+    pixels, labels = pool.pixels, truth if arm.labels == "oracle" else pool.seed_labels
     if arm.unlabeled:
         free = images.unlabeled
-        made = Labeled(torch.cat([made.pixels, free.pixels]),
-                       torch.cat([made.labels, torch.full_like(free.labels, -1)]),
-                       torch.cat([truth, free.labels]))  # fmt: skip
-    view = view_of(arm, weak)
+        pixels = torch.cat([pixels, free.pixels])
+        labels = torch.cat([labels, torch.full_like(free.labels, -1)])
+        truth = torch.cat([truth, free.labels])
+    view, began = view_of(arm, weak), time.process_time()
     if arm.labels in ("amst", "probe", "prior"):
-        return trainer.self_training(
-            arm.name, view, made, labeler=labeler, label_prior=label_prior,
-            plan=arm.amst.change(AMST_PLAN if arm.labels == "amst" else LABELER_PLAN),
-            options=dict(arm.amst.options))
+        training = trainer.self_training(
+            arm.name, view, (pixels, labels),
+            arm.amst.change(AMST_PLAN if arm.labels == "amst" else LABELER_PLAN),
+            dict(arm.amst.options), labeler=labeler, label_prior=label_prior, truth=truth)
+        report = training.reports[-1]
+        return Trained(training.wrapper.model, training.scheduler.last_epoch,
+                       time.process_time() - began, report.accepted_share, report.accuracy)
     if arm.labels == "soft":
-        return _soft(trainer, arm, view, made)
-    if arm.replace is not None:
-        versions = pool.pixels.unflatten(0, (len(images.shots), -1))  # of each labeled image
-        trainer = replace(trainer, pixels=torch.cat([images.shots.pixels[:, None], versions], 1))
-        return trainer.supervised(arm.name, replaced(view, arm.replace))
-    if arm.together:
-        trainer = replace(trainer, pixels=torch.cat([images.shots.pixels, pool.pixels]),
-                          labels=torch.cat([images.shots.labels, pool.seed_labels]))  # fmt: skip
-        return trainer.supervised(arm.name, view)
-    if arm.labels == "oracle":
-        made = replace(made, labels=truth)
+        return _soft(trainer, arm, view, pixels, truth)
+    made = (pixels, labels) if len(pixels) else None
     mix = getattr(v2, arm.mix)(num_classes=task.classes) if arm.mix else None
-    return trainer.supervised(arm.name, view, made if len(made.pixels) else None, mix)
+    if arm.replace is not None:
+        versions = pixels.unflatten(0, (len(images.shots), -1))  # of each labeled image
+        trainer = replace(trainer, pixels=torch.cat([images.shots.pixels[:, None], versions], 1))
+        view, made = replaced(view, arm.replace), None
+    elif arm.together:
+        trainer = replace(trainer, pixels=torch.cat([images.shots.pixels, pixels]),
+                          labels=torch.cat([images.shots.labels, labels]))  # fmt: skip
+        made = None
+    classifier = trainer.supervised(arm.name, view, made, mix)
+    known = made is not None and bool((truth >= 0).all())
+    return Trained(classifier, task.steps, time.process_time() - began,
+                   labels_right=(labels == truth).float().mean().item() if known else None)
 
 
 def view_of(arm: Arm, weak: View) -> View:
@@ -111,20 +134,19 @@ def replaced(view: View, probability: float) -> View:
     return pick
 
 
-def _soft(trainer: Trainer, arm: Arm, view: View, pool: Labeled) -> Trained:
+def _soft(trainer: Trainer, arm: Arm, view: View, pixels: Tensor, truth: Tensor) -> Trained:
     """Self-training with one head's probabilities, new ones before each of the last stages."""
     period = trainer.train_steps // STAGES
     began, model = time.process_time(), trainer.fresh()
     with trainer.seeded(arm.name):
-        optimizing = trainer.optimizer(model.parameters(), period)
-        trainer.fit(model, optimizing, view, period)
+        schedule = trainer.schedule(model.parameters(), period)
+        trainer.fit(model, schedule, view, period)
         labeler = SingleHeadLabeler(model, soft=True)
         for done in range(1, STAGES):
             labels = torch.cat([labeler.label(part.to(trainer.device).float() / 255).labels.cpu()
-                                for part in pool.pixels.split(500)])  # fmt: skip
-            trainer.fit(model, optimizing, view, period, replace(pool, labels=labels),
-                        done=done * period)  # fmt: skip
-    known = pool.truth >= 0
-    right = (labels.argmax(1) == pool.truth)[known].float().mean().item()
-    return Trained(model.eval(), STAGES * period, time.process_time() - began,
+                                for part in pixels.split(500)])  # fmt: skip
+            trainer.fit(model, schedule, view, period, (pixels, labels), done=done * period)
+    known = truth >= 0
+    right = (labels.argmax(1) == truth)[known].float().mean().item()
+    return Trained(model.eval(), schedule.last_epoch, time.process_time() - began,
                    labels_right=right if known.any() else None)  # fmt: skip

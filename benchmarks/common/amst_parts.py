@@ -43,13 +43,11 @@ PLUS = _plus()
 # Each ingredient on its own, and all but each.
 PLUS_PARTS: dict[str, AMSTOptions] = {
     "AMST+": PLUS,
-    "AMST+ and averaged weights": _plus(ema_decay=0.99),
     "AMST+ without alignment": _plus(distribution_alignment=False),
     "AMST+ without label prior": replace(
         _plus(voting=None), label_prior=False, options=(("voting", AMST_PLUS.voting),)),
     "AMST+ with the fixed threshold": _plus(voting=None),
     "AMST+, 1 real image to 7": _plus(ratio=(1, 7, 0.25)),
-    "AMST and averaged weights": _plan(ema_decay=0.99),
     "AMST and label prior": AMSTOptions(label_prior=True),
     "AMST and alignment": _plan(distribution_alignment=True),
 }

@@ -129,8 +129,7 @@ def run_arm(data: RunData, arm: str) -> SelfTraining:
         training = self_training(data, PLAIN, labeler, pretraining_epochs=0, epochs=1 + ROUNDS)
     else:
         training = self_training(data, PLAIN, pretraining_epochs=0)
-        training.labeling.labeler = SingleHeadLabeler(
-            training.wrapper, soft=arm == "soft pseudo-label")
+        training.labeler = SingleHeadLabeler(training.wrapper, soft=arm == "soft pseudo-label")
         supervised(training, STEPS)
     training.run()
     return training

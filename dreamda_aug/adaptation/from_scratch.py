@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.utils import save_image
 
-from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes, seeded
+from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
 from dreamda_aug.adaptation.training_images import Noised, read_images
 from dreamda_aug.adaptation.training_state import (
     CHECKPOINT,
@@ -25,7 +25,7 @@ from dreamda_aug.arguments import checked, real, whole
 from dreamda_aug.generation.sampling import Run
 from dreamda_aug.inputs.seed_images import Labels, open_seed_images
 from dreamda_aug.method.inversion import Trajectory
-from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.seeding import derive_seed, seeded
 from dreamda_aug.method.settings import PRESETS
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.adapted import read_card

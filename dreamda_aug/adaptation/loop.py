@@ -6,8 +6,6 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -33,7 +31,7 @@ from dreamda_aug.adaptation.training_state import (
 )
 from dreamda_aug.errors import AdaptationError
 from dreamda_aug.files import format_bytes, remove_temporaries
-from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.seeding import derive_seed, seeded
 from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.models.unet import UNetModel
 
@@ -102,14 +100,6 @@ def open_processes(*needed: str) -> Any:
         raise ImportError(
             "training needs extra packages: pip install 'dreamda_aug[adapt]'.") from error
     return PartialState(cpu=not torch.accelerator.is_available())
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generator for a while: first weights and dropout draw from no other."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 class TrainingLoop:

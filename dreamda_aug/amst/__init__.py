@@ -7,14 +7,8 @@
 """
 
 from dreamda_aug.amst.label_prior import LabelPrior
-from dreamda_aug.amst.labeling import (
-    CLIPClassifier,
-    Labeler,
-    SeedLabeler,
-    SingleHeadLabeler,
-)
-from dreamda_aug.amst.losses import PseudoLabels
-from dreamda_aug.amst.rules import AMST_PLUS, RunPlan, VotingRule
+from dreamda_aug.amst.labeling import CLIPClassifier, Labeler, SeedLabeler, SingleHeadLabeler
+from dreamda_aug.amst.rules import AMST_PLUS, PseudoLabels, RunPlan, VotingRule
 from dreamda_aug.amst.self_training import SelfTraining
 from dreamda_aug.amst.views import PerImage, StrongView, WeakView
 from dreamda_aug.amst.wrapper import AMSTWrapper

@@ -1,24 +1,20 @@
-"""Who labels synthetic images, how a pool is labeled in rounds, and what a round accepted."""
+"""Who labels synthetic images, and what a round of labeling accepted."""
+
+from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.amst.batches import MixedBatch
-from dreamda_aug.amst.label_prior import LabelPrior
-from dreamda_aug.amst.losses import PseudoLabels, agree_and_confident, align_distribution
-from dreamda_aug.amst.rules import RunPlan
-from dreamda_aug.amst.wrapper import AMSTWrapper
+from dreamda_aug.amst.rules import PseudoLabels
 from dreamda_aug.arguments import real
 from dreamda_aug.final_layer import evaluation_mode, main_logits
 
-# ReMixMatch averages over 128 batches; this decay weights about as many.
-_AVERAGE_DECAY = 0.99
 # A class is suspicious beyond this multiple of an equal share of the accepted labels [ours].
 _CROWDED = 3.0
 
@@ -174,6 +170,22 @@ class RoundReport:
     seed_label_agreement: float | None = None
     accuracy: float | None = None
 
+    @classmethod
+    def of(
+        cls, epoch: int, labels: PseudoLabels, seed_labels: Tensor, truth: Tensor, classes: int
+    ) -> RoundReport:
+        """Sum up a round; ``seed_labels`` and ``truth`` are (N,) integers, −1 where unknown."""
+        found, mask = labels.hard_labels, labels.mask
+
+        def matches(reference: Tensor) -> float | None:
+            known = mask & (reference >= 0)
+            return (found == reference)[known].float().mean().item() if known.any() else None
+
+        counts = torch.bincount(found[mask], minlength=classes).tolist()
+        return cls(epoch, len(mask), (labels.agreement == 1).float().mean().item(),
+                   labels.confidence.mean().item(), tuple(counts), matches(seed_labels),
+                   matches(truth))
+
     @property
     def accepted(self) -> int:
         """Number of accepted images."""
@@ -202,94 +214,3 @@ class RoundReport:
         if found:
             warnings.warn(f"{'; '.join(found)}. Pretrain longer, change confidence_threshold, or "
                           "use distribution_alignment=True.", CollapseWarning, stacklevel=4)
-
-
-class PoolLabeling:
-    """Labels the pool of ``SelfTraining``, by the wrapper's heads or by another labeler.
-
-    Attributes:
-        labeler: labels in the place of the heads, or None; may be replaced between epochs.
-        average: mean probability of each class, (classes,), on the CPU: over the pool when it was
-            labeled last, then a running average over batches.
-    """
-
-    def __init__(
-        self, wrapper: AMSTWrapper, labeler: Labeler | None, plan: RunPlan,
-        label_prior: LabelPrior | None,
-    ) -> None:
-        on_heads = {"distribution_alignment": plan.distribution_alignment, "voting": plan.voting,
-                    "label_prior": label_prior}
-        for name, value in on_heads.items():
-            if value and labeler is not None:
-                raise ValueError(f"{name} works on the wrapper's heads; leave labeler out.")
-        if plan.voting is not None and label_prior is None:
-            raise ValueError(
-                "plan.voting accepts labels that a label prior has corrected; give SelfTraining "
-                "label_prior=LabelPrior.estimate(…), or a plan with voting=None.")
-        classes = wrapper.num_classes
-        if label_prior is not None and len(label_prior.probabilities) != classes:
-            raise ValueError(f"label_prior must have {classes} classes as the classifier has, "
-                             f"got {len(label_prior.probabilities)}.")
-        self.wrapper, self.labeler = wrapper, labeler
-        self.plan, self.label_prior = plan, label_prior
-        self._shares = torch.full((classes,), 1 / classes)
-        self.average = self._shares.clone()
-
-    def label(self, images: Tensor, seed_labels: Tensor) -> PseudoLabels:
-        """Labels of one batch; with alignment the batch enters the running average."""
-        if self.labeler is not None:
-            return self.labeler.label(images, seed_labels)
-        probabilities = self.wrapper.head_probabilities(images)
-        # A running average: one batch has too few images to estimate the class shares.
-        now = probabilities.mean((0, 1)).cpu()
-        self.average = self.average.lerp(now, 1 - _AVERAGE_DECAY)
-        return self._vote(probabilities, seed_labels)
-
-    def label_pool(
-        self, batches: Iterable[MixedBatch], device: torch.device
-    ) -> tuple[PseudoLabels, Tensor]:
-        """Labels of a whole pool in batches, and its seed labels, both on the CPU."""
-        seeds, labels, probabilities = [], [], []
-        for batch in batches:
-            seeds.append(batch.seed_labels)
-            images = batch.synthetic.to(device)
-            if self.labeler is None:
-                # kept, since what is measured over the pool is needed before any vote
-                probabilities.append(self.wrapper.head_probabilities(images).cpu())
-            else:
-                labels.append(self.labeler.label(images, batch.seed_labels.to(device)).to("cpu"))
-        seed_labels = torch.cat(seeds)
-        if self.labeler is not None:
-            return PseudoLabels.concatenate(labels), seed_labels
-        of_pool = torch.cat(probabilities, dim=1)
-        self.average = of_pool.mean((0, 1))
-        return self._vote(of_pool, seed_labels), seed_labels
-
-    def report(
-        self, labels: PseudoLabels, epoch: int, seed_labels: Tensor, truth: Tensor | None
-    ) -> RoundReport:
-        """Sum up one round; ``seed_labels`` and ``truth`` are (N,) integers, −1 where unknown."""
-        found, mask = labels.hard_labels, labels.mask
-
-        def matches(reference: Tensor | None) -> float | None:
-            known = mask if reference is None else mask & (reference >= 0)
-            if reference is None or not known.any():
-                return None
-            return (found == reference)[known].float().mean().item()
-
-        counts = torch.bincount(found[mask], minlength=self.wrapper.num_classes).tolist()
-        return RoundReport(
-            epoch, len(mask), (labels.agreement == 1).float().mean().item(),
-            labels.confidence.mean().item(), tuple(counts), matches(seed_labels), matches(truth))
-
-    def _vote(self, probabilities: Tensor, seed_labels: Tensor) -> PseudoLabels:
-        average, shares = (each.to(probabilities.device) for each in (self.average, self._shares))
-        if self.plan.distribution_alignment:
-            probabilities = align_distribution(probabilities, average, shares)
-        if self.label_prior is not None:
-            probabilities = self.label_prior.update(probabilities, seed_labels, shares)
-        found = agree_and_confident(probabilities, self.wrapper.voting)
-        if self.plan.voting is None:
-            return found
-        trusted = agree_and_confident(probabilities, self.plan.voting)
-        return replace(found, mask=torch.where(seed_labels >= 0, trusted.mask, found.mask))

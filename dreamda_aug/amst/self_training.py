@@ -3,41 +3,48 @@
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import pickle
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
 
-from dreamda_aug.amst.batches import BatchLoading, MixedBatch
+from dreamda_aug.amst.batches import (
+    EpochDataset,
+    MixedBatch,
+    MixedImages,
+    batch_counts,
+    mixed_batches,
+)
 from dreamda_aug.amst.label_prior import LabelPrior
-from dreamda_aug.amst.labeling import Labeler, PoolLabeling, RoundReport
-from dreamda_aug.amst.losses import AMSTLosses, PseudoLabels
-from dreamda_aug.amst.rules import RunPlan
+from dreamda_aug.amst.labeling import Labeler, RoundReport
+from dreamda_aug.amst.rules import (
+    AMSTLosses,
+    PseudoLabels,
+    RunPlan,
+    agree_and_confident,
+    align_distribution,
+)
 from dreamda_aug.amst.wrapper import AMSTWrapper
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import atomic_file, regular_file
 from dreamda_aug.inputs.dataset_reader import SizedDataset
+from dreamda_aug.method.seeding import seeded
 from dreamda_aug.progress import bar
 
 logger = logging.getLogger(__name__)
 # Of checkpoints.
 _FORMAT = 2
-
-
-@runtime_checkable
-class EpochDataset(Protocol):
-    """A dataset whose items change from epoch to epoch."""
-
-    def set_epoch(self, epoch: int, /) -> Any: ...
+# ReMixMatch averages over 128 batches; this decay weights about as many.
+_AVERAGE_DECAY = 0.99
 
 
 class SelfTraining:
@@ -69,15 +76,17 @@ class SelfTraining:
         rng_seed: all randomness of the run follows from it.
 
     Attributes:
-        labeling: labels the pool; its ``labeler`` may be replaced between epochs.
+        labeler: as given; may be replaced between epochs.
         epoch: epochs done, of both stages.
         steps_per_epoch: optimizer steps of an epoch.
         reports: one ``RoundReport`` per labeling round, or per epoch with ``online``.
         pseudo_labels: those of the last round, on the CPU; None before the first.
+        average: mean probability of each class by the heads, (classes,), on the CPU: over the pool
+            when they labeled it last, then a running average over batches.
 
     Raises:
         ValueError: a set is empty, ``truth`` or the prior do not fit, or what prepares the heads'
-            votes meets another labeler.
+            votes meets another labeler or lacks a prior.
 
     Source: DreamDA, arXiv:2403.12803, method figure.
     """
@@ -93,20 +102,32 @@ class SelfTraining:
         if not len(labeled) or not len(pool):
             raise ValueError(
                 f"labeled and pool must hold images, got {len(labeled)} and {len(pool)}.")
-        if truth is not None and len(truth) != len(pool):
+        truth = torch.full((len(pool),), -1) if truth is None else torch.as_tensor(truth)
+        if len(truth) != len(pool):
             raise ValueError(f"truth must have {len(pool)} labels, got {len(truth)}.")
         self.wrapper, self.plan = wrapper, RunPlan() if plan is None else plan
+        on_heads = {"distribution_alignment": self.plan.distribution_alignment,
+                    "voting": self.plan.voting, "label_prior": label_prior}
+        for name, value in on_heads.items():
+            if value and labeler is not None:
+                raise ValueError(f"{name} works on the wrapper's heads; leave labeler out.")
+        if self.plan.voting is not None and label_prior is None:
+            raise ValueError(
+                "plan.voting accepts labels that a label prior has corrected; give SelfTraining "
+                "label_prior=LabelPrior.estimate(…), or a plan with voting=None.")
+        classes = wrapper.num_classes
+        if label_prior is not None and len(label_prior.probabilities) != classes:
+            raise ValueError(f"label_prior must have {classes} classes as the classifier has, "
+                             f"got {len(label_prior.probabilities)}.")
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.data = BatchLoading(labeled, pool, wrapper.num_classes, self.plan, num_workers)
-        self.steps_per_epoch = self.data.steps
-        decay = self.plan.ema_decay
-        self._average = None if decay is None else _averaged(self.wrapper, decay)
-        labels = self.wrapper if self._average is None else self._average.module
-        self.labeling = PoolLabeling(cast(AMSTWrapper, labels), labeler, self.plan, label_prior)
-        self.truth = None if truth is None else torch.as_tensor(truth)
+        self.labeler, self.label_prior, self.truth = labeler, label_prior, truth
+        self.data, self.num_workers = MixedImages(labeled, pool, classes), num_workers
+        of_pool = sum(batch_counts(self.plan.batch_size, self.plan.ratio, [1, 1, 1])[1:])
+        self.steps_per_epoch = self.plan.steps_per_epoch or math.ceil(len(pool) / max(1, of_pool))
         self.rng_seed, self.epoch = rng_seed, 0
         self.reports: list[RoundReport] = []
         self.pseudo_labels: PseudoLabels | None = None
+        self.average = self._shares = torch.full((classes,), 1 / classes)
 
     @property
     def training_epoch(self) -> int:
@@ -123,8 +144,6 @@ class SelfTraining:
     def run(self, checkpoint: str | os.PathLike[str] | None = None) -> list[RoundReport]:
         """Train all epochs that remain, and return the reports.
 
-        With ``RunPlan.ema_decay`` the wrapper has the averaged weights at the end.
-
         Args:
             checkpoint: a file that is written after every epoch. Where it exists already, the
                 run continues from it; errors as in ``load``.
@@ -138,8 +157,6 @@ class SelfTraining:
                 shown.update()
                 if checkpoint is not None:
                     self.save(checkpoint)
-        # the averaged weights, or its own
-        self.wrapper.load_state_dict(self.labeling.wrapper.state_dict())
         return self.reports
 
     def train_epoch(self) -> dict[str, float]:
@@ -162,42 +179,41 @@ class SelfTraining:
         with seeded(self._seed("train"), self._device):
             for batch in bar(stage, items=self.loader()):
                 batch = batch.to(self._device)
-                losses = self._losses(batch)
-                total = losses if isinstance(losses, Tensor) else losses.total
+                labels = self._labels(batch)
+                losses: AMSTLosses | Tensor = self.wrapper(
+                    batch.real, batch.targets, batch.synthetic, labels, stage)
+                total, terms = (losses, {"total": losses.item()}) if isinstance(losses, Tensor) \
+                    else (losses.total, losses.as_dict())
                 self.optimizer.zero_grad(set_to_none=True)
                 total.backward()
                 self.optimizer.step()
                 if self.scheduler is not None:
                     self.scheduler.step()
-                if self._average is not None:
-                    self._average.update_parameters(self.wrapper)
-                terms = losses.as_dict() if isinstance(losses, AMSTLosses) else {
-                    "total": total.item()}
                 for name, value in terms.items():
                     sums[name] += value / self.steps_per_epoch
-                if self.plan.online and isinstance(losses, AMSTLosses) and losses.pseudo_labels:
-                    online.append((losses.pseudo_labels.to("cpu"), batch.indices.cpu(),
-                                   batch.seed_labels.cpu()))
+                if self.plan.online and labels is not None:
+                    online.append((labels.to("cpu"), batch.indices.cpu(), batch.seed_labels.cpu()))
         if online:
-            labels, indices, seed_labels = zip(*online, strict=True)
-            self._add_report(PseudoLabels.concatenate(labels), torch.cat(indices),
+            found, indices, seed_labels = zip(*online, strict=True)
+            self._add_report(PseudoLabels.concatenate(found), torch.cat(indices),
                              torch.cat(seed_labels))
         self.epoch += 1
         logger.info("epoch %d (%s): %s", self.epoch, stage, dict(sums))
         return dict(sums)
 
-    def loader(self) -> DataLoader[Any]:
+    def loader(self) -> DataLoader[MixedBatch]:
         """Batches of the coming epoch, ``MixedBatch``: real images alone in pretraining, else
         real, accepted and unlabeled ones at the plan's ratio."""
-        seeds = self._seed("batches"), self._seed("workers")
-        if self.stage == "pretraining":
-            return self.data.mixed(None, *seeds)
-        if self.plan.online and isinstance(self.data.pool, EpochDataset):
-            self.data.pool.set_epoch(self.epoch)
-        accepted = torch.zeros(len(self.data.pool), dtype=torch.bool)
-        if self.pseudo_labels is not None and not self.plan.online:
+        pretraining, pool = self.stage == "pretraining", self.data.pool
+        accepted = torch.zeros(0 if pretraining else len(pool), dtype=torch.bool)
+        if not pretraining and self.plan.online and isinstance(pool, EpochDataset):
+            pool.set_epoch(self.epoch)
+        if not pretraining and not self.plan.online and self.pseudo_labels is not None:
             accepted = self.pseudo_labels.mask
-        return self.data.mixed(accepted, *seeds)
+        return self._loader(mixed_batches(
+            len(self.data.labeled), *(mask.nonzero().flatten() for mask in (accepted, ~accepted)),
+            batch_size=self.plan.batch_size, ratio=self.plan.ratio, steps=self.steps_per_epoch,
+            rng_seed=self._seed("batches")))
 
     def label_pool(self) -> RoundReport:
         """Label the whole pool and rebuild the accepted set from nothing.
@@ -205,17 +221,31 @@ class SelfTraining:
         Warns:
             CollapseWarning: nothing was accepted, or the accepted classes are lopsided.
         """
-        batches = self.data.whole_pool(self._seed("workers"))
+        seeds, labels, votes = [], [], []
         with seeded(self._seed("label"), self._device):
-            labels, seed_labels = self.labeling.label_pool(batches, self._device)
-        self.pseudo_labels = labels
-        return self._add_report(labels, torch.arange(len(labels)), seed_labels)
+            rows = range(len(self.data.labeled), len(self.data.labeled) + len(self.data.pool))
+            for batch in self._loader(BatchSampler(rows, self.plan.batch_size, drop_last=False)):
+                seeds.append(batch.seed_labels)
+                images = batch.synthetic.to(self._device)
+                if self.labeler is None:
+                    # kept, since what is measured over the pool is needed before any vote
+                    votes.append(self.wrapper.head_probabilities(images).cpu())
+                else:
+                    given = batch.seed_labels.to(self._device)
+                    labels.append(self.labeler.label(images, given).to("cpu"))
+        seed_labels = torch.cat(seeds)
+        if self.labeler is None:
+            probabilities = torch.cat(votes, dim=1)
+            self.average = probabilities.mean((0, 1))
+            labels = [self._vote(probabilities, seed_labels)]
+        self.pseudo_labels = PseudoLabels.concatenate(labels)
+        return self._add_report(self.pseudo_labels, torch.arange(len(seed_labels)), seed_labels)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that a resumed run needs; the file is never half written."""
         labels = self.pseudo_labels
         state = {name: part.state_dict() for name, part in self._parts().items()} | {
-            "epoch": self.epoch, "class_average": self.labeling.average,
+            "epoch": self.epoch, "class_average": self.average,
             "pseudo_labels": None if labels is None else vars(labels),
             "reports": [asdict(report) for report in self.reports]}
         with atomic_file(Path(path)) as file:
@@ -250,37 +280,53 @@ class SelfTraining:
             part.load_state_dict(state[name])
         labels = state["pseudo_labels"]
         self.pseudo_labels = None if labels is None else PseudoLabels(**labels)
-        self.epoch, self.labeling.average = state["epoch"], state["class_average"]
+        self.epoch, self.average = state["epoch"], state["class_average"]
         self.reports = [RoundReport(**report) for report in state["reports"]]
+
+    def _loader(self, batches: Iterable[list[int]]) -> DataLoader[MixedBatch]:
+        # without a batch size of its own, a loader takes whole batches from the dataset
+        return DataLoader(self.data, sampler=batches, batch_size=None, num_workers=self.num_workers,
+                          generator=torch.Generator().manual_seed(self._seed("workers")))
 
     def _parts(self) -> dict[str, Any]:
         """What has a state_dict."""
-        parts = {"wrapper": self.wrapper, "optimizer": self.optimizer,
-                 "scheduler": self.scheduler, "weight_average": self._average}
+        parts = {"wrapper": self.wrapper, "optimizer": self.optimizer, "scheduler": self.scheduler}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _losses(self, batch: MixedBatch) -> AMSTLosses | Tensor:
-        """The loss of one batch in the stage that is due, through ``forward``."""
-        forward: Callable[..., AMSTLosses | Tensor] = self.wrapper
-        if self.stage == "pretraining":
-            return forward(batch.real, batch.targets, stage="pretraining")
-        if len(batch.synthetic) == 0:
-            labels = None
-        elif self.plan.online or self.pseudo_labels is None:
-            labels = self.labeling.label(batch.synthetic, batch.seed_labels)
-        else:
-            labels = self.pseudo_labels[batch.indices.cpu()].to(self._device)
-        return forward(batch.real, batch.targets, batch.synthetic, labels, "training")
+    def _labels(self, batch: MixedBatch) -> PseudoLabels | None:
+        """Labels of a batch's synthetic images: made now, or those of the last round."""
+        if not len(batch.synthetic):
+            return None
+        if not self.plan.online and self.pseudo_labels is not None:
+            return self.pseudo_labels[batch.indices.cpu()].to(self._device)
+        if self.labeler is not None:
+            return self.labeler.label(batch.synthetic, batch.seed_labels)
+        probabilities = self.wrapper.head_probabilities(batch.synthetic)
+        # A running average: one batch has too few images to estimate the class shares.
+        now = probabilities.mean((0, 1)).cpu()
+        self.average = self.average.lerp(now, 1 - _AVERAGE_DECAY)
+        return self._vote(probabilities, batch.seed_labels)
 
-    def _add_report(
-        self, labels: PseudoLabels, indices: Tensor, seed_labels: Tensor
-    ) -> RoundReport:
-        truth = None if self.truth is None else self.truth[indices]
-        self.reports.append(
-            self.labeling.report(labels, self.training_epoch, seed_labels, truth))
-        logger.info("%s", self.reports[-1])
-        self.reports[-1].warn_of_collapse()
-        return self.reports[-1]
+    def _vote(self, probabilities: Tensor, seed_labels: Tensor) -> PseudoLabels:
+        """Labels from the probabilities of each head, (heads, N, classes)."""
+        average, shares = (each.to(probabilities.device) for each in (self.average, self._shares))
+        if self.plan.distribution_alignment:
+            probabilities = align_distribution(probabilities, average, shares)
+        if self.label_prior is not None:
+            probabilities = self.label_prior.update(probabilities, seed_labels, shares)
+        found = agree_and_confident(probabilities, self.wrapper.voting)
+        if self.plan.voting is None:
+            return found
+        trusted = agree_and_confident(probabilities, self.plan.voting)
+        return replace(found, mask=torch.where(seed_labels >= 0, trusted.mask, found.mask))
+
+    def _add_report(self, labels: PseudoLabels, rows: Tensor, seed_labels: Tensor) -> RoundReport:
+        report = RoundReport.of(self.training_epoch, labels, seed_labels, self.truth[rows],
+                                self.wrapper.num_classes)
+        self.reports.append(report)
+        logger.info("%s", report)
+        report.warn_of_collapse()
+        return report
 
     @property
     def _device(self) -> torch.device:
@@ -293,28 +339,10 @@ class SelfTraining:
 
     def _settings(self) -> dict[str, object]:
         """What must be the same for a run to continue as if nothing had happened."""
-        prior = self.labeling.label_prior
+        prior = self.label_prior
         found = asdict(self.plan) | {
             "label_prior": None if prior is None else prior.probabilities.tolist(),
             "steps_per_epoch": self.steps_per_epoch, "rng_seed": self.rng_seed,
             "labeled": len(self.data.labeled), "pool": len(self.data.pool)}
         del found["epochs"]  # the run may be given more
         return found
-
-
-def _averaged(wrapper: nn.Module, decay: float) -> AveragedModel:
-    """The moving average of weights and buffers, with Mean Teacher's ramp-up, arXiv:1703.01780."""
-    def average(kept: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
-        # the first steps count more, so that random weights are soon forgotten
-        share = max(1 - decay, 1 / (float(count) + 1))
-        return kept.lerp(now, share) if now.is_floating_point() else now
-
-    return AveragedModel(wrapper, avg_fn=average, use_buffers=True)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators (of the CPU and ``device``), seeded inside, restored afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

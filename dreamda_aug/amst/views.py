@@ -56,7 +56,9 @@ class WeakView:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float of any range -> the same shape and type."""
-        _check_images(images)
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError("images must be a float tensor (N, C, H, W), got "
+                             f"{images.dtype} of shape {tuple(images.shape)}.")
         count, _, height, width = images.shape
         pad_y, pad_x = round(height * self.padding), round(width * self.padding)
         padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
@@ -110,7 +112,7 @@ class StrongView:
         Raises:
             ValueError: other channels, or pixels outside [0, 1] before normalisation.
         """
-        _check_images(images)
+        view = self.weak(images)
         if images.shape[1] not in (1, 3):
             raise ValueError(
                 f"images must have 1 or 3 channels for the strong view, got {images.shape[1]}; "
@@ -118,7 +120,7 @@ class StrongView:
         shift, scale = (
             torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
             for values in (self.mean or (0.0,), self.std or (1.0,)))
-        view = self.weak(images).float() * scale + shift
+        view = view.float() * scale + shift
         if len(view) and not (view.min() > -0.02 and view.max() < 1.02):
             raise ValueError(
                 "images must lie in [0, 1] for the strong view, got "
@@ -140,9 +142,3 @@ class StrongView:
 def apply_view(view: View, images: Tensor) -> Tensor:
     """One view of a batch, outside compiled graphs; an empty batch is returned unchanged."""
     return view(images) if len(images) else images
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError("images must be a float tensor (N, C, H, W), got "
-                         f"{images.dtype} of shape {tuple(images.shape)}.")

@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.amst.losses import (
+from dreamda_aug.amst.rules import (
     AMSTLosses,
     PseudoLabels,
+    ViewName,
+    VotingRule,
     agree_and_confident,
     consistency_terms,
     join_targets,
     orthogonality_loss,
 )
-from dreamda_aug.amst.rules import ViewName, VotingRule
 from dreamda_aug.amst.views import StrongView, View, WeakView, apply_view
 from dreamda_aug.arguments import checked, real
 from dreamda_aug.final_layer import (

@@ -9,15 +9,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dreamda_aug.amst import LabelPrior
+from dreamda_aug.amst import AMST_PLUS, LabelPrior
 from dreamda_aug.calibration.judge import predict_out_of_fold
 from dreamda_aug.calibration.probe import features_for_labels
 from dreamda_aug.evaluation.result import REAL, Arm, Run
-from dreamda_aug.evaluation.training import PARTS, Pool, Trainer, class_accuracy, rand_augment
+from dreamda_aug.evaluation.training import (
+    AMST_PLAN,
+    PARTS,
+    Labeled,
+    Trainer,
+    class_accuracy,
+    rand_augment,
+)
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
-from dreamda_aug.metrics.features import FeatureFunction
+from dreamda_aug.models import DiffusionModel
 
 # About how many synthetic images are held in the size of their seed images.
 _CHUNK = 64
@@ -48,7 +55,7 @@ class Draw:
         number: of the draw; another one makes other synthetic images.
         trainer: with the labeled images as the classifier sees them.
         images: the labeled images as the user has them.
-        test: held-out images, (N, C, H, W) uint8, and their classes.
+        test: held-out images and their classes.
         makers: preset -> what makes its images.
         arms: all that will be run; of each preset, images are made for the largest ratio once.
         seconds: "generation" and "training", added to with each arm.
@@ -57,7 +64,7 @@ class Draw:
     number: int
     trainer: Trainer
     images: SeedImages
-    test: tuple[Tensor, Tensor]
+    test: Labeled
     makers: Mapping[str, Synthesizer]
     arms: Sequence[Arm]
     seconds: dict[str, float]
@@ -69,25 +76,29 @@ class Draw:
         began = time.perf_counter()
         if pool is None or arm.labels == "seed":
             view = trainer.weak if arm.name == REAL else self._strong
-            trained = trainer.supervised(arm.name, view, pool)
+            classifier, kept = trainer.supervised(arm.name, view, pool), None
         else:
-            prior = self._label_prior(arm, pool) if arm.labels == "AMST+" else None
-            trained = trainer.self_training(arm.name, self._strong, pool, label_prior=prior)
-        accuracy = class_accuracy(trained.classifier, *self.test, trainer.device)
+            prior = None if arm.labels == "AMST" else estimate_label_prior(
+                self.makers[arm.preset].model, (trainer.pixels, trainer.labels), pool,
+                trainer.num_classes)
+            training = trainer.self_training(
+                arm.name, self._strong, pool, AMST_PLUS if prior else AMST_PLAN, label_prior=prior)
+            classifier = training.wrapper.model
+            kept = training.reports[-1].seed_label_agreement
+        accuracy = class_accuracy(classifier, *self.test, trainer.device)
         spent = self._spend("training", began)
-        return Run(arm.name, self.number, accuracy, round(spent, 1), trained.labels_kept)
+        return Run(arm.name, self.number, accuracy, round(spent, 1), kept)
 
-    def seconds_per_step(self) -> float:
-        """Time of an optimizer step, from a few of them."""
-        began = time.perf_counter()
+    def measure(self) -> tuple[float, float]:
+        """Seconds of an optimizer step, from a few, and of an image of the slowest preset."""
+        began, per_image = time.perf_counter(), 0.0
         replace(self.trainer, train_steps=PARTS).supervised("timing", self._strong)
-        return (time.perf_counter() - began) / PARTS
-
-    def seconds_per_image(self, preset: str) -> float:
-        """Time of a synthetic image, from all of the first labeled one."""
-        began = time.perf_counter()
-        count = self._make(preset, [0]).shape[1]
-        return (time.perf_counter() - began) / count
+        per_step = (time.perf_counter() - began) / PARTS
+        for preset in {arm.preset for arm in self.arms if arm.preset}:
+            began = time.perf_counter()
+            count = self._make(preset, [0]).shape[1]
+            per_image = max(per_image, (time.perf_counter() - began) / count)
+        return per_step, per_image
 
     def _strong(self, images: Tensor) -> Tensor:
         """RandAugment on top of the weak view."""
@@ -101,7 +112,7 @@ class Draw:
         self.seconds[kind] = self.seconds.get(kind, 0.0) + spent
         return spent
 
-    def _pool(self, arm: Arm) -> Pool:
+    def _pool(self, arm: Arm) -> Labeled:
         """The first images of each labeled one, of those that are made for all arms."""
         if arm.preset not in self._made:
             began, count = time.perf_counter(), len(self.images)
@@ -111,7 +122,7 @@ class Draw:
                 for first in range(0, count, step)])
             self._spend("generation", began)
         made = self._made[arm.preset][:, : arm.expansion_ratio]
-        return Pool(made.flatten(0, 1), self.trainer.labels.repeat_interleave(arm.expansion_ratio))
+        return made.flatten(0, 1), self.trainer.labels.repeat_interleave(arm.expansion_ratio)
 
     def _make(self, preset: str, rows: Sequence[int]) -> Tensor:
         """Images of some labeled ones, for the largest ratio, (rows, ratio, C, H, W) uint8."""
@@ -126,29 +137,20 @@ class Draw:
         fitted = torch.cat([small.fit(values) for _, values in made])
         return fitted.unflatten(0, (len(rows), ratio))
 
-    def _label_prior(self, arm: Arm, pool: Pool) -> LabelPrior:
-        model = self.makers[arm.preset].model
-        real, made = (fit_to(each.float() / 255, model)
-                      for each in (self.trainer.pixels, pool.pixels))
-        return estimate_label_prior(features_for_labels(model)[0], real, self.trainer.labels, made,
-                                    pool.labels, self.trainer.num_classes)
-
 
 def estimate_label_prior(
-    features: FeatureFunction, images: Tensor, labels: Tensor, made: Tensor, requested: Tensor,
-    classes: int,
+    model: DiffusionModel, labeled: Labeled, pool: Labeled, classes: int
 ) -> LabelPrior:
     """How often images made of labeled ones kept the class, by probes that saw no seed image.
 
     Args:
-        features: images (B, C, H, W) in [0, 1] to (B, D).
-        images: labeled images, (N, C, H, W) in [0, 1].
-        labels: their classes, (N,) int64.
-        made: as many of each labeled image, side by side, (M, C, H, W) in [0, 1].
-        requested: the classes that they were made for, (M,) int64.
+        model: made the images; the probes see its features.
+        labeled: images and their classes.
+        pool: as many images of each labeled one, side by side.
         classes: how many there are.
     """
-    seed_index = torch.arange(len(made)) // (len(made) // len(images))
-    predicted, confusion = predict_out_of_fold(features, images, labels, made, seed_index,
-                                               num_classes=classes)
-    return LabelPrior.estimate(requested, predicted, classes, confusion=confusion)
+    real, made = (fit_to(each.float() / 255, model) for each, _ in (labeled, pool))
+    seed_index = torch.arange(len(made)) // (len(made) // len(real))
+    predicted, confusion = predict_out_of_fold(features_for_labels(model)[0], real, labeled[1],
+                                               made, seed_index, num_classes=classes)
+    return LabelPrior.estimate(pool[1], predicted, classes, confusion=confusion)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamda_aug.amst import WeakView
-from dreamda_aug.arguments import checked, real, whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.calibration.automatic import calibrated
 from dreamda_aug.errors import StorageError
 from dreamda_aug.evaluation.draw import Draw, Small
@@ -105,7 +105,7 @@ def evaluate(
     whole("rng_seed", rng_seed, 0)
     if image_size is not None:
         whole("image_size", image_size, 1)
-    weak = WeakView(real("flip", flip, "lie in [0, 1]", 0.0, 1.0), padding=0.06)
+    weak = WeakView(flip, padding=0.06)
     say = progress or logger.warning
     images = open_seed_images(source).labeled()
     labels, classes = torch.tensor(images.labels), images.classes
@@ -245,10 +245,9 @@ def _announcement(found: Evaluation, draw: Draw) -> str:
     of_draws = [rungs[found.rung(draw)] for draw in range(found.draws)]
     plain, amst, pools = (sum(column) for column in zip(*of_draws, strict=True))
     images = pools * len(draw.images) * max(arm.expansion_ratio for arm in found.arms)
-    presets = {arm.preset for arm in draw.arms if arm.preset}
-    per_image = max(map(draw.seconds_per_image, presets), default=0.0)
-    trainings = plain + _AMST_PRICE * amst
-    seconds = settings["train_steps"] * trainings * draw.seconds_per_step() + images * per_image
+    per_step, per_image = draw.measure()
+    steps = settings["train_steps"] * (plain + _AMST_PRICE * amst)
+    seconds = steps * per_step + images * per_image
     return (f"{len(found.arms)} ways to train, {settings['shots']} labeled images of each of "
             f"{settings['classes']} classes, {len(draw.test[1])} held out: {plain + amst} "
             f"trainings of {settings['train_steps']} steps and up to {images} synthetic images, at "

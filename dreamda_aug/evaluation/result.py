@@ -39,10 +39,6 @@ class Arm:
     labels: str = "seed"
     price: float = 0.0
 
-    def labeled_by(self, labels: str) -> Arm:
-        """The same images with other labels."""
-        return replace(self, name=f"{self.name}, {labels}", labels=labels)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -52,7 +48,7 @@ class Run:
         arm: its name.
         draw: number of the draw, from 0.
         accuracy: on the held-out images, averaged over classes, in [0, 1].
-        seconds: processor time of training.
+        seconds: time of training, and of estimating a label prior.
         labels_kept: share of AMST's labels that are the seed image's; None without AMST.
     """
 
@@ -115,15 +111,16 @@ class Evaluation:
         """
         if rung == 0:
             return self.arms
-        first = replace(self, runs=[run for run in self.runs if self.rung(run.draw) == 0])
-        classical = first.best_classical
+        first, earlier = (
+            replace(self, runs=[run for run in self.runs if self.rung(run.draw) < end])
+            for end in (1, rung))
         kept = first.best_first([arm for arm in self.arms if arm.preset])
-        kept = [*kept[: math.ceil(len(kept) / 2)], kept[0].labeled_by("AMST"),
-                *([kept[0].labeled_by("AMST+")] if self.plus else [])]
-        if rung == 1:
-            return [classical, *kept]
-        earlier = replace(self, runs=[run for run in self.runs if self.rung(run.draw) < rung])
-        return [classical, *earlier.best_first(kept)[:FINALISTS]]
+        kept = [*kept[: math.ceil(len(kept) / 2)],
+                *(replace(kept[0], name=f"{kept[0].name}, {labels}", labels=labels)
+                  for labels in ("AMST", "AMST+")[: 1 + self.plus])]
+        if rung > 1:
+            kept = earlier.best_first(kept)[:FINALISTS]
+        return [first.best_classical, *kept]
 
     def best_first(self, arms: list[Arm]) -> list[Arm]:
         """Arms in the order of their mean gain over the best classical one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -12,24 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from dreamda_aug.amst import (
-    AMST_PLUS,
-    AMSTWrapper,
-    Labeler,
-    LabelPrior,
-    PerImage,
-    RunPlan,
-    SelfTraining,
-)
-from dreamda_aug.amst.batches import MixedBatchSampler
+from dreamda_aug.amst import AMST_PLUS, AMSTWrapper, PerImage, RunPlan, SelfTraining
+from dreamda_aug.amst.batches import mixed_batches
 from dreamda_aug.amst.labeling import CollapseWarning
-from dreamda_aug.amst.losses import join_targets
-from dreamda_aug.amst.self_training import seeded
+from dreamda_aug.amst.rules import join_targets
 from dreamda_aug.amst.views import View
-from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.seeding import derive_seed, seeded
 
 # AMST divides the steps into eight parts, so that all arms take equally many.
 PARTS = 8
@@ -37,10 +28,11 @@ POOL_SHARE = 2  # synthetic images per real one in a batch
 # One labeling round, since more of them changed nothing (results/accuracy/usps_amst.md).
 AMST_PLAN = RunPlan(pretraining_epochs=1, epochs=3, relabel_every=3, ratio=AMST_PLUS.ratio)
 
+# Images, (N, C, H, W) uint8, and their classes, (N,) int64. In a pool, those that images were made
+# for, −1 where there is none; or probabilities, (N, classes).
+Labeled = tuple[Tensor, Tensor]
 # A batch and its labels to the same, as v2's MixUp and CutMix.
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# A classifier's optimizer, and the schedule of its learning rate.
-Optimizing = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
 
 
 def small_classifier(channels: int, num_classes: int) -> nn.Module:
@@ -61,43 +53,6 @@ def small_classifier(channels: int, num_classes: int) -> nn.Module:
 
 # Draws of its own for each image would take as long as the training itself.
 rand_augment = PerImage(v2.RandAugment(), group=4)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Synthetic images, and real ones without labels.
-
-    Attributes:
-        pixels: (M, C, H, W) uint8.
-        labels: the classes that they were made for, (M,) int64, -1 where there is none; or
-            probabilities, (M, classes).
-        truth: their true classes where known, -1 elsewhere; used in reports alone.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    truth: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training an arm gave.
-
-    Attributes:
-        classifier: with its final weights, in evaluation mode.
-        steps: optimizer steps taken.
-        seconds: processor time of training.
-        accepted: share of the pool that got a label in the last round; None without labeling.
-        labels_right: share of the accepted labels that are the true ones; None if unknown.
-        labels_kept: share of the accepted labels that are the seed image's; None if unknown.
-    """
-
-    classifier: nn.Module
-    steps: int
-    seconds: float
-    accepted: float | None = None
-    labels_right: float | None = None
-    labels_kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +84,9 @@ class Trainer:
     device: str
 
     def supervised(
-        self, name: str, view: View, pool: Pool | None = None, mix: Mix | None = None
-    ) -> Trained:
-        """Train on labeled images and, if given, on a pool with the labels that it has.
+        self, name: str, view: View, pool: Labeled | None = None, mix: Mix | None = None
+    ) -> nn.Module:
+        """A classifier trained on labeled images and, if given, on a pool with its own labels.
 
         Args:
             name: of the arm; another one draws other augmentations.
@@ -140,85 +95,73 @@ class Trainer:
             mix: v2's MixUp or CutMix, from a batch and its labels to the same.
         """
         with self.seeded(name):
-            began, model = time.process_time(), self.fresh()
-            optimizing = self.optimizer(model.parameters(), self.train_steps)
-            self.fit(model, optimizing, view, self.train_steps, pool, mix)
-        right = None
-        if pool is not None and pool.truth is not None and (pool.truth >= 0).all():
-            right = (pool.labels == pool.truth).float().mean().item()
-        return Trained(model.eval(), self.train_steps, time.process_time() - began,
-                       labels_right=right)
+            model = self.fresh()
+            schedule = self.schedule(model.parameters(), self.train_steps)
+            self.fit(model, schedule, view, self.train_steps, pool, mix)
+        return model.eval()
 
     def self_training(
-        self, name: str, strong: View, pool: Pool, *, plan: RunPlan | None = None,
-        labeler: Labeler | None = None, label_prior: LabelPrior | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> Trained:
-        """Train on labeled images and on a pool that AMST labels.
+        self, name: str, strong: View, pool: Labeled, plan: RunPlan = AMST_PLAN,
+        of_wrapper: Mapping[str, Any] | None = None, **options: Any,
+    ) -> SelfTraining:
+        """A finished training on labeled images and on a pool that AMST labels.
 
         Args:
             name: of the arm; another one draws other augmentations.
             strong: the strong view.
             pool: what is labeled.
-            plan: stages and batches, or None for `AMST_PLUS` with a prior and `AMST_PLAN` without
-                one; a labeler needs a plan without pretraining.
-            labeler: labels the pool, or None for AMST's heads.
-            label_prior: how often the requested classes came out.
-            options: further arguments of `AMSTWrapper`.
+            plan: stages and batches; a labeler needs one without pretraining.
+            of_wrapper: further arguments of `AMSTWrapper`.
+            options: further arguments of `SelfTraining`.
         """
-        if plan is None:
-            plan = AMST_PLAN if label_prior is None else AMST_PLUS
         parts = plan.pretraining_epochs + plan.epochs
         period = self.train_steps // parts
         # after AMST+ has labeled, the learning rate comes down once more, to the end
         longer = plan.epochs if parts == PARTS else 1
         plan = replace(plan, batch_size=self.train_batch_size, steps_per_epoch=period)
-        began, model = time.process_time(), self.fresh()
+        model = self.fresh()
         with self.seeded(name):
             wrapper = AMSTWrapper(model, **{"weak": self.weak, "strong": strong,
-                                            "main_view": "strong", **(options or {})})
+                                            "main_view": "strong", **(of_wrapper or {})})
             groups = wrapper.to(self.device).parameter_groups(self.learning_rate)
-            optimizer, schedule = self.optimizer(groups, period, longer)
+            schedule = self.schedule(groups, period, longer)
             training = SelfTraining(
                 wrapper, TensorDataset(self.pixels.float() / 255, self.labels),
-                TensorDataset(pool.pixels.float() / 255, pool.labels), optimizer,
-                scheduler=schedule, plan=plan, labeler=labeler, label_prior=label_prior,
-                truth=pool.truth, rng_seed=self.rng_seed)
+                TensorDataset(pool[0].float() / 255, pool[1]), schedule.optimizer,
+                scheduler=schedule, plan=plan, rng_seed=self.rng_seed, **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CollapseWarning)
-                report = training.run()[-1]
-        return Trained(wrapper.to_classifier().eval(), schedule.last_epoch,
-                       time.process_time() - began, report.accepted_share, report.accuracy,
-                       report.seed_label_agreement)
+                training.run()
+        wrapper.to_classifier().eval()
+        return training
 
     def fit(
-        self, model: nn.Module, optimizing: Optimizing, view: View, steps: int,
-        pool: Pool | None = None, mix: Mix | None = None, done: int = 0,
+        self, model: nn.Module, schedule: LRScheduler, view: View, steps: int,
+        pool: Labeled | None = None, mix: Mix | None = None, done: int = 0,
     ) -> None:
         """Take optimizer steps; the arguments are those of `supervised`.
 
         Args:
             done: steps taken before, which decide the batches.
         """
-        optimizer, schedule = optimizing
         pixels, targets, size = self.pixels, self.labels, 0
         if pool is not None:
-            pixels, size = torch.cat([pixels, pool.pixels]), len(pool.pixels)
-            targets = join_targets(targets, pool.labels, self.num_classes)
-        sampler = MixedBatchSampler(
+            pixels, size = torch.cat([pixels, pool[0]]), len(pool[0])
+            targets = join_targets(targets, pool[1], self.num_classes)
+        batches = mixed_batches(
             len(self.pixels), range(size), [], batch_size=self.train_batch_size,
             ratio=(1, POOL_SHARE, 0), steps=steps,
             rng_seed=derive_seed(self.rng_seed, "batches", done))
         model.train()
-        for rows in sampler:
+        for rows in batches:
             images = view(pixels[rows].float() / 255).to(self.device)
             answers = targets[rows]
             if mix is not None:
                 images, answers = mix(images, answers)
             loss = F.cross_entropy(model(images), answers.to(self.device))
-            optimizer.zero_grad(set_to_none=True)
+            schedule.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            schedule.optimizer.step()
             schedule.step()
 
     def fresh(self) -> nn.Module:
@@ -230,14 +173,13 @@ class Trainer:
         """Global generators, seeded inside by the arm's name and restored afterwards."""
         return seeded(derive_seed(self.rng_seed, name), torch.device(self.device))
 
-    def optimizer(
+    def schedule(
         self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], period: int,
         longer: int = 1,
-    ) -> Optimizing:
+    ) -> LRScheduler:
         """AdamW with cosine decay over ``period`` steps, then over ``longer`` times as many, ..."""
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period, longer)
-        return optimizer, schedule
+        return CosineAnnealingWarmRestarts(optimizer, period, longer)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ counter-based generator Philox4x32-10, so a whole batch is drawn at once on the 
 needed, without generator state, and sample i never depends on its batch mates.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,17 @@ def derive_seed(*parts: int | str | bytes) -> int:
         # type and length in front: (1, "12") and ("1", 12) and ("11", 2) must all differ
         digest.update(f"{type(part).__name__}{len(data)}:".encode() + data)
     return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators, of the CPU and ``device``, seeded inside and restored afterwards.
+
+    For what draws from no other: a network's first weights, dropout, torchvision's transforms.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:

@@ -4,10 +4,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, TensorDataset
 
 from dreamda_aug.amst import (
+    AMST_PLUS,
     AMSTWrapper,
     LabelPrior,
     PseudoLabels,
@@ -18,7 +18,7 @@ from dreamda_aug.amst import (
     WeakView,
 )
 from dreamda_aug.amst.labeling import CollapseWarning
-from dreamda_aug.amst.self_training import _averaged
+from dreamda_aug.amst.rules import agree_and_confident, align_distribution
 from dreamda_aug.errors import StorageError
 
 CLASSES = 3
@@ -97,7 +97,7 @@ def test_another_labeler_takes_the_place_of_the_heads():
     report = training.label_pool()
     assert report.accepted_share == 1 and report.accuracy == 1
     assert report.seed_label_agreement == 1
-    training.labeling.labeler = None
+    training.labeler = None
     assert training.label_pool().accepted_share < 1, "by the heads again"
 
 
@@ -148,7 +148,7 @@ def test_online_labels_what_is_fresh():
 
 
 @pytest.mark.parametrize("options", [
-    {"ema_decay": 0.9}, {"online": True, "distribution_alignment": True}], ids=["pool", "online"])
+    {}, {"online": True, "distribution_alignment": True}], ids=["pool", "online"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, options):
     whole = make(**options)
     whole.run()
@@ -164,33 +164,76 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, options):
     assert second.scheduler.last_epoch == whole.scheduler.last_epoch
 
 
-def test_the_averaged_weights_label_and_are_left_in_the_wrapper():
-    training = make(ema_decay=0.99)
-    for _ in range(training.plan.pretraining_epochs):
-        training.train_epoch()
-    images = blobs(30, seed=1)[0]
-    averaged = training._average.module.label(images).confidence
-    assert not torch.equal(averaged, training.wrapper.label(images).confidence)
+def test_batches_mix_accepted_and_other_images_at_the_ratio():
+    training = make(steps_per_epoch=None, pretraining_epochs=1)
+    assert training.steps_per_epoch == 4  # 8 of the pool's 30 in each batch
+    assert make(steps_per_epoch=None, ratio=[1, 0, 0]).steps_per_epoch == 30
+    for batch in training.loader():
+        assert (len(batch.real), len(batch.synthetic)) == (12, 0)
+    training.train_epoch()
+    mask = torch.arange(30) < 10
+    training.pseudo_labels = PseudoLabels(torch.arange(30) % 3, *torch.ones(2, 30), mask)
+    batches = list(training.loader())
+    assert len(batches) == 4
+    for batch in batches:
+        assert len(batch.real) == 4
+        assert mask[batch.indices].tolist() == [True] * 4 + [False] * 4
+
+
+# --- what becomes of the heads' votes
+
+SHARES = torch.full((CLASSES,), 1 / CLASSES)
+collapsed = pytest.mark.filterwarnings("ignore::dreamda_aug.amst.labeling.CollapseWarning")
+
+
+@collapsed
+def test_a_pool_is_aligned_by_its_own_average_whatever_the_batches():
+    one, other = (make(distribution_alignment=True, batch_size=size) for size in (12, 30))
+    one.label_pool()
+    other.label_pool()
+    probabilities = one.wrapper.head_probabilities(blobs(30, seed=1)[0])
+    average = probabilities.mean((0, 1))
+    expected = agree_and_confident(
+        align_distribution(probabilities, average, SHARES), one.wrapper.voting)
+    torch.testing.assert_close(one.average, average)
+    for training in (one, other):
+        torch.testing.assert_close(vars(training.pseudo_labels), vars(expected))
+
+
+@collapsed
+def test_a_batch_is_aligned_by_a_running_average():
+    training = make(online=True, distribution_alignment=True, pretraining_epochs=0,
+                    steps_per_epoch=1)
+    batch, = training.loader()
+    probabilities = training.wrapper.head_probabilities(batch.synthetic)
+    training.train_epoch()
+    average = 0.99 * SHARES + 0.01 * probabilities.mean((0, 1))
+    torch.testing.assert_close(training.average, average)
+    expected = agree_and_confident(
+        align_distribution(probabilities, average, SHARES), training.wrapper.voting)
+    assert training.reports[0].confidence == pytest.approx(expected.confidence.mean().item())
+
+
+@collapsed
+def test_images_without_a_seed_label_follow_the_wrappers_own_rule():
+    images, labels = blobs(40, seed=1)
+    seed_labels = torch.where(torch.arange(40) % 2 == 0, labels, -1)
+    prior = LabelPrior(0.8 * torch.eye(CLASSES) + 0.2 / CLASSES)
+    training = make(TensorDataset(images, seed_labels), label_prior=prior, batch_size=12,
+                    voting=AMST_PLUS.voting, distribution_alignment=True)
+    training.wrapper.voting = VotingRule(confidence_threshold=0.99)
     training.label_pool()
-    torch.testing.assert_close(training.pseudo_labels.confidence, averaged)
-    training.run()
-    torch.testing.assert_close(weights(training), training._average.module.state_dict())
+    votes = training.wrapper.head_probabilities(images)
+    votes = align_distribution(votes, training.average, SHARES)
+    votes = prior.update(votes, seed_labels, SHARES)
+    own, trusting = (agree_and_confident(votes, rule)
+                     for rule in (training.wrapper.voting, AMST_PLUS.voting))
+    assert (own.mask != trusting.mask)[::2].any() and (own.mask != trusting.mask)[1::2].any()
+    expected = torch.where(seed_labels >= 0, trusting.mask, own.mask)
+    assert torch.equal(training.pseudo_labels.mask, expected)
 
 
-def test_the_average_follows_torchs_once_the_first_steps_are_over():
-    module = nn.BatchNorm1d(4)
-    ours, theirs, slow = _averaged(module, 0.5), AveragedModel(
-        module, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True), _averaged(module, 0.9)
-    for step, value in enumerate((1.0, 3.0, 5.0), 1):
-        module(torch.randn(5, 4))
-        nn.init.constant_(module.bias, value)
-        for average in (ours, theirs, slow):
-            average.update_parameters(module)
-        # the mean of all, as long as that forgets faster
-        assert slow.module.bias[0].item() == pytest.approx(step)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        torch.testing.assert_close(getattr(ours.module, name), getattr(theirs.module, name))
-    assert ours.module.num_batches_tracked == 3
+# --- what is refused
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
@@ -221,7 +264,11 @@ def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path):
     ({"truth": [0, 1]}, "truth must have 30 labels, got 2"),
     ({"pool": TensorDataset(torch.zeros(0, 1, 6, 6))}, "must hold images, got 6 and 0"),
     ({"labeled": [(object(), 0)] * 4}, r"must be tensors \(C, H, W\), got object; .*v2.ToImage"),
+    ({"labeler": SeedLabeler(), "distribution_alignment": True}, "heads; leave labeler out"),
+    ({"labeler": SeedLabeler(), "label_prior": LabelPrior(torch.eye(3))}, "leave labeler out"),
+    ({"label_prior": LabelPrior(torch.eye(2))}, "label_prior must have 3 classes .*, got 2"),
+    ({"voting": VotingRule()}, r"give SelfTraining label_prior=LabelPrior.estimate"),
 ])
-def test_data_that_do_not_fit_are_refused(options, message):
+def test_what_does_not_fit_together_is_refused(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make(**options).train_epoch()

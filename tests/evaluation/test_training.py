@@ -5,7 +5,6 @@ from torch import nn
 
 from dreamda_aug.amst import WeakView
 from dreamda_aug.evaluation.training import (
-    Pool,
     Trainer,
     class_accuracy,
     rand_augment,
@@ -48,13 +47,13 @@ def test_arms_start_alike_and_follow_their_name_alone():
     ends = []
     for name in ("a", "a", "b"):
         torch.manual_seed(len(ends))
-        ends.append(first.supervised(name, rand_augment).classifier[0].weight)
+        ends.append(first.supervised(name, rand_augment)[0].weight)
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
 
 
 def test_two_thirds_of_a_batch_are_of_the_pool(monkeypatch):
     seen = []
-    pool = Pool(torch.full((9, 1, 16, 16), 255, dtype=torch.uint8), torch.arange(9) % 3)
+    pool = torch.full((9, 1, 16, 16), 255, dtype=torch.uint8), torch.arange(9) % 3
     trainer().supervised("a", lambda images: seen.append(images) or images, pool)
     assert len(seen) == 8
     assert all(int((images == 1).all((1, 2, 3)).sum()) == 4 for images in seen)
