@@ -64,8 +64,7 @@ def expand(args: argparse.Namespace) -> None:
     """Run ``expand``."""
     names = class_names(args)
     synthesizer = Synthesizer(**model_options(args), class_names=names, keep_text_encoder=False)
-    out = OutputFolder(args.out)
-    out.check()  # before the images are listed
+    OutputFolder(args.out).check()  # before the images are listed
     source = open_seed_images(args.source, class_names=names, **given(args, *SOURCE))
     engine = _engine(args)
     number, count = args.shard or join_processes()
@@ -76,7 +75,7 @@ def expand(args: argparse.Namespace) -> None:
         say("\n".join(estimate(expansion).lines()))
         return
     with tqdm(unit=" images", disable=None if number == 0 else True) as bar:
-        summary = expansion.run(out, **given(args, "new"), shard=args.shard, engine=engine,
+        summary = expansion.run(args.out, **given(args, "new"), shard=args.shard, engine=engine,
                                 progress=partial(_show, bar))
     if count > 1:
         say(f"process {number} of {count}: {summary.made} images made")
@@ -84,7 +83,7 @@ def expand(args: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if summary.stats is not None:
         more = f", {summary.stats.left_out} left out" if summary.stats.left_out else ""
-        say(f"{out}: {summary.stats.made} synthetic images{more}")
+        say(f"{summary.out}: {summary.stats.made} synthetic images{more}")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

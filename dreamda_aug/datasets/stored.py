@@ -11,8 +11,7 @@ from torchvision.datasets.folder import default_loader
 from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import StoredImages
-from dreamda_aug.expansion.manifest import ManifestLine, read_manifest
-from dreamda_aug.expansion.metadata import read_metadata
+from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, read_metadata
 from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_names, find_targets
 from dreamda_aug.inputs.pixels import Pixels
 from dreamda_aug.inputs.samples import plain_label

@@ -2,9 +2,10 @@
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import PIL.Image
 import PIL.PngImagePlugin
@@ -20,8 +21,9 @@ from dreamda_aug.expansion.manifest import (
     library_versions,
     settings_to_json,
 )
-from dreamda_aug.expansion.seeds import PlannedSample, Seed, Unreadable, open_seed
+from dreamda_aug.expansion.seeds import PlannedSample, Unreadable, open_seed
 from dreamda_aug.generation.sampler import Request, Sampler, Synthesized
+from dreamda_aug.inputs.pixels import Pixels
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.models.conditioning import Condition
 
@@ -56,54 +58,57 @@ class BatchMaker:
             ExpansionError: ``strict``, and a seed image is unreadable.
             GenerationError: the model failed.
         """
-        sampler, paths = self.sampler, self.images.paths
-        seeds: dict[int, Seed] = {}
-        skipped = []
-        for index in dict.fromkeys(sample.seed_index for sample in planned):
+        sampler, images, paths = self.sampler, self.images, self.images.paths
+        groups = {index: list(group)
+                  for index, group in groupby(planned, attrgetter("seed_index"))}
+        files = {index: images.file_digest(index) for index in groups}
+        seeds: dict[int, Pixels] = {}
+        skipped: list[Skipped] = []
+
+        def leave_out(sample: PlannedSample, reason: str, digest: str) -> None:
+            index = sample.seed_index
+            skipped.append(
+                Skipped(number, sample.id, index, paths[index], reason, digest, files[index]))
+
+        for index, group in groups.items():
             try:
-                seeds[index] = open_seed(self.images, index, sampler.model)
+                seeds[index] = open_seed(images, index, sampler.model)
             except Unreadable as error:
                 if self.strict:
                     raise ExpansionError(f"strict: {paths[index]}: {error}") from error
-                digests = "", self.images.file_digest(index)
-                skipped += [Skipped(number, sample.id, index, paths[index], str(error), *digests)
-                            for sample in planned if sample.seed_index == index]
-        planned = [sample for sample in planned if sample.seed_index in seeds]
+                for sample in group:
+                    leave_out(sample, str(error), "")
+        planned = [sample for index in seeds for sample in groups[index]]
         if not planned:
             return [], skipped
-        counts = Counter(sample.seed_index for sample in planned)
-        first = {sample.seed_index: sample.replica for sample in reversed(planned)}
-        shape = [[first[index], counts[index]] for index in seeds]
+        shape = [[groups[index][0].replica, len(groups[index])] for index in seeds]
         made = generate(sampler, list(seeds.values()), shape,
                         [self.condition_of(index) for index in seeds])
         batch = Batch(
             made.images.cpu(), torch.cat([seeds[sample.seed_index].values for sample in planned]),
             [sample.seed_index for sample in planned],
-            [self.images.labels[sample.seed_index] for sample in planned],
+            [images.labels[sample.seed_index] for sample in planned],
             [[act] if act else [] for act in made.events])
-        distances = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt().tolist()
-        scores, flags = self._filter(batch)
+        distances, (scores, flags) = batch.distances.tolist(), self._filter(batch)
         samples, settings = [], settings_to_json(sampler.settings)
         for row, sample in enumerate(planned):
             index, label = sample.seed_index, batch.labels[row]
-            seed, class_name = seeds[index], self.images.classes[label]
+            seed, class_name = seeds[index], images.classes[label]
             if flags[row] and not self.keep_flagged:
-                skipped.append(Skipped(
-                    number, sample.id, index, paths[index], FLAGGED + ", ".join(flags[row]),
-                    seed.digest, seed.file_digest))
+                leave_out(sample, FLAGGED + ", ".join(flags[row]), seed.digests[0])
                 continue
             image = seed.store(batch.images[row : row + 1])
             line = ManifestLine(
                 id=sample.id, file=layout.file(number, class_name, sample.id),
                 class_name=class_name, label=label,
-                seed_index=index, seed_path=paths[index], seed_digest=seed.digest,
+                seed_index=index, seed_path=paths[index], seed_digest=seed.digests[0],
                 replica=sample.replica, epoch=0, rng_seed=sampler.rng_seed,
                 condition=self.condition_of(index),
                 batch=number, row=row, layout=shape, batch_size=made.batch_sizes[row],
                 settings=settings, model=sampler.model.fingerprint, versions=library_versions(),
                 pixels=pixel_digest(image), distance=round(distances[row], 5),
                 scores=scores[row], flags=flags[row], events=list(batch.events[row]),
-                loss=seed.loss, seed_file_digest=seed.file_digest,
+                loss=seed.loss, seed_file_digest=files[index],
             )
             samples.append((line, encode_png(image, line)))
         return samples, skipped
@@ -121,7 +126,7 @@ class BatchMaker:
 
 
 def generate(
-    sampler: Sampler, seeds: Sequence[Seed], layout: Sequence[Sequence[int]],
+    sampler: Sampler, seeds: Sequence[Pixels], layout: Sequence[Sequence[int]],
     conditions: Sequence[Condition],
 ) -> Synthesized:
     """Make the images of a batch; ``layout`` is first replica and number of replicas per seed."""
@@ -129,7 +134,7 @@ def generate(
                 for row, ((first, count), condition) in enumerate(zip(layout, conditions))
                 for k in range(count)]
     return sampler.synthesize(torch.cat([seed.values for seed in seeds]), requests,
-                              [seed.digest for seed in seeds])
+                              [seed.digests[0] for seed in seeds])
 
 
 def pixel_digest(image: PIL.Image.Image) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -15,23 +16,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dreamda_aug.expansion.manifest import FLAGGED, MANIFEST, read_manifest, read_skipped
-from dreamda_aug.expansion.metadata import LICENSE, PATHS, flat
+from dreamda_aug.expansion.manifest import FLAGGED, MANIFEST, flat, read_manifest, read_skipped
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.inputs.samples import SURROGATES
 from dreamda_aug.models.load import BUNDLED
 
-CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"
+EXPORTS = CROISSANT, PARQUET, JSONL = "croissant.json", "metadata.parquet", "metadata.jsonl"
 # Columns of ``load_dataset``, beside the image itself.
 _COLUMNS = {"label": "int64", "class_name": "string", "synthetic": "bool", "seed_path": "string",
             "replica": "int64", "distance": "float64"}
-# What images are, by format of the dataset.
-_IMAGES = {
-    "folder": {"description": "PNG files in a folder for each class.",
-               "encodingFormat": "image/png", "includes": "*/*.png"},
-    "webdataset": {"description": "Tar files of ID.png, ID.cls and ID.json.",
-                   "encodingFormat": "application/x-tar", "includes": "shard-*.tar"},
-}
 # What means something to HTML, to CommonMark, or to the extensions that GitHub and the hub read
 # (tables, strikethrough, formulas), but for underscores inside of words.
 _MARKUP = re.compile(r"[\\`*#\[\]|~$!{}<>&]|(?<![^\W_])_|_(?![^\W_])")
@@ -40,7 +33,7 @@ _OPENING = re.compile(r"\A(\d{0,9})([-+=.)])(?=\s|\Z|[-=])")
 # Line breaks, other control characters, and what turns the reading direction.
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 # Not in the table of settings: it stands elsewhere on the card, or says nothing about the images.
-_ELSEWHERE = ("format", "format_version", "samples", "conditions", "source", LICENSE, PATHS,
+_ELSEWHERE = ("format", "format_version", "samples", "conditions", "source", "license", "paths",
               "repeats")
 # Names that a warning lists.
 _SHOWN = 10
@@ -146,39 +139,31 @@ def dataset_card(metadata: Mapping[str, Any], stats: Stats) -> str:
     """The card: YAML, and Markdown in which names and texts from outside are never markup."""
     import yaml
 
-    source, model = metadata["source"], metadata[PATHS]["model"]
+    classes, model = metadata["source"]["classes"], metadata["paths"]["model"]
     fields = yaml.safe_dump(hub_fields(metadata), sort_keys=False, allow_unicode=True,
                             width=float("inf"))
     return f"---\n{fields}---\n\n" + _template().render(
-        made=stats.made, seed_images=source["images"], license=metadata[LICENSE],
+        metadata=metadata, stats=stats,
         model=model.rpartition("/")[2] if model.startswith(("./", "../")) else model,
-        classes=[(name, count, stats.images[name]) for name, count in source["classes"].items()],
-        flagged=[(title, sorted(counts.items())) for title, counts in (
-            ("Flagged and kept", stats.flags), ("Flagged and left out", stats.dropped),
-            ("Not made", stats.unreadable))],
-        warnings=[*source["problems"], *stats.warnings(source["classes"])],
-        conditions=[(name, value) for name, value in metadata["conditions"].items()
-                    if isinstance(value, str) and name in source["classes"]],
-        settings=flat({name: value for name, value in metadata.items() if name not in _ELSEWHERE}),
-    )
+        warnings=[*metadata["source"]["problems"], *stats.warnings(classes)],
+        conditions={name: value for name, value in metadata["conditions"].items()
+                    if isinstance(value, str) and name in classes},
+        settings=flat({name: value for name, value in metadata.items() if name not in _ELSEWHERE}))
 
 
 def license_of(model: str) -> str:
     """The licence that a model's card states, in its folder or the hub's cache; asks no network."""
     if model == BUNDLED:
         return "Apache-2.0, trained on Fashion-MNIST (MIT licence)"
-    card = model_file(model, "README.md")
-    if card is None:
-        return _NOT_STATED
-    # imported here: a second that the bundled model needs not
-    import yaml
-    from huggingface_hub import ModelCard
+    stated: Any = {}
+    if card := model_file(model, "README.md"):
+        # imported here: a second that the bundled model needs not
+        import yaml
+        from huggingface_hub import ModelCard
 
-    try:
-        stated = ModelCard(card.read_text("utf-8-sig", errors="replace"),
-                           ignore_metadata_errors=True).data
-    except (ValueError, TypeError, yaml.YAMLError):
-        return _NOT_STATED  # its front matter is none
+        with suppress(ValueError, TypeError, yaml.YAMLError):  # its front matter is none
+            stated = ModelCard(card.read_text("utf-8-sig", errors="replace"),
+                               ignore_metadata_errors=True).data
     name = stated.get("license_name") or stated.get("license") or _NOT_STATED
     text = ", ".join(map(str, name)) if isinstance(name, list) else str(name)
     link = stated.get("license_link")
@@ -215,28 +200,23 @@ def _template() -> Template:
     return environment.get_template("README.md.jinja")
 
 
-def are_exported(folder: OutputFolder, metadata: Mapping[str, Any]) -> bool:
-    """Whether a dataset has the files for other programs."""
-    return folder.exists(CROISSANT) and (
-        metadata["image_format"] != "folder" or folder.exists(PARQUET) or folder.exists(JSONL))
-
-
 def write_exports(folder: OutputFolder, metadata: Mapping[str, Any]) -> None:
-    """Write these files for a finished dataset; the same bytes whenever it is done.
+    """Write what is missing of these files for a finished dataset; the same bytes at any time.
 
     ``metadata.parquet`` and ``metadata.jsonl`` are for class folders alone: shards carry their
-    labels themselves. Only the first can name classes; without pyarrow it is the second.
+    labels themselves. Only the first can name classes; without pyarrow it is the second. Hugging
+    Face refuses both together.
     """
-    if metadata["image_format"] == "folder":
+    if metadata["image_format"] == "folder" and not (
+            folder.exists(PARQUET) or folder.exists(JSONL)):
         try:
             folder.write(PARQUET, [_parquet(_rows(folder), list(metadata["source"]["classes"]))])
-            folder.remove(JSONL)  # Hugging Face refuses both
         except ImportError:
             folder.write(JSONL, (json.dumps(row, separators=(",", ":")).encode() + b"\n"
                                  for row in _rows(folder)))
-            folder.remove(PARQUET)
-    text = json.dumps(croissant(folder, metadata), indent=2, ensure_ascii=False) + "\n"
-    folder.write(CROISSANT, [text.encode()])
+    if not folder.exists(CROISSANT):
+        text = json.dumps(croissant(folder, metadata), indent=2, ensure_ascii=False) + "\n"
+        folder.write(CROISSANT, [text.encode()])
 
 
 def hub_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +231,7 @@ def hub_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
         config["features"] = [{"name": name, "dtype": kind} for name, kind in kinds.items()]
     fields = {"tags": ["synthetic"], "task_categories": ["image-classification"],
               "configs": [config]}
-    if metadata[LICENSE].lower().startswith("apache-2.0"):
+    if metadata["license"].lower().startswith("apache-2.0"):
         fields["license"] = "apache-2.0"
     return fields
 
@@ -285,11 +265,12 @@ def croissant(folder: OutputFolder, metadata: Mapping[str, Any]) -> dict[str, An
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     template = files("dreamda_aug.expansion") / "templates" / CROISSANT
     found: dict[str, Any] = json.loads(template.read_text("utf-8"))
-    manifest, images = found["distribution"]
+    manifest, in_folders, in_shards = found["distribution"]
     manifest["sha256"] = folder.digest(MANIFEST)
-    images |= _IMAGES[metadata["image_format"]]
+    images = in_folders if metadata["image_format"] == "folder" else in_shards
     return found | {
-        "license": metadata[LICENSE],
+        "distribution": [manifest, images],
+        "license": metadata["license"],
         "description": (
             f"Synthetic images of {len(classes)} classes ({shown}), made from "
             f"{metadata['source']['images']} real images with dreamda_aug. They carry the label of "

@@ -1,6 +1,5 @@
 """Processes that share an expansion: which one this is, how it computes, and those of Ray."""
 
-import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,6 @@ import torch
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
-
-logger = logging.getLogger(__name__)
 
 # Where launchers name the number of processes: torchrun, and kinds of MPI.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -28,7 +25,6 @@ class Progress(NamedTuple):
         done: samples of this process that are on disk.
         total: samples that this process is to make.
         made: samples made since it was started.
-        seconds: time since it was started.
         stage: ``"checking"`` while samples of an earlier run are compared with their digests, and
             ``done`` counts those; then ``"making"``.
     """
@@ -36,7 +32,6 @@ class Progress(NamedTuple):
     done: int
     total: int
     made: int
-    seconds: float
     stage: Literal["checking", "making"] = "making"
 
 
@@ -70,8 +65,8 @@ class RayEngine:
     """An engine on Ray: processes that hold the model, and take batches as they are free.
 
     Processes write to the dataset's folder themselves, so every node must see it. A process that
-    dies is replaced, and only its own batch is made again, there or elsewhere. At most one batch
-    per process is under way, however many are to come.
+    dies is started again by Ray, and only its own batch is made again. At most one batch per
+    process is under way, however many are to come.
 
     Args:
         address: of a cluster, as ``"auto"`` or ``"ray://HOST:PORT"``, or None to start Ray on this
@@ -105,15 +100,38 @@ class RayEngine:
             threads: CPU threads that a process computes with, or None for an accelerator.
         """
         ray = _import_ray()
+        errors, died = ray.exceptions, dict[int, str]()
         with _connected(ray, self.address):
             resources, cpus = ray.cluster_resources(), threads or 1
             room = int(resources.get("CPU", 1) // cpus if threads else resources.get("GPU", 0))
             # one copy for all processes, not one in each call
             opening = ray.put((open_maker, os.getcwd()))
-            worker = ray.remote(num_cpus=cpus, num_gpus=0 if threads else 1)(BatchWorker)
-            # a pool gives batches to all its actors, also to those that wait for room
-            make_batches(batches, lambda: worker.remote(opening),
-                         max(1, min(self.workers or room, room)), done)
+            worker = ray.remote(num_cpus=cpus, num_gpus=0 if threads else 1, max_restarts=-1,
+                                max_task_retries=_ATTEMPTS - 1)(BatchWorker)
+            # processes that there is no room for would wait, and their batches with them
+            count = max(1, min(self.workers or room, room, len(batches)))
+            left, free = list(batches)[::-1], [worker.remote(opening) for _ in range(count)]
+            running: dict[Any, tuple[int, Any]] = {}
+            while left or running:
+                while left and free:
+                    batch, process = left.pop(), free.pop()
+                    running[process.make.remote(batch)] = batch, process
+                (future,), _ = ray.wait(list(running))
+                batch, process = running.pop(future)
+                free.append(process)
+                try:
+                    ray.get(future)
+                except (errors.RayActorError, errors.NodeDiedError,
+                        errors.OutOfMemoryError) as error:
+                    died[batch] = _first_line(error)
+                except errors.RayTaskError as error:
+                    raise getattr(error, "cause", None) or error from None
+                else:
+                    done(batch)
+        for batch, reason in died.items():
+            raise ExpansionError(
+                f"batch {batch}: its process died {_ATTEMPTS} times ({reason}). What was made is "
+                "kept; look for too little memory, then run the same command again.")
 
 
 class BatchWorker:
@@ -123,53 +141,14 @@ class BatchWorker:
         self._opening = opening
         self._make: Callable[[int], None] | None = None
 
-    def make(self, batch: int) -> int:
-        """Make a batch and write it; returns its number."""
+    def make(self, batch: int) -> None:
+        """Make a batch and write it."""
         if self._make is None:
             open_maker, folder = self._opening
             with suppress(OSError):  # another machine may have no such folder
                 os.chdir(folder)
             self._make = open_maker()
         self._make(batch)
-        return batch
-
-
-def make_batches(
-    batches: Sequence[int], hire: Callable[[], Any], workers: int, done: Callable[[int], None]
-) -> None:
-    """Give batches to Ray actors that ``hire`` starts, one at a time.
-
-    Those whose actor died are given out again when all others are made.
-    """
-    ray = _import_ray()
-    from ray.util import ActorPool
-
-    left, errors = list(batches), ray.exceptions
-    died = ""  # a text: with the error its actors would stay, and hold the room of others
-    for _ in range(_ATTEMPTS):
-        made: set[int] = set()
-        pool = ActorPool([hire() for _ in range(min(workers, len(left)))])
-        for batch in left:
-            pool.submit(lambda actor, batch: actor.make.remote(batch), batch)
-        while pool.has_next():
-            try:
-                batch = pool.get_next_unordered()
-            except (errors.RayActorError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
-                died = _first_line(error)
-                logger.warning("a process died (%s); another one takes its place", died)
-                pool.push(hire())
-            except errors.RayTaskError as error:
-                raise getattr(error, "cause", None) or error from None
-            else:
-                made.add(batch)
-                done(batch)
-        left = [batch for batch in left if batch not in made]
-        if not left:
-            return
-    raise ExpansionError(
-        f"batch {left[0]}: its process died {_ATTEMPTS} times ({died}). What was made is kept; "
-        "look for too little memory, then run the same command again."
-    )
 
 
 @contextmanager
@@ -192,8 +171,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise ExpansionError(
             f"Ray at {address or 'this machine'} could not be reached ({_first_line(error)}). "
-            "Start it with `ray start --head`, or leave --address out."
-        ) from error
+            "Start it with `ray start --head`, or leave --address out.") from error
     try:
         yield
     finally:
@@ -208,7 +186,6 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError(
-            "the engine 'ray' needs an extra package: pip install 'dreamda_aug[ray]'."
-        ) from error
+        raise ImportError("the engine 'ray' needs an extra package: pip install "
+                          "'dreamda_aug[ray]'.") from error
     return ray

@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from dreamda_aug.expansion.batch_maker import BatchMaker
 from dreamda_aug.expansion.engines import cpu_threads
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.layouts import FolderLayout
@@ -70,8 +69,7 @@ def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
         share = len(plan) / plan.batch_length(0)
         seconds = max(short + per_step * (steps - few), 0.0) * share
         disk_bytes = round(size * share)
-    return Estimate(plan.seed_images, len(plan), plan.batches, steps, rows, disk_bytes,
-                    seconds)
+    return Estimate(len(plan.replicas), len(plan), plan.batches, steps, rows, disk_bytes, seconds)
 
 
 def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
@@ -80,7 +78,7 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     settings = maker.sampler.settings
     fewer = min(settings.steps, math.ceil(steps / settings.strength))
     short = replace(maker.sampler, settings=replace(settings, steps=fewer))
-    trial = BatchMaker(expansion.images, short, maker.condition_of)
+    trial = replace(maker, sampler=short, filters=())
     started = time.perf_counter()
     samples, _ = trial.make(0, expansion.plan.batch(0),
                             FolderLayout(OutputFolder("."), expansion.images.classes))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,17 +20,14 @@ from dreamda_aug.expansion.card import Stats, license_of
 from dreamda_aug.expansion.engines import Progress, RayEngine, cpu_threads, join_processes
 from dreamda_aug.expansion.filters import Filter
 from dreamda_aug.expansion.layouts import WORK
-from dreamda_aug.expansion.manifest import library_versions, settings_to_json
-from dreamda_aug.expansion.metadata import (
+from dreamda_aug.expansion.manifest import (
     FORMAT,
-    FORMAT_VERSION,
-    LICENSE,
-    PATHS,
     PLAN,
-    check_out,
-    paths_from,
+    library_versions,
     read_metadata,
+    settings_to_json,
 )
+from dreamda_aug.expansion.regeneration import paths_from
 from dreamda_aug.expansion.seeds import (
     DEFAULT_RATIO,
     Plan,
@@ -40,7 +36,7 @@ from dreamda_aug.expansion.seeds import (
     seed_check,
 )
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.expansion.store import Store
+from dreamda_aug.expansion.store import SUMS, Store, check_out
 from dreamda_aug.generation.dials import Calibration, find_calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import open_seed_images
@@ -128,15 +124,14 @@ class Expansion:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        whole("shard_samples", self.shard_samples, 1)
+        whole("threads", self.threads, 1, 4095)
         self._calibration: Calibration | None = None
-        synthesizer = as_synthesizer(
-            Synthesizer() if self.synthesizer is None else self.synthesizer)
-        self.shard_samples = whole("shard_samples", self.shard_samples, 1)
-        self.threads = whole("threads", self.threads, 1, 4095)
         self.images = open_seed_images(self.source).labeled()
         if self.strict and self.images.problems:
             raise ValueError(f"strict: {'; '.join(self.images.problems)}.")
-        self._synthesizer = synthesizer.with_class_names(self.images.names)
+        self._synthesizer = as_synthesizer(
+            self.synthesizer or Synthesizer()).with_class_names(self.images.names)
         names, classes = self._synthesizer.conditioner.class_names, self.images.classes
         if names is not None and len(names) != len(classes):
             raise ValueError(
@@ -150,29 +145,21 @@ class Expansion:
     def maker(self) -> BatchMaker:
         """Makes the batches; the first use loads the model, and calibrates it."""
         join_processes()  # before the model is loaded: it chooses this process's device
-        synthesizer, images = self._synthesizer, self.images
-        model, chosen = synthesizer.model, [index for index, _ in self.plan.counts()]
-        conditioner = synthesizer.conditioner
+        synthesizer, images, chosen = self._synthesizer, self.images, self.plan.replicas
+        model, conditioner = synthesizer.model, synthesizer.conditioner
         condition_of = conditioner.of_images(images, model)
-        if conditioner.captions is None:
-            self._conditions = {name: conditioner.condition(label, model)
-                                for label, name in enumerate(images.classes)}
-        else:
-            texts = [(index, condition_of(index)) for index in chosen]
-            self._conditions = {"captions": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
         if self.calibrate:
             # all of them, however few are used; captions are known for those alone
             usable = range(len(images)) if conditioner.captions is None else chosen
-            synthesizer, self._calibration = calibrated(
+            self._synthesizer, self._calibration = calibrated(
                 synthesizer, images, usable, condition_of)
         elif synthesizer.requested_settings.open_dials:
             self._calibration = find_calibration(
                 synthesizer.requested_settings, model, synthesizer.cache)
-        sampler = replace(synthesizer.sampler, cache=None)
+        sampler = replace(self._synthesizer.sampler, cache=None)
         if synthesizer.keep_text_encoder is False:
-            prompts = {condition_of(index) for index in chosen}
+            prompts = set(map(condition_of, chosen))
             model.embed_only([None, sampler.settings.source_prompt, *prompts])
-        self._synthesizer = synthesizer
         return BatchMaker(
             images, sampler, condition_of, self.filters, self.keep_flagged, self.strict)
 
@@ -183,16 +170,21 @@ class Expansion:
         It is what `read_metadata` returns, but for paths and repeated seed images.
         """
         images, sampler = self.images, self.maker.sampler
-        model, settings, conditions = sampler.model, sampler.settings, self._conditions
-        embedded = None
-        if model.condition_kind == "text" and set(conditions) != {"captions"}:
-            # changes with the text encoder; of captions, an image's own record holds its own
-            digests = [model.condition_digest(text)
-                       for text in [settings.source_prompt, *conditions.values()]]
-            embedded = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        model, settings = sampler.model, sampler.settings
+        conditioner, embedded = self._synthesizer.conditioner, None
+        conditions: dict[str, Any]
+        if conditioner.captions is None:
+            conditions = {name: conditioner.condition(label, model)
+                          for label, name in enumerate(images.classes)}
+            if model.condition_kind == "text":  # changes with the text encoder
+                embedded = _digest([model.condition_digest(text)
+                                    for text in [settings.source_prompt, *conditions.values()]])
+        else:  # an image's own record holds its own
+            conditions = {"captions": _digest(
+                [[index, self.maker.condition_of(index)] for index in self.plan.replicas])}
         ratio, counts = self.expansion_ratio, Counter(images.labels)
         return {
-            "format": FORMAT, "format_version": FORMAT_VERSION,
+            **FORMAT,
             "samples": len(self.plan), "batch_size": self.plan.batch_size,
             "image_format": self.image_format,
             "batches_per_shard": max(1, self.shard_samples // self.plan.batch_size)
@@ -211,7 +203,7 @@ class Expansion:
             "schedule": sampler.schedule.digest(),
             "embedded": embedded,
             "device": torch.device(model.device).type,
-            "threads": self._cpu_threads,
+            "threads": self.threads if torch.device(model.device).type == "cpu" else None,
             "image_size": list(model.image_size),
             # the first: the VAE's batches change the last bits
             **{name: getattr(model, name)
@@ -224,17 +216,12 @@ class Expansion:
                 "classes": {name: counts[label] for label, name in enumerate(images.classes)},
                 "problems": [without_paths(problem) for problem in images.problems],
             },
-            LICENSE: without_paths(self.license or license_of(model.name)),
+            "license": without_paths(self.license or license_of(model.name)),
         }
 
     def run(
-        self,
-        out: str | Path | OutputFolder,
-        *,
-        new: bool = False,
-        shard: tuple[int, int] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        engine: RayEngine | None = None,
+        self, out: str | Path, *, new: bool = False, shard: tuple[int, int] | None = None,
+        progress: Callable[[Progress], None] | None = None, engine: RayEngine | None = None,
     ) -> Summary:
         """Make what is missing in a folder.
 
@@ -255,8 +242,7 @@ class Expansion:
                 seed images, or cannot be written; or, with ``strict``, a seed image is unreadable.
             GenerationError: the model failed. What was made is kept.
         """
-        started = time.perf_counter()
-        folder = out if isinstance(out, OutputFolder) else OutputFolder(out)
+        folder = OutputFolder(out)
         check_out(self.images, folder)
         number, count = join_processes() if shard is None else shard
         if not 0 <= number < count:
@@ -268,45 +254,41 @@ class Expansion:
             folder.set_aside()
         store = self._join(folder)
         mine, length = range(number, self.plan.batches, count), self.plan.batch_length
-        total, before, made = sum(map(length, mine)), 0, 0
+        total, made = sum(map(length, mine)), 0
 
         def report(done: int, stage: Literal["checking", "making"] = "making") -> None:
             if progress:
-                progress(Progress(done, total, made, time.perf_counter() - started, stage))
+                progress(Progress(done, total, made, stage))
 
         def done(batch: int) -> None:
             nonlocal made
             made += length(batch)
-            report(before + made)
+            report(kept + made)
 
-        complete = store.is_complete()  # then it is only read
-        lock = nullcontext(True) if complete else folder.lock(f"{WORK}/lock-{number}-of-{count}")
+        # a complete dataset is only read
+        lock = (nullcontext(True) if folder.exists(SUMS)
+                else folder.lock(f"{WORK}/lock-{number}-of-{count}"))
         with lock as mine_alone:
             if not mine_alone:
                 raise ExpansionError(
                     f"{folder}: another process is at work here as number {number} of {count}; "
-                    "wait for it, or give each process its own --shard."
-                )
-            state = store.check(mine, seed_check(self.images, str(folder)),
-                                lambda done: report(done, "checking"))
-            if not state.is_sound:
-                store.reopen(state)
-            # what is made again may belong to another process, whose file was lost with ours
-            if pending := sorted({*mine, *state.again} - state.done):
-                before = sum(map(length, state.done))
-                report(before)
+                    "wait for it, or give each process its own --shard.")
+            pending, damaged = store.pending(mine, seed_check(self.images, str(folder)),
+                                             partial(report, stage="checking"))
+            kept = total - sum(length(batch) for batch in pending if batch in mine)
+            if pending:
+                report(kept)
                 self._make(pending, store, engine, done)
             stats = store.finish()
         if stats is not None and self.strict and stats.unreadable:
             raise ExpansionError(
                 f"strict: {stats.unreadable.total()} images were left out by an earlier run "
-                "without strict; see skipped.jsonl."
-            )
+                "without strict; see skipped.jsonl.")
         warnings = list(self.images.problems)
-        if state.damaged:
+        if damaged:
             warnings.append(
-                f"{len(state.damaged)} files were missing or were not as they had been written "
-                f"(such as {state.damaged[0]}); they are made again.")
+                f"{len(damaged)} files were missing or were not as they had been written (such as "
+                f"{damaged[0]}); they are made again.")
         warnings += stats.warnings(self.images.classes) if stats else []
         return Summary(folder.path or str(folder), stats is not None, made, stats, warnings)
 
@@ -314,18 +296,17 @@ class Expansion:
         self, pending: Sequence[int], store: Store, engine: RayEngine | None,
         done: Callable[[int], None],
     ) -> None:
-        threads = self._cpu_threads
-        if engine is None:
-            with cpu_threads(threads):
-                make = self._opened(store)
-                for batch in pending:
-                    make(batch)
-                    done(batch)
+        threads = store.metadata["threads"]
+        if engine is not None:  # with the dials that were measured here
+            again = replace(self, source=self.images, synthesizer=self._synthesizer,
+                            calibrate=False)
+            engine.run(partial(_open_elsewhere, again, store.folder), pending, done, threads)
             return
-        # with the dials that were measured here
-        again = replace(self, source=self.images, synthesizer=self._synthesizer, calibrate=False)
-        again._calibration = self._calibration
-        engine.run(partial(_open_elsewhere, again, store.folder), pending, done, threads)
+        with cpu_threads(threads):
+            make = self._opened(store)
+            for batch in pending:
+                make(batch)
+                done(batch)
 
     def _opened(self, store: Store) -> Callable[[int], None]:
         """Return a function that makes a batch and writes it."""
@@ -334,42 +315,32 @@ class Expansion:
         return lambda batch: store.commit(
             batch, *self.maker.make(batch, store.plan.batch(batch), store.layout))
 
-    @property
-    def _cpu_threads(self) -> int | None:
-        device = torch.device(self.maker.sampler.model.device)
-        return self.threads if device.type == "cpu" else None
-
     def _join(self, folder: OutputFolder) -> Store:
         """The dataset's folder, begun or joined; ExpansionError if it was begun otherwise."""
         first = (read_metadata(folder)["repeats"] if folder.exists(PLAN)
                  else first_replicas(self.images, self.plan))
         paths = paths_from(folder, self.images, self.maker.sampler.model)
-        plan = self.plan.beginning_at({int(index): replica for index, replica in first.items()})
-        store = Store(folder, self.metadata | {"repeats": first, PATHS: paths}, plan)
+        store = Store(folder, self.metadata | {"repeats": first, "paths": paths},
+                      Plan(self.plan.replicas, self.plan.batch_size, first))
         changed = store.join()
         if len(changed) == 1 and changed[0].startswith("source.digest"):
-            # one of these is of another size: say which
-            store.check(range(self.plan.batches), seed_check(self.images, str(folder)))
+            look = seed_check(self.images, str(folder))
+            for _, records in store.records():  # one of these is of another size: say which
+                for record in records:
+                    look(record)
         if changed:
             raise ExpansionError(
                 f"{folder} was begun with other settings: {'; '.join(changed)}. Use the old "
-                "ones, on every machine, another --out, or --new, which sets the old result aside."
-            )
+                "ones, on every machine, another --out, or --new, which sets the old result aside.")
         return store
 
 
 @checked
 def expand(
-    source: Any,
-    out: str | Path | OutputFolder,
-    synthesizer: Synthesizer | HasSynthesizer | None = None,
-    expansion_ratio: int | Mapping[str, int] = DEFAULT_RATIO,
-    *,
-    new: bool = False,
-    shard: tuple[int, int] | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    engine: RayEngine | None = None,
-    **options: Any,
+    source: Any, out: str | Path, synthesizer: Synthesizer | HasSynthesizer | None = None,
+    expansion_ratio: int | Mapping[str, int] = DEFAULT_RATIO, *, new: bool = False,
+    shard: tuple[int, int] | None = None, progress: Callable[[Progress], None] | None = None,
+    engine: RayEngine | None = None, **options: Any,
 ) -> Summary:
     """Write a synthetic dataset, or resume one that was interrupted.
 
@@ -387,8 +358,12 @@ def _open_elsewhere(expansion: Expansion, folder: OutputFolder) -> Callable[[int
     if not folder.exists(PLAN):
         raise ExpansionError(
             f"{folder}: a process on another machine does not see this folder; give one that all "
-            "machines share."
-        )
-    if (threads := expansion._cpu_threads) is not None:
+            "machines share.")
+    store = expansion._join(folder)
+    if (threads := store.metadata["threads"]) is not None:
         torch.set_num_threads(threads)
-    return expansion._opened(expansion._join(folder))
+    return expansion._opened(store)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

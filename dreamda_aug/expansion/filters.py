@@ -44,6 +44,11 @@ class Batch(NamedTuple):
     labels: Sequence[int]
     events: Sequence[Sequence[str]]
 
+    @property
+    def distances(self) -> Tensor:
+        """Root mean square pixel distance of each from its seed image, (B,), in [0, 1]."""
+        return (self.images - self.seed_images).flatten(1).square().mean(1).sqrt()
+
 
 class Filter(Protocol):
     """Scores images, and flags some. It must be deterministic for a batch.
@@ -93,8 +98,7 @@ class SeedCopy(Filter):
     name = "seed-copy"
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        distance = (batch.images - batch.seed_images).flatten(1).square().mean(1).sqrt()
-        return distance.tolist(), (distance < self.threshold).tolist()
+        return batch.distances.tolist(), (batch.distances < self.threshold).tolist()
 
 
 @dataclass
@@ -163,10 +167,8 @@ class LabelAgreement(Filter):
         try:
             logits = torch.as_tensor(self.classifier(batch.images)).float().cpu()
         except RuntimeError as error:
-            raise ValueError(
-                f"the classifier {self.identity[:40]} cannot take images of shape "
-                f"{tuple(batch.images.shape)}: {error}"
-            ) from error
+            raise ValueError(f"the classifier {self.identity[:40]} cannot take images of shape "
+                             f"{tuple(batch.images.shape)}: {error}") from error
         labels = torch.tensor(batch.labels)
         if (logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] <= labels.max()
                 or not logits.isfinite().all()):
@@ -192,17 +194,16 @@ def open_filter(text: str) -> Filter:
         FileNotFoundError: the classifier's file is not there.
     """
     name, given, value = text.partition("=")
-    kinds: dict[str, type[OtherImageCopy | SeedCopy]] = {
-        "copy": OtherImageCopy, "seed-copy": SeedCopy}
-    if name in kinds:
-        if not given:
-            return kinds[name]()
-        with suppress(ValueError):
-            if 0 <= (threshold := float(value)) < math.inf:
-                return kinds[name](threshold)
-        raise ValueError(f"filter {name}: the threshold must be a number >= 0, got {value!r}.")
     if text == "guard":
         return GuardEvents()
+    if name in ("copy", "seed-copy"):
+        kind = OtherImageCopy if name == "copy" else SeedCopy
+        if not given:
+            return kind()
+        with suppress(ValueError):
+            if 0 <= (threshold := float(value)) < math.inf:
+                return kind(threshold)
+        raise ValueError(f"filter {name}: the threshold must be a number >= 0, got {value!r}.")
     if name == "label" and value:
         _open_classifier(value)  # refused now, not at the first batch
         architecture, colon, path = value.rpartition(":")
@@ -229,16 +230,16 @@ def _open_classifier(text: str) -> Callable[[Tensor], Tensor]:
             # what torchvision's own classifiers were trained on
             F.resize(images.expand(-1, 3, -1, -1), [224, 224], antialias=True),
             IMAGENET_MEAN, IMAGENET_STD))
-    if path.suffix not in (".onnx", ".pt", ".ts", ".torchscript"):
-        raise ValueError(
-            f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors.")
     try:
         if path.suffix == ".onnx":
             return _open_onnx(path)
-        program: Callable[[Tensor], Tensor] = torch.jit.load(str(path), map_location="cpu").eval()
-        return program
+        if path.suffix in (".pt", ".ts", ".torchscript"):
+            program: Callable[[Tensor], Tensor] = torch.jit.load(str(path), map_location="cpu")
+            return program.eval()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
+    raise ValueError(
+        f"{path}: expected .pt (TorchScript), .onnx, or ARCHITECTURE:WEIGHTS.safetensors.")
 
 
 def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ import tarfile
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -80,26 +81,18 @@ class ShardLayout:
 
     def __init__(self, folder: OutputFolder, batches_per_shard: int):
         self.folder, self.batches_per_shard = folder, batches_per_shard
-        # one shard holds many batches, which are looked at one after the other
-        self._looked_at: tuple[str, dict[str, str]] = ("", {})
 
     def file(self, batch: int, class_name: str, sample_id: str) -> str:
         return f"{self._shard(batch)}/{sample_id}.png"
 
     def write(self, batch: int, samples: Sequence[tuple[ManifestLine, bytes]]) -> None:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for line, png in samples:
-                for name, data in _members(line, png).items():
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-            end = tar.offset
-        self.folder.write(self._part(batch), [buffer.getvalue()[:end]])
+        self.folder.write(self._part(batch), (
+            _member(name, data) for line, png in samples
+            for name, data in _members(line, png).items()))
 
     def damaged(self, batch: int, lines: Sequence[ManifestLine]) -> list[str]:
         part, shard = self._part(batch), self._shard(batch)
-        found = self._digests(part if self.folder.exists(part) else shard)
+        found = _digests(self.folder, part if self.folder.exists(part) else shard)
 
         def holds(line: ManifestLine) -> bool:
             expected = {name: _sha256(data) for name, data in _members(line, b"").items()}
@@ -109,11 +102,12 @@ class ShardLayout:
         return [line.file for line in lines if not holds(line)]
 
     def beside(self, batches: Collection[int]) -> set[int]:
-        size, found = self.batches_per_shard, set(batches)
-        for batch in batches:
-            if self.folder.exists(self._shard(batch)) and not self.folder.exists(self._part(batch)):
-                first = batch // size * size
-                found |= {*range(first, first + size)}
+        size, found, shards = self.batches_per_shard, set(batches), self.folder.names()
+        for first in {batch // size * size for batch in batches}:
+            several = {*range(first, first + size)}
+            parts = map(self._part, several.intersection(batches))
+            if self._shard(first) in shards and not all(map(self.folder.exists, parts)):
+                found |= several
         return found
 
     def finish(self, batches: int) -> None:
@@ -129,18 +123,6 @@ class ShardLayout:
                     raise
             for part in parts:
                 self.folder.remove(part)
-
-    def _digests(self, name: str) -> dict[str, str]:
-        """SHA-256 of each member of a tar file; of those before it, if one is damaged."""
-        if self._looked_at[0] != name:
-            found: dict[str, str] = {}
-            self._looked_at = (name, found)
-            with suppress(tarfile.TarError, FileNotFoundError, EOFError, ValueError):
-                with self.folder.open(name) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-                    for member in tar:
-                        content = tar.extractfile(member)
-                        found[member.name] = _sha256(content.read() if content else b"")
-        return self._looked_at[1]
 
     def _shard(self, batch: int) -> str:
         return f"shard-{batch // self.batches_per_shard:06d}.tar"
@@ -226,9 +208,28 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
     return names
 
 
+@lru_cache(maxsize=1)  # a shard holds many batches, which are looked at one after the other
+def _digests(folder: OutputFolder, name: str) -> dict[str, str]:
+    """SHA-256 of each member of a tar file; of those before it, if one is damaged."""
+    found: dict[str, str] = {}
+    with suppress(tarfile.TarError, FileNotFoundError, EOFError, ValueError):
+        with folder.open(name) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                found[member.name] = _sha256(content.read() if content else b"")
+    return found
+
+
 def _members(line: ManifestLine, png: bytes) -> dict[str, bytes]:
     return {f"{line.id}.png": png, f"{line.id}.cls": str(line.label).encode(),
             f"{line.id}.json": line.in_image().encode()}
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """A file as it lies in a tar file: header, content, and zeros to the end of its last block."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _sha256(data: bytes) -> str:

@@ -1,14 +1,14 @@
-"""What is on record for each planned sample: a line of the manifest, or of what was left out."""
+"""What is on record: a dataset's metadata, and a line for each planned sample."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from dreamda_aug.arguments import shown
 from dreamda_aug.errors import ExpansionError
@@ -20,7 +20,8 @@ from dreamda_aug.method.settings import Settings
 from dreamda_aug.models.conditioning import Condition
 from dreamda_aug.version import __version__
 
-MANIFEST, SKIPPED = "manifest.jsonl", "skipped.jsonl"
+FORMAT = {"format": "dreamda-expansion", "format_version": 2}
+PLAN, CARD, MANIFEST, SKIPPED = "plan.json", "README.md", "manifest.jsonl", "skipped.jsonl"
 # Prefix of the reason of a sample that was made, and left out because a filter objected.
 FLAGGED = "flagged: "
 
@@ -28,9 +29,6 @@ FLAGGED = "flagged: "
 _PARTS: dict[str, Callable[..., Any]] = {
     cls.__name__: cls for cls in (CycleDiffusion, DDIMInversion, BottleneckNoise)
 }
-
-_T = TypeVar("_T", bound="_Line")
-
 
 class _Line:
     """A dataclass as a line of JSON."""
@@ -45,17 +43,24 @@ class _Line:
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "line") -> Self:
         """Read what `to_json` wrote; ExpansionError, which begins with ``where``, for others."""
-        data = parse_json(text, where)
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # a dataclass
-        if not known - {"file_digest"} <= data.keys() <= known:
-            raise ExpansionError(
-                f"{where}: expected the fields of a {cls.__name__}; missing: "
-                f"{shown(sorted(known - set(data)))}, unknown: {shown(sorted(set(data) - known))}.")
-        for name, value in data.items():
-            rule, holds = _RULES.get(name, _TEXT)
-            if not holds(value):
-                raise ExpansionError(f"{where}: {name} must be {rule}, got {shown(value)}.")
-        return cls(**data)
+        try:
+            line = cls(**parse_json(text, where))
+        except TypeError as error:
+            raise ExpansionError(f"{where}: expected another record ({error}).") from error
+        for each in fields(cls):  # type: ignore[arg-type]  # a dataclass
+            value, kind = getattr(line, each.name), getattr(each.type, "__origin__", each.type)
+            if not isinstance(value, kind) or each.name == "file" and not _lies_inside(value):
+                rule = ("a path in the dataset's folder" if each.name == "file"
+                        else f"of type {getattr(kind, '__name__', kind)}")
+                raise ExpansionError(f"{where}: {each.name} must be {rule}, got {shown(value)}.")
+        return line
+
+    @classmethod
+    def read(cls, folder: OutputFolder, name: str) -> Iterator[Self]:
+        """Read a file of such lines; raises as `from_json` does."""
+        with folder.open(name) as file:
+            for where, text in read_numbered(file, f"{folder}/{name}"):
+                yield cls.from_json(text, where)
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,37 @@ class Skipped(_Line):
 Record = ManifestLine | Skipped
 
 
+def read_metadata(out: str | Path | OutputFolder) -> dict[str, Any]:
+    """Read what a dataset was begun with.
+
+    Raises:
+        FileNotFoundError: the folder holds no expansion.
+        ExpansionError: the file is damaged, or of another version.
+        ValueError: it is the text of a URL.
+    """
+    folder = local_dataset(out)
+    where = f"{folder}/{PLAN}"
+    if not folder.exists(PLAN):
+        raise FileNotFoundError(f"{where}: expected an expanded dataset, found none.")
+    found = parse_json(folder.read(PLAN), where)
+    if found.get("format") != FORMAT["format"]:
+        raise ExpansionError(f"{where}: expected the metadata of an expansion, found other JSON.")
+    if (before := found.get("format_version")) != (now := FORMAT["format_version"]):
+        raise ExpansionError(
+            f"{where}: expected format version {now}, found {before!r}: the dataset was made by "
+            "another version of dreamda_aug. Make it anew with --new (new=True).")
+    return found
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Everything in a nested dict but None, by the names of its keys, joined by dots."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else key)
+    elif value is not None:
+        yield name, value
+
+
 def read_manifest(out: str | Path | OutputFolder) -> Iterator[ManifestLine]:
     """Read the lines of a manifest, one at a time.
 
@@ -170,15 +206,14 @@ def read_manifest(out: str | Path | OutputFolder) -> Iterator[ManifestLine]:
     if not folder.exists(MANIFEST):
         raise FileNotFoundError(
             f"{folder}/{MANIFEST}: expected a manifest, found none; an expansion that was "
-            "interrupted writes it when the same command is run again."
-        )
-    return _read(folder, MANIFEST, ManifestLine)
+            "interrupted writes it when the same command is run again.")
+    return ManifestLine.read(folder, MANIFEST)
 
 
 def read_skipped(out: str | Path | OutputFolder) -> Iterator[Skipped]:
     """Read what was left out of a dataset; nothing if there is no such file."""
     folder = local_dataset(out)
-    return _read(folder, SKIPPED, Skipped) if folder.exists(SKIPPED) else iter(())
+    return Skipped.read(folder, SKIPPED) if folder.exists(SKIPPED) else iter(())
 
 
 def local_dataset(out: str | Path | OutputFolder) -> OutputFolder:
@@ -187,12 +222,6 @@ def local_dataset(out: str | Path | OutputFolder) -> OutputFolder:
         return out
     fix = "copy the dataset to this machine first"
     return OutputFolder(local_path(out, "the dataset's folder", fix))
-
-
-def _read(folder: OutputFolder, name: str, kind: type[_T]) -> Iterator[_T]:
-    with folder.open(name) as file:
-        for where, text in read_numbered(file, f"{folder}/{name}"):
-            yield kind.from_json(text, where)
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
@@ -221,8 +250,7 @@ def settings_from_json(data: dict[str, Any]) -> Settings:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExpansionError(
             f"settings: cannot be made from their description ({type(error).__name__}: {error}); "
-            "pass the synthesizer that the dataset was made with."
-        ) from error
+            "pass the synthesizer that the dataset was made with.") from error
 
 
 @cache
@@ -235,33 +263,6 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _lies_inside(file: Any) -> bool:
-    parts = file.replace("\\", "/").split("/") if type(file) is str else [""]
+def _lies_inside(file: str) -> bool:
+    parts = file.replace("\\", "/").split("/")
     return ".." not in parts and parts[0] != "" and ":" not in parts[0] and "\0" not in file
-
-
-def _is_layout(value: Any) -> bool:
-    return type(value) is list and all(
-        type(pair) is list and len(pair) == 2 and all(map(_is_count, pair)) for pair in value)
-
-
-# What a field must be, for the message, and whether a value is; all others are text.
-_TEXT: tuple[str, Callable[[Any], bool]] = "text", lambda value: type(value) is str
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("label", "seed_index", "replica", "epoch", "batch", "row", "batch_size"),
-                    ("an integer >= 0", _is_count)),
-    **dict.fromkeys(("settings", "versions"), ("an object", lambda value: type(value) is dict)),
-    **dict.fromkeys(("flags", "events"), ("a list of text", lambda value: type(value) is list
-                                          and {str}.issuperset(map(type, value)))),
-    "file": ("a path in the dataset's folder", _lies_inside),
-    "rng_seed": ("an integer", lambda value: type(value) is int),
-    "condition": ("text, an integer or null", lambda value: type(value) in (int, str, type(None))),
-    "layout": ("a list of [first replica, count]", _is_layout),
-    "distance": ("a number", lambda value: type(value) in (int, float)),
-    "scores": ("numbers by name", lambda value: type(value) is dict
-               and {int, float}.issuperset(map(type, value.values()))),
-}

@@ -1,5 +1,6 @@
-"""One synthetic image again, from its manifest line."""
+"""What a record names, opened again: seed images, the model, and single synthetic images."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,22 @@ from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import generate, pixel_digest
 from dreamda_aug.expansion.card import model_file
 from dreamda_aug.expansion.engines import cpu_threads
-from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, settings_from_json
-from dreamda_aug.expansion.metadata import PATHS, find_path, read_metadata, recorded_images
+from dreamda_aug.expansion.manifest import (
+    ManifestLine,
+    read_manifest,
+    read_metadata,
+    settings_from_json,
+)
 from dreamda_aug.expansion.seeds import Unreadable, open_seed
+from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import DiffusionModel, load_model
 from dreamda_aug.models.base import pair
 from dreamda_aug.models.load import BUNDLED
+
+# Before the name of what lies at a path that is not recorded.
+UNKNOWN = "?/"
 
 
 @dataclass(frozen=True)
@@ -72,41 +81,37 @@ def regenerate(
     images = recorded_images(out, metadata) if source is None else open_seed_images(source)
     if images is None:
         raise ExpansionError(
-            f"{out} was made from a dataset object; pass source, the same dataset."
-        )
+            f"{out} was made from a dataset object; pass source, the same dataset.")
     if synthesizer is None:
-        loaded = load_recorded(out, metadata, model=model, lora=lora, device=device)
-        settings = settings_from_json(line.settings)
+        synthesizer = Synthesizer(
+            load_recorded(out, metadata, model=model, lora=lora, device=device),
+            settings_from_json(line.settings), compile=metadata["compile"])
     elif model is not None or lora is not None:
         raise ValueError("model, lora: the synthesizer brings its own.")
-    else:
-        synthesizer = as_synthesizer(synthesizer)
-        loaded, settings = synthesizer.model, synthesizer.settings
+    sampler = replace(
+        as_synthesizer(synthesizer).sampler, cache=None, batch_size=line.batch_size,
+        rng_seed=line.rng_seed, static_shapes=metadata["compile"])
+    loaded = sampler.model
     if loaded.fingerprint != line.model:
         raise ExpansionError(
             f"{line.id}: expected the model {line.model[:16]}, found "
             f"{loaded.fingerprint[:16]} ({loaded.name}): other weights, another dtype, "
-            "or, for a transformer, another block_index or embedded_guidance."
-        )
+            "or, for a transformer, another block_index or embedded_guidance.")
+    if line.seed_path not in images.paths:
+        raise ExpansionError(
+            f"{line.id}: its seed image {line.seed_path} is not in the source any more.")
     try:
-        seed = open_seed(images, _find_seed_image(images, line), loaded)
+        seed = open_seed(images, images.paths.index(line.seed_path), loaded)
     except Unreadable as error:
         raise ExpansionError(f"{line.id}: seed image {line.seed_path} is {error}.") from error
-    if seed.digest != line.seed_digest:
+    if (digest := seed.digests[0]) != line.seed_digest:
         raise ExpansionError(
             f"{line.id}: expected seed image {line.seed_path} with digest "
-            f"{line.seed_digest[:16]}, found {seed.digest[:16]}: the image was changed."
-        )
-    compiled = metadata["compile"]
-    again = Synthesizer(
-        loaded, settings, batch_size=line.batch_size, rng_seed=line.rng_seed, cache=None,
-        compile=compiled and (synthesizer is None or not synthesizer.sampler.static_shapes))
-    sampler = replace(again.sampler, static_shapes=compiled)
+            f"{line.seed_digest[:16]}, found {digest[:16]}: the image was changed.")
     if metadata["schedule"] != sampler.schedule.digest():
         raise ExpansionError(
             f"{line.id}: the noise levels of {loaded.name} are others than the dataset was made "
-            "with: its scheduler was changed. Use the scheduler of before."
-        )
+            "with: its scheduler was changed. Use the scheduler of before.")
     with cpu_threads(metadata["threads"]):
         count = len(line.layout)
         made = generate(sampler, [seed] * count, line.layout, [line.condition] * count).images.cpu()
@@ -125,7 +130,7 @@ def load_recorded(
         FileNotFoundError: ``offline``, and it is in no folder of this machine, nor cached there.
         ExpansionError: the record does not say where it lies.
     """
-    paths = metadata[PATHS]
+    paths = metadata["paths"]
     name = str(model or find_path(out, paths["model"], "model"))
     lora = lora or find_path(out, paths["lora"], "lora")
     if offline and name != BUNDLED:
@@ -139,11 +144,50 @@ def load_recorded(
         embedded_guidance=metadata["embedded_guidance"])
 
 
-def _find_seed_image(images: SeedImages, line: ManifestLine) -> int:
-    """Where the seed image is in a source, which may be listed in another order now."""
-    for index in (line.seed_index, *range(len(images))):
-        if index < len(images) and images.paths[index] == line.seed_path:
-            return index
-    raise ExpansionError(
-        f"{line.id}: its seed image {line.seed_path} is not in the source any more."
-    )
+def paths_from(folder: OutputFolder, images: SeedImages, model: DiffusionModel) -> dict[str, Any]:
+    """Where seed images (None for an object) and model lie, as `find_path` reads it.
+
+    Nothing absolute is recorded: a dataset is published, and may move together with them.
+    """
+    root = folder.path and Path(os.path.abspath(folder.path))
+
+    def seen(path: str | None) -> str | None:
+        if path is None or path == BUNDLED or not os.path.lexists(path):
+            return path  # a name, such as a hub id
+        there = Path(os.path.abspath(path))
+        # the path from the top of the disk would name everything on the way
+        if root is None or there.parts[:2] != root.parts[:2]:
+            return UNKNOWN + there.name
+        relative = Path(os.path.relpath(there, root)).as_posix()
+        return relative if relative.startswith("..") else f"./{relative}"
+
+    spec = images.spec
+    return {"source": None if spec is None else {
+        **spec, "spec": seen(spec.get("spec")), "data_root": seen(spec.get("data_root"))},
+        "model": seen(model.name), "lora": seen(model.lora)}
+
+
+def find_path(out: str | Path, path: Any, name: str) -> str | None:
+    """A recorded path, as seen from here: ``../train`` is relative to the dataset's folder.
+
+    ExpansionError asks for the argument ``name`` if the path is ``"?/train"``, so not recorded.
+    """
+    if not isinstance(path, str):
+        return None
+    if path.startswith(UNKNOWN):
+        raise ExpansionError(
+            f"{out}: the record does not say where the {name} {path.removeprefix(UNKNOWN)!r} "
+            f"lies, since it shares no folder with the dataset; give {name} (--{name}).")
+    if path.startswith(("./", "../")):
+        return os.path.normpath(os.path.join(os.path.abspath(out), path))
+    return path
+
+
+def recorded_images(out: str | Path, metadata: Mapping[str, Any]) -> SeedImages | None:
+    """Open the seed images of a dataset, or return None if it was made from an object."""
+    source = metadata["paths"]["source"]
+    if source is None:
+        return None
+    return open_seed_images(
+        find_path(out, source.get("spec"), "source") or "", split=source.get("split"),
+        data_root=find_path(out, source.get("data_root"), "source"))

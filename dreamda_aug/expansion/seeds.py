@@ -2,13 +2,14 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import PIL.Image
 import torch
-from torch import Tensor
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.errors import ExpansionError
@@ -43,48 +44,32 @@ class Plan:
     Args:
         replicas: number of replicas of each chosen seed image, by its number in the source.
         batch_size: samples per batch; the last batch may be smaller.
-        first: number of the first replica of a seed image, by its number; else 0.
+        first: number of the first replica of a seed image, by its number as text; else 0.
     """
 
     def __init__(
-        self, replicas: Mapping[int, int], batch_size: int, first: Mapping[int, int] | None = None
+        self, replicas: Mapping[int, int], batch_size: int, first: Mapping[str, int] | None = None
     ):
-        self.batch_size = batch_size
-        self._first = dict(first or {})
-        self._seed_indices = sorted(index for index, count in replicas.items() if count > 0)
-        self._ends = list(accumulate(replicas[index] for index in self._seed_indices))
+        self.replicas = {index: replicas[index] for index in sorted(replicas) if replicas[index]}
+        self.batch_size, self._first = batch_size, first or {}
+        self._indices, self._ends = list(self.replicas), list(accumulate(self.replicas.values()))
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    @property
-    def seed_images(self) -> int:
-        """How many seed images are used."""
-        return len(self._seed_indices)
+        return self._ends[-1]
 
     @property
     def batches(self) -> int:
         """How many batches there are."""
         return -(-len(self) // self.batch_size)
 
-    def counts(self) -> Iterator[tuple[int, int]]:
-        """Each seed image that is used, with its number of replicas."""
-        for index, begin, end in zip(self._seed_indices, [0, *self._ends], self._ends):
-            yield index, end - begin
-
-    def beginning_at(self, first: Mapping[int, int]) -> "Plan":
-        """The same plan with other numbers for the first replicas."""
-        return Plan(dict(self.counts()), self.batch_size, first)
-
     def batch(self, number: int) -> list[PlannedSample]:
         """The samples of one batch, in order."""
-        samples = []
-        start = number * self.batch_size
+        samples, start = [], number * self.batch_size
         for place in range(start, start + self.batch_length(number)):
             position = bisect_right(self._ends, place)
-            index = self._seed_indices[position]
-            begin = self._ends[position - 1] if position else 0
-            samples.append(PlannedSample(index, place - begin + self._first.get(index, 0)))
+            index = self._indices[position]
+            replica = place - self._ends[position] + self.replicas[index]
+            samples.append(PlannedSample(index, replica + self._first.get(str(index), 0)))
         return samples
 
     def batch_length(self, number: int) -> int:
@@ -93,13 +78,10 @@ class Plan:
 
     def inversions(self, paths: int) -> int:
         """How many inversions all batches make, if replica k starts from path k % ``paths``."""
-        total = begin = 0
-        for end in self._ends:
-            first = min(end - begin, self.batch_size - begin % self.batch_size)
-            whole_batches, rest = divmod(end - begin - first, self.batch_size)
-            total += min(first, paths) + min(rest, paths)
-            total += whole_batches * min(self.batch_size, paths)
-            begin = end
+        size, total = self.batch_size, 0
+        for begin, end in pairwise([0, *self._ends]):
+            cuts = [begin, *range((begin // size + 1) * size, end, size), end]
+            total += sum(min(b - a, paths) for a, b in pairwise(cuts))
         return total
 
 
@@ -148,29 +130,17 @@ class Unreadable(Exception):
     """A seed image cannot be used; the message is the same on every machine."""
 
 
-class Seed(NamedTuple):
-    """A seed image, ready for the model; digests and loss as in `ManifestLine`.
+def open_seed(images: SeedImages, index: int, model: DiffusionModel) -> Pixels:
+    """A seed image in the model's size and channels, whose ``store`` leads back to its own.
 
-    Attributes:
-        values: its pixels at the model's size and channels, (1, C, H, W) in [0, 1].
-        store: from an image like ``values`` to one of the seed image's size, for a PNG file.
+    Raises as `read_seed` does.
     """
-
-    values: Tensor
-    digest: str
-    file_digest: str
-    loss: str
-    store: Callable[[Tensor], PIL.Image.Image]
-
-
-def open_seed(images: SeedImages, index: int, model: DiffusionModel) -> Seed:
-    """Open and prepare a seed image; raises as `read_seed` does."""
-    file_digest, pixels = images.file_digest(index), read_seed(images, index)
+    pixels = read_seed(images, index)
     store = pixels.store
     # one number, expanded: only shape and device are looked at, and large pixels are not kept
     like = torch.zeros(1).expand(pixels.values.shape)
-    return Seed(fit_to(pixels.values, model), pixels.digests[0], file_digest, pixels.loss,
-                lambda made: store(fit_back(made, like)))
+    return replace(pixels, values=fit_to(pixels.values, model),
+                   store=lambda made: store(fit_back(made, like)))
 
 
 def read_seed(images: SeedImages, index: int) -> Pixels:
@@ -180,18 +150,16 @@ def read_seed(images: SeedImages, index: int) -> Pixels:
         Unreadable: the file is broken, too large or missing.
         ValueError, TypeError: a dataset's image is none that `read_pixels` takes.
     """
-    is_decoded = False
+    is_theirs = False
     try:
         seed = images.open(index)
         if isinstance(seed.image, PIL.Image.Image):
             seed.image.load()
-        is_decoded = True
+        is_theirs = images.root is None  # what the user's program made is refused, as everywhere
         return seed.pixels
     except TooLarge as error:
         raise Unreadable(str(error)) from error
     except UNREADABLE as error:
-        # errors of the machine; and what the user's program made is refused, as everywhere
-        is_theirs = is_decoded and images.root is None
         if is_theirs or isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise
         # without the message: it may hold paths, and the record must be the same everywhere
@@ -201,28 +169,20 @@ def read_seed(images: SeedImages, index: int) -> Pixels:
 def seed_check(images: SeedImages, out: str) -> Callable[[Record], None]:
     """A function that raises ExpansionError if the seed image of a record was changed since.
 
-    Records of one seed image follow each other. A file with the same bytes is not decoded; one
-    that was stored anew with the same pixels is the same image.
+    A file with the same bytes is not decoded; one that was stored anew with the same pixels is the
+    same image.
     """
-    last = -1
-
-    def check(record: Record) -> None:
-        nonlocal last
-        index = record.seed_index
-        if index == last:
-            return
-        if index >= len(images) or images.paths[index] != record.seed_path or not (
-            images.file_digest(index) == record.seed_file_digest != ""
-            or _pixel_digest(images, index) == record.seed_digest
-        ):
+    @lru_cache(maxsize=1)  # records of one seed image follow each other
+    def check(index: int, path: str, file_digest: str, digest: str) -> None:
+        if index >= len(images) or images.paths[index] != path or not (
+                images.file_digest(index) == file_digest != ""
+                or _pixel_digest(images, index) == digest):
             raise ExpansionError(
-                f"{out}: seed image {record.seed_path} was changed since images were made from "
-                "it. Put the old image back; or begin anew with --new (new=True), which sets the "
-                "old result aside."
-            )
-        last = index
+                f"{out}: seed image {path} was changed since images were made from it. Put the old "
+                "image back; or begin anew with --new (new=True), which sets the old result aside.")
 
-    return check
+    return lambda record: check(record.seed_index, record.seed_path, record.seed_file_digest,
+                                record.seed_digest)
 
 
 def first_replicas(images: SeedImages, plan: Plan) -> dict[str, int]:
@@ -232,18 +192,17 @@ def first_replicas(images: SeedImages, plan: Plan) -> dict[str, int]:
     it ended. Files are compared byte for byte, and only those of equal size are read; images of
     other sources are compared by their pixels.
     """
-    of_size = Counter(images.size(index) for index, _ in plan.counts())
+    of_size = Counter(map(images.size, plan.replicas))
     found: dict[str, int] = {}
     taken = Counter[str]()
-    for index, count in plan.counts():
-        if images.root is not None and of_size[images.size(index)] == 1:
-            continue
-        content = (_pixel_digest(images, index) if images.root is None
-                   else images.file_digest(index))
-        if content:
-            if taken[content]:
-                found[str(index)] = taken[content]
-            taken[content] += count
+    for index, count in plan.replicas.items():
+        if images.root is None:
+            content = _pixel_digest(images, index)
+        else:
+            content = images.file_digest(index) if of_size[images.size(index)] > 1 else ""
+        if content and taken[content]:
+            found[str(index)] = taken[content]
+        taken[content] += count
     return found
 
 

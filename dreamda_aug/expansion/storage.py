@@ -51,10 +51,8 @@ class OutputFolder:
         try:
             self._fs, root = url_to_fs(out)
         except ImportError as error:
-            raise ImportError(
-                f"{out}: {error}; pip install 'dreamda_aug[remote]' has the packages for s3:// and "
-                "gs://."
-            ) from error
+            raise ImportError(f"{out}: {error}; pip install 'dreamda_aug[remote]' has the packages "
+                              "for s3:// and gs://.") from error
         self._name, self._root = out.rstrip("/"), str(root).rstrip("/")
         self.path = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
         if not self._root.strip("/"):
@@ -91,8 +89,6 @@ class OutputFolder:
                 return open_file(self.path / name)
             except StorageError as error:
                 raise FileNotFoundError(str(error)) from error
-        if self._fs.isdir(self._at(name)):
-            raise FileNotFoundError(f"{self}/{name}: expected a file, found a folder.")
         return cast(BinaryIO, self._fs.open(self._at(name), "rb"))
 
     def read(self, name: str) -> bytes:
@@ -161,5 +157,4 @@ class OutputFolder:
         except OSError as error:
             raise StorageError(
                 f"{self}/{name}: could not be written ({error}). Everything written before is "
-                "kept: make room or give access, then run the same command again."
-            ) from error
+                "kept: make room or give access, then run the same command again.") from error

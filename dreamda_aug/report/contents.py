@@ -15,15 +15,15 @@ from dreamda_aug.arguments import checked
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.card import Stats, read_stats
 from dreamda_aug.expansion.layouts import StoredImages
-from dreamda_aug.expansion.manifest import MANIFEST, ManifestLine, read_manifest, read_skipped
-from dreamda_aug.expansion.metadata import (
-    PATHS,
-    UNKNOWN,
-    find_path,
+from dreamda_aug.expansion.manifest import (
+    MANIFEST,
+    ManifestLine,
     flat,
+    read_manifest,
     read_metadata,
-    recorded_images,
+    read_skipped,
 )
+from dreamda_aug.expansion.regeneration import UNKNOWN, find_path, recorded_images
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
 from dreamda_aug.inputs.listing import UNREADABLE
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
@@ -236,8 +236,8 @@ class _PictureMaker:
 
 def _paths_of(root: Path, metadata: Mapping[str, Any]) -> list[str]:
     """The paths of this machine in a dataset's metadata."""
-    source = metadata[PATHS]["source"] or {}
-    named = (metadata[PATHS]["model"], metadata[PATHS].get("lora"), *source.values())
+    paths = metadata["paths"]
+    named = (paths["model"], paths.get("lora"), *(paths["source"] or {}).values())
     return [str(find_path(root, path, "source")) for path in named
             if isinstance(path, str) and not path.startswith(UNKNOWN)]
 

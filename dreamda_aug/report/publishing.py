@@ -8,8 +8,7 @@ from huggingface_hub import HfApi
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import WORK
-from dreamda_aug.expansion.manifest import MANIFEST
-from dreamda_aug.expansion.metadata import CARD, read_metadata
+from dreamda_aug.expansion.manifest import CARD, MANIFEST, read_metadata
 
 # Never uploaded: unfinished work, and the page that shows the real seed images.
 _LEFT_OUT = [f"{WORK}/**", "**/.*", "report.html"]

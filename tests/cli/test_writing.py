@@ -156,8 +156,8 @@ def test_accelerate_launch_gives_the_files_of_a_single_process(train, made, tmp_
 def test_progress_shows_rate_and_remaining_time_on_a_terminal_alone(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     with tqdm(unit=" images", disable=None) as bar:
-        _show(bar, Progress(done=50, total=1000, made=0, seconds=0.0, stage="checking"))
-        _show(bar, Progress(done=100, total=1000, made=0, seconds=0.0))
-        _show(bar, Progress(done=300, total=1000, made=200, seconds=20.0))
+        _show(bar, Progress(done=50, total=1000, made=0, stage="checking"))
+        _show(bar, Progress(done=100, total=1000, made=0))
+        _show(bar, Progress(done=300, total=1000, made=200))
     last = capsys.readouterr().err.split("\r")[-1]
     assert all(word in last for word in ("300/1000", "images/s", "30%")) if terminal else not last

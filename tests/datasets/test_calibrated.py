@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dreamda_aug import AugmentedDataset, DreamDAugment, Synthesizer, calibrate
 from dreamda_aug.expansion import Expansion, expand
-from dreamda_aug.expansion.metadata import read_metadata
+from dreamda_aug.expansion.manifest import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import UNetModel
 

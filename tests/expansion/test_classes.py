@@ -10,7 +10,7 @@ from torchvision.datasets import ImageFolder
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.expansion import expand, read_manifest
-from dreamda_aug.expansion.metadata import read_metadata
+from dreamda_aug.expansion.manifest import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
 
 

@@ -16,7 +16,7 @@ from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.expansion.filters import GuardEvents
 
 ray = pytest.importorskip("ray")
-from dreamda_aug.expansion.engines import RayEngine, make_batches  # noqa: E402
+from dreamda_aug.expansion.engines import RayEngine  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -83,22 +83,12 @@ def test_an_error_in_a_process_is_raised_here_as_it_was(cluster, model, tmp_path
         work.run(tmp_path / "out", engine=RayEngine(workers=1))
 
 
-def deadly_worker():
-    """Defined inside of a function, so that it goes to other processes by value."""
-    class Deadly:
-        def make(self, batch):
-            if batch == 1:
-                os._exit(1)
-            return batch
-
-    return Deadly
-
-
 def test_a_batch_that_kills_every_process_is_named(cluster):
-    deadly = ray.remote(num_cpus=1, max_restarts=0)(deadly_worker())
     done = []
     with pytest.raises(ExpansionError, match="batch 1: its process died 3 times"):
-        make_batches(range(3), deadly.remote, 1, done.append)
+        # functions made here go to other processes by value
+        RayEngine(workers=1).run(
+            lambda: lambda batch: os._exit(1) if batch == 1 else None, range(3), done.append, 1)
     assert done == [0, 2]
 
 

@@ -241,9 +241,9 @@ def test_batches_hold_every_sample_once_and_inversions_are_counted_without_listi
     plan = Plan({0: 3, 1: 0, 4: 5, 7: 1}, 4)
     samples = [sample for batch in range(plan.batches) for sample in plan.batch(batch)]
     assert samples == [(0, 0), (0, 1), (0, 2), *((4, k) for k in range(5)), (7, 0)]
-    assert len(plan) == 9 and plan.batches == 3 and plan.seed_images == 3
+    assert len(plan) == 9 and plan.batches == 3 and plan.replicas == {0: 3, 4: 5, 7: 1}
     assert samples[4].id == "00000004_0001"
-    later = Plan({0: 3, 4: 5}, 4).beginning_at({4: 7})
+    later = Plan({0: 3, 4: 5}, 4, {"4": 7})
     assert later.batch(1) == [(4, 8), (4, 9), (4, 10), (4, 11)] and later.batch(0)[3] == (4, 7)
     for batch_size in (1, 3, 4, 50):
         plan = Plan({0: 3, 2: 11, 3: 1, 7: 26}, batch_size)

@@ -14,8 +14,7 @@ from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.expansion import Expansion, read_manifest, regenerate
 from dreamda_aug.expansion.card import read_stats
-from dreamda_aug.expansion.metadata import read_metadata
-from dreamda_aug.expansion.storage import OutputFolder
+from dreamda_aug.expansion.manifest import read_metadata
 from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report import write_report
 from dreamda_aug.report.publishing import push
@@ -45,7 +44,7 @@ def remote_content(url):
 def test_files_are_those_of_a_local_folder(expansion, local, url):
     summary = expansion.run(url)
     assert summary.whole and remote_content(url) == local
-    again = expansion.run(OutputFolder(url))
+    again = expansion.run(f"{url}/")
     assert again.made == 0 and summary.out == again.out == url
 
 

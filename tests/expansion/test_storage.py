@@ -33,9 +33,8 @@ def test_files_come_back_and_names_are_listed(folder):
     assert folder.exists("sub") and folder.read("sub/x") == b"12" and folder.read("y") == b""
     # as `printf 12 | sha256sum` says
     assert folder.digest("sub/x").startswith("6b51d431df5d7f14")
-    for name in ("x", "sub"):
-        with pytest.raises(FileNotFoundError):
-            folder.open(name)
+    with pytest.raises(FileNotFoundError):
+        folder.open("x")
     for _ in range(2):
         folder.remove("y")
         folder.remove_folder("sub")

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from dreamda_aug import Synthesizer
 from dreamda_aug.bundled import FashionMNISTSample
 from dreamda_aug.expansion import expand, read_manifest
-from dreamda_aug.expansion.metadata import read_metadata
+from dreamda_aug.expansion.manifest import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.report.judging import judge_labels
 from dreamda_aug.statistics import wilson_interval
