@@ -234,8 +234,8 @@ def _open_classifier(text: str) -> Callable[[Tensor], Tensor]:
         if path.suffix == ".onnx":
             return _open_onnx(path)
         if path.suffix in (".pt", ".ts", ".torchscript"):
-            program: Callable[[Tensor], Tensor] = torch.jit.load(str(path), map_location="cpu")
-            return program.eval()
+            program: Callable[[Tensor], Tensor] = torch.jit.load(path, map_location="cpu").eval()
+            return program
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: could not be read as a classifier: {error}") from error
     raise ValueError(

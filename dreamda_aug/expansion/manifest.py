@@ -48,7 +48,8 @@ class _Line:
         except TypeError as error:
             raise ExpansionError(f"{where}: expected another record ({error}).") from error
         for each in fields(cls):  # type: ignore[arg-type]  # a dataclass
-            value, kind = getattr(line, each.name), getattr(each.type, "__origin__", each.type)
+            value = getattr(line, each.name)
+            kind: Any = getattr(each.type, "__origin__", each.type)
             if not isinstance(value, kind) or each.name == "file" and not _lies_inside(value):
                 rule = ("a path in the dataset's folder" if each.name == "file"
                         else f"of type {getattr(kind, '__name__', kind)}")
