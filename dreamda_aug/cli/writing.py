@@ -35,7 +35,7 @@ from dreamda_aug.report.publishing import push as push_dataset
 _PLAN = ("balance", "only_classes", "limit", "image_format", "shard_samples", "keep_flagged",
          "strict", "threads", "license")
 _MOVED = ("source", "model", "lora", "device")
-_REPORT = ("out", "source", "metrics", "judge")
+_REPORT = ("out", "source", "model", "lora", "metrics", "judge")
 
 
 def add_expand(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,8 @@ class Stats:
     Attributes:
         images: synthetic images by class name.
         flags: images in the dataset by filter's name.
-        dropped: images that were made and not kept, by filter's name.
+        filtered: images that were made and not kept.
+        dropped: how often each filter objected to one of these, by filter's name.
         unreadable: images that could not be made, by reason.
         events: images that failed a check and were retried or replaced.
         same_pixels: for the path of each seed image whose pixels equal those of an earlier one,
@@ -64,6 +65,7 @@ class Stats:
     same_pixels: dict[str, str] = field(default_factory=dict)
     small_batches: int = 0
     losses: Counter[str] = field(default_factory=Counter)
+    filtered: int = 0
 
     @property
     def made(self) -> int:
@@ -73,7 +75,7 @@ class Stats:
     @property
     def left_out(self) -> int:
         """Planned images that are not in the dataset."""
-        return self.dropped.total() + self.unreadable.total()
+        return self.filtered + self.unreadable.total()
 
     def warnings(self, classes: Iterable[str] = ()) -> list[str]:
         """What a user should look into, as sentences.
@@ -81,7 +83,7 @@ class Stats:
         Args:
             classes: the dataset's, to name those without images.
         """
-        every = self.made + self.dropped.total()
+        every = self.made + self.filtered
         close = self.flags["seed-copy"] + self.dropped["seed-copy"]
         copies = self.flags["copy"] + self.dropped["copy"]
         pairs = _first_of([f"{path} = {other}" for path, other in self.same_pixels.items()])
@@ -129,6 +131,7 @@ def read_stats(out: str | Path | OutputFolder) -> Stats:
         seen[line.seed_digest] = (line.seed_path, max(end, line.replica + 1))
     for each in read_skipped(out):
         if each.skipped.startswith(FLAGGED):
+            stats.filtered += 1
             stats.dropped.update(each.skipped.removeprefix(FLAGGED).split(", "))
         else:
             stats.unreadable[each.skipped] += 1

@@ -136,7 +136,8 @@ def load_recorded(
     if offline and name != BUNDLED:
         index = model_file(name, "model_index.json")
         if index is None or lora is not None and not Path(lora).exists():
-            raise FileNotFoundError(f"{lora if index else name} is not on this machine.")
+            what, where = ("lora", lora) if index else ("model", name)
+            raise FileNotFoundError(f"{where} is not on this machine; give {what} (--{what}).")
         name = str(index.parent)
     return load_model(
         name, device=device, lora=lora, low_memory=metadata["low_memory"],

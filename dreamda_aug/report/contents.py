@@ -21,7 +21,6 @@ from dreamda_aug.expansion.manifest import (
     flat,
     read_manifest,
     read_metadata,
-    read_skipped,
 )
 from dreamda_aug.expansion.regeneration import UNKNOWN, find_path, recorded_images
 from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
@@ -65,11 +64,6 @@ class Picture(NamedTuple):
     flags: tuple[str, ...] = ()
     scores: Mapping[str, float] = {}
 
-    @property
-    def text(self) -> str:
-        """Caption and flags, as the text alternative."""
-        return self.caption + "".join(f"; flag: {flag}" for flag in self.flags)
-
 
 class Group(NamedTuple):
     """A seed image, or None if seed images are not shown, and replicas of it."""
@@ -80,7 +74,8 @@ class Group(NamedTuple):
 
 @checked
 def write_report(
-    root: str | Path, out: str | Path | None = None, *, source: Any = None, metrics: bool = False,
+    root: str | Path, out: str | Path | None = None, *, source: Any = None,
+    model: str | Path | None = None, lora: str | Path | None = None, metrics: bool = False,
     judge: bool = True,
 ) -> Path:
     """Write the report of a finished dataset.
@@ -93,6 +88,8 @@ def write_report(
         out: the page, or None for ``report.html`` in the folder.
         source: the seed images, as `expand` takes them, or None for the recorded ones. Without
             them the page has the synthetic images alone, with a warning.
+        model: the dataset's model, which judges labels, or None for where the record has it.
+        lora: its LoRA weights, or None for where the record has them.
         metrics: compute `compare_folders` first and keep it in ``metrics.json``; for class folders.
         judge: if there was no ``label`` filter and the model is on this machine, judge how many of
             at most 192 synthetic images keep the class of their seed image.
@@ -114,27 +111,30 @@ def write_report(
     seed_images, notes = _open_seed_images(root, metadata, source)
     if metrics:
         _compute_metrics(root, metadata, seed_images)
-    page = report_page(root, metadata, stats, seed_images, notes, judge)
+    overview = Overview(metadata)
+    page = report_page(root, metadata, stats, overview, seed_images, notes)
+    labels: LabelsKept | str = "not asked for"
+    if judge and "label" not in overview.filters:
+        labels = judge_labels(root, metadata, seed_images, overview.seeds, model, lora)
+    page["labels"] = labels if isinstance(labels, LabelsKept) else without_paths(
+        labels, [str(model), str(lora), *_paths_of(root, metadata)])
     write_atomically(out, render_page("report.html.jinja", "report.js", "report.css",
                                       **page).encode())
     return out
 
 
 def report_page(
-    root: Path, metadata: Mapping[str, Any], stats: Stats, seed_images: SeedImages | None,
-    notes: list[str], judge: bool,
+    root: Path, metadata: Mapping[str, Any], stats: Stats, overview: Overview,
+    seed_images: SeedImages | None, notes: list[str],
 ) -> dict[str, Any]:
-    """Everything that the page shows, as its template takes it."""
-    known = [str(root), str(root.resolve()), *_paths_of(root, metadata)]
+    """Everything that the page shows but for its labels, as its template takes it."""
+    known, classes = _paths_of(root, metadata), metadata["source"]["classes"]
 
     def public(value: object) -> str:
         return without_paths(str(value), known)
 
-    overview, classes = Overview(metadata), metadata["source"]["classes"]
     sizes = {name: stats.images[name] for name in classes} | stats.images
     families = choose_families(overview.watch(read_manifest(root)), sizes)
-    for entry in read_skipped(root):
-        overview.skip(entry.skipped)
     worst = overview.worst()
     shown = [line for of_class in families.values() for line in chain.from_iterable(of_class)]
     maker = _PictureMaker(StoredImages(root, [
@@ -147,17 +147,13 @@ def report_page(
     warnings = [public(note) for note in (
         *metadata["source"].get("problems", ()), *stats.warnings(classes), *notes)]
     distances, side = overview.values.get("distance", []), maker.largest
-    labels: LabelsKept | str = "not asked for"
-    if judge and "label" not in overview.filters:
-        labels = judge_labels(root, metadata, seed_images, overview.seeds)
     return {
         "title": f"Synthetic images: {root.resolve().name}",
         "stats": stats, "overview": overview, "seed_images": metadata["source"]["images"],
         "distance": distances and (fmean(distances), median(distances), max(distances)),
         "confidence": fmean(overview.values["label"]) if overview.values.get("label") else None,
-        "labels": public(labels) if isinstance(labels, str) else labels,
         "diversity": maker.diversity, "warnings": warnings, "shown": len(shown),
-        "worst": [(ordering, [maker.pair(line) for line in lines])
+        "worst": [(ordering, [maker.group([line], is_sample=False) for line in lines])
                   for ordering, lines in worst.items()],
         "sheets": sheets, "flags": sorted({flag for sheet in sheets for group in sheet["groups"]
                                            for each in group.replicas for flag in each.flags}),
@@ -166,7 +162,7 @@ def report_page(
                        for name, values in overview.values.items() if name != "seed-copy"],
         "scatter": scatter(*(torch.stack(each) if each else torch.zeros(0, FEATURE_SIDE**2)
                              for each in (maker.seed_features, maker.features))),
-        "classes": overview.class_table(classes, stats),
+        "classes": classes,
         # a whole multiple of a small image's side, so it stays sharp
         "tile": max(56 // side, 1) * side if 0 < side <= SMALL_SIDE else 72,
         "metrics": [(name, public(value)) for name, value in _read_metrics(root)],
@@ -191,23 +187,19 @@ class _PictureMaker:
         self.seed_features: list[torch.Tensor] = []
         self.diversity, self.largest = (0.0, 0), 0
 
-    def group(self, family: list[ManifestLine]) -> Group:
-        """The images of one seed image; they count for diversity and features."""
+    def group(self, family: list[ManifestLine], is_sample: bool = True) -> Group:
+        """Replicas behind their seed image; a sample counts for diversity and features."""
         images = [self._images.open(line.file) for line in family]
-        total, count = pair_distances(images[:MAX_REPLICAS])
-        self.diversity = self.diversity[0] + total, self.diversity[1] + count
         thumbnails = [make_thumbnail(image, self._side) for image in images]
-        self.features += [each.features for each in thumbnails]
-        self.largest = max(self.largest, *(each.side for each in thumbnails))
         seed = self._seed(family[0])
-        if thumbnail := self._seeds.get(family[0].seed_index):
-            self.seed_features.append(thumbnail.features)
+        if is_sample:
+            total, count = pair_distances(images[:MAX_REPLICAS])
+            self.diversity = self.diversity[0] + total, self.diversity[1] + count
+            self.features += [each.features for each in thumbnails]
+            self.largest = max(self.largest, *(each.side for each in thumbnails))
+            if thumbnail := self._seeds.get(family[0].seed_index):
+                self.seed_features.append(thumbnail.features)
         return Group(seed, list(map(self._replica, family, thumbnails)))
-
-    def pair(self, line: ManifestLine) -> Group:
-        """An image behind its seed image."""
-        thumbnail = make_thumbnail(self._images.open(line.file), self._side)
-        return Group(self._seed(line), [self._replica(line, thumbnail)])
 
     def _replica(self, line: ManifestLine, thumbnail: Thumbnail) -> Picture:
         scores = scores_of(line)
@@ -235,11 +227,12 @@ class _PictureMaker:
 
 
 def _paths_of(root: Path, metadata: Mapping[str, Any]) -> list[str]:
-    """The paths of this machine in a dataset's metadata."""
+    """The paths of this machine in what is told of a dataset."""
     paths = metadata["paths"]
     named = (paths["model"], paths.get("lora"), *(paths["source"] or {}).values())
-    return [str(find_path(root, path, "source")) for path in named
-            if isinstance(path, str) and not path.startswith(UNKNOWN)]
+    return [str(root), str(root.resolve()), *(
+        str(find_path(root, path, "source")) for path in named
+        if isinstance(path, str) and not path.startswith(UNKNOWN))]
 
 
 def _open_seed_images(

@@ -42,7 +42,8 @@ class LabelsKept(NamedTuple):
 
 
 def judge_labels(
-    root: Path, metadata: Mapping[str, Any], source: SeedImages | None, made: Collection[int]
+    root: Path, metadata: Mapping[str, Any], source: SeedImages | None, made: Collection[int],
+    model: str | Path | None = None, lora: str | Path | None = None,
 ) -> LabelsKept | str:
     """Judge a sample, even over classes and the same each time, as calibration judges.
 
@@ -53,6 +54,7 @@ def judge_labels(
         metadata: what `read_metadata` returns.
         source: the seed images, or None if they are not at hand.
         made: numbers of the seed images that have synthetic ones.
+        model: as in `write_report`, as is ``lora``.
 
     Returns:
         The share, or why there is none, in a few words.
@@ -62,11 +64,11 @@ def judge_labels(
     if len(set(source.labels)) < 2:
         return "there is one class alone"
     try:
-        model = load_recorded(root, metadata, offline=True)
+        judging = load_recorded(root, metadata, model=model, lora=lora, offline=True)
     except (DreamDAError, OSError, ValueError) as error:
         return f"the model could not be loaded: {str(error).splitlines()[0].rstrip('.')}"
-    sample = draw_sample(source, range(len(source)), model, None, first=made)
-    judge = None if sample is None else fold_judge(model, sample.images, sample.labels)
+    sample = draw_sample(source, range(len(source)), judging, None, first=made)
+    judge = None if sample is None else fold_judge(judging, sample.images, sample.labels)
     if sample is None or judge is None:
         return "too few seed images can be read"
     everything = torch.arange(len(sample.labels))
@@ -85,7 +87,7 @@ def judge_labels(
     if count < ENOUGH_RIGHT:
         return f"the judge gets {count} seed images right, and {ENOUGH_RIGHT} are needed"
     stored = StoredImages(root, [line.file for line in chosen])
-    images = torch.cat([fit_to(read_pixels(stored.open(line.file)).values, model)
+    images = torch.cat([fit_to(read_pixels(stored.open(line.file)).values, judging)
                         for line in chosen])
     rows = torch.tensor([row_of[line.seed_index] for line in chosen])
     share = judge.keeps(images, rows).double().mean().item()

@@ -4,8 +4,8 @@ import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamda_aug.expansion.card import Stats
-from dreamda_aug.expansion.manifest import FLAGGED, ManifestLine
+from dreamda_aug.expansion.manifest import ManifestLine
 
 WORST = 12
 # Synthetic images on a page; their seed images come on top.
@@ -50,80 +49,56 @@ ORDERINGS = (
 
 
 class Overview:
-    """Counts over all lines of a manifest, and over what filters left out.
+    """Counts over all lines of a manifest.
 
     Args:
         metadata: of the dataset.
 
     Attributes:
+        filters: names of the dataset's filters.
         near_copy: distance from the seed image below which an image is a near-copy.
         values: every finite score, by name.
+        distances: the distances of each class.
+        flags: how often each filter flagged an image of each class.
+        near: near-copies of each class.
         seeds: numbers of the seed images that have a synthetic one.
-        left_out: how often each filter left out an image; ``all_left_out`` counts images.
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
-        self.filters = [str(each["name"]) for each in metadata["filters"]]
-        self.near_copy = float(next((each.get("threshold", NEAR_COPY)
-                                     for each in metadata["filters"]
-                                     if each["name"] == "seed-copy"), NEAR_COPY))
+        thresholds = {str(each["name"]): each.get("threshold") for each in metadata["filters"]}
+        self.filters = list(thresholds)
+        self.near_copy = float(thresholds.get("seed-copy", NEAR_COPY))
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.seeds: set[int] = set()
+        self.distances: dict[str, list[float]] = defaultdict(list)
+        self.flags: dict[str, Counter[str]] = defaultdict(Counter)
         self.near: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
-        self.all_left_out = 0
-        self._distances: dict[str, list[float]] = defaultdict(list)
-        self._flags: dict[str, Counter[str]] = defaultdict(Counter)
+        self.seeds: set[int] = set()
         self._worst: dict[Ordering, list[tuple[float, int, ManifestLine]]] = defaultdict(list)
 
     def watch(self, lines: Iterable[ManifestLine]) -> Iterator[ManifestLine]:
         """The same lines, each counted as it passes."""
         for number, line in enumerate(lines):
-            scores = scores_of(line)
-            for name, value in scores.items():
-                self.values[name].append(value)
+            name, scores = line.class_name, scores_of(line)
+            for score, value in scores.items():
+                self.values[score].append(value)
             if "distance" in scores:
-                self._distances[line.class_name].append(scores["distance"])
-            self._flags[line.class_name].update(line.flags)
-            self.near[line.class_name] += (line.distance < self.near_copy
-                                           or "seed-copy" in line.flags)
+                self.distances[name].append(scores["distance"])
+            self.flags[name].update(line.flags)
+            self.near[name] += line.distance < self.near_copy or "seed-copy" in line.flags
             self.seeds.add(line.seed_index)
             for ordering in ORDERINGS:
                 if ordering.score in scores:
                     badness = scores[ordering.score] * (1 if ordering.descending else -1)
                     heap = self._worst[ordering]
+                    push = heapq.heappush if len(heap) < WORST else heapq.heappushpop
                     # the number decides between equals: they stay as they came
-                    heapq.heappush(heap, (badness, -number, line))
-                    if len(heap) > WORST:
-                        heapq.heappop(heap)
+                    push(heap, (badness, -number, line))
             yield line
-
-    def skip(self, reason: str) -> None:
-        """Count a sample that is not in the dataset."""
-        if reason.startswith(FLAGGED):
-            self.all_left_out += 1
-            self.left_out.update(reason.removeprefix(FLAGGED).split(", "))
 
     def worst(self) -> dict[Ordering, list[ManifestLine]]:
         """The worst lines by each ordering that was measured, the worst first."""
         return {ordering: [line for _, _, line in sorted(self._worst[ordering], reverse=True)]
                 for ordering in ORDERINGS if ordering in self._worst}
-
-    def class_table(self, classes: Mapping[str, int], stats: Stats) -> list[list[str]]:
-        """The columns' names, and a row for each class that begins with its name."""
-        flags = [name for name in self.filters if name not in ("label", "seed-copy")]
-        columns = [("other label", "label")] * ("label" in self.filters)
-        columns += [(f"{name} flagged", name) for name in flags]
-        rows = [["class", "seed images", "synthetic", "mean distance", "near-copies",
-                 *(title for title, _ in columns)]]
-        for name, seed_images in classes.items():
-            made, distances = stats.images[name], self._distances[name]
-            counts = [self.near[name], *(self._flags[name][flag] for _, flag in columns)]
-            rows.append([name, f"{seed_images:,}", f"{made:,}",
-                         f"{fmean(distances):.3f}" if distances else "–",
-                         *(f"{count:,} ({count / made:.0%})" if made else "–"
-                           for count in counts)])
-        return rows
 
 
 def scores_of(line: ManifestLine) -> dict[str, float]:
@@ -145,28 +120,27 @@ def choose_families(
         limit: how many may be shown. Classes share it evenly, and what small ones leave over;
             flagged families are at most half of a class, unless there are no others.
     """
-    shares = fair_shares(sizes, limit)
-    kept: dict[tuple[str, bool], list[list[ManifestLine]]] = defaultdict(list)
-    held: Counter[tuple[str, bool]] = Counter()
-    for _, members in groupby(lines, key=lambda line: line.seed_index):
+    shares, by_seed = _fair_shares(sizes, limit), attrgetter("seed_index")
+    kept: dict[tuple[str, bool], list[ManifestLine]] = defaultdict(list)
+    for _, members in groupby(lines, by_seed):
         family = list(members)
-        kind = family[0].class_name, any(line.flags or line.events for line in family)
-        if held[kind] < shares.get(kind[0], 0):
+        name, is_flagged = family[0].class_name, any(each.flags or each.events for each in family)
+        if len(kept[name, is_flagged]) < shares.get(name, 0):
             if sum(sizes.values()) > limit:
                 family.sort(key=lambda line: not (line.flags or line.events))
                 del family[MAX_REPLICAS:]
-            kept[kind].append(sorted(family, key=lambda line: line.replica))
-            held[kind] += len(family)
+            kept[name, is_flagged] += sorted(family, key=attrgetter("replica"))
     chosen = {}
-    for name, share in shares.items():
-        flagged = _at_most(kept[name, True], share - min(held[name, False], share // 2))
-        others = _at_most(kept[name, False], share - sum(map(len, flagged)))
-        if flagged or others:
-            chosen[name] = sorted(flagged + others, key=lambda family: family[0].seed_index)
-    return {name: chosen[name] for name in sizes if name in chosen}
+    for name in sizes:
+        share, others = shares[name], kept[name, False]
+        flagged = kept[name, True][: share - min(len(others), share // 2)]
+        shown = sorted(flagged + others[: share - len(flagged)], key=by_seed)
+        if shown:
+            chosen[name] = [list(family) for _, family in groupby(shown, by_seed)]
+    return chosen
 
 
-def fair_shares(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+def _fair_shares(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     """How much of a total each class gets: equal parts, and what small classes leave over."""
     shares = {}
     for position, (name, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
@@ -175,18 +149,7 @@ def fair_shares(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     return shares
 
 
-def _at_most(families: list[list[ManifestLine]], count: int) -> list[list[ManifestLine]]:
-    """The first families, the last one cut short if it does not fit."""
-    kept = []
-    for family in families:
-        if count > 0:
-            kept.append(family[:count])
-            count -= len(kept[-1])
-    return kept
-
-
-@dataclass(frozen=True)
-class Histogram:
+class Histogram(NamedTuple):
     """Counts of a value over equal bins between ``edges``."""
 
     title: str
@@ -196,21 +159,13 @@ class Histogram:
     mean: float
 
 
-@dataclass(frozen=True)
-class Scatter:
-    """Real and synthetic images in the plane in which they differ most.
+class Scatter(NamedTuple):
+    """Real and synthetic images in the plane in which they differ most."""
 
-    Attributes:
-        real: (x, y) of each real image, in [0, 1].
-        synthetic: the same of synthetic images.
-        aspect: height over width of the plane, so that a distance is equally long along both.
-        explained: share of all variance along x and along y.
-    """
-
-    real: list[list[float]]
-    synthetic: list[list[float]]
-    aspect: float
-    explained: tuple[float, float]
+    real: list[list[float]]  # x and y of each real image, in [0, 1]
+    synthetic: list[list[float]]  # the same of synthetic images
+    aspect: float  # height over width of the plane: a distance is equally long along both
+    explained: tuple[float, float]  # shares of all variance, along x and along y
 
 
 def histogram(title: str, values: Iterable[float]) -> Histogram:

@@ -118,7 +118,7 @@ def test_the_licence_is_looked_up_without_a_network(tmp_path, monkeypatch):
 
 def test_what_a_user_should_look_into_is_named():
     stats = Stats(Counter(cat=8), Counter({"seed-copy": 3}), Counter(copy=2), Counter(broken=1),
-                  events=4, small_batches=5, losses=Counter({"rounded to 8 bits": 6}))
+                  events=4, small_batches=5, losses=Counter({"rounded to 8 bits": 6}), filtered=2)
     assert stats.made == 8 and stats.left_out == 3
     found = stats.warnings(["cat", "dog", "owl"])
     for part in ("3 of 10 images hardly differ", "2 images look like a training image other",

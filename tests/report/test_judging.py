@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 from pipelines import pixel_pipeline
-from report.test_overview import summary
-from torch.utils.data import Subset
+from report.test_overview import figures, summary
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dreamda_aug import Synthesizer
-from dreamda_aug.bundled import FashionMNISTSample
+from dreamda_aug.cli.main import main
 from dreamda_aug.expansion import expand, read_manifest
 from dreamda_aug.expansion.manifest import read_metadata
 from dreamda_aug.inputs.seed_images import open_seed_images
@@ -76,13 +76,21 @@ def test_where_it_cannot_be_judged_the_reason_is_given(dataset, source, changes,
     assert re.search(why, judged(dataset, source, **changes))
 
 
-def test_the_page_says_what_was_judged_and_by_what(tmp_path):
-    data = FashionMNISTSample("train")
-    few = Subset(data, [i for i in range(len(data)) if data.targets[i] in (0, 1)])
-    source = open_seed_images(few, class_names=data.classes)
-    expand(source, tmp_path / "out", Synthesizer("bundled", "fast", cache=None, device="cpu"), 1)
-    value, note, _ = summary(tmp_path / "out", source=source)["Labels kept"]
-    assert value.endswith("%") and "95 % interval" in note and "in 2 classes" in note
+def test_a_model_that_has_moved_judges_from_where_it_is_named(model, tmp_path):
+    for number in range(20):
+        path = tmp_path / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(0.6 * (number % 2) + 0.4 * torch.rand(1, 16, 16)).save(path)
+    root, moved = tmp_path / "out", tmp_path / "new place" / "model"
+    expand(tmp_path / "train", root, Synthesizer(
+        shutil.copytree(model, tmp_path / "model"), "paper", steps=2, noise_scale=0.0, cache=None,
+        device="cpu"), 1, calibrate=False)
+    shutil.move(tmp_path / "model", moved)
+    for place in (None, tmp_path / "no such" / "model"):
+        value, note, _ = summary(root, model=place)["Labels kept"]
+        assert value == "not judged" and str(tmp_path) not in note
+        assert "not be loaded: model is not on this machine; give model (--model)." in note
+    assert main(["report", str(root), "--model", str(moved)]) == 0
+    value, note, _ = figures((root / "report.html").read_text())["Labels kept"]
+    assert value == "100.0%" and "95 % interval" in note and "in 2 classes" in note
     assert "judged by a linear probe on the model's own features, out of fold" in note
-    off = summary(tmp_path / "out", source=source, judge=False)
-    assert off["Labels kept"][0] == "not judged"

@@ -29,8 +29,11 @@ LINES = [
 
 
 def summary(root, **options):
-    """Value, note and whether it alarms, of each figure of the page."""
-    text = write_report(root, **options).read_text()
+    return figures(write_report(root, **options).read_text())
+
+
+def figures(text):
+    """Value, note and whether it alarms, of each figure of a page."""
     found = re.findall(r"<div( class=\"alarming\")?><dt>(.*?)</dt><dd class=\"value\">(.*?)</dd>"
                        r"<dd>(.*?)</dd>", text, re.DOTALL)
     return {name: (value, html.unescape(note), bool(alarm)) for alarm, name, value, note in found}
