@@ -94,6 +94,9 @@ class TransformedSubset(Subset):
         image, label = self.dataset[self.indices[index]]
         return self.transform(image), label
 
+    def __getitems__(self, indices):  # torch wants both
+        return [self[index] for index in indices]
+
 
 KINDS = {
     "image": Data(brighter), "method": Method(), "triples": Data(brighter, triples),
