@@ -166,8 +166,8 @@ def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
         add_lora_weights(parts, tensors, config)
         return
     # the layout of another trainer, which diffusers converts
-    loaded = 0
-    if isinstance(pipeline, LoraBaseMixin):
+    is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
+    if is_loader:
         pipeline.load_lora_weights(tensors)
         loaded = sum(".lora_" in key or ".lokr_" in key
                      for part in parts.values() for key, _ in part.named_parameters())

@@ -32,11 +32,13 @@ class BottleneckHook:
     """
 
     _next: nn.Module  # the first block behind the hook
+    _perturbation: Perturbation | None = None
+    _rows: Tensor | None = None
 
     def __init__(self) -> None:
         self.encoder_rows = self.decoder_rows = self._input_rows = 0
         self._handles: list[RemovableHandle] = []
-        self._clear()
+        self._fired = False
 
     @contextmanager
     def perturbing(
@@ -55,25 +57,19 @@ class BottleneckHook:
         Raises:
             GenerationError: the denoiser ran without its hooks.
         """
-        self._perturbation, self._rows, self._arguments = perturbation, rows, arguments
-        self._clean_rows = clean_rows
+        self._perturbation, self._arguments = perturbation, arguments
+        self._rows, self._clean_rows, self._fired = rows, clean_rows, False
         try:
             yield
             self._check_fired()
         finally:
-            self._clear()
+            self._perturbation = self._rows = None
 
     def remove(self) -> None:
         """Remove the hooks from the denoiser."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-    def _clear(self) -> None:
-        self._perturbation: Perturbation | None = None
-        self._rows: Tensor | None = None
-        self._arguments: dict[str, Tensor] = {}
-        self._clean_rows, self._fired = 0, False
 
     def _check_fired(self) -> None:
         if not self._fired:

@@ -120,26 +120,6 @@ def test_an_index_without_a_block_is_refused(load, name, index, message):
         load(name, block_index=index)
 
 
-def test_long_skips_stay_as_they_are(load):
-    """What HunyuanDiT's last blocks get of its first ones is not perturbed."""
-    model = load("hunyuan_dit")
-    blocks, skips = model.pipeline.transformer.blocks, []
-    assert blocks[4].skip_linear is not None and blocks[3].skip_linear is None
-    hooks = [block.register_forward_pre_hook(
-        lambda module, args, kwargs: skips.append(kwargs["skip"].clone()), with_kwargs=True)
-        for block in blocks[4:]]
-    x, t, condition = inputs(model)
-    model.predict(x, t, condition)
-    plain, skips[:] = list(skips), []
-    with model.hook.perturbing(Add(), torch.tensor([0, 1, 2, 0]), 3):
-        model.predict(x, t, condition)
-    for hook in hooks:
-        hook.remove()
-    assert len(plain) == len(skips) == 2
-    for before, now in zip(plain, skips):
-        assert torch.equal(now, before[[0, 1, 2, 0]])
-
-
 @pytest.mark.parametrize("make", [pixel_pipeline, pipelines.dit])
 def test_generation_raises_if_the_hook_is_gone(make):
     model = load_model(make())
