@@ -67,7 +67,7 @@ setup(
             "nbclient>=0.10", "nbformat>=5.10", "sphinx>=8", "sphinx-gallery>=0.18",
         ],
         "test": [
-            "accelerate>=1.10", "datasets>=4.0", "fastai>=2.8", "hypothesis>=6",
+            "accelerate>=1.10", "datasets>=4.0", "fastai>=2.8",
             "import-linter>=2.3", "lightning>=2.4", "markdown-it-py>=3", "matplotlib>=3.8",
             "mlcroissant>=1.0", "monai>=1.5", "mypy>=1.15", "onnx>=1.16", "onnxruntime>=1.18",
             "onnxscript>=0.1", "peft>=0.18", "pytest>=8", "pytest-cov>=6", "pytest-timeout>=2.3",

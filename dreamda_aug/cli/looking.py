@@ -1,28 +1,17 @@
 """The commands that show what the library does to your images, and what is installed."""
 
-import argparse
 import json
 import platform
-from collections.abc import Callable
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 import torch
 
 from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.search import calibrate as calibrate_images
-from dreamda_aug.cli.options import (
-    LOOK,
-    add_model,
-    add_options,
-    add_positional,
-    given,
-    model_options,
-    repeated,
-    say,
-)
+from dreamda_aug.cli.options import LOOK, MODEL, SOURCE, Options, command, make_synthesizer, say
 from dreamda_aug.expansion.manifest import library_versions
 from dreamda_aug.generation.cache import LatentCache, default_cache_root
 from dreamda_aug.generation.synthesizer import Synthesizer
@@ -33,122 +22,108 @@ from dreamda_aug.metrics.features import inception_features, open_classifier_fea
 from dreamda_aug.models import load_model
 from dreamda_aug.report import explorer, pictures
 
-_SHOWN = ("images", "expansion_ratio")
-_GRIDS = ("strengths", "replays", "noise_scales")
-_MEASURE = ("expansion_ratio", "min_agreement", "max_distance", "block_indices")
+_PREVIEW = Options(pictures.preview, "images", "expansion_ratio", "noise_scales", "calibrate")
+_MEASURE = Options(calibrate_images, "expansion_ratio", "min_agreement", "max_distance",
+                   "block_indices")
+_EXPLORE = Options(explorer.explore, "images", "expansion_ratio", "steps", "strengths", "replays",
+                   "noise_scales")
+_FOLDERS = Options(compare_folders, "real_dir", "synthetic_dir")
+_PLACES = Options(Synthesizer, "model", "cache")
 
 
-def add_preview(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``preview``."""
-    _add_images(parser, pictures.preview, "preview.png")
-    add_options(parser, pictures.preview, "noise_scales", "calibrate")
+@command(SOURCE, *MODEL, _PREVIEW)
+def preview(args: Namespace, *, out: str | Path = "preview.png") -> None:
+    """Draw a grid of images and their replicas.
+
+    Args:
+        out: file to write.
+    """
+    _check_picture(out)
+    _PREVIEW.call(args, source=args.source, synthesizer=make_synthesizer(args)).save(out)
+    say(f"wrote {out}")
 
 
-def preview(args: argparse.Namespace) -> None:
-    """Run ``preview``."""
-    _check_picture(args.out)
-    grid = pictures.preview(args.source, Synthesizer(**model_options(args)), **given(
-        args, *_SHOWN, "noise_scales", "calibrate"))
-    grid.save(args.out)
-    say(f"wrote {args.out}")
+@command(SOURCE, *MODEL, _MEASURE)
+def calibrate(
+    args: Namespace, *, out: str | Path = "calibration.png", images: int = 64,
+    max_rows: int = 20_000, full: bool = False,
+) -> None:
+    """Find how far images may go and keep their labels.
 
-
-def add_calibrate(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``calibrate``."""
-    add_positional(parser, open_seed_images, "source")
-    add_model(parser)
-    parser.add_argument("--out", default="calibration.png", metavar="PATH", help="file to write")
-    parser.add_argument("--images", type=int, default=64, metavar="N",
-                        help="seed images to measure on (default: 64)")
-    add_options(parser, calibrate_images, *_MEASURE)
-    parser.add_argument("--max-rows", type=int, default=20_000, metavar="N",
-                        help="about how many U-Net rows to spend (default: 20000)")
-    parser.add_argument("--full", action="store_true", help="measure every choice instead")
-
-
-def calibrate(args: argparse.Namespace) -> None:
-    """Run ``calibrate``."""
-    _check_picture(args.out)
-    count = whole("images", args.images, 1)
-    synthesizer = Synthesizer(**model_options(args))
-    images = open_seed_images(args.source)
-    synthesizer = synthesizer.with_class_names(images.names)
-    if not images.labels and not hasattr(args, "max_distance"):
+    Args:
+        out: file to write.
+        images: seed images to measure on.
+        max_rows: about how many U-Net rows to spend.
+        full: measure every choice instead.
+    """
+    _check_picture(out)
+    count = whole("images", images, 1)
+    synthesizer, seeds = make_synthesizer(args), open_seed_images(args.source)
+    synthesizer = synthesizer.with_class_names(seeds.names)
+    if not seeds.labels and not hasattr(args, "max_distance"):
         raise ValueError(
             f"{args.source} has no class folders, so agreement cannot be measured; give "
             "--max-distance, or sort the images into a folder for each class."
         )
-    sample, pixels, conditions = pictures.draw_some(images, count, synthesizer)
+    sample, pixels, conditions = pictures.draw_some(seeds, count, synthesizer)
     model = synthesizer.model
-    result = calibrate_images(
-        torch.cat([fit_to(each.values, model) for each in pixels]),
-        torch.tensor(sample.labels) if sample.labels else None, synthesizer=synthesizer,
-        conditions=conditions, max_rows=None if args.full else args.max_rows,
-        **given(args, *_MEASURE),
+    result = _MEASURE.call(
+        args, images=torch.cat([fit_to(each.values, model) for each in pixels]),
+        labels=torch.tensor(sample.labels) if sample.labels else None, synthesizer=synthesizer,
+        conditions=conditions, max_rows=None if full else max_rows,
         progress=lambda p: say(
             f"{'' if p.block_index is None else f'block {p.block_index}  '}"
             f"{p.steps} steps  {p.images} images  strength {p.strength:<5g} replay "
             f"{p.replay:<5g} noise scale {p.noise_scale:<5g} agreement "
-            f"{p.agreement:.2f}  distance {p.distance:.3f}  diversity {p.diversity:.3f}"),
-    )
+            f"{p.agreement:.2f}  distance {p.distance:.3f}  diversity {p.diversity:.3f}"))
     use = ("" if result.block_index == model.block_index
            else f" with --block-index {result.block_index}")
     say(f"chosen: {result.summary()}; saved beside the cache, where it is found again{use}")
-    pictures.plot_calibration(result, args.out)
-    say(f"wrote {args.out}")
+    pictures.plot_calibration(result, out)
+    say(f"wrote {out}")
 
 
-def add_explore(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``explore``."""
-    _add_images(parser, explorer.explore, "explore.html")
-    add_options(parser, explorer.explore, "steps", *_GRIDS)
+@command(SOURCE, *MODEL, _EXPLORE)
+def explore(args: Namespace, *, out: str | Path = "explore.html") -> None:
+    """Write a page with sliders that show what the dials do.
 
-
-def explore(args: argparse.Namespace) -> None:
-    """Run ``explore``."""
-    images, name = open_seed_images(args.source).labeled(), Path(args.source).name
-    synthesizer = Synthesizer(**model_options(args)).with_class_names(images.names)
-    arguments: dict[str, Any] = given(args, *LOOK)
+    Args:
+        out: file to write.
+    """
+    seeds, name = open_seed_images(args.source).labeled(), Path(args.source).name
+    synthesizer = make_synthesizer(args).with_class_names(seeds.names)
+    arguments = LOOK.given(args)
     if synthesizer.conditioner.needs_label(synthesizer.model):
-        arguments["class_names"] = images.names
-    page = explorer.explore(
-        images, synthesizer, **given(args, *_SHOWN, "steps", *_GRIDS),
-        title=f"What the dials do to {name}", arguments=arguments, announce=say,
-        command=["dreamda", "expand", args.source, "--out", f"{name}_synthetic",
-                 *repeated(args, *LOOK)])
-    explorer.write_exploration(page, args.out)
-    say(f"wrote {args.out}")
+        arguments["class_names"] = seeds.names
+    page = _EXPLORE.call(
+        args, source=seeds, synthesizer=synthesizer, title=f"What the dials do to {name}",
+        arguments=arguments, announce=say, command=["dreamda", "expand", args.source, "--out",
+                                                    f"{name}_synthetic", *LOOK.again(args)])
+    explorer.write_exploration(page, out)
+    say(f"wrote {out}")
 
 
-def add_metrics(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``metrics``."""
-    add_positional(parser, compare_folders, "real_dir")
-    add_positional(parser, compare_folders, "synthetic_dir")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--inception", metavar="PATH",
-                      help="Inception v3 as TorchScript; default: features are pixels")
-    kind.add_argument("--classifier", metavar="ARCHITECTURE:WEIGHTS.safetensors",
-                      help="features of a torchvision or timm classifier, or 'bundled'")
+@command(_FOLDERS)
+def metrics(
+    args: Namespace, *, inception: Path | None = None, classifier: str | None = None
+) -> None:
+    """Compare two folders; without an option by their pixels.
+
+    Args:
+        inception: Inception v3 as TorchScript, for its features.
+        classifier: features of a torchvision or timm classifier, ARCHITECTURE:WEIGHTS.safetensors,
+            or 'bundled'.
+    """
+    if inception and classifier:
+        raise ValueError("--inception and --classifier give features in two ways; give one.")
+    features = (inception_features(inception) if inception else
+                open_classifier_features(classifier) if classifier else None)
+    say(json.dumps(asdict(_FOLDERS.call(args, features=features)), indent=2))
 
 
-def metrics(args: argparse.Namespace) -> None:
-    """Run ``metrics``."""
-    features = None
-    if args.inception:
-        features = inception_features(args.inception)
-    elif args.classifier:
-        features = open_classifier_features(args.classifier)
-    report = compare_folders(args.real_dir, args.synthetic_dir, features=features)
-    say(json.dumps(asdict(report), indent=2))
-
-
-def add_info(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``info``."""
-    add_options(parser, Synthesizer, "model", "cache")
-
-
-def info(args: argparse.Namespace) -> None:
-    """Run ``info``."""
+@command(_PLACES)
+def info(args: Namespace) -> None:
+    """Print versions, cache and model."""
     for name, version in {"Python": platform.python_version(), **library_versions()}.items():
         say(f"{name:13s} {version}")
     root = Path(getattr(args, "cache", default_cache_root()))
@@ -159,17 +134,9 @@ def info(args: argparse.Namespace) -> None:
         f"on {model.device}, fingerprint {model.fingerprint[:12]}")
 
 
-def _add_images(parser: argparse.ArgumentParser, command: Callable[..., Any], out: str) -> None:
-    """Add the options of commands that show some of the images."""
-    add_positional(parser, open_seed_images, "source")
-    add_model(parser)
-    parser.add_argument("--out", default=out, metavar="PATH", help=f"file to write ({out})")
-    add_options(parser, command, *_SHOWN)
-
-
-def _check_picture(text: str) -> None:
+def _check_picture(place: str | Path) -> None:
     """Refuse a place for a picture before the work."""
-    out = Path(text)
+    out = Path(place)
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: expected a file in a folder that is there.")
     if out.suffix.lower() not in PIL.Image.registered_extensions():

@@ -63,9 +63,7 @@ def _run(argv: list[str]) -> int:
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == chosen:
-            loaded = importlib.import_module(f"dreamda_aug.cli.{module}")
-            getattr(loaded, f"add_{name}")(command)
-            command.set_defaults(run=getattr(loaded, name))
+            getattr(importlib.import_module(f"dreamda_aug.cli.{module}"), name)(command)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""Command-line options made from the signatures and docstrings of the library.
+"""Command-line options made from signatures and docstrings.
 
-An option is written once, in the library: its name, type, choices and default are those of a
-parameter of a public function or class, and its help is the parameter's entry under ``Args:``.
+An option is written once: its name, type, choices and default are those of a parameter, and its
+help is the parameter's entry under ``Args:``. Most are parameters of the library; what a command
+alone has is a parameter of its own function.
 """
 
 import argparse
@@ -10,138 +11,90 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from dreamda_aug.generation.synthesizer import Synthesizer
+from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.method.settings import resolve_settings
 from dreamda_aug.models import ModelSpec
 
-# How a model is loaded and used, in every command that makes images.
-_LOADING = ("lora", "block_index", "embedded_guidance", "low_memory", "device")
-_USE = ("preset", "prompt", "captions", "cache", "batch_size", "compile", "rng_seed")
-MODEL = ("model", *_LOADING, *_USE)
-# Those that decide how images look, and stand in command lines that a command recommends.
-LOOK = ("model", "lora", "block_index", "embedded_guidance", "preset", "prompt", "captions",
-        "rng_seed")
-SOURCE = ("split", "data_root", "download")
+# Prints a line at once, also into a pipe.
+say = partial(print, flush=True)
 _METAVARS: dict[Any, str] = {int: "N", float: "X"}
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
 
 
-def add_positional(
-    parser: argparse.ArgumentParser, owner: Callable[..., Any], name: str, shown: str = ""
-) -> None:
-    """Add a positional argument for a parameter; ``shown`` is its name here, if it differs."""
-    parser.add_argument(shown or name, help=_help(owner, name))
+class Options:
+    """Parameters of a function or class as options of a command.
 
-
-def add_options(
-    parser: argparse.ArgumentParser, owner: Callable[..., Any], *names: str, **changes: Any
-) -> None:
-    """Add an option for each of these parameters; `given` reads what the user gave.
+    A parameter without a default is a positional argument, or a required option if it is
+    keyword-only.
 
     Args:
-        parser: of the command.
         owner: the function or class.
-        names: of its parameters; one without a default becomes a required option.
-        changes: keywords of ``add_argument`` that differ, such as ``help``.
+        names: of its parameters; all that its docstring describes, if none are given.
     """
-    parameters = inspect.signature(owner).parameters
-    function = owner.__init__ if isinstance(owner, type) else owner
-    hints = typing.get_type_hints(function)
-    for name in names:
-        default = parameters[name].default
-        keywords: dict[str, Any] = {
-            "help": _help(owner, name, default), "default": argparse.SUPPRESS,
-            "required": default is inspect.Parameter.empty,
-            **_kind(hints[name], default), **changes}
-        parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
+
+    def __init__(self, owner: Callable[..., Any], *names: str):
+        self.owner, self.names = owner, names or tuple(_entries(owner))
+
+    def add(self, parser: ArgumentParser) -> None:
+        """Add them to the parser of a command."""
+        owner, entries = self.owner, _entries(self.owner)
+        hints = typing.get_type_hints(owner.__init__ if isinstance(owner, type) else owner)
+        for name in self.names:
+            parameter = inspect.signature(owner).parameters[name]
+            default, is_needed = parameter.default, parameter.default is parameter.empty
+            text = entries[name].replace("`", "").replace("%", "%%")
+            if is_needed and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                parser.add_argument(name, help=text)
+                continue
+            if default and isinstance(default, str | int | float) and default is not True:
+                text += f" (default: {default})"
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", help=text, default=argparse.SUPPRESS,
+                required=is_needed, **_kind(hints[name], default))
+
+    def given(self, args: Namespace) -> dict[str, Any]:
+        """Those that the user gave, as keyword arguments; for others the defaults apply."""
+        return {name: getattr(args, name) for name in self.names if hasattr(args, name)}
+
+    def call(self, args: Namespace, **more: Any) -> Any:
+        """Call the owner with what the user gave, and with more keyword arguments."""
+        return self.owner(**self.given(args), **more)
+
+    def again(self, args: Namespace) -> list[str]:
+        """The words of a command line that give them again."""
+        several = {name: value if isinstance(value, list) else [value]
+                   for name, value in self.given(args).items()}
+        return [word for name, values in several.items() for value in values
+                for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the options that the user gave, as keyword arguments; for others the library's
-    defaults apply.
+def command(*options: Options) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Make a function that adds a command to a parser, of one that runs it.
+
+    The command has these options, and one for each parameter that its function's docstring
+    describes. The function is called with the parsed arguments and with its own parameters.
     """
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    def decorated(run: Callable[..., int | None]) -> Callable[[ArgumentParser], None]:
+        def add_to(parser: ArgumentParser) -> None:
+            own = Options(run)
+            for each in (*options, own):
+                each.add(parser)
+            parser.set_defaults(run=lambda args: run(args, **own.given(args)))
 
+        return add_to
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `Synthesizer`, and ``--set`` for its settings."""
-    add_options(parser, Synthesizer, "model")
-    add_options(parser, ModelSpec, *_LOADING)
-    add_options(parser, Synthesizer, *_USE)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="a setting that differs from the preset, such as noise_scale=2 or "
-                             "replay=auto (calibrated); may be repeated")
-
-
-def repeated(args: argparse.Namespace, *names: str) -> list[str]:
-    """The words of a command line that give these options again."""
-    return [word for name, value in given(args, *names).items()
-            for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_model` are to `Synthesizer`."""
-    found, settings = given(args, *MODEL), read_settings(args.set)
-    resolve_settings(found.get("preset", "recommended"), **settings)  # takes nothing but settings
-    return found | settings
-
-
-def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, text, or auto for None."""
-    found: dict[str, Any] = {}
-    for name, value in map(read_pair, texts):
-        try:
-            found[name] = None if value == "auto" else json.loads(value)
-        except (ValueError, RecursionError):
-            found[name] = value
-    return found
-
-
-def read_pair(text: str) -> tuple[str, str]:
-    """``"a=b"`` to ``("a", "b")``."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"expected NAME=VALUE, got {text!r}.")
-    return name, value
-
-
-def add_classes(parser: argparse.ArgumentParser) -> None:
-    """Add ``--classes``; `class_names` reads its file."""
-    parser.add_argument("--classes", type=Path, metavar="PATH",
-                        help="file with a class name per line, in label order")
-
-
-def class_names(args: argparse.Namespace) -> list[str] | None:
-    """Class names of the file that the user gave, or None."""
-    path: Path | None = args.classes
-    if path is None:
-        return None
-    try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a file with a class name per line: {error}.") from error
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected different class names, one per line, got {names[:9]}.")
-    return names
-
-
-def say(line: object) -> None:
-    """Print a line at once, also into a pipe."""
-    print(line, flush=True)
-
-
-def _help(owner: Callable[..., Any], name: str, default: Any = None) -> str:
-    """The parameter's entry in the docstring, without markup."""
-    text = _entries(owner)[name].replace("`", "").replace("%", "%%")
-    shown = isinstance(default, str | int | float) and not isinstance(default, bool)
-    return f"{text} (default: {default})" if shown and default != "" else text
+    return decorated
 
 
 def _entries(owner: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring says of each parameter."""
     found: dict[str, str] = {}
     for section in _SECTION.findall(f"{inspect.getdoc(owner)}\n"):
         for entry in re.split(r"\n(?= {4}\S)", section):
@@ -163,7 +116,75 @@ def _kind(annotation: Any, default: Any) -> dict[str, Any]:
             return {"choices": get_args(kind)}
         if origin in (int, float):
             return {"type": origin, "metavar": _METAVARS[origin]}
-    if any(kind in (str, Path) for kind in kinds) or Any in kinds:
-        return {"metavar": "TEXT" if Path not in kinds else "PATH"}
+    if kinds == [Path] or str in kinds or Any in kinds:
+        return {"type": Path if kinds == [Path] else str,
+                "metavar": "PATH" if Path in kinds else "TEXT"}
     item = get_args(kinds[0])[0]
+    if get_origin(kinds[0]) is list:
+        return {"action": "append", "metavar": "TEXT"}
     return {"nargs": "+", "type": item, "metavar": _METAVARS.get(item, "TEXT")}
+
+
+def read_settings(set: list[str] | None = None) -> dict[str, Any]:
+    """``["steps=50"]`` to ``{"steps": 50}``; values are JSON, text, or auto for None.
+
+    Args:
+        set: a setting that differs from the preset, such as noise_scale=2 or replay=auto
+            (calibrated); may be repeated.
+    """
+    found: dict[str, Any] = {}
+    for name, value in map(read_pair, set or ()):
+        try:
+            found[name] = None if value == "auto" else json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
+
+
+def read_pair(text: str) -> tuple[str, str]:
+    """``"a=b"`` to ``("a", "b")``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"expected NAME=VALUE, got {text!r}.")
+    return name, value
+
+
+def read_classes(classes: str | Path | None = None) -> list[str] | None:
+    """Names of the classes, or None.
+
+    Args:
+        classes: file with a class name per line, in label order.
+    """
+    if classes is None:
+        return None
+    try:
+        text = Path(classes).read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{classes}: expected a file with a class name per line: {error}.") from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{classes}: expected different class names, one per line, got {names[:9]}.")
+    return names
+
+
+SOURCE = Options(open_seed_images, "source")
+DATA = Options(open_seed_images, "source", "split", "data_root", "download")
+CLASSES, SETTINGS = Options(read_classes), Options(read_settings)
+_SPEC = Options(ModelSpec, "lora", "block_index", "embedded_guidance", "low_memory", "device")
+_USE = Options(Synthesizer, "model", "preset", "prompt", "captions", "cache", "batch_size",
+               "compile", "rng_seed")
+# How a model is loaded and used, in every command that makes images.
+MODEL = (_USE, _SPEC, SETTINGS)
+# Those that decide how images look, and stand in command lines that a command recommends.
+LOOK = Options(Synthesizer, "model", "lora", "block_index", "embedded_guidance", "preset",
+               "prompt", "captions", "rng_seed")
+
+
+def make_synthesizer(args: Namespace, **more: Any) -> Synthesizer:
+    """The synthesizer that the options ``MODEL`` describe."""
+    settings = SETTINGS.call(args)
+    # takes nothing but settings
+    resolve_settings(_USE.given(args).get("preset", "recommended"), **settings)
+    return Synthesizer(**_USE.given(args), **_SPEC.given(args), **settings, **more)

@@ -71,19 +71,3 @@ def test_evaluate_recommends_a_command_and_keeps_its_numbers(images, prior, tmp_
     assert found["command"] == (
         f"dreamda expand {images} --out OUT --model {prior} --set steps=2 --no-calibrate "
         "--preset {preset} --expansion-ratio {expansion_ratio}")
-
-
-@pytest.mark.parametrize("command, message", [
-    (["adapt", "--class-map", "left"], "expected NAME=VALUE, got 'left'"),
-    (["adapt", "--no-early-stopping"], "steps must be given where early_stopping is False"),
-    (["adapt", "--rank", "0"], "rank must be an integer >= 1, got 0"),
-    (["train", "--image-size", "17"], "image_size must be a multiple of"),
-    (["train", "--minutes", "nan"], "minutes must be a finite number or None, got nan"),
-    (["train", "--device", "abacus"], "device must be such as"),
-    (["evaluate", "--draws", "1"], "draws must be an integer >= "),
-    (["evaluate", "--set", "pace=1"], "'pace' is no setting"),
-])
-def test_bad_arguments_exit_2_with_one_line(command, message, images, tmp_path, capsys):
-    status = main([command[0], str(images), "--out", str(tmp_path / "out"), *command[1:]])
-    error = capsys.readouterr().err
-    assert status == 2 and message in error and error.count("\n") == 1

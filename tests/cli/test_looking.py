@@ -88,24 +88,6 @@ def test_info_names_versions_cache_and_model(capsys):
     assert "torch " in text and "28×28" in text and "empty" in text
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["preview"], "the following arguments are required: source"),
-    (["preview", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["preview", ".", "--images", "0"], "images must be an integer >= 1, got 0"),
-    (["calibrate", ".", "--images", "0"], "images must be an integer >= 1, got 0"),
-    (["preview", "tests", "--device", "abacus"], "device must be such as"),
-    (["calibrate", "tests", "--preset", "best"], "best"),
-    (["fly"], "invalid choice: 'fly'"),
-])
-def test_bad_arguments_exit_2_with_one_line(arguments, message, capsys):
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    error = capsys.readouterr().err
-    assert status == 2 and message in error and error.count("\n") == 1
-
-
 def test_a_transformer_is_calibrated_at_several_blocks_and_made_with_the_best(
     folder, tmp_path, capsys
 ):

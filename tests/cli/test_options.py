@@ -10,9 +10,7 @@ import pytest
 from dreamda_aug import Settings
 from dreamda_aug.cli import main as entry
 from dreamda_aug.cli.main import main
-from dreamda_aug.cli.options import add_options, class_names, given, read_settings
-
-NAMES = ("count", "share", "word", "place", "text", "quick", "careful", "several", "marks")
+from dreamda_aug.cli.options import Options, read_classes, read_settings
 
 
 def work(
@@ -20,6 +18,7 @@ def work(
     word: Literal["a", "b"] = "a", place: str | Path | None = None,
     text: str | Callable[[int], str] = "", quick: bool | dict[str, int] = False,
     careful: bool = True, several: Sequence[float] = (0.5,), marks: Sequence[str] | None = None,
+    again: list[str] | None = None, target: Path, file: Path | None = None,
 ) -> None:
     """Do it.
 
@@ -34,24 +33,35 @@ def work(
         careful: take care.
         several: numbers.
         marks: words.
+        again: may be repeated.
+        target: where to.
+        file: some other.
 
     Returns:
         Nothing.
     """
 
 
+OPTIONS = Options(work)
+
+
 def parsed(*words):
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_options(parser, work, *NAMES)
-    return given(parser.parse_args(words), *NAMES)
+    OPTIONS.add(parser)
+    return parser.parse_args([*words, "--target", "t", "from"])
 
 
 def test_options_are_values_of_the_parameters_types_and_what_was_not_given_is_left_out():
-    assert parsed() == {}
-    assert parsed("--count", "5", "--share", ".5", "--word", "b", "--place", "x/y", "--text", "t",
-                  "--quick", "--no-careful", "--several", "1", "2", "--marks", "m", "n") == {
-        "count": 5, "share": 0.5, "word": "b", "place": "x/y", "text": "t", "quick": True,
-        "careful": False, "several": [1.0, 2.0], "marks": ["m", "n"]}
+    assert OPTIONS.given(parsed()) == {"source": "from", "target": Path("t")}
+    words = ["--count", "5", "--share", "0.5", "--word", "b", "--place", "x/y", "--text", "t",
+             "--several", "1.0", "--several", "2.0", "--again", "m", "--again", "n"]
+    found = parsed(*words, "--quick", "--no-careful", "--marks", "m", "n", "--file", "f")
+    assert OPTIONS.given(found) == {
+        "source": "from", "target": Path("t"), "count": 5, "share": 0.5, "word": "b",
+        "place": "x/y", "text": "t", "quick": True, "careful": False, "several": [2.0],
+        "marks": ["m", "n"], "again": ["m", "n"], "file": Path("f")}
+    assert Options(work, "count", "again", "file", "several").again(found) == [
+        "--count", "5", "--again", "m", "--again", "n", "--file", "f", "--several", "2.0"]
     for wrong in (["--count", "1.5"], ["--share", "x"], ["--word", "c"]):
         with pytest.raises(argparse.ArgumentError, match=wrong[0]):
             parsed(*wrong)
@@ -59,14 +69,14 @@ def test_options_are_values_of_the_parameters_types_and_what_was_not_given_is_le
 
 def test_help_and_defaults_are_those_of_the_library():
     parser = argparse.ArgumentParser()
-    add_options(parser, work, *NAMES)
-    add_options(parser.add_argument_group("more"), work, "source")
+    OPTIONS.add(parser)
     text = " ".join(parser.format_help().split())
     assert "--count N how many, 100% of them. (default: 3)" in text
     assert "--place PATH for people." in text and "--text TEXT for people." in text
-    assert "--source TEXT where it is." in text and "--no-careful" in text and "Nothing" not in text
-    with pytest.raises(SystemExit):
-        parser.parse_args([])  # a parameter without a default is a required option
+    assert "source where it is." in text and "--no-careful" in text and "Nothing" not in text
+    for words in ([], ["from"], ["--target", "t"]):  # without a default they are required
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
 
 
 def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
@@ -82,13 +92,13 @@ def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():
 
 
 def test_class_names_stand_in_a_file_one_in_a_line(tmp_path):
-    given = argparse.Namespace(classes=tmp_path / "names")
-    given.classes.write_text("cat\n\n dog \n", "utf-8-sig")
-    assert class_names(given) == ["cat", "dog"]
+    path = tmp_path / "names"
+    path.write_text("cat\n\n dog \n", "utf-8-sig")
+    assert read_classes(path) == ["cat", "dog"] and read_classes() is None
     for text in (b"", b"cat\ncat\n", b"\xff"):
-        given.classes.write_bytes(text)
+        path.write_bytes(text)
         with pytest.raises(ValueError, match="names: expected"):
-            class_names(given)
+            read_classes(path)
 
 
 @pytest.mark.parametrize("command", entry._COMMANDS)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 from expansion.folders import content, write_images
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from tqdm import tqdm
 
 from dreamda_aug.cli.main import main
@@ -62,76 +60,6 @@ def test_a_dry_run_prints_the_cost_and_makes_nothing(train, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "36 images from 6 seed images" in out and "hours" in out and "disk" in out
     assert not (tmp_path / "out").exists()
-
-
-def test_class_names_come_from_a_file(train, tmp_path, capsys):
-    (tmp_path / "names.txt").write_text("tabby\n")
-    arguments = ["expand", str(train), "--out", str(tmp_path / "out"), *QUICK,
-                 "--classes", str(tmp_path / "names.txt")]
-    assert main(arguments) == 2
-    assert "must name the source's 2 classes, got 1" in capsys.readouterr().err
-
-
-WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12)
-BAD_OPTIONS = st.one_of(
-    st.tuples(st.just("--expansion-ratio"), WORDS.filter(lambda w: not w.strip().isdecimal())),
-    st.tuples(st.just("--expansion-ratio"), st.sampled_from(["-1", "0", "1.5", "1e3", "nan"])),
-    st.tuples(st.just("--limit"), st.sampled_from(["0", "-3", "x", ""])),
-    st.tuples(st.just("--batch-size"), st.sampled_from(["0", "-3", "x", ""])),
-    st.tuples(st.just("--class-ratio"), WORDS),
-    st.tuples(st.just("--only-classes"), WORDS.filter(lambda w: w not in ("cat", "dog"))),
-    st.tuples(st.just("--set"), WORDS),
-    st.builds(lambda name, value: ("--set", f"{name}={value}"),
-              st.sampled_from(["steps", "strength", "eta", "replay", "noise_scale", "paths",
-                               "update_rule", "guidance_scale", "solver", "timestep_spacing"]),
-              st.sampled_from(["-1", "nan", "Infinity", "[]", "{}", "null", "x", "", "true"])),
-    st.tuples(st.just("--filter"), WORDS),
-    st.tuples(st.just("--preset"), WORDS),
-    st.tuples(st.just("--image-format"), WORDS),
-    st.tuples(st.just("--device"), WORDS.filter(lambda w: w not in ("cpu", "meta"))),
-    st.tuples(st.just("--shard"), st.sampled_from(["2/2", "1", "/", "-1/2", "a/b", "1/0"])),
-    st.tuples(st.just("--prompt"), st.sampled_from(["{", "{x}", "{0}", "}", "{class_name!z}{y}"])),
-    st.tuples(st.just("--classes"), WORDS),
-    st.tuples(WORDS.map(lambda w: f"--{w}x"), WORDS),
-)
-CASES = st.one_of(
-    st.tuples(st.just("option"), BAD_OPTIONS),
-    st.tuples(st.just("source"), WORDS),
-    st.tuples(st.just("csv"), st.binary(max_size=60)),
-    st.tuples(st.just("jsonl"), st.binary(max_size=60)),
-    st.tuples(st.just("names"), st.binary(max_size=15)),
-)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(case=("csv", b"path,label\na.png,\xff\n"))
-@given(case=CASES)
-def test_every_bad_input_ends_in_one_clear_line(case, train, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dreamda_aug.models.ModelSpec.load",
-                        lambda spec: pytest.fail("a bad input got as far as the model"))
-    capsys.readouterr()
-    arguments = ["expand", *words_for(*case, train, tmp_path), "--out", str(tmp_path / "new")]
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    assert status == 2, arguments
-    lines = [line for line in err.splitlines() if not line.startswith("warning:")]
-    assert len(lines) == 1 and lines[0].startswith("dreamda") and len(lines[0]) > 20, err
-    assert not out
-
-
-def words_for(kind, value, train, tmp_path) -> list[str]:
-    if kind == "option":
-        return [str(train), f"{value[0]}={value[1]}"]
-    if kind == "source":
-        return [f"./{value}"]
-    path = tmp_path / f"list.{kind}"
-    path.write_bytes(value)
-    return ["bundled", "--classes", str(path)] if kind == "names" else [str(path)]
 
 
 def test_accelerate_launch_gives_the_files_of_a_single_process(train, made, tmp_path):
