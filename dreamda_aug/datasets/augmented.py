@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +81,8 @@ class AugmentedDataset(RealAndSynthetic):
     """
 
     _is_live = True
+    from_folder = StoredDataset
+    """Real samples, and synthetic ones that `expand` wrote; loads no diffusion model."""
 
     @checked
     def __init__(
@@ -139,39 +140,13 @@ class AugmentedDataset(RealAndSynthetic):
                 part.given_labels[index], model,
                 None if self._captions is None else self._captions[indices[index]]))
 
-    @classmethod
-    def from_folder(
-        cls,
-        real: Dataset[Any],
-        out: str | Path,
-        *,
-        transform: Callable[[Any], Any] | None = None,
-        with_origin: bool = False,
-        replace: float | None = None,
-    ) -> StoredDataset:
-        """Real samples, and synthetic ones that `expand` wrote; loads no diffusion model.
-
-        Args:
-            real: the dataset that was expanded, or a ``Subset`` of it: synthetic images of other
-                seed images are left out, so that no validation image leaks into training.
-            out: the folder that `expand` wrote.
-            transform, with_origin, replace: as above; the synthesizer's ``rng_seed`` stands in the
-                folder.
-
-        Returns:
-            A dataset with the same samples, attributes and order as an `AugmentedDataset`.
-        """
-        return StoredDataset(real, out, transform=transform, with_origin=with_origin,
-                             replace=replace)
-
     def _samples(self, origins: Sequence[Origin]) -> Iterator[tuple[Origin, Any]]:
         seeds = self._open(origin.index for origin in origins)
         found = [self._ready(origin, seeds[origin.index]) for origin in origins]
-        made = iter(self._make(
-            [origin for origin, ready in zip(origins, found, strict=True) if not ready], seeds))
-        for origin, ready in zip(origins, found, strict=True):
+        made = self._make([each for each, ready in zip(origins, found) if not ready], seeds)
+        for origin, ready in zip(origins, found):
             if ready is None:
-                pixels, values = next(made)
+                pixels, values = made.pop(0)
                 ready = origin, pixels.restore(values)
             yield ready[0], seeds[origin.index].put_back(ready[1])
 
@@ -184,12 +159,11 @@ class AugmentedDataset(RealAndSynthetic):
 
     def _make_replicas(self, images: Sequence[int], epoch: int) -> Replicas:
         """All replicas of some seed images, by their numbers."""
-        seeds = self._open(images)
         wanted = [Origin(True, index, replica, epoch)
                   for index in images for replica in self._replicas[index]]
         return {(origin.index, origin.replica):
                 (values.cpu() * 255).round().to(torch.uint8) if pixels.has_8_bits else values.cpu()
-                for origin, (pixels, values) in zip(wanted, self._make(wanted, seeds), strict=True)}
+                for origin, (pixels, values) in zip(wanted, self._make(wanted, self._open(images)))}
 
     def _open(self, indices: Iterable[int]) -> dict[int, SeedImage]:
         return {index: self._images.open(index) for index in dict.fromkeys(indices)}
@@ -198,17 +172,16 @@ class AugmentedDataset(RealAndSynthetic):
         self, origins: Sequence[Origin], seeds: Mapping[int, SeedImage]
     ) -> list[tuple[Pixels, Tensor]]:
         """Pixels of synthetic images of one epoch, made together, with those of their seeds."""
+        conditioner = self.synthesizer.conditioner
         if not origins:
             return []
-        conditioner = self.synthesizer.conditioner
         if conditioner.class_names is None and conditioner.needs_label(self.synthesizer.model):
             self._images.check_names()
         return self.synthesizer.synthesize_values(
             [seeds[o.index].image for o in origins],
             [seeds[o.index].label for o in origins],
             [o.replica + self.expansion_ratio * self._occurrences[o.index] for o in origins],
-            origins[0].epoch,
-            None if self._captions is None else [self._captions[o.index] for o in origins])
+            origins[0].epoch, self._captions and [self._captions[o.index] for o in origins])
 
     def set_epoch(self, epoch: int) -> None:
         before, freshness = self.epoch, self.freshness

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from dreamda_aug.datasets.parts import Part, RealAndSynthetic
+from dreamda_aug.datasets.parts import RealAndSynthetic
 
 
 class SetEpoch(Callback):
@@ -21,10 +21,10 @@ class SetEpoch(Callback):
             dataset.set_epoch(trainer.current_epoch)
 
 
-def _augmented(found: Any) -> Iterator[RealAndSynthetic | Part]:
+def _augmented(found: Any) -> Iterator[RealAndSynthetic]:
     """The augmented datasets in a loader or a dataset, or in a collection of them."""
     inner: Iterable[Any] = ()
-    if isinstance(found, RealAndSynthetic | Part):
+    if isinstance(found, RealAndSynthetic):
         yield found
     elif isinstance(found, Mapping | list | tuple):
         inner = found.values() if isinstance(found, Mapping) else found

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 # By number of the seed image and of the replica: pixels (1, C, H, W), uint8 in [0, 255] where the
 # seed image has 8 bits, else float32 in [0, 1].
 Replicas = Mapping[tuple[int, int], Tensor]
-_SUFFIX = ".safetensors"
 # Each worker of a DataLoader counts in a row of its own, so that no count is lost.
 _ROWS = 256
 _DIED = (
@@ -83,25 +83,20 @@ class ImagePool:
     images_per_shard: int
 
     @property
-    def shards(self) -> int:
-        """Shards of an epoch."""
-        return math.ceil(self.images / self.images_per_shard)
-
-    def images_of(self, shard: int) -> range:
-        """The seed images of a shard."""
-        start = shard * self.images_per_shard
-        return range(start, min(start + self.images_per_shard, self.images))
+    def shards(self) -> list[range]:
+        """The seed images of each shard."""
+        every, size = range(self.images), self.images_per_shard
+        return [every[start : start + size] for start in every[::size]]
 
     def epochs(self, shard: int) -> list[int]:
         """The epochs of which a shard is there, rising."""
-        names = (path.name.removesuffix(_SUFFIX) for path in self._place(shard).glob("*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(path.stem) for path in self._path(shard, 0).parent.glob("*.safetensors"))
 
     def write(self, shard: int, epoch: int, replicas: Replicas) -> None:
         """Write a shard; raises StorageError if the disk is full or refuses."""
-        place = self._place(shard)
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / f"{epoch}{_SUFFIX}", safetensors.torch.save(
+        path = self._path(shard, epoch)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, safetensors.torch.save(
             {f"{image}/{replica}": values.contiguous()
              for (image, replica), values in replicas.items()}))
 
@@ -114,8 +109,7 @@ class ImagePool:
         shard = image // self.images_per_shard
         while ready := [each for each in self.epochs(shard) if each <= epoch]:
             try:
-                path = self._place(shard) / f"{ready[-1]}{_SUFFIX}"
-                with safetensors.safe_open(path, "pt") as file:
+                with safetensors.safe_open(self._path(shard, ready[-1]), "pt") as file:
                     values = file.get_tensor(f"{image}/{replica}")
             except FileNotFoundError:
                 continue  # a newer one has taken its place meanwhile
@@ -125,11 +119,10 @@ class ImagePool:
     def drop_older(self, shard: int, epoch: int) -> None:
         """Delete what is not needed in this epoch or later: all but the newest up to it."""
         for old in [each for each in self.epochs(shard) if each <= epoch][:-1]:
-            (self._place(shard) / f"{old}{_SUFFIX}").unlink(missing_ok=True)
+            self._path(shard, old).unlink(missing_ok=True)
 
-    def _place(self, shard: int) -> Path:
-        # two levels: no folder holds more than a thousand others
-        return self.folder / f"{shard // 1000:04d}" / f"{shard % 1000:03d}"
+    def _path(self, shard: int, epoch: int) -> Path:
+        return self.folder / str(shard) / f"{epoch}.safetensors"
 
 
 class Prefetcher:
@@ -152,17 +145,12 @@ class Prefetcher:
         folder = Path(tempfile.mkdtemp(prefix="dreamda-prefetch-"))
         self.pool = ImagePool(folder, images, images_per_shard)
         self._counts = torch.zeros(_ROWS, 4, dtype=torch.int64).share_memory_()
-        self._arguments: tuple[Any, ...] = (
-            make, self.pool, epoch, prefetch_epochs, torch.get_num_threads())
+        self._arguments = make, self.pool, epoch, prefetch_epochs, torch.get_num_threads()
         self._owner = os.getpid()
-        self._process: Any = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
         self._start()
 
     def _start(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        self._process = torch.multiprocessing.get_context("spawn").Process(
+        self._process: Any = torch.multiprocessing.get_context("spawn").Process(
             target=_produce, args=self._arguments, daemon=True, name="dreamda-prefetch")
         self._finalizer = weakref.finalize(
             self, _stop, self._process, self.pool.folder, self._owner)
@@ -182,8 +170,7 @@ class Prefetcher:
 
     def take(self, image: int, replica: int, epoch: int) -> tuple[int, Tensor] | None:
         """The newest image that is no newer than the epoch, as `ImagePool.read` gives it."""
-        found = self.pool.read(image, replica, epoch)
-        info = get_worker_info()
+        found, info = self.pool.read(image, replica, epoch), get_worker_info()
         age = None if found is None else epoch - found[0]
         self._counts[0 if info is None else (info.id + 1) % _ROWS] += torch.tensor(
             [age == 0, bool(age), age is None, age or 0])
@@ -204,19 +191,20 @@ class Prefetcher:
     def wait(self, timeout: float | None = None) -> None:
         """Wait as `AugmentedDataset.wait` does."""
         end = math.inf if timeout is None else time.monotonic() + timeout
-        for shard in range(self.pool.shards):  # the order in which they are made at first
+        count = len(self.pool.shards)
+        for shard in range(count):  # the order in which they are made at first
             while not self.pool.epochs(shard):
                 if self._has_died():
                     raise GenerationError(_DIED)
                 if time.monotonic() > end:
                     raise TimeoutError(
-                        f"{shard} of {self.pool.shards} parts of the pool are ready after "
-                        f"{timeout} s; wait longer, or train: missing images are made on demand.")
+                        f"{shard} of {count} parts of the pool are ready after {timeout} s; wait "
+                        "longer, or train: missing images are made on demand.")
                 time.sleep(0.02)
 
     def close(self) -> None:
         """Stop the process and delete the pool, if this process has started them."""
-        if self._finalizer is not None:
+        if self._process is not None:
             self._finalizer()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -237,32 +225,24 @@ def _produce(
     make: Callable[[Sequence[int], int], Replicas], pool: ImagePool, epoch: Tensor,
     prefetch_epochs: int, threads: int,
 ) -> None:
-    """Keep a pool fresh until the process that started this one ends."""
+    """Keep a pool fresh until the process that started this one ends.
+
+    Shards take turns, so that every image has its own where training is faster than this process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    there = [set(pool.epochs(shard)) for shard in range(pool.shards)]
-    while parent is None or parent.is_alive():
+    parent, shards, idle = multiprocessing.parent_process(), pool.shards, 0
+    there = [set(pool.epochs(shard)) for shard in range(len(shards))]
+    for shard in cycle(range(len(shards))):
+        if parent is None or not parent.is_alive():
+            break
         now = int(epoch)
-        wanted = next_shard(there, range(now, now + prefetch_epochs + 1))
-        if wanted is None:
-            time.sleep(0.05)
-            continue
-        each, shard = wanted
-        pool.write(shard, each, make(pool.images_of(shard), each))
-        pool.drop_older(shard, now)
-        there[shard] = set(pool.epochs(shard))
-    shutil.rmtree(pool.folder, ignore_errors=True)  # the process that would do so was killed
-
-
-def next_shard(there: Sequence[set[int]], epochs: Sequence[int]) -> tuple[int, int] | None:
-    """The first epoch that is not complete, and its oldest shard; or None if all are there.
-
-    So every image has its turn where training is faster than the process. ``there`` are the epochs
-    that are there of each shard.
-    """
-    for epoch in epochs:
-        lacking = [shard for shard, found in enumerate(there) if epoch not in found]
+        lacking = [each for each in range(now, now + prefetch_epochs + 1)
+                   if each not in there[shard]]
         if lacking:
-            return epoch, min(lacking, key=lambda shard: max(there[shard], default=-1))
-    return None
+            pool.write(shard, lacking[0], make(shards[shard], lacking[0]))
+            pool.drop_older(shard, now)
+            there[shard], idle = set(pool.epochs(shard)), 0
+        elif (idle := idle + 1) > len(shards):
+            time.sleep(0.05)
+    shutil.rmtree(pool.folder, ignore_errors=True)  # the process that would do so was killed

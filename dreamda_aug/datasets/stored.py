@@ -12,24 +12,27 @@ from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, read_metadata
-from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_names, find_targets
+from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_targets
 from dreamda_aug.inputs.pixels import Pixels
 from dreamda_aug.inputs.samples import plain_label
 
 
 class StoredDataset(RealAndSynthetic):
-    """Real samples and stored synthetic ones, from `AugmentedDataset.from_folder`.
+    """Real samples, and synthetic ones that `expand` wrote; loads no diffusion model.
 
-    Samples 0 to N - 1 are the real ones; the synthetic ones follow in the order of their seed
-    images, with the type of these and after the real dataset's own transform.
+    It has the samples, attributes and order of an `AugmentedDataset`: the synthetic samples have
+    the type of their seed images, and pass the real dataset's own transform. This is also
+    ``AugmentedDataset.from_folder``.
 
     Args:
-        real: the dataset that was expanded, which may be a ``Subset``, or a ``Subset`` of it.
-            Folder datasets are matched by path, others by index.
+        real: the dataset that was expanded, which may be a ``Subset``, or a ``Subset`` of it:
+            synthetic images of other seed images are left out, so that no validation image leaks
+            into training. Folder datasets are matched by path, others by index.
         out: the synthetic dataset, of any format.
         transform: image transform to run last.
         with_origin: samples become ``(image, label, Origin)``.
-        replace: as in `AugmentedDataset`; a real sample without replicas stays.
+        replace: as in `AugmentedDataset`, with the ``rng_seed`` of the expansion; a real sample
+            without replicas stays.
 
     Attributes:
         left_out: synthetic images whose seed image is not in ``real``.
@@ -88,16 +91,17 @@ class StoredDataset(RealAndSynthetic):
         while isinstance(base, Subset):
             base, rows = base.dataset, [int(base.indices[row]) for row in rows]
         self._loader, count = getattr(base, "loader", None), len(as_sized(base))
-        listed = find_names(base) if hasattr(base, "root") else None
-        names = {name: row for row, name in enumerate(listed or ())}
-        position_of = {row: position for position, row in enumerate(rows)}
-        by_number = position_of if expanded == count else None
-        if by_number is None and expanded == len(rows):  # the Subset itself was expanded
+        names = (self._images.file_names if hasattr(base, "root") else None) or ()
+        by_name = {name: position for position, name in enumerate(names)}
+        by_number: dict[int, int] | None = None
+        if expanded == count:
+            by_number = {row: position for position, row in enumerate(rows)}
+        elif expanded == len(rows):  # the Subset itself was expanded
             by_number = {position: position for position in range(expanded)}
 
         def position(line: ManifestLine) -> int | None:
-            if names and not re.fullmatch(r"#\d+", line.seed_path):
-                return position_of.get(names.get(line.seed_path, -1))
+            if by_name and not re.fullmatch(r"#\d+", line.seed_path):
+                return by_name.get(line.seed_path)
             if by_number is None:
                 raise ExpansionError(
                     f"{self.out} was made from {expanded} images, the real dataset has {count}; "

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dreamda_aug import AugmentedDataset, Synthesizer
 from dreamda_aug.datasets import prefetch
-from dreamda_aug.datasets.prefetch import ImagePool, next_shard
+from dreamda_aug.datasets.prefetch import ImagePool
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.models.unet import UNetModel
 
@@ -24,7 +24,7 @@ COUNT, K = 5, 2
 
 def test_the_newest_image_that_is_not_newer_than_the_epoch_is_read_and_stays(tmp_path):
     pool = ImagePool(tmp_path, images=5, images_per_shard=2)
-    assert [list(pool.images_of(shard)) for shard in range(pool.shards)] == [[0, 1], [2, 3], [4]]
+    assert list(map(list, pool.shards)) == [[0, 1], [2, 3], [4]]
     for epoch in (3, 10, 7):
         pool.write(1, epoch, {(3, 1): torch.full((1, 1, 2, 2), epoch, dtype=torch.uint8)})
     assert pool.epochs(1) == [3, 7, 10] and pool.epochs(0) == []
@@ -37,13 +37,6 @@ def test_the_newest_image_that_is_not_newer_than_the_epoch_is_read_and_stays(tmp
     deep = torch.rand(1, 3, 4, 4)  # more than 8 bits
     pool.write(2, 0, {(4, 0): deep})
     assert torch.equal(pool.read(4, 0, 0)[1], deep)
-
-
-def test_the_first_epoch_that_is_not_complete_is_made_beginning_with_its_oldest_images():
-    assert next_shard([{4, 5}, {3}, set(), {5, 6}], range(5, 7)) == (5, 2)
-    assert next_shard([{4, 5}, {3}, {5}, {5, 6}], range(5, 7)) == (5, 1)
-    assert next_shard([{5, 6}, {5}], range(5, 7)) == (6, 1)
-    assert next_shard([{5}], range(5, 6)) is None
 
 
 def dataset(model, **options):
@@ -84,7 +77,7 @@ def prefetching(model):
 
 def epochs(data):
     pool = data._prefetcher.pool
-    return [pool.epochs(shard) for shard in range(pool.shards)]
+    return [pool.epochs(shard) for shard in range(len(pool.shards))]
 
 
 def test_images_are_those_that_are_made_without_it_also_in_workers(prefetching, model):
@@ -93,9 +86,8 @@ def test_images_are_those_that_are_made_without_it_also_in_workers(prefetching, 
         for data in (plain, prefetching):
             data.set_epoch(epoch)
         until(lambda epoch=epoch: all(epoch in each for each in epochs(prefetching)))
-        for shard in range(prefetching._prefetcher.pool.shards):
+        for mates in prefetching._prefetcher.pool.shards:
             # the batch that the process made: last bits depend on its shape
-            mates = prefetching._prefetcher.pool.images_of(shard)
             places = [COUNT + mate * K + replica for mate in mates for replica in range(K)]
             for (one, label, origin), (other, *rest) in zip(
                     plain.__getitems__(places), prefetching.__getitems__(places)):
