@@ -8,9 +8,10 @@ import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import PurePath
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 import numpy as np
 
@@ -25,11 +26,7 @@ _WORDS = {bool: "True or False", int: "an integer", float: "a finite number", st
 _PLURALS = {bool: "truth values", int: "integers", float: "finite numbers", str: "texts"}
 
 
-@typing.runtime_checkable
-class _Array(Protocol):
-    """A numpy array or a tensor."""
-
-    def tolist(self) -> Any: ...
+_hints = functools.cache(typing.get_type_hints)
 
 
 class _NoMatch(Exception):
@@ -48,17 +45,15 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         ValueError: by the decorated function, for an argument of another type.
     """
     signature = inspect.signature(function)
+    names = [name for name, each in signature.parameters.items()
+             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError:
-            return function(*args, **kwargs)  # which words the error as usual
-        for name, annotation in _hints(function).items():
-            kind = signature.parameters[name].kind if name in bound.arguments else None
-            if kind not in (None, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-                bound.arguments[name] = check(name, bound.arguments[name], annotation)
+        bound, hints = signature.bind(*args, **kwargs), _hints(function)
+        for name in names:
+            if name in hints and name in bound.arguments:
+                bound.arguments[name] = check(name, bound.arguments[name], hints[name])
         return function(*bound.args, **bound.kwargs)
 
     return wrapper
@@ -92,13 +87,9 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     Raises:
         ValueError: it is something else; None for ``most`` allows any of 64 bits.
     """
-    try:
-        if least <= (found := _number(value, int)) <= (_MAX_INTEGER if most is None else most):
-            return found
-    except _NoMatch:
-        pass
     upper = "" if most is None else f" and <= {most}"
-    raise ValueError(f"{name} must be an integer >= {least}{upper}, got {shown(value)}.")
+    return int(_within(name, value, int, f"be an integer >= {least}{upper}", least,
+                       _MAX_INTEGER if most is None else most))
 
 
 def real(name: str, value: Any, rule: str, low: float, high: float = math.inf) -> float:
@@ -107,11 +98,13 @@ def real(name: str, value: Any, rule: str, low: float, high: float = math.inf) -
     Raises:
         ValueError: it is something else; the message has ``rule`` behind "must".
     """
-    try:
-        if low <= (found := _number(value, float)) <= high:
+    return _within(name, value, float, rule, low, high)
+
+
+def _within(name: str, value: Any, kind: type, rule: str, low: float, high: float) -> Any:
+    with suppress(_NoMatch):
+        if low <= (found := _number(value, kind)) <= high:
             return found
-    except _NoMatch:
-        pass
     raise ValueError(f"{name} must {rule}, got {shown(value)}.")
 
 
@@ -124,20 +117,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-@functools.cache
-def _hints(owner: Any) -> dict[str, Any]:
-    return {name: hint for name, hint in typing.get_type_hints(owner).items() if name != "return"}
-
-
 def _matched(value: Any, annotation: Any) -> Any:
     """The value as the annotation has it; _NoMatch if it is of another type."""
     kind, inside = get_origin(annotation) or annotation, get_args(annotation)
     if kind in _UNIONS:
         for each in inside:
-            try:
+            with suppress(_NoMatch):
                 return _matched(value, each)
-            except _NoMatch:
-                continue
         raise _NoMatch
     if kind is Literal:
         for allowed in inside:
@@ -150,12 +136,10 @@ def _matched(value: Any, annotation: Any) -> Any:
         fits = callable(value)
     elif kind is Any or not isinstance(kind, type) or _is_unchecked(kind):
         return value
-    elif issubclass(kind, PurePath):
-        fits = isinstance(value, os.PathLike)
     elif _is_collection(kind):
         return _collection(value, kind, inside)
     else:
-        fits = isinstance(value, kind)
+        fits = isinstance(value, os.PathLike if issubclass(kind, PurePath) else kind)
     if not fits:
         raise _NoMatch
     if issubclass(kind, Mapping) and inside:
@@ -171,17 +155,15 @@ def _number(value: Any, kind: type) -> Any:
     if kind is int and isinstance(value, numbers.Integral) and abs(int(value)) <= _MAX_INTEGER:
         return int(value)
     if kind is float and isinstance(value, numbers.Real):
-        try:
+        with suppress(OverflowError):
             if math.isfinite(number := float(value)):
                 return number
-        except OverflowError:
-            pass
     raise _NoMatch
 
 
 def _collection(value: Any, kind: type, inside: tuple[Any, ...]) -> Any:
     """The collection, or the numbers of an array; text is none."""
-    is_array = isinstance(value, _Array)
+    is_array = hasattr(value, "tolist")  # numpy's or torch's
     expected = Sequence if issubclass(kind, Sequence) else kind
     if isinstance(value, str | bytes | Mapping) or not (is_array or isinstance(value, expected)):
         raise _NoMatch

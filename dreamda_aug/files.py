@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from dreamda_aug.errors import StorageError
 
 # What a killed process leaves half-written ends so; it may be deleted at any time.
 TEMPORARY = ".dreamda-tmp"
-# `read_file` reads no more unless the caller allows it; far above any JSON file of ours.
+# `read_json` reads no more; far above any JSON file of ours.
 MOST_BYTES = 100_000_000
 # A URL, also with the single slash that a Path leaves of it. One letter is a drive.
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -105,47 +106,36 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
-    """Return the path if it is a regular file of at most ``most_bytes``; opening others may wait.
+def regular_file(path: str | Path) -> Path:
+    """Return the path if it is a regular file; opening others may wait.
 
     Raises:
         FileNotFoundError: there is nothing.
         OSError: the path cannot be looked at.
-        StorageError: it is a folder, FIFO, socket or device, or larger than ``most_bytes``.
+        StorageError: it is a folder, FIFO, socket or device.
     """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        kind = "folder" if stat.S_ISDIR(found.st_mode) else "FIFO, socket or device"
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "FIFO, socket or device"
         raise StorageError(f"{path}: expected a regular file, found a {kind}.")
-    if most_bytes is not None and found.st_size > most_bytes:
-        raise StorageError(f"{path}: expected at most {format_bytes(most_bytes)}, found "
-                           f"{format_bytes(found.st_size)}.")
     return Path(path)
 
 
-def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """Open a regular file for reading bytes; raises as `regular_file` does."""
-    return open(regular_file(path, most_bytes), "rb")
+    return open(regular_file(path), "rb")
 
 
-def read_file(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """Content of a regular file; raises as `regular_file` does."""
-    with open_file(path, most_bytes) as file:
-        return file.read()
-
-
-def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """JSON object in a regular file; raises as `regular_file` and `parse_json` do."""
-    return parse_json(read_file(path, most_bytes), str(path))
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """What `read_numbered` gives of a regular file."""
     with open_file(path) as file:
-        yield from read_numbered(file, str(path))
+        text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise StorageError(f"{path}: expected at most {format_bytes(MOST_BYTES)}, found more.")
+    return parse_json(text, str(path))
 
 
-def read_numbered(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
+def read_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
     """Lines of an open file that are not empty, each with a name for messages.
 
     A byte order mark is dropped wherever a line begins with one: files that are put together from

@@ -32,7 +32,7 @@ class FeatureReader:
 
     def __init__(self, model: nn.Module, head: str | nn.Module | None = None) -> None:
         self.name, self.layer = find_head(model, head)
-        self.feature_dim, self.num_classes = _sizes(self.layer)
+        self.num_classes, self.feature_dim = self.layer.weight.shape[:2]
         self._listening = False
         self._features: Tensor | None = None
         self._handle: RemovableHandle | None = self.layer.register_forward_pre_hook(self)
@@ -98,7 +98,7 @@ def find_head(
         if found:
             return found[-1]
     linear = [pair for pair in candidates if isinstance(pair[1], nn.Linear)]
-    outputs = [_sizes(layer)[1] for _, layer in linear]
+    outputs = [len(layer.weight) for _, layer in linear]
     if outputs and outputs.count(outputs[-1]) == 1:
         return linear[-1]
     raise ValueError(f"the final classification layer of {type(model).__name__} was not found: "
@@ -107,7 +107,7 @@ def find_head(
 
 def describe_candidates(model: nn.Module) -> str:
     """One sentence with the last ten layers of ``model`` that could be the final one."""
-    lines = ['"{}" ({} {} -> {})'.format(name, type(layer).__name__, *_sizes(layer))
+    lines = [f'"{name}" ({type(layer).__name__} {layer.weight.shape[1]} -> {len(layer.weight)})'
              for name, layer in _candidates(model)]
     if not lines:
         return "It has no Linear and no 1×1 Conv2d layer; let it end in one."
@@ -158,13 +158,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _sizes(layer: FinalLayer) -> tuple[int, int]:
-    """Number of features that enter a classification layer, and number of its classes."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return layer.in_channels, layer.out_channels
 
 
 def _candidates(model: nn.Module) -> list[tuple[str, FinalLayer]]:

@@ -248,27 +248,22 @@ class DreamDAugment(v2.Transform):
         if is_label_free:
             synthesizer = self._without_labels()
         pixels = [read_pixels(image) for image in images]
-        requests, slots, row = [], [], 0
+        results, requests, row = [p.values.clone() for p in pixels], [], 0
+        chosen, slots = params["chosen"], []
         for number, image in enumerate(images):
-            for i, replica in enumerate(params["replicas"][number].tolist()):
-                if params["chosen"][number][i]:
-                    given = labels[number]
-                    label = None if given is NO_LABEL else label_of(given, i, image)
-                    # with captions, labels are file names; PIL keeps that of a file it opened
-                    name = getattr(image, "filename", None) or None if label is None else label
-                    condition = None if is_label_free else conditioner.condition(
-                        label, synthesizer.model, name)
-                    requests.append(Request(row, condition, replica))
-                    slots.append((number, i))
-                row += 1
-        made = synthesizer.synthesize_rows(pixels, requests)
-        results = [p.values.clone() for p in pixels]
-        for (number, i), new in zip(slots, made, strict=True):
-            results[number][i] = new[0]
-        return [
-            p.restore(new) if params["chosen"][number].any() else images[number]
-            for number, (p, new) in enumerate(zip(pixels, results, strict=True))
-        ]
+            for i in chosen[number].nonzero()[:, 0].tolist():
+                label = label_of(labels[number], i, image)
+                # with captions, labels are file names; PIL keeps that of a file it opened
+                name = getattr(image, "filename", None) or None if label is None else label
+                condition = None if is_label_free else conditioner.condition(
+                    None if label is NO_LABEL else label, synthesizer.model, name)
+                requests.append(Request(row + i, condition, int(params["replicas"][number][i])))
+                slots.append(results[number][i])
+            row += len(chosen[number])
+        for slot, new in zip(slots, synthesizer.synthesize_rows(pixels, requests), strict=True):
+            slot.copy_(new[0])
+        return [p.restore(new) if rows.any() else image
+                for image, p, new, rows in zip(images, pixels, results, chosen, strict=True)]
 
 
 def _is_table(sample: Any) -> TypeGuard[dict[Any, list[Any]]]:

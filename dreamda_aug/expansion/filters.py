@@ -5,7 +5,6 @@ Source: ours, on the measures of `dreamda_aug.metrics.distances`.
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dreamda_aug.bundled import fashion_mnist_judge
 from dreamda_aug.expansion.seeds import Unreadable, read_seed
-from dreamda_aug.files import read_file, regular_file
+from dreamda_aug.files import open_file, regular_file
 from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.machine_paths import without_paths
@@ -207,8 +206,11 @@ def open_filter(text: str) -> Filter:
     if name == "label" and value:
         _open_classifier(value)  # refused now, not at the first batch
         architecture, colon, path = value.rpartition(":")
-        identity = "bundled" if value == "bundled" else architecture + colon + hashlib.sha256(
-            read_file(path, sys.maxsize)).hexdigest()
+        identity = value
+        if value != "bundled":
+            with open_file(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            identity = architecture + colon + digest
         return LabelAgreement(partial(_classify, value), identity)
     raise ValueError(f"filter must be guard, copy, seed-copy or label=CLASSIFIER, got {text!r}.")
 

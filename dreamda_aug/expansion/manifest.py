@@ -13,7 +13,7 @@ from typing import Any, Self
 from dreamda_aug.arguments import shown
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.storage import OutputFolder
-from dreamda_aug.files import local_path, parse_json, read_numbered
+from dreamda_aug.files import local_path, parse_json, read_lines
 from dreamda_aug.method.inversion import CycleDiffusion, DDIMInversion
 from dreamda_aug.method.perturbation import BottleneckNoise
 from dreamda_aug.method.settings import Settings
@@ -60,7 +60,7 @@ class _Line:
     def read(cls, folder: OutputFolder, name: str) -> Iterator[Self]:
         """Read a file of such lines; raises as `from_json` does."""
         with folder.open(name) as file:
-            for where, text in read_numbered(file, f"{folder}/{name}"):
+            for where, text in read_lines(file, f"{folder}/{name}"):
                 yield cls.from_json(text, where)
 
 

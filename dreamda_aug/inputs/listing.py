@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from dreamda_aug.arguments import shown
 from dreamda_aug.errors import ExpansionError, StorageError
-from dreamda_aug.files import parse_json, read_lines, regular_file
+from dreamda_aug.files import open_file, parse_json, read_lines, regular_file
 
 # What Pillow raises for broken and hostile files, and `regular_file` for FIFOs and devices.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
@@ -92,7 +92,7 @@ class Files:
     def digest(self, index: int) -> str:
         """SHA-256 of a file, in hexadecimal; empty if it cannot be read."""
         try:
-            with open(regular_file(self._place(index)), "rb") as file:
+            with open_file(self._place(index)) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ExpansionError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
@@ -162,8 +162,9 @@ def read_table(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]
     if kind not in (".csv", ".jsonl"):
         raise ValueError(f"{path}: expected {expected}.")
     if kind == ".jsonl":
-        for where, text in read_lines(path):
-            yield where, parse_json(text, where)
+        with open_file(path) as lines:
+            for where, text in read_lines(lines, str(path)):
+                yield where, parse_json(text, where)
         return
     with open(regular_file(path), newline="", encoding="utf-8-sig") as file:
         try:

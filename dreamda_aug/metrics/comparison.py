@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamda_aug.files import parse_json, read_lines
+from dreamda_aug.files import open_file, parse_json, read_lines
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.metrics.distances import (
     density_coverage,
@@ -170,7 +170,8 @@ def _seed_rows(real: SeedImages, synthetic: SeedImages) -> Tensor | str:
     if not manifest.is_file():
         return "No distances to seed images: they need the manifest.jsonl that expand writes."
     rows = {path: row for row, path in enumerate(real.paths)}
-    lines = [parse_json(line, where) for where, line in read_lines(manifest)]
+    with open_file(manifest) as file:
+        lines = [parse_json(line, where) for where, line in read_lines(file, str(manifest))]
     seed_of = {line["file"]: rows.get(line["seed_path"]) for line in lines}
     found = [seed_of.get(path) for path in synthetic.paths]
     if None in found:
