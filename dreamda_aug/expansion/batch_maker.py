@@ -13,7 +13,6 @@ import torch
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.filters import Batch, Filter
-from dreamda_aug.expansion.layouts import Layout
 from dreamda_aug.expansion.manifest import (
     FLAGGED,
     ManifestLine,
@@ -32,11 +31,7 @@ from dreamda_aug.models.conditioning import Condition
 class BatchMaker:
     """Generates batches. The result depends on the batch alone, not on what was made before.
 
-    Args:
-        images: the seed images.
-        sampler: generates the images; it has no cache.
-        condition_of: the condition of a seed image, by its number.
-        filters, keep_flagged, strict: as in `Expansion`.
+    The sampler has no cache, and ``condition_of`` takes the number of a seed image.
     """
 
     images: SeedImages
@@ -47,16 +42,12 @@ class BatchMaker:
     strict: bool = False
 
     def make(
-        self, number: int, planned: Sequence[PlannedSample], layout: Layout
+        self, number: int, planned: Sequence[PlannedSample], file_of: Callable[[int, str, str], str]
     ) -> tuple[list[tuple[ManifestLine, bytes]], list[Skipped]]:
-        """Generate the planned samples of a batch as a whole; ``layout`` names the files.
+        """Generate the planned samples of a batch as a whole; ``file_of`` names the files.
 
-        Returns:
-            Manifest lines with their PNG files, and the samples that were left out.
-
-        Raises:
-            ExpansionError: ``strict``, and a seed image is unreadable.
-            GenerationError: the model failed.
+        Returns manifest lines with their PNG files, and the samples that were left out;
+        ExpansionError for an unreadable seed image if ``strict``.
         """
         sampler, images, paths = self.sampler, self.images, self.images.paths
         groups = {index: list(group)
@@ -89,8 +80,14 @@ class BatchMaker:
             [sample.seed_index for sample in planned],
             [images.labels[sample.seed_index] for sample in planned],
             [[act] if act else [] for act in made.events])
-        distances, (scores, flags) = batch.distances.tolist(), self._filter(batch)
+        scores: list[dict[str, float]] = [{} for _ in planned]
+        flags: list[list[str]] = [[] for _ in planned]
+        for each in self.filters:
+            for row, (value, objects) in enumerate(zip(*each.measure(batch), strict=True)):
+                scores[row][each.name] = round(float(value), 5)
+                flags[row] += [each.name] if objects else []
         samples, settings = [], settings_to_json(sampler.settings)
+        distances = batch.distances.tolist()
         for row, sample in enumerate(planned):
             index, label = sample.seed_index, batch.labels[row]
             seed, class_name = seeds[index], images.classes[label]
@@ -99,7 +96,7 @@ class BatchMaker:
                 continue
             image = seed.store(batch.images[row : row + 1])
             line = ManifestLine(
-                id=sample.id, file=layout.file(number, class_name, sample.id),
+                id=sample.id, file=file_of(number, class_name, sample.id),
                 class_name=class_name, label=label,
                 seed_index=index, seed_path=paths[index], seed_digest=seed.digests[0],
                 replica=sample.replica, epoch=0, rng_seed=sampler.rng_seed,
@@ -112,17 +109,6 @@ class BatchMaker:
             )
             samples.append((line, encode_png(image, line)))
         return samples, skipped
-
-    def _filter(self, batch: Batch) -> tuple[list[dict[str, float]], list[list[str]]]:
-        scores: list[dict[str, float]] = [{} for _ in batch.labels]
-        flags: list[list[str]] = [[] for _ in batch.labels]
-        for each in self.filters:
-            values, objections = each.measure(batch)
-            for row, (value, objects) in enumerate(zip(values, objections, strict=True)):
-                scores[row][each.name] = round(float(value), 5)
-                if objects:
-                    flags[row].append(each.name)
-        return scores, flags
 
 
 def generate(

@@ -92,12 +92,9 @@ class RayEngine:
     ) -> None:
         """Make every batch, in any order; ExpansionError if that failed.
 
-        Args:
-            open_maker: called once in each process; loads the model, and returns a function that
-                makes a batch and writes it. Goes through pickle.
-            batches: their numbers.
-            done: called in this process with the number of each batch that is on disk.
-            threads: CPU threads that a process computes with, or None for an accelerator.
+        ``open_maker`` goes through pickle. In each process it loads the model, and returns a
+        function that makes a batch and writes it; ``done`` is called here with the number of each
+        batch that is on disk. Without ``threads``, a process computes on an accelerator.
         """
         ray = _import_ray()
         errors, died = ray.exceptions, dict[int, str]()

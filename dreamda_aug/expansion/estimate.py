@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 from dreamda_aug.expansion.engines import cpu_threads
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.expansion.layouts import FolderLayout
-from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import format_bytes
 
 
@@ -80,8 +78,7 @@ def _measure(expansion: Expansion, steps: int) -> tuple[int, float, int]:
     short = replace(maker.sampler, settings=replace(settings, steps=fewer))
     trial = replace(maker, sampler=short, filters=())
     started = time.perf_counter()
-    samples, _ = trial.make(0, expansion.plan.batch(0),
-                            FolderLayout(OutputFolder("."), expansion.images.classes))
+    samples, _ = trial.make(0, expansion.plan.batch(0), "{0:08d}/{1}/{2}.png".format)
     seconds = time.perf_counter() - started
     # the manifest holds each line once more
     size = sum(len(png) + len(line.to_json()) + 1 for line, png in samples)

@@ -313,13 +313,13 @@ class Expansion:
         for each in self.filters:
             each.prepare(self.images, self.maker.sampler.model)
         return lambda batch: store.commit(
-            batch, *self.maker.make(batch, store.plan.batch(batch), store.layout))
+            batch, *self.maker.make(batch, store.plan.batch(batch), store.layout.file))
 
     def _join(self, folder: OutputFolder) -> Store:
         """The dataset's folder, begun or joined; ExpansionError if it was begun otherwise."""
         first = (read_metadata(folder)["repeats"] if folder.exists(PLAN)
                  else first_replicas(self.images, self.plan))
-        paths = paths_from(folder, self.images, self.maker.sampler.model)
+        paths = paths_from(folder.path, self.images, self.maker.sampler.model)
         store = Store(folder, self.metadata | {"repeats": first, "paths": paths},
                       Plan(self.plan.replicas, self.plan.batch_size, first))
         changed = store.join()

@@ -33,7 +33,6 @@ class Batch(NamedTuple):
     Attributes:
         images: synthetic images, (B, C, H, W) in [0, 1], on the CPU.
         seed_images: the seed image of each, same shape; ``seed_index`` is its number.
-        labels: the label of each.
         events: what the guards did for each.
     """
 

@@ -5,16 +5,15 @@ import io
 import re
 import tarfile
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 
-from dreamda_aug.errors import ExpansionError, StorageError
+from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.manifest import ManifestLine
 from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.files import open_file, regular_file
@@ -134,23 +133,11 @@ class ShardLayout:
 Layout = FolderLayout | ShardLayout
 
 
-def layout_of(folder: OutputFolder, metadata: Mapping[str, Any]) -> Layout:
-    """The layout that a dataset's metadata name."""
-    if metadata["image_format"] == "folder":
-        return FolderLayout(folder, list(metadata["source"]["classes"]))
-    return ShardLayout(folder, metadata["batches_per_shard"])
-
-
 class StoredImages:
     """Reads single images of a dataset in any layout; may be pickled to workers.
 
-    Args:
-        out: the dataset's folder.
-        files: the files of the manifest lines that will be read; only the headers of their shards
-            are read now.
-
-    Raises:
-        ExpansionError: a shard is damaged or missing.
+    Of the ``files`` that will be read, the headers of their shards are read now; ExpansionError if
+    one is damaged or missing.
     """
 
     def __init__(self, out: Path, files: Iterable[str]):
@@ -159,12 +146,10 @@ class StoredImages:
         for name in sorted({file.split("/")[0] for file in files if ".tar/" in file}):
             if (out / name).is_dir():
                 continue  # a class of this name
-            try:
-                with tarfile.open(regular_file(out / name), "r:") as tar:
-                    self._found |= {f"{name}/{member.name}": (member.offset_data, member.size)
-                                    for member in tar if member.name.endswith(".png")}
-            except (OSError, EOFError, ValueError, tarfile.TarError, StorageError) as error:
-                raise _unreadable(out / name, "a shard", error) from error
+            with _named(out / name, "a shard"), tarfile.open(
+                    regular_file(out / name), "r:") as tar:
+                self._found |= {f"{name}/{member.name}": (member.offset_data, member.size)
+                                for member in tar if member.name.endswith(".png")}
 
     def in_shard(self, file: str) -> bool:
         """Whether a file lies in a shard."""
@@ -172,7 +157,7 @@ class StoredImages:
 
     def open(self, file: str) -> PIL.Image.Image:
         """The image, decoded; ExpansionError if it is damaged or missing."""
-        try:
+        with _named(self.out / file, "an image"):
             if file not in self._found:
                 return open_image(self.out / file)
             offset, size = self._found[file]
@@ -180,9 +165,7 @@ class StoredImages:
                 shard.seek(offset)
                 with PIL.Image.open(io.BytesIO(shard.read(size))) as image:
                     image.load()
-                    return image
-        except UNREADABLE as error:
-            raise _unreadable(self.out / file, "an image", error) from error
+            return image
 
 
 def folder_names(classes: Sequence[str]) -> dict[str, str]:
@@ -236,6 +219,11 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _unreadable(path: Path, expected: str, error: Exception) -> ExpansionError:
-    return ExpansionError(f"{path}: expected {expected}, could not read it: {error}. Run the same "
-                          "expansion again: it makes what is damaged anew.")
+@contextmanager
+def _named(path: Path, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except (*UNREADABLE, tarfile.TarError) as error:
+        raise ExpansionError(
+            f"{path}: expected {expected}, could not read it: {error}. Run the same expansion "
+            "again: it makes what is damaged anew.") from error

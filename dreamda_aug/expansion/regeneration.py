@@ -19,7 +19,6 @@ from dreamda_aug.expansion.manifest import (
     settings_from_json,
 )
 from dreamda_aug.expansion.seeds import Unreadable, open_seed
-from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.models import DiffusionModel, load_model
@@ -145,12 +144,12 @@ def load_recorded(
         embedded_guidance=metadata["embedded_guidance"])
 
 
-def paths_from(folder: OutputFolder, images: SeedImages, model: DiffusionModel) -> dict[str, Any]:
+def paths_from(out: Path | None, images: SeedImages, model: DiffusionModel) -> dict[str, Any]:
     """Where seed images (None for an object) and model lie, as `find_path` reads it.
 
     Nothing absolute is recorded: a dataset is published, and may move together with them.
     """
-    root = folder.path and Path(os.path.abspath(folder.path))
+    root = out and Path(os.path.abspath(out))
 
     def seen(path: str | None) -> str | None:
         if path is None or path == BUNDLED or not os.path.lexists(path):

@@ -40,11 +40,8 @@ class Plan:
     """All samples in order, cut into batches that are generated as a whole.
 
     The last bits of a result depend on the shape of its batch, so the batches are part of the plan.
-
-    Args:
-        replicas: number of replicas of each chosen seed image, by its number in the source.
-        batch_size: samples per batch; the last batch may be smaller.
-        first: number of the first replica of a seed image, by its number as text; else 0.
+    ``replicas`` are counted by the number of their seed image in the source; ``first`` is the
+    number of the first of them by the same as text, else 0.
     """
 
     def __init__(
@@ -144,12 +141,7 @@ def open_seed(images: SeedImages, index: int, model: DiffusionModel) -> Pixels:
 
 
 def read_seed(images: SeedImages, index: int) -> Pixels:
-    """Read the pixels of a seed image.
-
-    Raises:
-        Unreadable: the file is broken, too large or missing.
-        ValueError, TypeError: a dataset's image is none that `read_pixels` takes.
-    """
+    """Read the pixels of a seed image; Unreadable if its file is broken, too large or missing."""
     is_theirs = False
     try:
         seed = images.open(index)

@@ -32,10 +32,7 @@ class OutputFolder:
 
     Args:
         out: a path, or a URL that fsspec opens, such as ``s3://bucket/folder``. The folder is made
-            when something is written.
-
-    Attributes:
-        path: the folder's path, or None if it is not on this machine.
+            when something is written. ``path`` is None if it is not on this machine.
 
     Raises:
         ImportError: the package for this kind of URL is not installed.
@@ -117,16 +114,14 @@ class OutputFolder:
             with self._refusals(name):
                 self._fs.put_file(draft.name, self._at(name))
 
-    def remove(self, name: str) -> None:
-        """Delete a file, if there is one."""
-        with suppress(FileNotFoundError), self._refusals(name):
-            self._fs.rm_file(self._at(name))
-
-    def remove_folder(self, name: str) -> None:
-        """Delete a folder and the files in it, if there is one."""
+    def remove(self, name: str, *, recursive: bool = False) -> None:
+        """Delete a file, or a folder and what is in it, if there is one."""
         # another process may delete the same at the same time
         with suppress(FileNotFoundError), self._refusals(name):
-            self._fs.rm(self._at(name), recursive=True)
+            if recursive:
+                self._fs.rm(self._at(name), recursive=True)
+            else:
+                self._fs.rm_file(self._at(name))
 
     def tidy(self, folder: str = "") -> None:
         """Delete what killed processes left half-written in a folder."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.card import EXPORTS, Stats, dataset_card, read_stats, write_exports
-from dreamda_aug.expansion.layouts import WORK, layout_of
+from dreamda_aug.expansion.layouts import WORK, FolderLayout, Layout, ShardLayout
 from dreamda_aug.expansion.manifest import (
     CARD,
     MANIFEST,
@@ -60,7 +60,10 @@ class Store:
 
     def __init__(self, folder: OutputFolder, metadata: dict[str, Any], plan: Plan):
         self.folder, self.metadata, self.plan = folder, metadata, plan
-        self.layout = layout_of(folder, metadata)
+        self.layout: Layout = (
+            FolderLayout(folder, list(metadata["source"]["classes"]))
+            if metadata["image_format"] == "folder"
+            else ShardLayout(folder, metadata["batches_per_shard"]))
 
     def join(self) -> list[str]:
         """Begin the dataset, or return how its metadata differ, as ``settings.steps: 5 -> 10``."""
@@ -157,7 +160,7 @@ class Store:
             folder.write(SUMS, [f"{self._sum_of(name)}\n".encode() for name in _SUMMED])
         if folder.exists(WORK):
             folder.tidy()
-            folder.remove_folder(WORK)
+            folder.remove(WORK, recursive=True)
         return stats
 
     def _parsed(self, name: str) -> Iterator[Record]:

@@ -7,19 +7,15 @@ from pathlib import Path
 import PIL.Image
 import torch
 
+from dreamda_aug.expansion import Filter
+
 
 @dataclass
-class ObjectsToSecond:
+class ObjectsToSecond(Filter):
     """A filter that objects to images whose ``labels`` or ``seed_index`` is 1."""
 
     attribute: str
     name = "second"
-
-    def describe(self):
-        return {"name": self.name}
-
-    def prepare(self, images, model):
-        pass
 
     def measure(self, batch):
         objections = [value == 1 for value in getattr(batch, self.attribute)]
@@ -47,9 +43,9 @@ def once_per_batch(make):
     """``BatchMaker.make`` that makes each batch once, and gives the same again."""
     made = {}
 
-    def call(batch, planned, layout):
+    def call(batch, planned, file_of):
         if batch not in made:
-            made[batch] = make(batch, planned, layout)
+            made[batch] = make(batch, planned, file_of)
         return made[batch]
 
     return call

@@ -6,26 +6,22 @@ import fsspec
 import pytest
 import torch
 from expansion.folders import content
-from pipelines import pixel_pipeline
 from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
 
-from dreamda_aug import AugmentedDataset, Synthesizer
+from dreamda_aug import AugmentedDataset
 from dreamda_aug.cli.main import main
 from dreamda_aug.expansion import Expansion, read_manifest, regenerate
 from dreamda_aug.expansion.card import read_stats
 from dreamda_aug.expansion.manifest import read_metadata
-from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report import write_report
 from dreamda_aug.report.publishing import push
 
 
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
-def expansion(request):
+def expansion(request, synthesizer):
     torch.manual_seed(0)
     data = TensorDataset(torch.rand(5, 1, 16, 16), torch.tensor([0, 2, 2, 0, 2]))
-    synthesizer = Synthesizer(UNetModel(pixel_pipeline()), "paper", steps=2, cache=None,
-                              batch_size=4)
     return Expansion(data, synthesizer, 2, image_format=request.param, shard_samples=8)
 
 

@@ -11,7 +11,6 @@ from expansion.folders import ObjectsToSecond, content, in_child, once_per_batch
 
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.expansion import Expansion
-from dreamda_aug.expansion.manifest import read_manifest
 
 
 @pytest.fixture(scope="module", params=["folder", "webdataset"])
@@ -222,18 +221,3 @@ def test_a_seed_image_of_a_dataset_object_that_changed_is_refused_too(synthesize
     rows[2] = (PIL.Image.new("L", (16, 16), 99), 0)
     with pytest.raises(ExpansionError, match=r"seed image #2 was changed since"):
         again(rows, synthesizer).run(tmp_path / "out")
-
-
-def test_a_seed_image_that_changes_during_the_run_is_refused_by_the_next(
-    mine, synthesizer, tmp_path
-):
-    """Image 1 has replicas in batches 0 and 1."""
-    def change(progress):
-        if progress.made == 4:
-            other_pixels(mine / "cat" / "1.png")
-
-    assert again(mine, synthesizer).run(tmp_path / "out", progress=change).whole
-    digests = {line.seed_digest for line in read_manifest(tmp_path / "out") if line.seed_index == 1}
-    assert len(digests) == 2
-    with pytest.raises(ExpansionError, match="seed image cat/1.png was changed since"):
-        again(mine, synthesizer).run(tmp_path / "out")

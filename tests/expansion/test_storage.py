@@ -37,7 +37,7 @@ def test_files_come_back_and_names_are_listed(folder):
         folder.open("x")
     for _ in range(2):
         folder.remove("y")
-        folder.remove_folder("sub")
+        folder.remove("sub", recursive=True)
     assert folder.names() == []
 
 
