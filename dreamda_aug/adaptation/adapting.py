@@ -286,13 +286,14 @@ def best_gain(measured: Tensor) -> tuple[float, float]:
 
 def _conclude(progress: Progress) -> dict[str, Any]:
     """The card's entry ``loss``, with the verdict in it."""
-    found: dict[str, Any] = {"steps": progress.step, "best_step": progress.best_step,
-                             "history": progress.history}
+    found: dict[str, Any] = {"steps": progress.step, "history": progress.history}
     if not progress.measured:
-        return found | {"verdict": "not measured", "before": None, "after": None, "chance": None}
+        return found | {"verdict": "not measured", "best_step": progress.step, "before": None,
+                        "after": None, "chance": None}
     fell, chance = best_gain(torch.tensor(progress.measured))
+    best_step, _, after = progress.history[progress.best]
     return found | {"verdict": "helped" if fell > chance else "did not help", "chance": chance,
-                    "before": progress.history[0][2], "after": progress.best_loss}
+                    "best_step": best_step, "before": progress.history[0][2], "after": after}
 
 
 def _read_adaptation(folder: Path) -> Adaptation:

@@ -158,6 +158,7 @@ def train(
         logger.warning("%s holds the finished model; delete it to train anew", folder)
         return _read_training(folder)
     found = TrainingLoop(new, images, settings, processes, folder, identity, progress).run()
+    best_step, _, loss = found.history[found.best]
     if processes.is_main_process:
         new.model.pipeline.save_pretrained(folder)
         rows = range(min(len(images.classes), _SHEET_CLASSES)) or [None] * _SHEET_COLUMNS
@@ -167,7 +168,7 @@ def train(
             "data": {"name": data_name(source), "images": len(images.x_0),
                      "held_out": len(images.held_out)},
             "class_names": images.classes or None,
-            "loss": {"steps": found.step, "best_step": found.best_step, "value": found.best_loss,
+            "loss": {"steps": found.step, "best_step": best_step, "value": loss,
                      "history": found.history},
             "minutes": round(found.seconds / 60, 1),
             "parameters": sum(p.numel() for p in new.parameters.values()),

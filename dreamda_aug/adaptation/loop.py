@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol, cast
 
 import torch
@@ -153,7 +154,8 @@ class TrainingLoop:
             logger.warning("%s", self._state() if progress.step else self._expectation(
                 time.monotonic() - begun))
         with tqdm(total=1.0, bar_format=_BAR, disable=None if self.shows else True) as bar:
-            while self._share_done() < 1 and progress.stale < settings.patience:
+            while (self._share_done() < 1
+                   and len(progress.history) - progress.best <= settings.patience):
                 progress.losses.append(self._step(progress.step))
                 progress.step += 1
                 seconds = torch.tensor(time.monotonic() - begun, dtype=torch.float64)
@@ -172,8 +174,6 @@ class TrainingLoop:
                     logger.warning("%s", self._state())
         if progress.measured:
             restore(self.trainee.kept, self.best)
-        else:
-            progress.best_step = progress.step
         return progress
 
     def _share_done(self) -> float:
@@ -184,9 +184,11 @@ class TrainingLoop:
         """How far training is, for people."""
         progress = self.progress
         left = progress.seconds * (1 / max(self._share_done(), 1e-9) - 1)
-        loss = "" if not progress.history else (
-            f"held-out loss {progress.history[-1][2]:.4f} (lowest {progress.best_loss:.4f} at "
-            f"step {progress.best_step}), ")
+        loss = ""
+        if progress.history:
+            step, _, lowest = progress.history[progress.best]
+            loss = (f"held-out loss {progress.history[-1][2]:.4f} (lowest {lowest:.4f} at step "
+                    f"{step}), ")
         return (f"step {progress.step} of {self.settings.train_steps}, {loss}"
                 f"{tqdm.format_interval(left)} left at most, "
                 f"{format_bytes(peak_memory(self.device))} of memory")
@@ -283,12 +285,16 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         """Measure the held-out loss, if any, and keep the weights if it is the lowest so far."""
-        images, trainee = self.images, self.trainee
+        images, trainee, progress = self.images, self.trainee, self.progress
         if len(images.held_out):
             losses = held_out_losses(
                 lambda x_t, t, labels: trainee.model.denoise(x_t, t, self._condition(labels)),
                 images.held_out, images.held_out_labels, self.schedule, self.settings.rng_seed)
-            if self.progress.add(self._agreed(losses).tolist()):
+            progress.measured.append(self._agreed(losses).tolist())
+            trained = fmean(progress.losses) if progress.losses else None
+            progress.history.append((progress.step, trained, fmean(progress.measured[-1])))
+            progress.losses = []
+            if progress.best == len(progress.history) - 1:
                 self.best = copied(trainee.kept)
 
     def _save(self) -> None:

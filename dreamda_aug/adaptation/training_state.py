@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,9 +25,6 @@ class Progress:
     """How far training is, and what was measured."""
 
     step: int = 0  # optimizer steps done
-    best_step: int = 0  # after which the held-out loss was lowest; 0 is before the first
-    best_loss: float = math.inf  # that loss
-    stale: int = 0  # measurements since then
     # step, mean training loss since the last measurement, held-out loss
     history: list[tuple[int, float | None, float]] = field(default_factory=list)
     # held-out loss of each image at each entry of ``history``; the first one is before training
@@ -37,18 +33,10 @@ class Progress:
     seconds: float = 0.0  # of training so far
     scaler: dict[str, Any] = field(default_factory=dict)  # the gradient scaler's state, if any
 
-    def add(self, losses: list[float]) -> bool:
-        """Record the held-out loss of each image; True if their mean is the lowest so far."""
-        mean = sum(losses) / len(losses)
-        trained = sum(self.losses) / len(self.losses) if self.losses else None
-        self.history.append((self.step, trained, mean))
-        self.measured.append(losses)
-        self.losses = []
-        if mean < self.best_loss:
-            self.best_loss, self.best_step, self.stale = mean, self.step, 0
-            return True
-        self.stale += 1
-        return False
+    @property
+    def best(self) -> int:
+        """Number of the measurement with the lowest held-out loss, the first of equals."""
+        return min(range(len(self.history)), key=lambda number: self.history[number][2], default=0)
 
 
 # The tensors of a checkpoint, by part and name: what is trained as it is "now" and was at its
