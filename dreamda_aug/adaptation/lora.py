@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamda_aug.adaptation.loop import seeded
 from dreamda_aug.adaptation.training_images import Noised
 from dreamda_aug.adaptation.training_state import copied
 from dreamda_aug.errors import ModelError
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.inputs.samples import match_class
-from dreamda_aug.method.seeding import derive_seed
+from dreamda_aug.method.seeding import derive_seed, seeded
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.conditioning import ClassConditioning, Condition
 from dreamda_aug.models.load import as_model

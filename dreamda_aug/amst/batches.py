@@ -88,13 +88,11 @@ def batch_counts(
     batch_size: int, ratio: tuple[float, float, float], sizes: Sequence[int]
 ) -> list[int]:
     """How many images of each source, of these sizes, make up a batch; at least one is real."""
-    real, accepted, unlabeled = ratio
-    if not sizes[1]:
-        accepted, unlabeled = 0, accepted + unlabeled
-    if not sizes[2]:
-        accepted, unlabeled = (accepted + unlabeled if sizes[1] else 0), 0
-    total = real + accepted + unlabeled
-    shares = [batch_size * part / total for part in (real, accepted, unlabeled)]
+    real, *others = ratio
+    if not all(sizes[1:]):
+        others = [sum(others) if size else 0 for size in sizes[1:]]
+    parts = [real, *others]
+    shares = [batch_size * part / sum(parts) for part in parts]
     counts = [math.floor(share) for share in shares]
     by_remainder = sorted(range(3), key=lambda i: counts[i] - shares[i])
     for i in by_remainder[: batch_size - sum(counts)]:

@@ -130,8 +130,6 @@ class CLIPClassifier(nn.Module):
         Raises:
             ValueError: images outside [0, 1], such as normalised ones.
         """
-        if len(images) == 0:
-            return images.new_zeros(0, len(self._text))
         if not (images.min() > -0.02 and images.max() < 1.02):
             raise ValueError("images must lie in [0, 1] and not be normalised, got "
                              f"[{images.min():.3g}, {images.max():.3g}].")

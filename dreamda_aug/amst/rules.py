@@ -158,7 +158,6 @@ class AMSTLosses:
         orthogonality: mean ``|W_i·W_jᵀ|`` over pairs of auxiliary heads that see the same view.
         accepted_share: share of the synthetic images that are accepted; no gradient; nan if
             there are no synthetic images.
-        pseudo_labels: the labels used for the synthetic images; None if there are none.
     """
 
     total: Tensor
@@ -168,12 +167,10 @@ class AMSTLosses:
     auxiliary: Tensor
     orthogonality: Tensor
     accepted_share: Tensor
-    pseudo_labels: PseudoLabels | None
 
     def as_dict(self) -> dict[str, float]:
         """The scalars as Python floats, for logging."""
-        return {name: value.item() for name, value in vars(self).items()
-                if isinstance(value, Tensor)}
+        return {name: value.item() for name, value in vars(self).items()}
 
 
 def agree_and_confident(probabilities: Tensor, rule: VotingRule) -> PseudoLabels:

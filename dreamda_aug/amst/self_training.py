@@ -243,10 +243,9 @@ class SelfTraining:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that a resumed run needs; the file is never half written."""
-        labels = self.pseudo_labels
         state = {name: part.state_dict() for name, part in self._parts().items()} | {
             "epoch": self.epoch, "class_average": self.average,
-            "pseudo_labels": None if labels is None else vars(labels),
+            "pseudo_labels": self.pseudo_labels and vars(self.pseudo_labels),
             "reports": [asdict(report) for report in self.reports]}
         with atomic_file(Path(path)) as file:
             torch.save({"format": _FORMAT, "settings": self._settings(), "state": state}, file)
@@ -278,8 +277,7 @@ class SelfTraining:
                 f"expected {settings[different[0]]!r}, found {written.get(different[0])!r}.")
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        labels = state["pseudo_labels"]
-        self.pseudo_labels = None if labels is None else PseudoLabels(**labels)
+        self.pseudo_labels = state["pseudo_labels"] and PseudoLabels(**state["pseudo_labels"])
         self.epoch, self.average = state["epoch"], state["class_average"]
         self.reports = [RoundReport(**report) for report in state["reports"]]
 

@@ -30,8 +30,6 @@ class PerImage:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> the same, with 8 bits per pixel."""
-        if not len(images):
-            return images
         parts = (images * 255).round().to(torch.uint8).split(self.group)
         return torch.cat([self.transform(part) for part in parts]).to(images) / 255
 
@@ -121,7 +119,7 @@ class StrongView:
             torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
             for values in (self.mean or (0.0,), self.std or (1.0,)))
         view = view.float() * scale + shift
-        if len(view) and not (view.min() > -0.02 and view.max() < 1.02):
+        if not (view.min() > -0.02 and view.max() < 1.02):
             raise ValueError(
                 "images must lie in [0, 1] for the strong view, got "
                 f"[{view.min():.3g}, {view.max():.3g}]. If they are normalised, state the "
@@ -140,5 +138,5 @@ class StrongView:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it without types
 def apply_view(view: View, images: Tensor) -> Tensor:
-    """One view of a batch, outside compiled graphs; an empty batch is returned unchanged."""
-    return view(images) if len(images) else images
+    """One view of a batch, outside compiled graphs."""
+    return view(images)

@@ -168,8 +168,6 @@ class AMSTWrapper(nn.Module):
     @torch.no_grad()
     def head_probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities of every auxiliary head in eval mode, (heads, N, classes)."""
-        if len(images) == 0:
-            return images.new_zeros(len(self.auxiliary_heads), 0, self.num_classes)
         with evaluation_mode(self):
             features, _ = self._read(images)
             logits = [head(features).float() for head in self.auxiliary_heads]
@@ -200,8 +198,8 @@ class AMSTWrapper(nn.Module):
         """
         self._check_batch("real", real, targets)
         if synthetic is None or len(synthetic) == 0:
-            synthetic, pseudo_labels = real[:0], None
-            accepted, labels = real.new_zeros(0, dtype=torch.bool), targets[:0]
+            synthetic, labels = real[:0], targets[:0]
+            accepted = real.new_zeros(0, dtype=torch.bool)
         else:
             pseudo_labels = self.label(synthetic) if pseudo_labels is None else pseudo_labels
             if len(pseudo_labels) != len(synthetic):
@@ -228,7 +226,7 @@ class AMSTWrapper(nn.Module):
         total = (supervised + pseudo + self.consistency_weight * consistency + auxiliary
                  + self.orthogonality_weight * orthogonality)
         return AMSTLosses(total, supervised, pseudo, consistency, auxiliary, orthogonality,
-                          accepted.float().mean(), pseudo_labels)
+                          accepted.float().mean())
 
     def parameter_groups(
         self, lr: float, backbone_lr: float | None = None

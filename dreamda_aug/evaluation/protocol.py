@@ -111,7 +111,9 @@ def evaluate(
     labels, classes = torch.tensor(images.labels), images.classes
     shots = count_shots(labels, classes, shots)
     maker = as_synthesizer(synthesizer).with_class_names(images.names)
-    conditioned = _is_conditioned(maker, len(classes))
+    conditioned = maker.conditioner.needs_label(maker.model) and all(
+        maker.conditioner.condition(label, maker.model) is not None
+        for label in range(len(classes)))
     compared = _settings(presets, dict(settings or {}), maker, conditioned)
     side = image_size or min(_IMAGE_SIZE, *maker.model.image_size)
     small = Small(maker.model.channels, (side, side))
@@ -201,13 +203,6 @@ def _settings(
     if not (presets or changes) and maker.requested_settings not in found.values():
         found[GIVEN] = maker.requested_settings
     return found
-
-
-def _is_conditioned(maker: Synthesizer, classes: int) -> bool:
-    """Whether the model is conditioned on the class, for all of them."""
-    conditioner, model = maker.conditioner, maker.model
-    return conditioner.needs_label(model) and all(
-        conditioner.condition(label, model) is not None for label in range(classes))
 
 
 def make_makers(

@@ -130,7 +130,5 @@ def test_clip_refuses_what_it_cannot_use(clip_folder):
         CLIPClassifier("cat", str(clip_folder))
     with pytest.raises(ValueError, match=r"prompt must contain \{\}"):
         CLIPClassifier(NAMES, str(clip_folder), prompt="a photo")
-    classifier = CLIPClassifier(NAMES, str(clip_folder))
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\] and not be normalised"):
-        classifier(torch.randn(2, 3, 16, 16) * 4)
-    assert classifier(torch.rand(0, 1, 9, 7)).shape == (0, 3)
+        CLIPClassifier(NAMES, str(clip_folder))(torch.randn(2, 3, 16, 16) * 4)

@@ -6,12 +6,12 @@ from dreamda_aug.amst import PerImage, StrongView, WeakView
 
 
 @pytest.mark.parametrize("view", [WeakView(), StrongView()])
-@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (3, 3, 33, 20), (2, 3, 1, 1), (0, 3, 8, 8)])
+@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (3, 3, 33, 20), (2, 3, 1, 1)])
 def test_views_keep_shape_type_and_range(view, shape):
     for dtype in (torch.float32, torch.bfloat16):
         result = view(torch.rand(shape).to(dtype))
         assert result.shape == shape and result.dtype == dtype
-        assert len(result) == 0 or (result.min() >= 0 and result.max() <= 1)
+        assert result.min() >= 0 and result.max() <= 1
 
 
 @pytest.mark.parametrize("view", [WeakView(), StrongView()])

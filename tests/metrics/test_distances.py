@@ -38,12 +38,6 @@ def test_nearest_matches_scipy_with_and_without_what_does_not_count(tile):
     np.testing.assert_allclose(found, full.min(1), rtol=1e-9)
 
 
-def test_of_a_copy_the_distance_is_exactly_0():
-    training = torch.rand(20, 48, generator=torch.Generator().manual_seed(0))
-    found, index = nearest(training[[3, 7]], training)
-    assert found.tolist() == [0, 0] and index.tolist() == [3, 7]  # no rounding of a matrix product
-
-
 def test_replica_diversity_matches_scipys_pairwise_distances():
     distance = pytest.importorskip("scipy.spatial.distance")
     features, _ = sets(n=41)
