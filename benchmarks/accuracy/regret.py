@@ -57,7 +57,7 @@ def measure(setup: Setup, out: Path, shots: int, rng_seed: int) -> None:
         derive_seed(rng_seed, "test"), setup.device)  # fmt: skip
     # its number: other synthetic images than the choice was made with
     draw = Draw(found.draws, trainer, source, (images.test.pixels, images.test.labels), makers,
-                arms, {})  # fmt: skip
+                arms)  # fmt: skip
     record = {
         "task": task.name, "shots": shots, "rng_seed": rng_seed, "recommended": chosen.name,
         "verdict": found.verdict, "test": {arm.name: draw.run(arm).accuracy for arm in arms},

@@ -58,7 +58,6 @@ class Draw:
         test: held-out images and their classes.
         makers: preset -> what makes its images.
         arms: all that will be run; of each preset, images are made for the largest ratio once.
-        seconds: "generation" and "training", added to with each arm.
     """
 
     number: int
@@ -67,16 +66,15 @@ class Draw:
     test: Labeled
     makers: Mapping[str, Synthesizer]
     arms: Sequence[Arm]
-    seconds: dict[str, float]
     _made: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, arm: Arm) -> Run:
         """Train an arm, and test it."""
         pool, trainer = self._pool(arm) if arm.preset else None, self.trainer
-        began = time.perf_counter()
+        began, kept = time.perf_counter(), None
         if pool is None or arm.labels == "seed":
             view = trainer.weak if arm.name == REAL else self._strong
-            classifier, kept = trainer.supervised(arm.name, view, pool), None
+            classifier = trainer.supervised(arm.name, view, pool)
         else:
             prior = None if arm.labels == "AMST" else estimate_label_prior(
                 self.makers[arm.preset].model, (trainer.pixels, trainer.labels), pool,
@@ -86,8 +84,7 @@ class Draw:
             classifier = training.wrapper.model
             kept = training.reports[-1].seed_label_agreement
         accuracy = class_accuracy(classifier, *self.test, trainer.device)
-        spent = self._spend("training", began)
-        return Run(arm.name, self.number, accuracy, round(spent, 1), kept)
+        return Run(arm.name, self.number, accuracy, time.perf_counter() - began, kept)
 
     def measure(self) -> tuple[float, float]:
         """Seconds of an optimizer step, from a few, and of an image of the slowest preset."""
@@ -107,20 +104,14 @@ class Draw:
     def _ratio(self, preset: str) -> int:
         return max(arm.expansion_ratio for arm in self.arms if arm.preset == preset)
 
-    def _spend(self, kind: str, began: float) -> float:
-        spent = time.perf_counter() - began
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + spent
-        return spent
-
     def _pool(self, arm: Arm) -> Labeled:
         """The first images of each labeled one, of those that are made for all arms."""
         if arm.preset not in self._made:
-            began, count = time.perf_counter(), len(self.images)
+            count = len(self.images)
             step = max(1, _CHUNK // self._ratio(arm.preset))
             self._made[arm.preset] = torch.cat([
                 self._make(arm.preset, range(first, min(first + step, count)))
                 for first in range(0, count, step)])
-            self._spend("generation", began)
         made = self._made[arm.preset][:, : arm.expansion_ratio]
         return made.flatten(0, 1), self.trainer.labels.repeat_interleave(arm.expansion_ratio)
 

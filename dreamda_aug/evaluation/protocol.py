@@ -150,13 +150,16 @@ def evaluate(
             labels[chosen], len(classes), weak, train_steps, train_batch_size, learning_rate,
             derive_seed(rng_seed, "training", draw), device)
         test = small.read(images.subset(held_out.tolist())), labels[held_out]
-        one = Draw(draw, trainer, mine, test, makers, missing, found.seconds)
+        one = Draw(draw, trainer, mine, test, makers, missing)
         if not announced:
             say(_announcement(found, one))
             announced = True
         for arm in missing:
-            run = one.run(arm)
+            began, run = time.perf_counter(), one.run(arm)
             found.runs.append(run)
+            rest = time.perf_counter() - began - run.seconds
+            for part, spent in (("training", run.seconds), ("generation", rest)):
+                found.seconds[part] = found.seconds.get(part, 0.0) + spent
             if out is not None:
                 found.save(out)
             say(f"draw {draw + 1} of {draws}  {arm.name}: {100 * run.accuracy:.1f} % "

@@ -48,7 +48,7 @@ class Run:
         arm: its name.
         draw: number of the draw, from 0.
         accuracy: on the held-out images, averaged over classes, in [0, 1].
-        seconds: time of training, and of estimating a label prior.
+        seconds: time of training, of testing and, for AMST+, of estimating the label prior.
         labels_kept: share of AMST's labels that are the seed image's; None without AMST.
     """
 
