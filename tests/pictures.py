@@ -1,4 +1,4 @@
-"""Small images of every mode for the tests."""
+"""Small images of every kind for the tests."""
 
 import numpy as np
 import PIL.Image
@@ -19,3 +19,9 @@ def picture(mode, size=(20, 24), rng_seed=0):
         image.putalpha(PIL.Image.fromarray(array[..., 1]))
         return image
     return image.convert(mode)
+
+
+def array(shape, dtype="u1"):
+    """An image array of random numbers in [0, 255], or floats in [0, 1]."""
+    values = np.random.default_rng(0).integers(0, 256, shape)
+    return (values / 255 if np.dtype(dtype).kind == "f" else values).astype(dtype)

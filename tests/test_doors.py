@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pictures import picture
+from pictures import MODES, array, picture
 from pipelines import pixel_pipeline
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -123,19 +123,13 @@ def door(model, synthesizer, monkeypatch, tmp_path):
     return opened
 
 
-def array(shape, dtype="u1"):
-    values = np.random.default_rng(0).integers(0, 256, shape)
-    return (values / 255 if np.dtype(dtype).kind == "f" else values).astype(dtype)
-
-
 def tensor(dtype, channels=3):
     values = torch.randint(256, (channels, 16, 16), generator=torch.Generator().manual_seed(0))
     return values.div(255).to(dtype) if dtype.is_floating_point else values.to(dtype)
 
 
 IMAGES = {
-    **{f"PIL {mode}": picture(mode, (16, 16)) for mode in (
-        "L", "RGB", "RGBA", "LA", "P", "1", "I;16", "I", "F", "CMYK")},
+    **{f"PIL {mode}": picture(mode, (16, 16)) for mode in MODES},
     **{str(dtype): tensor(dtype) for dtype in (
         torch.uint8, torch.int16, torch.uint16, torch.float32, torch.float16, torch.bfloat16,
         torch.float64)},

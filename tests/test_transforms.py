@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from pictures import picture
+from pictures import array, picture
 from pipelines import pixel_pipeline
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -30,11 +30,6 @@ def augment(colour):
     return DreamDAugment(colour, **FAST)
 
 
-def array_of(shape, dtype):
-    values = np.random.default_rng(0).integers(0, 256, shape)
-    return (values / 255 if np.dtype(dtype).kind == "f" else values).astype(dtype)
-
-
 def kind_of(image):
     if isinstance(image, PIL.Image.Image):
         return type(image), image.mode, image.size
@@ -42,10 +37,9 @@ def kind_of(image):
 
 
 @pytest.mark.parametrize("image", [
-    picture("RGBA"), picture("P"), picture("I;16"), torch.rand(3, 16, 16).half(),
-    torch.arange(960, dtype=torch.int16).reshape(2, 1, 20, 24), tv_tensors.Image(torch.rand(
-        2, 3, 16, 16)), array_of((16, 16), "f4"), array_of((20, 24), ">u2"),
-    array_of((16, 16, 1), "i4"), array_of((20, 24, 4), "u1"),
+    picture("RGBA"), picture("I;16"), array((20, 24), ">u2"), array((20, 24, 4)),
+    torch.arange(960, dtype=torch.int16).reshape(2, 1, 20, 24),
+    tv_tensors.Image(torch.rand(2, 3, 16, 16)),
 ], ids=lambda image: str(kind_of(image)))
 def test_what_comes_back_is_of_the_kind_of_the_image(augment, image):
     given = np.asarray(image).copy()
@@ -63,7 +57,7 @@ def test_what_comes_back_is_of_the_kind_of_the_image(augment, image):
     lambda image, label: {"image": image, "label": label},
 ])
 def test_labels_beside_an_array_pass_through_untouched(augment, label, make):
-    image = array_of((16, 16, 3), "u1")
+    image = array((16, 16, 3))
     made = augment(make(image, label))
     values = list(made.values()) if isinstance(made, dict) else list(made)
     new, = (value for value in values if value is not label)
@@ -72,9 +66,9 @@ def test_labels_beside_an_array_pass_through_untouched(augment, label, make):
 
 
 @pytest.mark.parametrize("sample, error, message", [
-    ((array_of((16, 16), "f4"), np.eye(5)), TypeError,
+    ((array((16, 16), "f4"), np.eye(5)), TypeError,
      r"cannot tell which array .* \(16, 16\) of float32, \(5, 5\) of float64; give the image as"),
-    (array_of((3, 16, 18), "u1"), ValueError, "an image array must have shape .* channels first"),
+    (array((3, 16, 18)), ValueError, "an image array must have shape .* channels first"),
     (np.zeros((16, 16), bool), ValueError, "must be integer or float, got bool"),
     ({"label": 3}, TypeError, "found no image in the sample"),
 ])
@@ -96,13 +90,6 @@ def test_p_zero_changes_nothing_and_loads_no_model():
     augment = DreamDAugment("nobody/never-loaded", p=0.0)
     image = picture("RGB")
     assert augment(image, 1) == (image, 1)
-
-
-@pytest.mark.parametrize("image", [picture("RGB"), array_of((24, 20, 3), "u1")], ids=type)
-def test_it_works_in_compose_before_other_transforms(augment, image):
-    pipeline = v2.Compose([augment, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-    made, label = pipeline(image, np.int64(1))
-    assert made.shape == (3, 24, 20) and 0 <= made.min() and made.max() <= 1 and label == 1
 
 
 def test_torch_manual_seed_decides_the_replica(augment):

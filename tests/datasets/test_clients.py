@@ -4,6 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pictures import array
 from pipelines import pixel_pipeline
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
@@ -24,10 +25,6 @@ def synthesizer():
                        cache=None, batch_size=4)
 
 
-def arrays(count=4, channels=()):
-    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, *channels), dtype=np.uint8)
-
-
 class Rows:
     """A dataset of given samples."""
 
@@ -43,7 +40,7 @@ class Rows:
 
 def test_dicts_stay_dicts_and_what_else_they_hold_stays_with_the_seed(synthesizer):
     rows = Rows(*({"image": image, "label": i, "patient": f"p{i}"}
-                  for i, image in enumerate(arrays(2))))
+                  for i, image in enumerate(array((2, 16, 16)))))
     both = AugmentedDataset(rows, synthesizer, 2, transform=TO_FLOAT, with_origin=True)
     sample = both[4]
     assert sample.keys() == {"image", "label", "patient", "origin"}
@@ -58,7 +55,7 @@ def test_dicts_stay_dicts_and_what_else_they_hold_stays_with_the_seed(synthesize
     lambda image, i: {"img": PIL.Image.fromarray(image), "labels": torch.tensor(i)},
 ])
 def test_expand_takes_the_same_rows_and_reads_them_back(synthesizer, tmp_path, make):
-    rows = Rows(*(make(image, i) for i, image in enumerate(arrays(3))))
+    rows = Rows(*(make(image, i) for i, image in enumerate(array((3, 16, 16)))))
     assert expand(rows, tmp_path / "out", synthesizer, 2).stats.images == {"0": 2, "1": 2, "2": 2}
     stored = AugmentedDataset.from_folder(rows, tmp_path / "out")
     live = AugmentedDataset(rows, synthesizer, 2)
@@ -116,8 +113,8 @@ def table():
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(),
                                   "label": datasets.ClassLabel(names=["cat", "dog"])})
-    rows = {"image": [PIL.Image.fromarray(each) for each in arrays()], "label": [0, 1, 1, 0]}
-    return datasets.Dataset.from_dict(rows, features=features)
+    images = list(map(PIL.Image.fromarray, array((4, 16, 16))))
+    return datasets.Dataset.from_dict({"image": images, "label": [0, 1, 1, 0]}, features=features)
 
 
 def test_hugging_face_datasets_can_be_augmented_and_expanded(table, synthesizer, tmp_path):
@@ -187,7 +184,7 @@ def test_a_hugging_face_dataset_hands_the_transform_images_and_labels(table, cla
 
 @pytest.fixture
 def class_folders(tmp_path):
-    for name, image in zip(("cat", "dog"), arrays(2, (3,)), strict=True):
+    for name, image in zip(("cat", "dog"), array((2, 16, 16, 3)), strict=True):
         (tmp_path / name).mkdir()
         PIL.Image.fromarray(image).save(tmp_path / name / "0.png")
     return tmp_path
@@ -209,7 +206,7 @@ def test_monais_transforms_that_load_the_file_come_first(synthesizer, tmp_path):
     loading = monai.Compose([
         monai.LoadImaged("image", ensure_channel_first=True, reverse_indexing=False),
         monai.ScaleIntensityRanged("image", 0, 255, 0.0, 1.0)])
-    PIL.Image.fromarray(arrays(1)[0]).save(tmp_path / "0.png")
+    PIL.Image.fromarray(array((16, 16))).save(tmp_path / "0.png")
     sample = {"image": str(tmp_path / "0.png"), "label": 1}
     augment, loaded = DreamDAugment(synthesizer, p=1.0), loading(sample)
     made = augment(loaded)
@@ -240,5 +237,5 @@ def test_torchgeos_transforms_of_whole_dicts_run_after_generation(class_folders,
 
 def test_fastais_images_stay_what_its_transforms_are_chosen_by(synthesizer):
     vision = pytest.importorskip("fastai.vision.core")
-    image = vision.PILImage.create(arrays(1, (3,))[0])
+    image = vision.PILImage.create(array((16, 16, 3)))
     assert type(DreamDAugment(synthesizer, p=1.0)(image)) is vision.PILImage

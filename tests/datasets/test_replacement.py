@@ -99,11 +99,8 @@ def test_an_expansion_is_drawn_from_in_the_same_way(tmp_path):
         AugmentedDataset.from_folder(real, tmp_path / "cats", replace=2)
 
 
-def test_epochs_that_are_not_set_are_a_warning_and_parts_have_no_place():
+def test_parts_have_no_place():
     data = dataset(4, 0.0)
-    list(DataLoader(data, 2))
-    with pytest.warns(UserWarning, match="epoch 0 are being served a second time; call set_epoch"):
-        list(DataLoader(data, 2))
     for name in ("real", "synthetic"):
         with pytest.raises(AttributeError, match="with replace, .* origin.index. tells which"):
             getattr(data, name)
