@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamda_aug.adaptation.loop import LoopSettings, TrainingLoop, open_processes
-from dreamda_aug.adaptation.lora import AdaptedModel, is_named, own_model, prepare_conditions
+from dreamda_aug.adaptation.lora import AdaptedModel, is_named, own_model
 from dreamda_aug.adaptation.training_images import read_images
 from dreamda_aug.adaptation.training_state import (
     CHECKPOINT,
@@ -221,28 +221,27 @@ def adapt(
     }
     if is_finished(folder / CARD, FORMAT, identity):
         return _read_adaptation(folder)
-    conditions = prepare_conditions(own, images.classes, prompt, class_map or {})
     if settings.gradient_checkpointing:
         own.unet.enable_gradient_checkpointing()
     if is_named(model) and own.vae is not None and own.device.type != "cpu":
         own.vae.to("cpu")  # it has encoded the images, and is not needed any more
-    adapted = AdaptedModel(own, conditions, settings.rank, settings.rng_seed,
-                           settings.prior_weight)
+    adapted = AdaptedModel(own, images.classes, prompt, class_map or {}, settings.rank,
+                           settings.rng_seed, settings.prior_weight)
     own.channels_last()
     found = TrainingLoop(
         adapted, images, loop_settings, processes, folder, identity, progress).run()
     if processes.is_main_process:
         lora = safetensors.torch.save(adapted.lora_tensors(), {"format": "pt"})
         write_atomically(folder / LORA, lora)
-        if conditions.rows is not None:
-            rows = safetensors.torch.save({"rows": conditions.rows.embedding()})
+        if adapted.rows is not None:
+            rows = safetensors.torch.save({"rows": adapted.rows.embedding()})
             write_atomically(folder / CLASS_ROWS, rows)
         finish(folder / CARD, FORMAT, {
             "base": base,
             "classes": {
                 "names": own.class_names,
                 "null_class": getattr(own.conditioning, "null_class", None),
-                "of_images": images.classes, "started_from": conditions.started_from,
+                "of_images": images.classes, "started_from": adapted.started_from,
             },
             "loss": _conclude(found),
             "data": {"name": data_name(source), "images": len(images.x_0),

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,58 +85,42 @@ class ClassRows(nn.Module):
         return (self.initial.float() + self.delta.detach()).cpu()
 
 
-class Conditions(NamedTuple):
-    """What a model is trained under.
-
-    Attributes:
-        of_labels: the condition of each class, in label order, and at the end None, for no class.
-        started_from: the class or prompt of the model that each class began as.
-        rows: what is trained of them, if anything.
-    """
-
-    of_labels: list[Condition]
-    started_from: dict[str, str]
-    rows: ClassRows | None = None
-
-
-def prepare_conditions(
-    model: UNetModel, classes: Sequence[str], prompt: str, class_map: ClassMap
-) -> Conditions:
-    """The conditions that a model of this kind is trained under; arguments are those of `adapt`."""
-    kind = model.condition_kind
-    if class_map and (kind != "class" or not classes):
-        raise ValueError("class_map is for class-conditional models and images with labels, got "
-                         f"{dict(class_map)!r} for {model.name}.")
-    if kind == "class":
-        rows = ClassRows(model, classes, class_map)
-        return Conditions([*range(len(classes)), None], rows.started_from, rows)
-    if kind == "none":
-        return Conditions([None] * (len(classes) + 1), {})
-    conditioner = Conditioner(classes or None, prompt)
-    prompts = [conditioner.condition(label, model) for label in range(len(classes))]
-    model.embed_only([*prompts, None])
-    return Conditions([*prompts, None], dict(zip(classes, map(repr, prompts), strict=True)))
-
-
 class AdaptedModel:
-    """A model with LoRA layers on its attention and its convolutions.
+    """A model with LoRA on its attention and its convolutions; arguments are those of `adapt`.
 
     The caller's own model is changed and frozen. The LoRA matrices begin such that they change
-    nothing; their scale is 1: alpha is the rank. ``parameters`` are float32.
+    nothing; their scale is 1: alpha is the rank. ``parameters`` are float32. ``started_from`` has
+    the class or prompt of the model that each class began as.
     """
 
     def __init__(
-        self, model: UNetModel, conditions: Conditions, rank: int, rng_seed: int,
-        prior_weight: float = 0.0,
+        self, model: UNetModel, classes: Sequence[str], prompt: str, class_map: ClassMap,
+        rank: int, rng_seed: int, prior_weight: float = 0.0,
     ):
-        self.model, self.conditions = model, conditions.of_labels
-        self._prior_weight = prior_weight
+        kind = model.condition_kind
+        if class_map and (kind != "class" or not classes):
+            raise ValueError("class_map is for class-conditional models and images with labels, "
+                             f"got {dict(class_map)!r} for {model.name}.")
+        self.model, self._prior_weight = model, prior_weight
+        self.conditions: list[Condition] = [None] * (len(classes) + 1)
+        self.started_from: dict[str, str] = {}
+        self.rows: ClassRows | None = None
+        if kind == "class":
+            self.rows = ClassRows(model, classes, class_map)
+            self.started_from = self.rows.started_from
+            self.conditions[:-1] = range(len(classes))
+        elif kind == "text":
+            conditioner = Conditioner(classes or None, prompt)
+            self.conditions[:-1] = [
+                conditioner.condition(label, model) for label in range(len(classes))]
+            self.started_from = dict(zip(classes, map(repr, self.conditions)))
+            model.embed_only(self.conditions)
         model.unet.requires_grad_(False)
         self._lora = add_lora(model.unet, rank, rng_seed)
         self.parameters = dict(self._lora)
-        if conditions.rows is not None:
-            conditions.rows.delta.requires_grad_(True)
-            self.parameters["class_rows"] = conditions.rows.delta
+        if self.rows is not None:
+            self.rows.delta.requires_grad_(True)
+            self.parameters["class_rows"] = self.rows.delta
         self.kept: dict[str, Tensor] = dict(self.parameters)
         self.state = self.kept  # nothing else changes
         self._layers = _adapters(model.unet)

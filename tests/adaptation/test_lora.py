@@ -4,7 +4,7 @@ import pytest
 import torch
 from pipelines import pixel_pipeline
 
-from dreamda_aug.adaptation.lora import AdaptedModel, ClassRows, own_model, prepare_conditions
+from dreamda_aug.adaptation.lora import AdaptedModel, ClassRows, own_model
 from dreamda_aug.adaptation.training_state import copied, restore
 from dreamda_aug.errors import ModelError
 from dreamda_aug.models.adapted import base_identity, check_base
@@ -15,7 +15,7 @@ T = torch.tensor([10, 700])
 
 
 def adapted(model, rng_seed=0):
-    return AdaptedModel(model, prepare_conditions(model, [], "", {}), 2, rng_seed)
+    return AdaptedModel(model, [], "", {}, 2, rng_seed)
 
 
 def shaken(model):

@@ -68,13 +68,6 @@ def test_every_position_has_its_pictures_figures_and_lines(exploration):
     assert eval(python, {"Synthesizer": dict})["noise_scale"] == 4
 
 
-def test_the_best_position_is_the_furthest_that_keeps_the_labels(exploration):
-    best = exploration.choices[exploration.best].point
-    keeping = [c.point for c in exploration.choices if c.point.agreement >= 0.9]
-    assert best == max([point for point in keeping if point.noise_scale == 0],
-                       key=lambda point: point.distance)
-
-
 def test_one_class_is_measured_without_a_judge(synthesizer):
     found = run(synthesizer, noise(classes=1), strengths=(0.5,))
     assert not found.judge and found.best == 0
