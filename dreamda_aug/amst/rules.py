@@ -6,7 +6,6 @@ published method with its name, and our own [ours].
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -213,19 +212,17 @@ def consistency_terms(
     return terms * (confidence >= confidence_threshold)
 
 
-def orthogonality_loss(weights: Sequence[Tensor], views: Sequence[ViewName]) -> Tensor:
-    """Mean ``|W_i·W_jᵀ|`` over all pairs of heads that see the same view.
+def orthogonality_loss(weights: Sequence[Tensor]) -> Tensor:
+    """Mean ``|W_i·W_jᵀ|`` over the two pairs of heads that see the same view.
 
     Args:
-        weights: one (C, D) matrix per head.
-        views: the view of each head, in the same order.
+        weights: one (C, D) matrix per head: two on the weak view, then two on the strong one.
 
     Source: Saito et al. 2017 (asymmetric tri-training), arXiv:1702.08400, eq. 1, whose sum is
     replaced by a mean so that the weight does not depend on the number of classes (ours).
     """
-    return torch.stack([
-        (weights[i] @ weights[j].T).abs().mean()
-        for i, j in itertools.combinations(range(len(weights)), 2) if views[i] == views[j]]).mean()
+    return torch.stack([(first @ second.T).abs().mean()
+                        for first, second in (weights[:2], weights[2:])]).mean()
 
 
 def align_distribution(probabilities: Tensor, average: Tensor, target: Tensor) -> Tensor:

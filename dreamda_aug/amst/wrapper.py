@@ -260,7 +260,7 @@ class AMSTWrapper(nn.Module):
             for head, view in zip(self.auxiliary_heads, HEAD_VIEWS, strict=True)]).mean()
 
     def _orthogonality(self) -> Tensor:
-        return orthogonality_loss([head.weight for head in self.auxiliary_heads], HEAD_VIEWS)
+        return orthogonality_loss([head.weight for head in self.auxiliary_heads])
 
     def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features, (N, D), and float32 logits, (N, classes), all of them finite."""
