@@ -162,20 +162,16 @@ def explore(
          for name, value in (arguments or {}).items()})
 
 
-def render_exploration(exploration: Exploration) -> str:
-    """The page: one file, no requests; every value is escaped."""
+def write_exploration(exploration: Exploration, out: str | Path) -> None:
+    """Write the page, whole or not at all; ValueError if ``out`` is a URL."""
     points = [choice.point for choice in exploration.choices]
     # milder first
     dials = [(name, title, meaning, sorted({float(getattr(point, name)) for point in points},
                                            reverse=name == "replay"))
              for name, title, meaning in _DIALS]
-    return render_page("explore.html.jinja", "explore.js", "report.css", "explore.css",
+    page = render_page("explore.html.jinja", "explore.js", "report.css", "explore.css",
                        page=exploration, dials=dials, min_agreement=MIN_AGREEMENT)
-
-
-def write_exploration(exploration: Exploration, out: str | Path) -> None:
-    """Write the page, whole or not at all; ValueError if ``out`` is a URL."""
-    write_atomically(local_path(out, "out", WRITE_HERE), render_exploration(exploration).encode())
+    write_atomically(local_path(out, "out", WRITE_HERE), page.encode())
 
 
 def _data(image: Tensor) -> str:

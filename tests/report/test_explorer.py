@@ -12,7 +12,7 @@ from dreamda_aug import Synthesizer
 from dreamda_aug.cli.main import main
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.models.unet import UNetModel
-from dreamda_aug.report.explorer import explore, render_exploration
+from dreamda_aug.report.explorer import explore, write_exploration
 
 EVIL = "<b>&\"'x"
 GRIDS = dict(strengths=(0.5, 1.0), replays=(1.0, 0.5), noise_scales=(0.0, 4.0))
@@ -43,8 +43,10 @@ def exploration(synthesizer):
 
 
 @pytest.fixture(scope="module")
-def page(exploration):
-    return render_exploration(exploration)
+def page(exploration, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pages") / "explore.html"
+    write_exploration(exploration, path)
+    return path.read_text()
 
 
 def test_every_position_has_its_pictures_figures_and_lines(exploration):
@@ -68,10 +70,11 @@ def test_every_position_has_its_pictures_figures_and_lines(exploration):
     assert eval(python, {"Synthesizer": dict})["noise_scale"] == 4
 
 
-def test_one_class_is_measured_without_a_judge(synthesizer):
+def test_one_class_is_measured_without_a_judge(synthesizer, tmp_path):
     found = run(synthesizer, noise(classes=1), strengths=(0.5,))
     assert not found.judge and found.best == 0
-    assert "Labels were not judged" in render_exploration(found)
+    write_exploration(found, tmp_path / "page.html")
+    assert "Labels were not judged" in (tmp_path / "page.html").read_text()
 
 
 def test_the_page_asks_nothing_of_a_network_and_shows_names_as_they_are(page):
