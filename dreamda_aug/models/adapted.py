@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreamda_aug.errors import ModelError, StorageError
 from dreamda_aug.files import parse_json, read_json, regular_file
-from dreamda_aug.models.fingerprints import digest_of
+from dreamda_aug.models.fingerprints import digest_of, quick_look
 
 FORMAT = "dreamda-adaptation"
 CARD = "adaptation.json"
@@ -27,8 +27,9 @@ UNLOADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, Arith
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 # The names that peft's ``save_pretrained`` gives its files.
 _PEFT, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What diffusers and peft call the matrices of a layer; some trainers add the scale's numerator.
-_KEY = re.compile(r"(.+)\.(?:lora_(A|B)(?:\.default)?\.weight|(alpha))")
+# What diffusers and peft call the matrices of a layer, perhaps with the name of an adapter; some
+# trainers add the scale's numerator.
+_KEY = re.compile(r"(.+)\.(?:lora_(A|B)(?:\.\w+)?\.weight|(alpha))")
 # bfloat16 keeps 8 bits, so that a rounded weight is off by 0.4 % at most.
 _ROUNDING = 0.01
 
@@ -162,19 +163,24 @@ def _apply_foreign(pipeline: Any, lora: str | Path) -> None:
         config = read_json(path.with_name(_PEFT_CONFIG))
     parts = {part: module for part in _PARTS
              if isinstance(module := getattr(pipeline, part, None), nn.Module)}
+    before = quick_look(*parts.values())
     if _by_layer(parts, tensors)[0] or not tensors:
         add_lora_weights(parts, tensors, config)
-        return
-    # the layout of another trainer, which diffusers converts
-    is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
-    if is_loader:
-        pipeline.load_lora_weights(tensors)
-        loaded = sum(".lora_" in key or ".lokr_" in key
-                     for part in parts.values() for key, _ in part.named_parameters())
-    if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
-        raise _misfit(parts, tensors)
-    pipeline.fuse_lora(safe_fusing=True)  # refuses NaN
-    pipeline.unload_lora_weights()
+    else:  # the layout of another trainer, which diffusers converts
+        is_loader, loaded = isinstance(pipeline, LoraBaseMixin), 0
+        if is_loader:
+            try:
+                pipeline.load_lora_weights(tensors)
+            except UNLOADABLE as error:
+                raise ModelError(f"{_misfit(parts, tensors)} ({error})") from error
+            loaded = sum(".lora_" in key or ".lokr_" in key
+                         for part in parts.values() for key, _ in part.named_parameters())
+        if loaded == 0 or loaded < sum(".lora_" in key for key in tensors):
+            raise _misfit(parts, tensors)
+        pipeline.fuse_lora(safe_fusing=True)  # refuses NaN
+        pipeline.unload_lora_weights()
+    if quick_look(*parts.values()) == before:
+        raise ModelError("the weights change nothing: every lora_B is 0, or the scale is")
 
 
 def _lora_file(lora: str | Path) -> Path:
@@ -213,7 +219,8 @@ def _by_layer(
         layer = next((end for end in ends if end in known[part]), "")
         # one prefix for each part: a layer that is found behind another one is found by chance
         prefix = name.removesuffix(layer)
-        if layer and prefixes.setdefault(part, prefix) == prefix:
+        is_taken = (side or alpha) in layers.get((part, layer), {})  # by another adapter
+        if layer and not is_taken and prefixes.setdefault(part, prefix) == prefix:
             layers.setdefault((part, layer), {})[side or alpha] = tensors[key]
         else:
             unknown.append(key)

@@ -34,6 +34,8 @@ def path_kind(scheduler: Any) -> Kind:
     Raises:
         ModelError: its class, prediction type, thresholding or betas are not supported.
     """
+    if scheduler is None:
+        raise ModelError("the pipeline must have a scheduler, got None.")
     kind, config = type(scheduler).__name__, scheduler.config
     predicts = config.get("prediction_type", "epsilon")
     if config.get("thresholding"):
@@ -101,6 +103,9 @@ def build_schedule(
     else:
         count = max(1, round(steps * strength))
         timesteps, levels = _even_steps(scheduler, kind, strength, count, shift_mu)
+    if not (timesteps.isfinite().all() and levels.isfinite().all()):
+        raise ModelError(f"{type(scheduler).__name__} has noise levels that are not finite; check "
+                         "its shift, sigma_min and sigma_max.")
     predicts = config.get("prediction_type", "epsilon")
     if kind == "flow":
         return NoiseSchedule(timesteps, 1 - levels, levels, "flow")

@@ -113,9 +113,11 @@ def _check_unet(unet: Any) -> None:
             "perturbation enters. Use a U-Net model such as Stable Diffusion 1.x, 2.x or XL.")
     # those with learned variance give twice the channels
     check_denoiser(unet, min(config.in_channels, config.out_channels))
-    if not config.sample_size:
+    size = config.sample_size
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ModelError(f"{kind} must have a number or two as sample_size in its configuration, "
-                         f"found {config.sample_size!r}.")
+                         f"found {size!r}.")
 
 
 def check_image_size(image_size: int, width: Width) -> None:

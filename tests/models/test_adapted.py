@@ -140,6 +140,9 @@ PAIR = {f"unet.{Q}.lora_A.weight": A, f"unet.{Q}.lora_B.weight": B}
     ({"conv_in.weight": A}, "Invalid LoRA checkpoint"),
     ({**PAIR, f"unet.{Q}.lora_B.weight": torch.ones(9, 2)}, r"\(9, 8\), is not .* \(8, 8\)"),
     ({**PAIR, f"unet.{Q}.lora_magnitude_vector": torch.ones(8)}, "lora_magnitude_vector"),
+    ({**PAIR, f"unet.{Q}.lora_A.other.weight": A}, "lora_A.weight', which fit no layer"),
+    ({**PAIR, f"unet.{Q}.lora_B.weight": B * 0}, "change nothing: every lora_B is 0"),
+    ({f"unet.{Q}.lora_down.weight": A}, "expected keys such as .*found .*lora_down.weight'"),
 ])
 def test_weights_that_would_have_no_effect_or_a_wrong_one_are_refused(
     folder, tmp_path, tensors, message
@@ -148,6 +151,16 @@ def test_weights_that_would_have_no_effect_or_a_wrong_one_are_refused(
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, path)
     with pytest.raises(ModelError, match=f"could not load '{path}' as LoRA weights .*{message}"):
         load_model(folder, device="cpu", lora=path)
+
+
+def test_the_name_of_an_adapter_may_stand_in_the_keys(folder, tmp_path):
+    found = []
+    for name in (".", ".mine."):
+        save_file({key.replace(".weight", f"{name}weight"): tensor for key, tensor in PAIR.items()},
+                  tmp_path / "lora.safetensors")
+        model = load_model(folder, device="cpu", lora=tmp_path / "lora.safetensors")
+        found.append(model.unet.get_submodule(Q).weight)
+    assert torch.equal(*found)
 
 
 def test_files_that_are_no_lora_weights_are_refused(folder, tmp_path):

@@ -82,6 +82,8 @@ def without_a_tensor(folder):
 @pytest.mark.parametrize("damage, message", [
     (without_a_tensor, "lacks the weights unet.conv_in.weight"),
     (lambda f: damaged(f, "unet/config.json", sample_size=None), "sample_size .* found None"),
+    (lambda f: damaged(f, "unet/config.json", sample_size=-16), "sample_size .* found -16"),
+    (lambda f: damaged(f, "model_index.json", scheduler=[None, None]), "must have a scheduler"),
     (lambda f: damaged(f, "training.json", class_names=[1]), "class_names must be a list of text"),
     (lambda f: damaged(f, "training.json", class_names=list("abcde")), "has 4 classes.* got 5"),
     (lambda f: (f / "model_index.json").unlink(), r"no file named model_index\.json"),

@@ -124,9 +124,11 @@ ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     (make(**ZERO_SNR), 10, 1.0, "scheduler", r"strength must be below 1.* got 1\.0"),
     (make(), 10, 0.05, "scheduler", r"strength 0\.05 of 10 steps .* steps >= 20"),
     (make(), 1500, 1.0, "uniform", "steps must be at most 1000.*got 1500"),
+    (EDMEulerScheduler(sigma_min=0), 4, 1.0, "uniform", "EDMEulerScheduler has noise levels that"),
+    (FlowMatchEulerDiscreteScheduler(shift=float("nan")), 4, 1.0, "scheduler", "are not finite"),
 ])
 def test_numbers_that_cannot_be_run_are_refused(scheduler, steps, strength, spacing, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, ModelError), match=message):
         build(scheduler, steps, strength, spacing)
 
 
