@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         130 for Ctrl-C; 141 if the reader of the output has closed it, as ``| head`` does.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as `>&-` does
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             return _run(argv)

@@ -13,19 +13,23 @@ import types
 import typing
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from dreamda_aug.errors import StorageError
+from dreamda_aug.files import open_file
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.method.settings import resolve_settings
 from dreamda_aug.models import ModelSpec
 
-# Prints a line at once, also into a pipe.
-say = partial(print, flush=True)
 _METAVARS: dict[Any, str] = {int: "N", float: "X"}
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
+
+
+def say(line: object) -> None:
+    """Print a line at once, also into a pipe, and whatever a path in it is made of."""
+    print(str(line).encode(errors="backslashreplace").decode(), flush=True)
 
 
 class Options:
@@ -158,8 +162,9 @@ def read_classes(classes: str | Path | None = None) -> list[str] | None:
     if classes is None:
         return None
     try:
-        text = Path(classes).read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
+        with open_file(classes) as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, ValueError, StorageError) as error:
         raise ValueError(
             f"{classes}: expected a file with a class name per line: {error}.") from error
     names = [line.strip() for line in text.splitlines() if line.strip()]

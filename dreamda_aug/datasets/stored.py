@@ -12,6 +12,7 @@ from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import StoredImages
 from dreamda_aug.expansion.manifest import ManifestLine, read_manifest, read_metadata
+from dreamda_aug.files import regular_file
 from dreamda_aug.inputs.dataset_reader import as_sized, find_classes, find_targets
 from dreamda_aug.inputs.pixels import Pixels
 from dreamda_aug.inputs.samples import plain_label
@@ -123,7 +124,7 @@ class StoredDataset(RealAndSynthetic):
     def _read(self, file: str, seed: int) -> Any:
         """A synthetic image in the type of its seed image."""
         if self._loader is not None and not self._stored.in_shard(file):
-            return self._loader(str(self.out / file))
+            return self._loader(str(regular_file(self.out / file)))
         image = self._stored.open(file)
         if self._loader is default_loader:
             return image.convert("RGB")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamda_aug.errors import StorageError
-from dreamda_aug.files import parse_json, write_atomically
+from dreamda_aug.files import read_json, write_atomically
 from dreamda_aug.statistics import interval, standard_error
 
 REAL, CLASSICAL = "real only", "RandAugment"
@@ -215,7 +215,7 @@ class Evaluation:
         Raises:
             StorageError: the file holds something else.
         """
-        found = parse_json(Path(path).read_bytes(), str(path))
+        found = read_json(path)
         try:
             return cls(found["settings"], [Arm(**arm) for arm in found["arms"]], found["plus"],
                        [Run(**run) for run in found["runs"]], found["seconds"], found["command"])

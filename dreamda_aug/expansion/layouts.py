@@ -23,9 +23,10 @@ from dreamda_aug.inputs.listing import UNREADABLE, open_image
 WORK = ".dreamda"
 # An empty file in the folder of a class that has no images: object stores have no empty folders.
 _NO_IMAGES = ".keep"
-# What else lies in a dataset's folder, or may be put there.
+# What else lies in a dataset's folder, or may be put there; and what names a device on Windows.
 _TAKEN = {"manifest.jsonl", "skipped.jsonl", "plan.json", "report.html", "metrics.json",
-          "sha256sums", "readme.md", "metadata.jsonl", "metadata.parquet", "croissant.json"}
+          "sha256sums", "readme.md", "metadata.jsonl", "metadata.parquet", "croissant.json",
+          "con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 class FolderLayout:

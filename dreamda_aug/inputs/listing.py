@@ -25,6 +25,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError
 MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 # 8192 x 8192. An image takes about 24 bytes a pixel while it is worked on: 1.6 GB for this many.
 MAX_PIXELS = 2**26
+# The pixels tell larger files apart.
+_MOST_HASHED = 10**9
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 _LABEL_COLUMNS = ("label", "class", "class_name", "target")
 
@@ -90,7 +92,9 @@ class Files:
         return image if self.targets is None else (image, self.targets[index])
 
     def digest(self, index: int) -> str:
-        """SHA-256 of a file, in hexadecimal; empty if it cannot be read."""
+        """SHA-256 of a file, in hexadecimal; empty if it cannot be read, or is larger than 1 GB."""
+        if self.sizes[index] > _MOST_HASHED:
+            return ""
         try:
             with open_file(self._place(index)) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,7 @@ from dreamda_aug.expansion.manifest import (
     read_metadata,
 )
 from dreamda_aug.expansion.regeneration import UNKNOWN, find_path, recorded_images
-from dreamda_aug.files import WRITE_HERE, local_path, parse_json, write_atomically
+from dreamda_aug.files import WRITE_HERE, local_path, read_json, write_atomically
 from dreamda_aug.inputs.listing import UNREADABLE
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.machine_paths import relative_name, without_paths
@@ -263,7 +263,7 @@ def _compute_metrics(root: Path, metadata: Mapping[str, Any], source: SeedImages
 def _read_metrics(root: Path) -> Iterator[tuple[str, str]]:
     path = root / METRICS
     if path.is_file():
-        for name, value in parse_json(path.read_bytes(), str(path)).items():
+        for name, value in read_json(path).items():
             text = " ".join(map(str, value)) if isinstance(value, list) else value
             if text not in (None, ""):
                 yield name, f"{text:.4g}" if isinstance(text, float) else str(text)

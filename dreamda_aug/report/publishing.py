@@ -6,16 +6,20 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from dreamda_aug.arguments import checked
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import WORK
 from dreamda_aug.expansion.manifest import CARD, MANIFEST, read_metadata
+from dreamda_aug.files import TEMPORARY
 
-# Never uploaded: unfinished work, and the page that shows the real seed images.
-_LEFT_OUT = [f"{WORK}/**", "**/.*", "report.html"]
+# Never uploaded: unfinished work, and the page that shows the real seed images. ".keep" in the
+# folder of a class without images goes along, or other classes would take its number.
+_LEFT_OUT = [f"{WORK}/**", "**/.[!k]*", f"*{TEMPORARY}", "report.html"]
 # The hub takes no more files in one folder.
 _MAX_FILES = 10_000
 
 
+@checked
 def push(
     root: str | Path, repo_id: str, *, private: bool | None = None, api: Any = None
 ) -> str:

@@ -10,7 +10,7 @@ import pytest
 from dreamda_aug import Settings
 from dreamda_aug.cli import main as entry
 from dreamda_aug.cli.main import main
-from dreamda_aug.cli.options import Options, read_classes, read_settings
+from dreamda_aug.cli.options import Options, read_classes, read_settings, say
 
 
 def work(
@@ -77,6 +77,11 @@ def test_help_and_defaults_are_those_of_the_library():
     for words in ([], ["from"], ["--target", "t"]):  # without a default they are required
         with pytest.raises(SystemExit):
             parser.parse_args(words)
+
+
+def test_a_path_of_any_bytes_can_be_said(capsys):
+    say("out\udcff")
+    assert capsys.readouterr().out == "out\\udcff\n"
 
 
 def test_settings_are_numbers_words_or_auto_for_what_was_calibrated():

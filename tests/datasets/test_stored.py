@@ -1,6 +1,8 @@
 """Real samples with synthetic ones from a folder: what the live dataset gives, without a model."""
 
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +97,16 @@ def test_other_real_data_is_refused(train, made, tmp_path):
         AugmentedDataset.from_folder(swapped, made)
     with pytest.raises(FileNotFoundError, match="plan.json: expected an expanded dataset"):
         AugmentedDataset.from_folder(ImageFolder(train), tmp_path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("made", ["folder"], indirect=True)
+def test_a_stored_image_that_is_a_pipe_is_not_waited_for(train, made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    (out / "cat" / "00000000_0000.png").unlink()
+    os.mkfifo(out / "cat" / "00000000_0000.png")
+    with pytest.raises(ExpansionError, match="expected a regular file, found a FIFO"):
+        _ = AugmentedDataset.from_folder(ImageFolder(train), out)[4]
 
 
 @pytest.mark.parametrize("made", ["folder"], indirect=True)

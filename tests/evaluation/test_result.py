@@ -1,5 +1,7 @@
 """Rankings, recommendations and verdicts, on made-up accuracies."""
 
+import os
+
 import pytest
 
 from dreamda_aug.errors import StorageError
@@ -81,3 +83,6 @@ def test_it_is_saved_and_loaded(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(StorageError, match=r"other.json: expected an evaluation, found other JSON"):
         Evaluation.load(tmp_path / "other.json")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(StorageError, match="expected a regular file, found a FIFO"):
+        Evaluation.load(tmp_path / "fifo")

@@ -118,5 +118,6 @@ def test_class_folders_have_names_that_every_file_system_bears_and_numbers_where
     names = folder_names(["0123", "Größe", "T-shirt/top", "a\\b:c", "class", ".."])
     assert list(names.values()) == ["0123", "Größe", "T-shirt_top", "a_b_c", "class", "class_2"]
     assert list(folder_names(["T-shirt/top", "t-shirt_TOP"]).values())[1] == "t-shirt_TOP_2"
+    assert list(folder_names(["COM7", "nul"]).values()) == ["COM7_2", "nul_2"]  # Windows' devices
     many = folder_names([f"class {i}" for i in range(11)])
     assert list(many.values())[1::9] == ["01_class 1", "10_class 10"]

@@ -222,6 +222,13 @@ def test_what_shares_no_folder_with_the_dataset_is_asked_for(train, made, capsys
     assert status == 0 and "equal to" in out
 
 
+def test_a_closed_output_is_written_to_in_vain():
+    code = "import sys; from dreamda_aug.cli.main import main; sys.exit(main(['--version']))"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE,
+                          preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["info"]])
 def test_a_closed_pipe_ends_a_command_quietly(arguments):
     code = "import sys; from dreamda_aug.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -242,14 +249,17 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments):
     ("c.safetensors", "expand {train} --out {out} --filter label=resnet18:{path}"),
     ("d.safetensors", "metrics {train} {train} --classifier resnet18:{path}"),
     ("i.pt", "metrics {train} {train} --inception {path}"),
+    ("c.txt", "expand {train} --out {out} --classes {path}"),
 ])
+@pytest.mark.parametrize("is_fifo", [False, True], ids=["binary", "FIFO"])
+@pytest.mark.timeout(60)
 def test_a_damaged_file_that_is_given_beside_the_images_is_named(
-    train, tmp_path, capsys, name, command
+    train, tmp_path, capsys, name, command, is_fifo
 ):
     if name == "c.onnx":
         pytest.importorskip("onnxruntime")
     path = tmp_path / name
-    path.write_bytes(JSON["binary"])
+    os.mkfifo(path) if is_fifo else path.write_bytes(JSON["binary"])
     places = {"train": train, "out": tmp_path / "out", "path": path}
     is_refused(capsys, path, *(word.format(**places) for word in command.split()))
 

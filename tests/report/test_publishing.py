@@ -20,7 +20,7 @@ from dreamda_aug.models.unet import UNetModel
 from dreamda_aug.report import publishing, write_report
 from dreamda_aug.report.publishing import push
 
-CLASSES = ["zebra", "test"]
+CLASSES = ["zebra", "test", "without images"]
 
 
 @pytest.fixture(scope="module")
