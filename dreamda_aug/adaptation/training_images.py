@@ -197,5 +197,5 @@ def held_out_losses(
     for rows in torch.arange(len(eps)).split(batch_size):
         noised = add_noise(schedule, x_0[rows // draws], eps[rows], levels[rows])
         output = denoise(noised.x_t, noised.t, labels[rows // draws])
-        found.append((output - noised.target).square().flatten(1).mean(1).double().cpu())
+        found.append((output - noised.target).square().flatten(1).mean(1).cpu().double())
     return torch.cat(found).view(-1, draws).mean(1)

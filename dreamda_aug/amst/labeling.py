@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamda_aug.amst.rules import PseudoLabels
-from dreamda_aug.arguments import real
+from dreamda_aug.arguments import checked, real
 from dreamda_aug.final_layer import evaluation_mode, main_logits
 
 # A class is suspicious beyond this multiple of an equal share of the accepted labels [ours].
@@ -61,6 +61,7 @@ class SingleHeadLabeler:
     Source: hard: Lee 2013, "Pseudo-Label"; soft: the baseline named in arXiv:2403.12803.
     """
 
+    @checked
     def __init__(
         self, classifier: nn.Module, confidence_threshold: float | None = None, soft: bool = False
     ) -> None:
@@ -103,12 +104,13 @@ class CLIPClassifier(nn.Module):
         OSError: the model is neither a local folder nor within reach on the hub.
     """
 
+    @checked
     def __init__(
         self, class_names: Sequence[str], model: str = "openai/clip-vit-base-patch32", *,
         prompt: str = "A photo of a {}.", device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if isinstance(class_names, str) or len(class_names) < 2:
+        if len(class_names) < 2:
             raise ValueError(f"class_names must be at least two names, got {class_names!r}.")
         if "{}" not in prompt:
             raise ValueError(f"prompt must contain {{}} for the class name, got {prompt!r}.")

@@ -34,6 +34,7 @@ from dreamda_aug.amst.rules import (
     align_distribution,
 )
 from dreamda_aug.amst.wrapper import AMSTWrapper
+from dreamda_aug.arguments import checked
 from dreamda_aug.errors import StorageError
 from dreamda_aug.files import atomic_file, regular_file
 from dreamda_aug.inputs.dataset_reader import SizedDataset
@@ -91,10 +92,11 @@ class SelfTraining:
     Source: DreamDA, arXiv:2403.12803, method figure.
     """
 
+    @checked
     def __init__(
         self, wrapper: AMSTWrapper, labeled: SizedDataset, pool: SizedDataset,
         optimizer: torch.optim.Optimizer, *,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        scheduler: Any = None,
         plan: RunPlan | None = None, labeler: Labeler | None = None,
         label_prior: LabelPrior | None = None, truth: Sequence[int] | Tensor | None = None,
         num_workers: int = 0, rng_seed: int = 0,

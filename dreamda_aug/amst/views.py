@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from dreamda_aug.arguments import real, whole
+from dreamda_aug.arguments import check_fields, real, whole
 
 View = Callable[[Tensor], Tensor]
 # RandAugment's magnitudes are numbered from 0 to this.
@@ -27,6 +27,10 @@ class PerImage:
 
     transform: nn.Module
     group: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        whole("group", self.group, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> the same, with 8 bits per pixel."""
@@ -49,6 +53,7 @@ class WeakView:
     padding: float = 0.125
 
     def __post_init__(self) -> None:
+        check_fields(self)
         real("flip", self.flip, "lie in [0, 1]", 0, 1)
         real("padding", self.padding, "lie in [0, 0.5]", 0, 0.5)
 
@@ -98,6 +103,7 @@ class StrongView:
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         whole("operations", self.operations, 0)
         real("magnitude", self.magnitude, "lie in [0, 1]", 0, 1)
         real("cutout", self.cutout, "lie in [0, 1]", 0, 1)

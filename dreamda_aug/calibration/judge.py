@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamda_aug.arguments import whole
 from dreamda_aug.calibration.probe import (
     INVERSE_PENALTY,
     deal_out,
@@ -14,6 +15,7 @@ from dreamda_aug.calibration.probe import (
     features_for_labels,
     logistic_regression,
 )
+from dreamda_aug.final_layer import main_logits
 from dreamda_aug.inputs.samples import check_integers
 from dreamda_aug.metrics.features import FeatureFunction, extract_features
 from dreamda_aug.models import DiffusionModel
@@ -41,7 +43,9 @@ def given_judge(classifier: Callable[[Tensor], Tensor], labels: Tensor) -> Judge
     @torch.no_grad()
     def keeps(images: Tensor, rows: Tensor) -> Tensor:
         output = classifier(images)
-        return (output.argmax(1) if output.ndim == 2 else output).cpu() == labels[rows]
+        if not isinstance(output, Tensor) or output.ndim != 1:
+            output = main_logits(output).argmax(1)
+        return output.cpu() == labels[rows]
 
     return Judge("the given classifier", keeps)
 
@@ -145,6 +149,7 @@ def predict_out_of_fold(
 
     Source: ours (cross-fitting).
     """
+    num_classes = whole("num_classes", num_classes, 1)
     targets = check_integers("targets", targets, len(images)).cpu()
     seed_index = check_integers("seed_index", seed_index, len(synthetic), 0, len(images) - 1).cpu()
     if int(targets.bincount(minlength=num_classes).min()) < 2:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import real, whole
 from dreamda_aug.generation.sampler import in_turn
 from dreamda_aug.inputs.samples import check_integers
 from dreamda_aug.method.schedule import NoiseSchedule
@@ -108,9 +108,9 @@ class LinearProbe(nn.Module):
         num_classes: int | None = None, inverse_penalty: float = INVERSE_PENALTY,
     ) -> None:
         super().__init__()
-        if inverse_penalty <= 0:
-            raise ValueError(f"inverse_penalty must be above 0, got {inverse_penalty}.")
-        classes = num_classes or int(torch.as_tensor(targets).max()) + 1
+        inverse_penalty = real("inverse_penalty", inverse_penalty, "be above 0", 1e-12)
+        classes = (int(torch.as_tensor(targets).max()) + 1 if num_classes is None
+                   else whole("num_classes", num_classes, 1))
         targets = check_integers("targets", targets, len(images), 0, classes - 1).cpu()
         self.features = features
         found = extract_features(images, features).double()

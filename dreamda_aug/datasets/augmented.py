@@ -198,6 +198,7 @@ class AugmentedDataset(RealAndSynthetic):
         """
         return None if self._prefetcher is None else self._prefetcher.freshness(self.epoch)
 
+    @checked
     def wait(self, timeout: float | None = None) -> None:
         """Wait until an image is ready for every synthetic sample; only with prefetching.
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.errors import ExpansionError
 
 # Where launchers name the number of processes: torchrun, and kinds of MPI.
@@ -81,6 +81,7 @@ class RayEngine:
     Source: ours.
     """
 
+    @checked
     def __init__(self, address: str | None = None, workers: int | None = None):
         self.address = address
         self.workers = None if workers is None else whole("workers", workers, 1)

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
+from dreamda_aug.arguments import checked
 from dreamda_aug.expansion.engines import cpu_threads
 from dreamda_aug.expansion.expansion import Expansion
 from dreamda_aug.files import format_bytes
@@ -46,6 +47,7 @@ class Estimate:
         return found
 
 
+@checked
 def estimate(expansion: Expansion, *, measure: bool = True) -> Estimate:
     """Count the work, and time a batch with few steps; writes nothing.
 

@@ -39,6 +39,7 @@ from dreamda_aug.expansion.storage import OutputFolder
 from dreamda_aug.expansion.store import SUMS, Store, check_out
 from dreamda_aug.generation.dials import Calibration, find_calibration
 from dreamda_aug.generation.synthesizer import HasSynthesizer, Synthesizer, as_synthesizer
+from dreamda_aug.inputs.samples import check_names
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.machine_paths import without_paths
 
@@ -127,6 +128,7 @@ class Expansion:
         whole("shard_samples", self.shard_samples, 1)
         whole("threads", self.threads, 1, 4095)
         self._calibration: Calibration | None = None
+        check_names([self.license or ""])
         self.images = open_seed_images(self.source).labeled()
         if self.strict and self.images.problems:
             raise ValueError(f"strict: {'; '.join(self.images.problems)}.")
@@ -219,6 +221,7 @@ class Expansion:
             "license": without_paths(self.license or license_of(model.name)),
         }
 
+    @checked
     def run(
         self, out: str | Path, *, new: bool = False, shard: tuple[int, int] | None = None,
         progress: Callable[[Progress], None] | None = None, engine: RayEngine | None = None,

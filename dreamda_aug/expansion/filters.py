@@ -4,7 +4,6 @@ Source: ours, on the measures of `dreamda_aug.metrics.distances`.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from dreamda_aug.arguments import check_fields, checked, real, whole
 from dreamda_aug.bundled import fashion_mnist_judge
 from dreamda_aug.expansion.seeds import Unreadable, read_seed
 from dreamda_aug.files import open_file, regular_file
+from dreamda_aug.final_layer import main_logits
 from dreamda_aug.inputs.pixels import fit_to
 from dreamda_aug.inputs.seed_images import SeedImages
 from dreamda_aug.machine_paths import without_paths
@@ -95,6 +96,10 @@ class SeedCopy(Filter):
     threshold: float = 0.02
     name = "seed-copy"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        real("threshold", self.threshold, "be >= 0", 0)
+
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
         return batch.distances.tolist(), (batch.distances < self.threshold).tolist()
 
@@ -115,6 +120,11 @@ class OtherImageCopy(Filter):
     threshold: float = 0.3
     size: int = 16
     name = "copy"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        real("threshold", self.threshold, "be >= 0", 0)
+        whole("size", self.size, 1)
 
     def prepare(self, images: SeedImages, model: DiffusionModel) -> None:
         rows = {}
@@ -157,18 +167,21 @@ class LabelAgreement(Filter):
     identity: str
     name = "label"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "classifier": without_paths(self.identity)}
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
         try:
-            logits = torch.as_tensor(self.classifier(batch.images)).float().cpu()
+            logits = main_logits(torch.as_tensor(self.classifier(batch.images))).float().cpu()
         except RuntimeError as error:
             raise ValueError(f"the classifier {self.identity[:40]} cannot take images of shape "
                              f"{tuple(batch.images.shape)}: {error}") from error
         labels = torch.tensor(batch.labels)
-        if (logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] <= labels.max()
+        if (len(logits) != len(labels) or logits.shape[1] <= labels.max()
                 or not logits.isfinite().all()):
             raise ValueError(
                 f"the classifier must give finite logits (B, K) with K > {labels.max().item()}, "
@@ -177,6 +190,7 @@ class LabelAgreement(Filter):
         return scores.tolist(), (logits.argmax(1) != labels).tolist()
 
 
+@checked
 def open_filter(text: str) -> Filter:
     """Open a filter by the text that ``--filter`` takes.
 
@@ -199,8 +213,7 @@ def open_filter(text: str) -> Filter:
         if not given:
             return kind()
         with suppress(ValueError):
-            if 0 <= (threshold := float(value)) < math.inf:
-                return kind(threshold)
+            return kind(float(value))
         raise ValueError(f"filter {name}: the threshold must be a number >= 0, got {value!r}.")
     if name == "label" and value:
         _open_classifier(value)  # refused now, not at the first batch

@@ -8,6 +8,7 @@ from typing import Any
 
 import PIL.Image
 
+from dreamda_aug.arguments import checked
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.batch_maker import generate, pixel_digest
 from dreamda_aug.expansion.card import model_file
@@ -44,6 +45,7 @@ class Regenerated:
     equal: bool
 
 
+@checked
 def regenerate(
     out: str | Path,
     sample_id: str,

@@ -171,6 +171,7 @@ class Synthesizer:
         # both guidance rows would be the same
         return self.with_settings(replace(settings, guidance_scale=1.0))
 
+    @checked
     def synthesize(
         self, images: Sequence[Any], labels: Sequence[Any] | None = None,
         replicas: Sequence[int] | None = None, epoch: int = 0,

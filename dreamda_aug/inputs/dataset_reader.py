@@ -11,7 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from dreamda_aug.inputs.samples import SeedImage, is_image, label_key, plain_label, read_sample
+from dreamda_aug.inputs.samples import (
+    SeedImage,
+    is_image,
+    label_key,
+    plain_label,
+    read_sample,
+    refuse_annotations,
+)
 
 # From an image with its label to what a transform makes of them.
 Step = Callable[[SeedImage], Any]
@@ -163,6 +170,7 @@ class DatasetReader:
         self._is_stripped = True
 
         def call(*given: Any, **named: Any) -> Any:
+            refuse_annotations(named)
             images = [key for key, value in named.items() if is_image(value)]
             count = 0 if named else len(given)
             if count == 1 and isinstance(given[0], Mapping):

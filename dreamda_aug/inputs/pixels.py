@@ -235,6 +235,8 @@ def _read_tensor(image: Tensor) -> Pixels:
         raise ValueError(
             f"an image tensor must have shape (C, H, W) or (B, C, H, W), got {tuple(image.shape)}.")
     numbers = image.detach().as_subclass(Tensor)
+    if image.device.type == "mps":
+        numbers = numbers.cpu()  # Apple's GPUs have no float64
     numbers = numbers if image.ndim == 4 else numbers[None]
     batch, channels, height, width = numbers.shape
     check_size(width, height * min(batch, 1))
@@ -339,6 +341,8 @@ def _with_info(made: PIL.Image.Image, like: PIL.Image.Image) -> PIL.Image.Image:
     """The image with colour profile, resolution and orientation of its seed image."""
     # pixels stay as they lie in the file; nothing else of EXIF is true of a synthetic image
     made.info.update({name: like.info[name] for name in _KEPT_INFO if name in like.info})
+    if "CMYK" in (made.mode, like.mode) and made.mode != like.mode:
+        made.info.pop("icc_profile", None)  # of other colours than the PNG's
     try:
         orientation = like.getexif().get(_ORIENTATION, 1)
     except UNREADABLE:  # a broken header is no reason to lose the image

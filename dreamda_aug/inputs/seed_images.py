@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from dreamda_aug.arguments import checked
 from dreamda_aug.inputs.dataset_reader import DatasetReader, SizedDataset, find_classes, find_names
 from dreamda_aug.inputs.listing import UNREADABLE, Files, TooLarge, open_named
 from dreamda_aug.inputs.pixels import Pixels
@@ -237,6 +238,7 @@ class SeedImages:
                 "transform=...).", stacklevel=3)
 
 
+@checked
 def open_seed_images(
     source: Any, *, labels: Labels = "source", class_names: Sequence[str] | None = None,
     split: str | None = None, data_root: str | Path | None = None, download: bool = False,
@@ -267,9 +269,6 @@ def open_seed_images(
         ExpansionError: a line of a list is damaged.
         ImportError: Hugging Face's ``datasets`` is needed and not installed.
     """
-    if isinstance(labels, str) and labels not in ("source", "later"):
-        raise ValueError(f"labels must be 'source', 'later', None or one for each image, got "
-                         f"{labels!r}.")
     if isinstance(source, SeedImages):
         if not isinstance(labels, str):
             return source.relabeled(labels, class_names)

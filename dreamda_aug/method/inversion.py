@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreamda_aug.arguments import check_fields
 from dreamda_aug.method.schedule import NoiseSchedule, Prediction
 from dreamda_aug.method.seeding import POSTERIOR, SOURCE, seeded_normal, seeded_normals
 from dreamda_aug.method.solvers import Solver, SolverName
@@ -87,6 +88,9 @@ class DDIMInversion:
     """
 
     exact: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def records_residuals(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from dreamda_aug.arguments import check_fields
 from dreamda_aug.method.seeding import BOTTLENECK, seeded_normal
 
 
@@ -36,6 +37,9 @@ class BottleneckNoise:
 
     relative: bool = True
     shared: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, h: Tensor, seeds: Tensor, step: Tensor, unconditional: Tensor, scale: Tensor

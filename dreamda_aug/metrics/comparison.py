@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreamda_aug.arguments import checked
 from dreamda_aug.files import open_file, parse_json, read_lines
 from dreamda_aug.inputs.seed_images import SeedImages, open_seed_images
 from dreamda_aug.metrics.distances import (
@@ -85,6 +86,7 @@ class MetricsReport:
     notes: tuple[str, ...] = ()
 
 
+@checked
 def compare_folders(
     real_dir: str | os.PathLike[str], synthetic_dir: str | os.PathLike[str], *,
     features: FeatureFunction | None = None, batch_size: int = 64,

@@ -195,7 +195,7 @@ def kernel_distance(
     smaller = min(len(real), len(synthetic))
     subset_size = whole("subset_size", min(1000, max(2, smaller // 2)) if subset_size is None
                         else subset_size, 2, smaller)
-    generator = torch.Generator().manual_seed(rng_seed)
+    generator = torch.Generator().manual_seed(whole("rng_seed", rng_seed, 0))
 
     def some(features: Tensor) -> Tensor:
         rows = torch.randperm(len(features), generator=generator)[:subset_size]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
-from dreamda_aug.arguments import whole
+from dreamda_aug.arguments import checked, whole
 from dreamda_aug.bundled import fashion_mnist_judge
 from dreamda_aug.files import regular_file
 from dreamda_aug.final_layer import FeatureReader, evaluation_mode, find_head
@@ -60,6 +60,7 @@ def pixel_features(size: int | None = None) -> FeatureFunction:
                      lambda images: _resize(images, size).flatten(1))
 
 
+@checked
 def classifier_features(
     model: nn.Module, *, head: str | nn.Module | None = None, size: int | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,

@@ -126,8 +126,8 @@ def test_clip_labels_are_those_of_the_model_itself(clip_folder):
 
 
 def test_clip_refuses_what_it_cannot_use(clip_folder):
-    with pytest.raises(ValueError, match="class_names must be at least two names, got 'cat'"):
-        CLIPClassifier("cat", str(clip_folder))
+    with pytest.raises(ValueError, match=r"class_names must be at least two names, got \['cat'\]"):
+        CLIPClassifier(["cat"], str(clip_folder))
     with pytest.raises(ValueError, match=r"prompt must contain \{\}"):
         CLIPClassifier(NAMES, str(clip_folder), prompt="a photo")
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\] and not be normalised"):

@@ -141,6 +141,8 @@ def test_a_given_classifier_is_the_judge(synthesizer, images):
         result = run(synthesizer, images, classifier=classifier, max_rows=1)
         assert result.judge == "the given classifier" and result.points
         assert all(p.agreement == 1 and p.judged == 3 for p in result.points)
+    with pytest.raises(ValueError, match="at least two, got 1"):  # it would always agree, too
+        given_judge(lambda batch: torch.zeros(len(batch), 1), LABELS).keeps(images, LABELS)
 
 
 @pytest.mark.parametrize("wrong, message", [

@@ -66,6 +66,8 @@ def test_the_label_filter_asks_the_classifier(images):
     assert flags == [False, True] and scores[0] > 0.99 and scores[1] < 0.01
     with pytest.raises(ValueError, match="must give finite logits .* K > 2, .* got \\(2, 2\\)"):
         check.measure(batch_of(images, images, [0, 2]))
+    with pytest.raises(ValueError, match="at least two, got 1"):
+        LabelAgreement(lambda x: brightness(x)[:, :1], "").measure(batch_of(images, images, [0, 0]))
 
 
 class Net(nn.Module):

@@ -1,15 +1,24 @@
 """Bad values at every public door: an error that names the argument, before any model is loaded."""
 
+import inspect
 import math
+import typing
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torchvision.transforms import v2
 
 from dreamda_aug import (
+    AMSTWrapper,
     AugmentedDataset,
+    BottleneckNoise,
+    DDIMInversion,
     DreamDAugment,
+    LatentCache,
     ModelSpec,
+    SelfTraining,
     Settings,
     Synthesizer,
     adapt,
@@ -19,70 +28,103 @@ from dreamda_aug import (
     train,
 )
 from dreamda_aug.adaptation import AdaptationSettings
+from dreamda_aug.amst import (
+    CLIPClassifier,
+    PerImage,
+    RunPlan,
+    SingleHeadLabeler,
+    StrongView,
+    VotingRule,
+    WeakView,
+)
+from dreamda_aug.arguments import check
+from dreamda_aug.expansion import Expansion, LabelAgreement, estimate, open_filter, regenerate
+from dreamda_aug.expansion.engines import RayEngine
+from dreamda_aug.expansion.filters import OtherImageCopy, SeedCopy
+from dreamda_aug.inputs.seed_images import open_seed_images
+from dreamda_aug.metrics import classifier_features, compare_folders
+from dreamda_aug.report import write_report
+from dreamda_aug.report.explorer import explore
+from dreamda_aug.report.pictures import preview
+from dreamda_aug.report.publishing import push
 
-BAD = {
-    "number": ["0.5", math.nan, True], "count": ["8", -1, 1.5], "integer": ["8", 1.5, 2**64],
-    "word": ["x", 3], "flag": ["yes", 1], "text": [3, ["x"]], "texts": ["cat", [3]],
-    "path": [3, ["x"]], "function": ["x"], "pair": ["12", 3, ("a", 1)],
-}
-DATA = [(torch.zeros(1, 28, 28), 0)]
-DOORS = {
-    Settings: {"number": "strength eta replay noise_scale guidance_scale", "count": "steps paths",
-               "word": "solver timestep_spacing update_rule inversion", "text": "source_prompt",
-               "pair": "guidance_interval replay_interval", "function": "perturbation"},
-    AdaptationSettings: {"number": "learning_rate prior_weight label_dropout held_out",
-                         "count": "rank train_steps batch_size accumulate evaluate_every patience "
-                                  "rng_seed",
-                         "flag": "early_stopping gradient_checkpointing"},
-    ModelSpec: {"number": "embedded_guidance", "integer": "block_index null_class",
-                "flag": "low_memory", "path": "lora config", "text": "variant",
-                "pair": "image_size", "word": "device dtype"},
-    partial(Synthesizer, cache=None): {
-        "count": "batch_size", "integer": "block_index", "flag": "keep_text_encoder low_memory",
-        "texts": "class_names", "number": "embedded_guidance", "path": "lora",
-        "word": "device preset", "text": "prompt"},
-    partial(DreamDAugment, cache=None): {
-        "number": "p strength", "function": "labels_getter", "count": "batch_size steps",
-        "word": "preset", "text": "prompt"},
-    partial(AugmentedDataset, DATA, Synthesizer(cache=None)): {
-        "count": "expansion_ratio prefetch_epochs", "function": "transform",
-        "flag": "with_origin calibrate", "number": "replace"},
-    partial(AugmentedDataset, DATA): {"word": "synthesizer"},
-    partial(expand, "nowhere", "out"): {
-        "count": "shard_samples threads", "integer": "limit",
-        "flag": "balance keep_flagged strict calibrate new",
-        "texts": "only_classes", "word": "image_format synthesizer", "text": "license",
-        "pair": "shard", "function": "progress"},
-    partial(evaluate, "nowhere", Synthesizer(cache=None)): {
-        "count": "draws image_size rng_seed train_steps train_batch_size",
-        "integer": "shots", "number": "learning_rate flip", "path": "apply",
-        "flag": "calibrate", "function": "classifier", "text": "device"},
-    partial(adapt, "nowhere"): {"path": "out data_root", "texts": "class_names",
-                                "text": "prompt", "flag": "download progress", "word": "settings"},
-    partial(train, "nowhere"): {"count": "image_size train_steps batch_size rng_seed",
-                                "number": "minutes flip", "flag": "grey download", "word": "width",
-                                "path": "out data_root", "texts": "class_names"},
-    partial(calibrate, torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]),
-            synthesizer=Synthesizer(cache=None)): {
-        "number": "min_agreement max_distance", "count": "max_rows",
-        "function": "classifier progress", "pair": "strengths block_indices"},
-}
-CASES = [(door, kind, name) for door, kinds in DOORS.items() for kind, names in kinds.items()
-         for name in names.split()]
+DATA, NET = [(torch.zeros(1, 28, 28), 0)], nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+MAKER, WRAPPER = Synthesizer(cache=None), AMSTWrapper(NET)
+EXPANSION = Expansion("bundled", MAKER)
+SYNTHESIZER, AUGMENT = partial(Synthesizer, cache=None), partial(DreamDAugment, cache=None)
+DATASET, ADAPT, TRAIN = (partial(AugmentedDataset, DATA, MAKER), partial(adapt, "nowhere"),
+                         partial(train, "nowhere"))
+EXPAND, EVALUATE = partial(expand, "bundled", "out"), partial(evaluate, "nowhere", MAKER)
+CALIBRATE = partial(calibrate, torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), synthesizer=MAKER)
+DOORS = [
+    Settings, DDIMInversion, BottleneckNoise, AdaptationSettings, ModelSpec, SYNTHESIZER, AUGMENT,
+    partial(LatentCache, "nowhere"), partial(MAKER.synthesize, [DATA[0][0]]), DATASET, EXPAND,
+    partial(AugmentedDataset.from_folder, DATA, "nowhere"), partial(Expansion, "bundled"),
+    AugmentedDataset(DATA, MAKER, calibrate=False).wait, partial(EXPANSION.run, "out"),
+    partial(estimate, EXPANSION), partial(regenerate, "nowhere", "x"), open_filter, RayEngine,
+    SeedCopy, OtherImageCopy, partial(LabelAgreement, NET), partial(open_seed_images, "bundled"),
+    EVALUATE, ADAPT, TRAIN, CALIBRATE, partial(preview, "nowhere", MAKER),
+    partial(explore, "nowhere", MAKER), partial(write_report, "nowhere"),
+    partial(push, "nowhere", "x"), partial(compare_folders, "a", "b"),
+    partial(classifier_features, NET), RunPlan, VotingRule, WeakView, StrongView,
+    partial(SingleHeadLabeler, NET), partial(PerImage, v2.RandomHorizontalFlip()),
+    partial(CLIPClassifier, ["a", "b"], "nowhere"), partial(AMSTWrapper, NET),
+    partial(SelfTraining, WRAPPER, DATA, DATA, torch.optim.SGD(NET.parameters(), 0.1)),
+]
+WRONG = [object(), math.nan, 10**400, True, 3, 1.5, b"x", "x", ["x"], [3]]
+# Values of the right type.
+OUTSIDE = [
+    *((door, name, -1) for door, names in (
+        (Settings, "steps paths strength eta replay noise_scale guidance_scale"),
+        (AdaptationSettings, "rank train_steps learning_rate batch_size accumulate prior_weight "
+                             "label_dropout held_out evaluate_every patience rng_seed"),
+        (SYNTHESIZER, "batch_size"), (AUGMENT, "p steps batch_size"),
+        (DATASET, "expansion_ratio prefetch_epochs replace"), (CALIBRATE, "min_agreement max_rows"),
+        (EXPAND, "expansion_ratio shard_samples threads limit"),
+        (EVALUATE, "draws image_size rng_seed train_steps train_batch_size flip"),
+        (TRAIN, "image_size train_steps batch_size rng_seed minutes flip"),
+        (SeedCopy, "threshold"), (OtherImageCopy, "threshold size"), (RayEngine, "workers"),
+        (partial(PerImage, NET), "group"), (StrongView, "operations magnitude cutout"),
+    ) for name in names.split()),
+    (ModelSpec, "device", "x"), (ModelSpec, "dtype", "x"), (ModelSpec, "model", "  "),
+    (SYNTHESIZER, "block_index", 1.5), (SYNTHESIZER, "preset", "x"), (AUGMENT, "strength", "0.5"),
+]
+
+
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch):
     monkeypatch.setattr("dreamda_aug.models.ModelSpec.load",
                         lambda spec: pytest.fail("a bad value got as far as the model"))
 
 
-@pytest.mark.parametrize("door, kind, name", CASES, ids=lambda each: (
-    each if isinstance(each, str) else getattr(each, "func", each).__name__))
-def test_a_bad_value_is_refused_by_name(door, kind, name):
-    for value in BAD[kind]:
-        with pytest.raises((ValueError, TypeError), match=rf"\b{name} must "):
-            door(**{name: value})
+def named(each):
+    return getattr(getattr(each, "func", each), "__qualname__", str(each))
 
 
-def test_a_model_without_a_name_is_refused():
-    with pytest.raises(ValueError, match="model must be a hub id"):
-        ModelSpec("  ")
+def refuses(door, name, value):
+    with pytest.raises((ValueError, TypeError), match=rf"\b{name} must "):
+        door(**{"source" if name == "model" and door is ModelSpec else name: value})
+
+
+@pytest.mark.parametrize("door", DOORS, ids=named)
+def test_a_value_of_another_type_is_refused_by_name(door):
+    function, tried = getattr(door, "func", door), 0
+    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    for name in hints.keys() & inspect.signature(door).parameters:
+        for value in WRONG:
+            try:
+                check(name, value, hints[name])
+            except ValueError:
+                tried += 1
+                refuses(door, name, value)
+    assert tried
+
+
+@pytest.mark.parametrize("door, name, value", OUTSIDE, ids=named)
+def test_a_value_outside_its_range_is_refused_by_name(door, name, value):
+    refuses(door, name, value)
+
+
+def test_a_licence_that_no_file_can_hold_is_refused():
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        EXPAND(license="\ud800")

@@ -170,6 +170,9 @@ def test_a_transform_that_cannot_be_replaced_or_is_called_otherwise_is_refused()
 
     with pytest.raises(TypeError, match="must let its transform be set, and Fixed does not"):
         DatasetReader(Fixed())
+    with pytest.raises(TypeError, match="samples with masks cannot be augmented"):
+        DatasetReader(Data(brighter, lambda data, label: (data.transform(
+            image=np.asarray(GREY), mask=np.asarray(OTHER))["image"], label))).read(0)
     with pytest.raises(TypeError, match="must call its transform with the image, .*got 3 argum"):
         DatasetReader(Data(brighter, lambda data, label: data.transform(GREY, GREY, GREY))).read(0)
 

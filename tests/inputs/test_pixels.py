@@ -110,6 +110,10 @@ def test_of_exif_the_orientation_stays_and_profile_and_resolution_do():
     for back in (found.restore(found.values), found.store(found.values)):
         assert dict(back.getexif()) == {0x0112: 6} and back.info["icc_profile"] == b"profile"
         assert back.info["dpi"] == (72, 72) and "comment" not in back.info
+    printed = image.convert("CMYK")
+    found = read_pixels(printed)
+    assert found.restore(found.values).info["icc_profile"] == b"profile"
+    assert "icc_profile" not in found.store(found.values).info  # PNG files are RGB
     broken = PIL.Image.new("RGB", (4, 4))
     broken.info["exif"] = b"Exif\0\0broken"
     assert "exif" not in read_pixels(broken).restore(found.values).info

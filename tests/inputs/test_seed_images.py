@@ -63,6 +63,14 @@ def test_listing_opens_no_image_and_the_digest_follows_names_sizes_and_labels(
     assert len({digest, images.digest(), open_seed_images(folder).digest()}) == 3
 
 
+def test_files_of_gigabytes_are_told_apart_by_their_pixels_and_not_hashed(folder):
+    with open(folder / "b" / "2.png", "wb") as file:
+        file.truncate(3_000_000_000)
+    images = open_seed_images(folder)
+    assert [bool(images.file_digest(images.paths.index(path))) for path in (
+        "a/10.jpg", "b/2.png")] == [True, False]
+
+
 def test_lists_give_paths_and_labels_and_repeated_entries_are_counted(folder):
     rows = [("b/2.png", "dog"), ("a/9.jpg", "cat"), ("b/2.png", "dog")]
     (folder / "list.csv").write_text("path,label\n" + "".join(f"{p},{c}\n" for p, c in rows))
@@ -208,7 +216,7 @@ def test_images_in_memory_and_datasets_of_images_alone_have_the_labels_that_are_
         open_seed_images(tensor, labels=[1])
     with pytest.raises(ValueError, match=r"a tensor of images must have shape .* got \(4, 4\)"):
         open_seed_images(tensor[0], labels=None)
-    with pytest.raises(ValueError, match="labels must be 'source', 'later', None or one for each"):
+    with pytest.raises(ValueError, match="labels must be a list .*'source', 'later' or None, got"):
         open_seed_images(tensor, labels="none")
 
 
