@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets.folder import default_loader
 
+from dreamda_aug.arguments import checked
 from dreamda_aug.datasets.parts import Origin, RealAndSynthetic
 from dreamda_aug.errors import ExpansionError
 from dreamda_aug.expansion.layouts import StoredImages
@@ -44,6 +45,7 @@ class StoredDataset(RealAndSynthetic):
         ExpansionError: it was made from other data, or is damaged.
     """
 
+    @checked
     def __init__(
         self,
         real: Dataset[Any],
