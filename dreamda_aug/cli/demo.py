@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.functional import to_tensor
 
 from dreamda_aug.bundled import FashionMNISTSample, fashion_mnist_judge
@@ -48,7 +48,7 @@ def demo(args: Namespace, *, out: str | Path = "demo") -> None:
     say(f"wrote {folder / 'dataset'}; inversions: {cache}")
 
     stored = AugmentedDataset.from_folder(seeds, folder / "dataset", transform=to_tensor)
-    real, made = (torch.stack([image for image, _ in part])
+    real, made = (next(iter(DataLoader(part, len(part))))[0]
                   for part in (stored.real, stored.synthetic))
     grid = labeled_grid(
         [[real[i], *made[i * EXPANSION_RATIO : (i + 1) * EXPANSION_RATIO]]
