@@ -57,7 +57,7 @@ class Options:
             if is_needed and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 parser.add_argument(name, help=text)
                 continue
-            if default and isinstance(default, str | int | float) and default is not True:
+            if type(default) in (str, int, float) and default != "":
                 text += f" (default: {default})"
             parser.add_argument(
                 f"--{name.replace('_', '-')}", help=text, default=argparse.SUPPRESS,

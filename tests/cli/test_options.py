@@ -14,7 +14,7 @@ from dreamda_aug.cli.options import Options, read_classes, read_settings, say
 
 
 def work(
-    source: str, *, count: int = 3, share: float | None = None,
+    source: str, *, count: int = 3, share: float = 0.0,
     word: Literal["a", "b"] = "a", place: str | Path | None = None,
     text: str | Callable[[int], str] = "", quick: bool | dict[str, int] = False,
     careful: bool = True, several: Sequence[float] = (0.5,), marks: Sequence[str] | None = None,
@@ -72,6 +72,7 @@ def test_help_and_defaults_are_those_of_the_library():
     OPTIONS.add(parser)
     text = " ".join(parser.format_help().split())
     assert "--count N how many, 100% of them. (default: 3)" in text
+    assert "--share X in [0, 1]. (default: 0.0)" in text and "hurry. (def" not in text
     assert "--place PATH for people." in text and "--text TEXT for people." in text
     assert "source where it is." in text and "--no-careful" in text and "Nothing" not in text
     for words in ([], ["from"], ["--target", "t"]):  # without a default they are required
