@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from dreamda_aug.errors import StorageError
-from dreamda_aug.files import open_file
+from dreamda_aug.files import open_file, read_lines
 from dreamda_aug.generation.synthesizer import Synthesizer
 from dreamda_aug.inputs.seed_images import open_seed_images
 from dreamda_aug.method.settings import resolve_settings
@@ -161,13 +160,8 @@ def read_classes(classes: str | Path | None = None) -> list[str] | None:
     """
     if classes is None:
         return None
-    try:
-        with open_file(classes) as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, ValueError, StorageError) as error:
-        raise ValueError(
-            f"{classes}: expected a file with a class name per line: {error}.") from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    with open_file(classes) as file:
+        names = [line.strip() for _, line in read_lines(file, str(classes))]
     if not names or len(set(names)) < len(names):
         raise ValueError(
             f"{classes}: expected different class names, one per line, got {names[:9]}.")
