@@ -13,8 +13,6 @@ from dataclasses import fields
 from pathlib import PurePath
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
-import numpy as np
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # Numbers beyond these fit into no file format and no tensor.
@@ -148,8 +146,11 @@ def _matched(value: Any, annotation: Any) -> Any:
 
 
 def _number(value: Any, kind: type) -> Any:
-    if kind is bool and isinstance(value, bool | np.bool_):
-        return bool(value)
+    if kind is bool:
+        from numpy import bool_  # not above: it would double the time of `dreamda --help`
+
+        if isinstance(value, bool | bool_):
+            return bool(value)
     if isinstance(value, bool):
         raise _NoMatch
     if kind is int and isinstance(value, numbers.Integral) and abs(int(value)) <= _MAX_INTEGER:
