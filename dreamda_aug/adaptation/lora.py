@@ -1,6 +1,7 @@
 """A diffusion model with LoRA layers that can be trained, and switched off."""
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from dreamda_aug.adaptation.training_state import copied
 from dreamda_aug.errors import ModelError
 from dreamda_aug.inputs.prompts import Conditioner
 from dreamda_aug.inputs.samples import match_class
-from dreamda_aug.method.seeding import derive_seed, seeded
+from dreamda_aug.method.seeding import derive_seed
 from dreamda_aug.models import ModelSpec
 from dreamda_aug.models.conditioning import ClassConditioning, Condition
 from dreamda_aug.models.load import as_model
@@ -183,12 +184,17 @@ def add_lora(denoiser: Any, rank: int, rng_seed: int) -> dict[str, nn.Parameter]
                if isinstance(layer, nn.Conv2d) and layer.groups == 1
                or isinstance(layer, nn.Linear) and name.endswith(_ATTENTION)]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(targets))
-    with seeded(derive_seed(rng_seed, "lora"), torch.device("cpu")):  # peft draws on the CPU
+    with torch.random.fork_rng(devices=[]):  # what peft draws here is not kept
         inject_adapter_in_model(config, denoiser)
+    generator = torch.Generator().manual_seed(derive_seed(rng_seed, "lora"))
     parameters = {name.replace(".default.", "."): parameter
                   for name, parameter in denoiser.named_parameters() if ".lora_" in name}
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()  # whatever the model's dtype
+    for name, parameter in parameters.items():
+        start = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            # peft's distribution, drawn alike by all of its versions
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        parameter.data = start.to(parameter.device)
     return parameters
 
 
