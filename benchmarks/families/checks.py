@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.families.own_pipelines import LABEL, OWN, PROMPT
+from benchmarks.families.own_pipelines import LABEL, OWN, PROMPT, Setting
 from benchmarks.families.pipelines import SIDE
 from dreamda_aug.generation.sampling import Run
 from dreamda_aug.method.seeding import SOURCE, seeded_normal
@@ -53,18 +53,17 @@ def latents(
         return run.sample(made, conditions, seeds or list(range(10, 10 + count)))
 
 
-def difference_from_own_pipeline(name: str, model: TransformerModel) -> float:
+def difference_from_own_pipeline(name: str, model: DiffusionModel, setting: Setting) -> float:
     """Largest difference of any pixel, replay 0 and no noise at the hook."""
     own, seed = OWN[name], 5
-    dials = settings(replay=0.0, noise_scale=0.0, eta=0.0, strength=own.strength,
-                     guidance_scale=own.guidance_scale)
+    dials = settings(replay=0.0, noise_scale=0.0, eta=0.0, **setting._asdict())
     ours = model.decode(latents(model, dials, [told(model)], [seed]))
     x_0 = model.encode(images(7)[:1])
     start = seeded_normal(torch.tensor([seed]), 0, SOURCE, tuple(x_0.shape[1:]))
-    if own.strength == 1:
+    if not own.from_image:
         # the little of the image that some schedules leave at their noisiest level, too
-        start = model.schedule(STEPS, 1.0, "scheduler").add_noise(x_0, start, 0)
-    theirs = own(model.pipeline, images(7)[:1], start, STEPS)
+        start = model.schedule(setting.steps, 1.0, "scheduler").add_noise(x_0, start, 0)
+    theirs = own(model.pipeline, images(7)[:1], start, setting)
     # clipped pixels are equal whatever was computed
     assert float(((theirs > 0) & (theirs < 1)).float().mean()) > 0.5, "most pixels are clipped"
     return float((ours - theirs).abs().max())

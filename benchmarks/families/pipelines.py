@@ -1,15 +1,59 @@
-"""A tiny random pipeline of each family, in diffusers' own classes."""
+"""A tiny random pipeline of each family, and of some schedulers, in diffusers' own classes."""
 
 from typing import Any
 
 import diffusers
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from benchmarks.families import parts
 
 SIDE = 16  # of images, in pixels
 _HEADS = dict(num_attention_heads=2, attention_head_dim=8)
 _LATENTS = dict(in_channels=4, sample_size=8)
+
+
+def sd() -> Any:
+    return _sd(_ddim(steps_offset=1))
+
+
+def sd_euler() -> Any:
+    return _sd(_euler())
+
+
+def sd_2() -> Any:
+    """As SD 2.1 with a zero terminal signal-to-noise ratio."""
+    return _sd(_ddim(prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                     timestep_spacing="trailing", steps_offset=1))
+
+
+def _sd(scheduler: Any) -> Any:
+    return diffusers.StableDiffusionPipeline(
+        parts.vae(shift_factor=None), parts.clip(pooled=False), parts.tokenizer(), _unet(),
+        scheduler, None, None, requires_safety_checker=False)
+
+
+def sdxl() -> Any:
+    return _sdxl(_ddim())
+
+
+def sdxl_euler() -> Any:
+    return _sdxl(_euler())
+
+
+def _sdxl(scheduler: Any) -> Any:
+    unet = _unet(cross_attention_dim=2 * parts.WIDTH, addition_embed_type="text_time",
+                 addition_time_embed_dim=4, projection_class_embeddings_input_dim=parts.WIDTH + 24)
+    return diffusers.StableDiffusionXLPipeline(
+        parts.vae(shift_factor=None), parts.clip(), parts.clip(), parts.tokenizer(),
+        parts.tokenizer(), unet, scheduler, add_watermarker=False)
+
+
+def _unet(**changes: Any) -> Any:
+    return parts.seeded(diffusers.UNet2DConditionModel, **_LATENTS | dict(
+        out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        cross_attention_dim=parts.WIDTH, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")) | changes)
 
 
 def dit() -> Any:
@@ -123,5 +167,9 @@ def _ddim(**options: Any) -> Any:
     return DDIMScheduler(clip_sample=False, set_alpha_to_one=True, beta_end=0.002, **options)
 
 
+def _euler() -> Any:
+    return EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, beta_end=0.002)
+
+
 PIPELINES = {make.__name__: make for make in (
-    sd3, flux, flux2, qwen_image, z_image, sana, pixart, hunyuan_dit, lumina2, dit)}
+    sd, sd_euler, sd_2, sdxl, sdxl_euler, sd3, flux, flux2, qwen_image, z_image, sana, pixart, hunyuan_dit, lumina2, dit)}
