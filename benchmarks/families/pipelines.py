@@ -172,4 +172,5 @@ def _euler() -> Any:
 
 
 PIPELINES = {make.__name__: make for make in (
-    sd, sd_euler, sd_2, sdxl, sdxl_euler, sd3, flux, flux2, qwen_image, z_image, sana, pixart, hunyuan_dit, lumina2, dit)}
+    sd, sd_euler, sd_2, sdxl, sdxl_euler, sd3, flux, flux2, qwen_image, z_image, sana, pixart,
+    hunyuan_dit, lumina2, dit)}
