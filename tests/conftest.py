@@ -9,9 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-from pipelines import pixel_pipeline as pixel_pipeline  # some tests import it from here
-from pipelines import text_encoder_and_tokenizer, tiny_text_unet
+from pipelines import pixel_pipeline
 
 torch.set_num_threads(1)
 
@@ -30,23 +28,20 @@ def tile(request, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def sd_pipeline(tmp_path_factory) -> StableDiffusionPipeline:
-    encoder, tokenizer = text_encoder_and_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), in_channels=3, out_channels=3, latent_channels=4,
-        norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
-    ).eval()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=tiny_text_unet(),
-        scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def sd_pipeline():
+    """A tiny Stable Diffusion."""
+    pytest.importorskip("transformers")
+    from benchmarks.families import pipelines
+
+    return pipelines.sd()
+
+
+@pytest.fixture(scope="session")
+def colour():
+    """A tiny model of three channels."""
+    from dreamda_aug.models.unet import UNetModel
+
+    return UNetModel(pixel_pipeline(channels=3), "tiny colour")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import PIL.Image
 import pytest
 import torch
 from adaptation_images import squares
-from pipelines import sdxl
 
 
 @pytest.fixture
@@ -27,5 +26,7 @@ def sd_folder(sd_pipeline, tmp_path):
 @pytest.fixture
 def sdxl_folder(tmp_path):
     pytest.importorskip("transformers")
-    sdxl().save_pretrained(tmp_path / "sdxl")
+    from benchmarks.families import pipelines
+
+    pipelines.sdxl().save_pretrained(tmp_path / "sdxl")
     return tmp_path / "sdxl"

@@ -95,11 +95,10 @@ def behind_autograd(unet):
         weight.data += 0.05
 
 
-def add_lora(pipeline):
+def add_lora(part):
     from peft import LoraConfig
 
-    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"],
-                                         init_lora_weights=False))
+    part.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
 
 
 LIVE = {
@@ -107,7 +106,10 @@ LIVE = {
     "betas": lambda p: scheduler(p, DDIMScheduler, beta_end=0.02),
     "sigmas": lambda p: scheduler(p, EulerDiscreteScheduler, use_karras_sigmas=True),
     "U-Net": lambda p: scale(p.unet), "behind autograd": lambda p: behind_autograd(p.unet),
-    "VAE": lambda p: scale(p.vae), "LoRA": add_lora,
+    "VAE": lambda p: scale(p.vae), "LoRA": lambda p: add_lora(p.unet),
+    "SD 3's LoRA": lambda p: add_lora(p.transformer),
+    "SD 3's third text encoder": lambda p: scale(p.text_encoder_3),
+    "SD 3's shift": lambda p: scheduler(p, type(p.scheduler), shift=1.5),
 }
 CATS = [Request(0, "a cat"), Request(1, "a cat")]
 
@@ -120,7 +122,9 @@ def retrace(pipeline, folder):
 
 @pytest.mark.parametrize("change", LIVE)
 def test_a_change_of_a_live_pipeline_is_noticed(sd_pipeline, tmp_path, change):
-    pipeline = copy.deepcopy(sd_pipeline)
+    from benchmarks.families import pipelines
+
+    pipeline = copy.deepcopy(pipelines.sd3() if change.startswith("SD 3") else sd_pipeline)
     core = retrace(pipeline, tmp_path)
     x = images(core.model)
     for _ in range(2):

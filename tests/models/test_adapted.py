@@ -32,7 +32,7 @@ def folder(sd_pipeline, tmp_path):
 
 @torch.no_grad()
 def output(unet):
-    return unet(X, T, torch.linspace(-1, 1, 6 * 16).view(1, 6, 16)).sample
+    return unet(X, T, torch.linspace(-1, 1, 6 * 8).view(1, 6, 8)).sample
 
 
 def diffusers_weights(pipeline, path):
