@@ -21,6 +21,13 @@ def picture(mode, size=(20, 24), rng_seed=0):
     return image.convert(mode)
 
 
+def kind_of(image):
+    """What an image must have in common with one that takes its place."""
+    if isinstance(image, PIL.Image.Image):
+        return image.mode, image.size
+    return type(image), image.dtype, image.shape
+
+
 def array(shape, dtype="u1"):
     """An image array of random numbers in [0, 255], or floats in [0, 1]."""
     values = np.random.default_rng(0).integers(0, 256, shape)

@@ -69,17 +69,9 @@ def test_cutout_paints_grey_squares_no_larger_than_stated():
     assert painted.flatten(1).any(1).float().mean() > 0.8
 
 
-@pytest.mark.parametrize(("view", "options", "message"), [
-    (WeakView, {"padding": 0.6}, r"padding must lie in \[0, 0.5\], got 0.6"),
-    (StrongView, {"operations": -1}, r"operations must be an integer >= 0, got -1"),
-    (StrongView, {"mean": (0.5,)}, r"mean and std must be given together"),
-])
-def test_settings_out_of_range_are_refused(view, options, message):
-    with pytest.raises(ValueError, match=message):
-        view(**options)
-
-
-def test_images_that_do_not_fit_are_refused():
+def test_images_and_statistics_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="mean and std must be given together"):
+        StrongView(mean=(0.5,))
     with pytest.raises(ValueError, match=r"1 or 3 channels .*got 5.*AMSTWrapper\(model, strong=…"):
         StrongView()(torch.rand(1, 5, 8, 8))
     with pytest.raises(ValueError, match=r"\[0, 1\] for the strong view.*StrongView\(mean=…"):

@@ -205,8 +205,6 @@ def test_one_weak_view_serves_both_and_no_view_is_part_of_the_weights():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"main_view": "none"}, "main_view must be 'weak' or 'strong', got 'none'"),
-    ({"consistency_threshold": 95}, r"consistency_threshold must lie in \[0, 1\], got 95"),
     # softmax of one logit is 1 for every image
     ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 1))},
      r"at least two, got 1. .*end in nn.Linear\(features, 2\)"),

@@ -146,12 +146,8 @@ def test_a_given_classifier_is_the_judge(synthesizer, images):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(min_agreement=90), r"min_agreement must lie in \[0, 1\], got 90"),
-    (dict(strengths="all"), "strengths must be a list of finite numbers"),
-    (dict(expansion_ratio=1), "expansion_ratio must be an integer >= 2"),
     (dict(labels=None), "labels must be given for the agreement target"),
     (dict(labels=torch.zeros(6, dtype=torch.int64)), "labels must be of two classes or more"),
-    (dict(max_rows=0), "max_rows must be an integer >= 1, got 0"),
     (dict(block_indices=[1]), r"block_indices are for transformers.*U-Net, got \[1\]"),
 ])
 def test_wrong_arguments_are_refused(synthesizer, images, wrong, message):

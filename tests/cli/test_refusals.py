@@ -1,5 +1,8 @@
 """Bad arguments and lists: one clear line, before a model is loaded."""
 
+import json
+import os
+
 import pytest
 from expansion.folders import write_images
 
@@ -49,7 +52,8 @@ def test_bad_arguments_end_in_one_line_that_names_them(command, message, refused
 
 @pytest.mark.parametrize("option", [
     "expansion-ratio=x", "expansion-ratio=0", "expansion-ratio=-1", "expansion-ratio=1e3",
-    "limit=0", "batch-size=-3", "class-ratio=cat", "class-ratio=cat=x", "class-ratio=cow=2",
+    "expansion-ratio=1000001", "limit=0", "batch-size=-3", "class-ratio=cat", "class-ratio=cat=x",
+    "class-ratio=cow=2",
     "only-classes=cow", "set=steps", "set=pace=1", "set=steps=nan", "set=eta=[]", "set=paths={}",
     "set=solver=x", "set=noise_scale=Infinity", "set=replay=true", "filter=x", "filter=", "preset=",
     "image-format=x", "device=abacus", "shard=2/2", "shard=1", "shard=-1/2", "shard=a/b",
@@ -59,13 +63,27 @@ def test_a_bad_option_of_expand_is_refused(option, refused):
     assert len(refused("expand", "train", "--out", "out", f"--{option}")) > 30
 
 
-@pytest.mark.parametrize("name, content", [
-    ("list.csv", b""), ("list.csv", b"path,label\na.png,\xff\n"), ("list.csv", b"path\n\0"),
-    ("list.jsonl", b"[1]"), ("list.jsonl", b'{"path": 3}'), ("list.jsonl", b"\0"),
-    ("classes.txt", b"cat\ncat"), ("classes.txt", b"\xff"), ("classes.txt", b"tabby\n"),
+def row(label, path="cat/0.png"):
+    return json.dumps({"path": path, "label": label}).encode()
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.csv", b"path,label\na.png,\xff\n", "a.csv"), ("a.csv", b"path\n\0", "a.csv"),
+    ("a.csv", None, "a.csv: expected a regular file, found a FIFO"), ("a.jsonl", b"\0", "a.jsonl"),
+    ("a.jsonl", row("\ud800"), "is not UTF-8"), ("a.jsonl", row("a", "\ud800.png"), "is not UTF-8"),
+    ("a.jsonl", row(10**400), "a.jsonl: a label must be one of the 1,000,000 classes"),
+    ("a.jsonl", row("a", "a\0.png"), "a.jsonl, line 1: expected a column 'path' with text"),
+    ("\udcff", None, "is not UTF-8"),
+    ("classes.txt", b"tabby\n", "must name the source's 2 classes, got 1"),
 ])
-def test_a_damaged_list_is_named(name, content, refused, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    words = ["train", "--classes", name] if name == "classes.txt" else [name]
-    err = refused("expand", *words, "--out", "out")
-    assert name in err or "must name the source's 2 classes, got 1" in err
+def test_a_damaged_list_or_name_is_refused_before_anything_is_made(
+    name, content, message, refused, tmp_path
+):
+    path, words = tmp_path / "train" / name, ["train"]
+    if not path.suffix:
+        write_images(tmp_path / "train", {name: 1})
+    else:
+        os.mkfifo(path) if content is None else path.write_bytes(content)
+        words = ["train", "--classes", str(path)] if name == "classes.txt" else [str(path)]
+    assert message in refused("expand", *words, "--out", "out")
+    assert not (tmp_path / "out").exists()

@@ -62,9 +62,10 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_workers(augment):
 def test_a_new_epoch_gives_fresh_images_and_makes_no_inversion(both):
     first = both[5][0]
     inversions = both.synthesizer.sampler.inversions
-    both.set_epoch(1)
+    both.synthetic.set_epoch(1)  # a part passes it on
     second = both[5]
-    assert second[2].epoch == 1 and not torch.equal(first, second[0])
+    assert second[2].epoch == both.epoch == both.real.epoch == 1
+    assert not torch.equal(first, second[0])
     assert both.synthesizer.sampler.inversions == inversions == 1
     both.set_epoch(0)
     assert torch.equal(both[5][0], first)

@@ -17,15 +17,6 @@ def data(bundled):
     return AugmentedDataset(TensorDataset(images, torch.arange(3)), synthesizer, 2)
 
 
-def test_a_part_passes_a_new_epoch_on(data):
-    before = torch.stack([image for image, _ in data.synthetic])
-    data.synthetic.set_epoch(3)
-    assert data.epoch == data.synthetic.epoch == data.real.epoch == 3
-    after = torch.stack([image for image, _ in data.synthetic])
-    assert (before != after).any()
-    assert len(data.synthetic) == 6 and len(data.real) == 3
-
-
 def test_an_epoch_that_is_served_twice_is_a_warning(data):
     loader = DataLoader(data.synthetic, batch_size=3)
     with warnings.catch_warnings():

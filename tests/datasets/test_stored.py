@@ -82,19 +82,12 @@ def test_tensor_datasets_get_tensors_back(augment, tmp_path):
     batch, labels = next(iter(DataLoader(stored, 9)))
     assert batch.shape == (9, 1, 16, 16) and labels.tolist() == [0, 1, 1, 0, 0, 1, 1, 1, 1]
     assert batch.dtype == torch.float32 and 1 <= batch.min() and batch.max() <= 2
-    with pytest.raises(ExpansionError, match="was made from 3 images, the real dataset has 2"):
-        AugmentedDataset.from_folder(TensorDataset(images[:2], torch.tensor([0, 1])),
-                                     tmp_path / "out")
 
 
 def test_other_real_data_is_refused(train, made, tmp_path):
     other = write_images(tmp_path / "other", {"cow": 1})
     with pytest.raises(ExpansionError, match="none of its 12 images has its seed image"):
         AugmentedDataset.from_folder(ImageFolder(other), made)
-    swapped = ImageFolder(train)
-    swapped.classes = ["dog", "cat"]
-    with pytest.raises(ExpansionError, match="was of class 'cat', in the real dataset it is 'dog'"):
-        AugmentedDataset.from_folder(swapped, made)
     with pytest.raises(FileNotFoundError, match="plan.json: expected an expanded dataset"):
         AugmentedDataset.from_folder(ImageFolder(train), tmp_path)
 

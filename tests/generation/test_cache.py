@@ -66,8 +66,3 @@ def test_the_least_recently_used_files_go_first(tmp_path):
     left = [cache.path(key).exists() for key in keys]
     assert left[0] and not left[1] and not left[2]
     assert sum(cache.sizes()) <= 4 * size
-
-
-def test_a_budget_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_bytes must be an integer >= 1, got 0"):
-        LatentCache(tmp_path, max_bytes=0)

@@ -7,20 +7,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from pictures import picture
+from pictures import kind_of, picture
 from pipelines import pixel_pipeline
 
 from dreamda_aug import DreamDAugment, ModelSpec, Synthesizer, load_model
 from dreamda_aug.errors import GenerationError
 from dreamda_aug.generation.synthesizer import as_synthesizer
-from dreamda_aug.models.unet import UNetModel
 
 FAST = dict(preset="paper", steps=3, noise_scale=8.0, cache=None)
-
-
-@pytest.fixture(scope="module")
-def colour():
-    return UNetModel(pixel_pipeline(channels=3), "tiny colour")
 
 
 @pytest.fixture
@@ -32,11 +26,7 @@ def test_every_image_comes_back_in_its_own_kind_whatever_its_batch_mates(synthes
     images = [picture("L"), torch.rand(3, 16, 16), picture("I;16", (16, 8)),
               (torch.rand(1, 9, 7) * 255).to(torch.uint8), picture("RGB")]
     made = synthesizer.synthesize(images)
-    assert [type(each) for each in made] == [type(each) for each in images]
-    assert [each.mode for each in (made[0], made[2], made[4])] == ["L", "I;16", "RGB"]
-    assert [each.size for each in (made[0], made[2], made[4])] == [(20, 24), (16, 8), (20, 24)]
-    for i in (1, 3):
-        assert (made[i].dtype, made[i].shape) == (images[i].dtype, images[i].shape)
+    assert list(map(kind_of, made)) == list(map(kind_of, images))
     for image, new in zip(images, made, strict=True):
         assert (np.asarray(new) != np.asarray(image)).any()
 

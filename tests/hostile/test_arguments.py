@@ -52,13 +52,13 @@ DATA, NET = [(torch.zeros(1, 28, 28), 0)], nn.Sequential(nn.Flatten(), nn.Linear
 MAKER, WRAPPER = Synthesizer(cache=None), AMSTWrapper(NET)
 EXPANSION = Expansion("bundled", MAKER)
 SYNTHESIZER, AUGMENT = partial(Synthesizer, cache=None), partial(DreamDAugment, cache=None)
-DATASET, ADAPT, TRAIN = (partial(AugmentedDataset, DATA, MAKER), partial(adapt, "nowhere"),
-                         partial(train, "nowhere"))
+DATASET, CACHE = partial(AugmentedDataset, DATA, MAKER), partial(LatentCache, "nowhere")
+ADAPT, TRAIN = partial(adapt, "nowhere"), partial(train, "nowhere")
 EXPAND, EVALUATE = partial(expand, "bundled", "out"), partial(evaluate, "nowhere", MAKER)
 CALIBRATE = partial(calibrate, torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), synthesizer=MAKER)
 DOORS = [
     Settings, DDIMInversion, BottleneckNoise, AdaptationSettings, ModelSpec, SYNTHESIZER, AUGMENT,
-    partial(LatentCache, "nowhere"), partial(MAKER.synthesize, [DATA[0][0]]), DATASET, EXPAND,
+    CACHE, partial(MAKER.synthesize, [DATA[0][0]]), DATASET, EXPAND,
     partial(AugmentedDataset.from_folder, DATA, "nowhere"), partial(Expansion, "bundled"),
     AugmentedDataset(DATA, MAKER, calibrate=False).wait, partial(EXPANSION.run, "out"),
     partial(estimate, EXPANSION), partial(regenerate, "nowhere", "x"), open_filter, RayEngine,
@@ -79,14 +79,19 @@ OUTSIDE = [
         (AdaptationSettings, "rank train_steps learning_rate batch_size accumulate prior_weight "
                              "label_dropout held_out evaluate_every patience rng_seed"),
         (SYNTHESIZER, "batch_size"), (AUGMENT, "p steps batch_size"),
-        (DATASET, "expansion_ratio prefetch_epochs replace"), (CALIBRATE, "min_agreement max_rows"),
+        (DATASET, "expansion_ratio prefetch_epochs replace"), (CACHE, "max_bytes"),
+        (CALIBRATE, "min_agreement max_rows expansion_ratio"), (WeakView, "padding"),
         (EXPAND, "expansion_ratio shard_samples threads limit"),
         (EVALUATE, "draws image_size rng_seed train_steps train_batch_size flip"),
         (TRAIN, "image_size train_steps batch_size rng_seed minutes flip"),
+        (RunPlan, "epochs"), (VotingRule, "confidence_threshold"),
+        (partial(SingleHeadLabeler, NET), "confidence_threshold"),
+        (partial(AMSTWrapper, NET), "consistency_threshold"),
         (SeedCopy, "threshold"), (OtherImageCopy, "threshold size"), (RayEngine, "workers"),
         (partial(PerImage, NET), "group"), (StrongView, "operations magnitude cutout"),
     ) for name in names.split()),
     (ModelSpec, "device", "x"), (ModelSpec, "dtype", "x"), (ModelSpec, "model", "  "),
+    (RunPlan, "ratio", (0, 1, 1)),
     (SYNTHESIZER, "block_index", 1.5), (SYNTHESIZER, "preset", "x"), (AUGMENT, "strength", "0.5"),
 ]
 

@@ -39,17 +39,6 @@ def test_new_pixels_come_back_in_the_mode_of_the_image_with_its_transparency(mod
         assert made.getchannel("A").tobytes() == image.getchannel("A").tobytes()
 
 
-class Named(torch.Tensor):
-    """A subclass with attributes, as MONAI's and fastai's are."""
-
-
-def test_a_subclass_of_tensor_comes_back_with_its_attributes():
-    image = torch.rand(3, 8, 8).as_subclass(Named)
-    image.affine = "kept"
-    made = read_pixels(image).restore(torch.rand(1, 3, 8, 8))
-    assert type(made) is Named and made.affine == "kept" and made.shape == image.shape
-
-
 @pytest.mark.parametrize("image, low, high", [
     (picture("I;16"), 0, 255 * 16), (picture("F"), 0, 255), (picture("I"), 0, 255),
     (torch.arange(-1000, 3000, 250, dtype=torch.int16).reshape(1, 4, 4), -1000, 2750),

@@ -13,12 +13,9 @@ from dreamda_aug.method.settings import ResolvedSettings, resolve_settings
     (dict(steps=0), "steps must be an integer >= 1 and <= 10000, got 0"),
     (dict(strength=0), r"strength must lie in \(0, 1\] or be None \(calibrated\), got 0"),
     (dict(eta=None), "eta must be a finite number, got None"),
-    (dict(replay="more"), "replay must be a finite number or None, got 'more'"),
     (dict(noise_scale=-1), r"noise_scale must be a number >= 0 or be None \(calibrated\), got -1"),
     (dict(solver="euler"), "solver must be 'ddim', 'dpmsolver.* or 'heun', got 'euler'"),
     (dict(guidance_interval=(0.5, 0.2)), r"guidance_interval must rise within \[0, 1\], got"),
-    (dict(perturbation=3), "perturbation must be a Perturbation, got 3"),
-    (dict(inversion="ddim"), "inversion must be a CycleDiffusion or a DDIMInversion, got 'ddim'"),
     (dict(inversion=DDIMInversion(exact=False)), "only with eta=0, got eta=1.0"),
 ])
 def test_settings_outside_their_range_are_refused(wrong, message):
