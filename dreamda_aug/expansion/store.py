@@ -78,8 +78,8 @@ class Store:
 
     def records(self) -> Iterator[tuple[int, list[Record]]]:
         """Records of each batch that has them all, in the plan's order."""
-        own = {int(name.removesuffix(".jsonl")) for name in self.folder.names(WORK)
-               if name.endswith(".jsonl")}
+        names = (name.removesuffix(".jsonl") for name in self.folder.names(WORK))
+        own = {int(name) for name in names if name.isdecimal()}
         streams = [(record for record in self._parsed(name) if record.batch not in own)
                    for name in (MANIFEST, SKIPPED)]
         streams.append(each for batch in sorted(own) for each in self._parsed(_file_of(batch)))
@@ -174,13 +174,19 @@ class Store:
 
     def _lines(self, kind: type[Record]) -> Iterator[bytes]:
         """Lines of one kind, of all batches; FileNotFoundError if a record is missing."""
-        following = 0
+        following, index, digest = 0, -1, ""
         for batch, records in self.records():
             if batch != following:
                 break
             following += 1
-            yield from (f"{each.to_json()}\n".encode() for each in records
-                        if isinstance(each, kind))
+            for each in records:
+                if each.seed_index == index and each.seed_digest != digest:
+                    raise ExpansionError(
+                        f"{self.folder}: seed image {each.seed_path} was changed while images were "
+                        "made from it. Begin anew with --new (new=True).")
+                index, digest = each.seed_index, each.seed_digest
+                if isinstance(each, kind):
+                    yield f"{each.to_json()}\n".encode()
         if following < self.plan.batches:
             raise FileNotFoundError(f"{self.folder}: batch {following} has no record.")
 

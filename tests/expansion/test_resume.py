@@ -145,6 +145,7 @@ def test_a_damaged_record_of_a_batch_is_made_again(expansion, reference, tmp_pat
     interrupt(expansion, out, after=3)
     records = sorted((out / ".dreamda").glob("*.jsonl"))
     assert len(records) == 3
+    (out / ".dreamda" / "._00000000.jsonl").touch()  # as macOS leaves on shared disks
     records[1].write_bytes(RECORDS[damage](records[1].read_bytes()))
     # in another order, or twice, they are the same records
     assert expansion.run(out).made == 18 - (3 if damage in ("reversed", "doubled") else 2) * 4
@@ -221,3 +222,14 @@ def test_a_seed_image_of_a_dataset_object_that_changed_is_refused_too(synthesize
     rows[2] = (PIL.Image.new("L", (16, 16), 99), 0)
     with pytest.raises(ExpansionError, match=r"seed image #2 was changed since"):
         again(rows, synthesizer).run(tmp_path / "out")
+
+
+def test_a_seed_image_that_changes_during_the_run_is_refused(mine, synthesizer, tmp_path):
+    """Image 1 has replicas in batches 0 and 1."""
+    def change(progress):
+        if progress.made == 4:
+            other_pixels(mine / "cat" / "1.png")
+
+    with pytest.raises(ExpansionError, match="seed image cat/1.png was changed while"):
+        again(mine, synthesizer).run(tmp_path / "out", progress=change)
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
