@@ -112,7 +112,7 @@ class ModelSpec:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         pipeline, names = self._open(device) if self.is_named else (self.source, None)
         kind = f"{self.name} ({type(pipeline).__name__})"
-        lost = [f"{part}.{name}" for part, module in vars(pipeline).items()
+        lost = [f"{part}.{name}" for part, module in getattr(pipeline, "__dict__", {}).items()
                 if isinstance(module, nn.Module)
                 for name, weight in module.named_parameters() if weight.is_meta]
         if lost:

@@ -108,6 +108,7 @@ def with_unet(pipeline, unet):
 
 @pytest.mark.parametrize("make, message", [
     (lambda sd: SimpleNamespace(transformer=torch.nn.Identity()), "has no U-Net, and not both a "),
+    (lambda sd: None, r"NoneType.* has no U-Net"),
     (lambda sd: no_bottleneck(), "has no U-Net bottleneck"),
     (lambda sd: with_unet(sd, sd.unet.from_config(sd.unet.config, in_channels=9)), "noise is 4: a"),
     (lambda sd: with_unet(sd, copy.deepcopy(sd.unet).to("meta")), "lacks the weights unet"),
