@@ -86,7 +86,7 @@ def regenerate(
     if synthesizer is None:
         synthesizer = Synthesizer(
             load_recorded(out, metadata, model=model, lora=lora, device=device),
-            settings_from_json(line.settings), compile=metadata["compile"])
+            settings_from_json(line.settings), cache=None, compile=metadata["compile"])
     elif model is not None or lora is not None:
         raise ValueError("model, lora: the synthesizer brings its own.")
     sampler = replace(

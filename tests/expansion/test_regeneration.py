@@ -72,13 +72,15 @@ def test_a_compiled_model_sees_batches_of_one_shape_and_is_on_record(tmp_path):
         assert regenerate(tmp_path / "data", name, synthesizer=synthesizer, source=source).equal
 
 
-def test_an_image_of_the_bundled_model_is_made_again_from_the_record_alone(tmp_path):
+def test_an_image_of_the_bundled_model_is_made_again_from_the_record_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("DREAMDA_CACHE", str(tmp_path / "cache"))
     synthesizer = Synthesizer("bundled", "paper", steps=4, cache=None, batch_size=8,
                               device="cpu")
     expand("bundled", tmp_path / "out", synthesizer, 3, limit=7)
     lines = list(read_manifest(tmp_path / "out"))
     for line in (lines[0], lines[7], lines[20]):
         assert regenerate(tmp_path / "out", line.id, device="cpu").equal
+    assert not (tmp_path / "cache").exists()
 
 
 def test_regenerate_refuses_another_model_seed_image_or_id(whole_train, synthesizer, tmp_path):
