@@ -48,7 +48,10 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        bound, hints = signature.bind(*args, **kwargs), _hints(function)
+        try:
+            bound, hints = signature.bind(*args, **kwargs), _hints(function)
+        except TypeError:
+            return function(*args, **kwargs)  # Python's own error names the function
         for name in names:
             if name in hints and name in bound.arguments:
                 bound.arguments[name] = check(name, bound.arguments[name], hints[name])
@@ -137,7 +140,9 @@ def _matched(value: Any, annotation: Any) -> Any:
     elif _is_collection(kind):
         return _collection(value, kind, inside)
     else:
-        fits = isinstance(value, os.PathLike if issubclass(kind, PurePath) else kind)
+        # a module that torch.compile has wrapped stays one of its class
+        fits = isinstance(getattr(value, "_orig_mod", value),
+                          os.PathLike if issubclass(kind, PurePath) else kind)
     if not fits:
         raise _NoMatch
     if issubclass(kind, Mapping) and inside:

@@ -77,6 +77,11 @@ def test_a_fitting_value_is_a_python_value(name, value, kept):
         assert {type(each) for each in found} == {float}
 
 
+def test_arguments_that_do_not_fit_the_signature_are_refused_as_python_does():
+    with pytest.raises(TypeError, match=r"^door\(\) got multiple values for argument 'first'"):
+        door(1, first=1)
+
+
 def test_the_message_lists_what_is_allowed():
     for name, value, words in (
         ("word", 3, "'a', 'b' or None, got 3"), ("names", "cat", "a list of texts or None"),

@@ -85,6 +85,14 @@ def test_the_stages_run_and_the_classifier_learns():
     assert training.stage == "training"
 
 
+def test_a_wrapper_that_torch_has_compiled_trains():
+    plain, other = make(), make()
+    compiled = SelfTraining(
+        torch.compile(other.wrapper, backend="eager"), other.data.labeled, other.data.pool,
+        other.optimizer, plan=other.plan)
+    assert compiled.train_epoch() == plain.train_epoch()
+
+
 def test_unlabeled_real_images_may_be_the_pool():
     images, _ = blobs(20, seed=3)
     for pool in ([(image, None) for image in images], TensorDataset(images)):
