@@ -28,7 +28,7 @@ _MEASURE = Options(calibrate_images, "expansion_ratio", "min_agreement", "max_di
 _EXPLORE = Options(explorer.explore, "images", "expansion_ratio", "steps", "strengths", "replays",
                    "noise_scales")
 _FOLDERS = Options(compare_folders, "real_dir", "synthetic_dir")
-_PLACES = Options(Synthesizer, "model", "cache")
+_INFO = Options(Synthesizer, "model", "cache")
 
 
 @command(SOURCE, *MODEL, _PREVIEW)
@@ -121,7 +121,7 @@ def metrics(
     say(json.dumps(asdict(_FOLDERS.call(args, features=features)), indent=2))
 
 
-@command(_PLACES)
+@command(_INFO)
 def info(args: Namespace) -> None:
     """Print versions, cache and model."""
     for name, version in {"Python": platform.python_version(), **library_versions()}.items():

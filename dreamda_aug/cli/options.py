@@ -97,7 +97,7 @@ def command(*options: Options) -> Callable[[Callable[..., int | None]], Callable
 
 
 def _entries(owner: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says of each parameter."""
+    """Description of each parameter in the docstring."""
     found: dict[str, str] = {}
     for section in _SECTION.findall(f"{inspect.getdoc(owner)}\n"):
         for entry in re.split(r"\n(?= {4}\S)", section):

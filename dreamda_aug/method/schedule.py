@@ -11,7 +11,7 @@ PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "edm"]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser's output says at one noise level.
+    """Clean latents and noise that a denoiser's output stands for at one noise level.
 
     Attributes:
         x_0: the clean latents, (B, C, H, W).

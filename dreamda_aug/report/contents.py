@@ -227,7 +227,7 @@ class _PictureMaker:
 
 
 def _paths_of(root: Path, metadata: Mapping[str, Any]) -> list[str]:
-    """The paths of this machine in what is told of a dataset."""
+    """The dataset's folder, and the paths of this machine in its metadata."""
     paths = metadata["paths"]
     named = (paths["model"], paths.get("lora"), *(paths["source"] or {}).values())
     return [str(root), str(root.resolve()), *(
