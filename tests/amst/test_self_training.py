@@ -89,7 +89,7 @@ def test_a_wrapper_that_torch_has_compiled_trains():
     plain, other = make(), make()
     compiled = SelfTraining(
         torch.compile(other.wrapper, backend="eager"), other.data.labeled, other.data.pool,
-        other.optimizer, plan=other.plan)
+        other.optimizer, scheduler=other.scheduler, plan=other.plan)
     assert compiled.train_epoch() == plain.train_epoch()
 
 
