@@ -83,9 +83,17 @@ class DatasetReader:
         return len(self._leaves)
 
     def read(self, index: int) -> SeedImage:
-        """The sample there; raises as `read_sample`, and what `UNREADABLE` lists if broken."""
+        """The sample there; raises as `fetch` and `sample` do."""
+        return self.sample(index, self.fetch(index))
+
+    def fetch(self, index: int) -> Any:
+        """What the dataset gives there; raises what `UNREADABLE` lists if it is broken."""
         self._steps.clear()
-        found, leaf = self._bare[index], self._leaves[index]
+        return self._bare[index]
+
+    def sample(self, index: int, found: Any) -> SeedImage:
+        """Image and label in what `fetch` has just returned; raises as `read_sample` does."""
+        leaf = self._leaves[index]
         steps = [*filter(None, [self._of_table.get(id(leaf))]), *self._steps]
         if self.has_labels or isinstance(found, tuple | list | Mapping):
             seed = read_sample(found, index, _columns(leaf))

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any, Literal, Protocol
 
-from dreamda_aug.arguments import shown
+from dreamda_aug.arguments import checked, shown
 from dreamda_aug.inputs.listing import read_table
 from dreamda_aug.inputs.samples import (
     SURROGATES,
@@ -42,6 +42,7 @@ class Captions:
         ValueError: it holds something else, or a file name twice.
     """
 
+    @checked
     def __init__(
         self,
         source: str | Path | Mapping[str, str] | Sequence[str] | Callable[[Any], str],

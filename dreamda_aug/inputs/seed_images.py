@@ -215,13 +215,17 @@ class SeedImages:
         numbers = self.labels if with_labels else []
         if self.root is not None:
             return
+        reader, row, is_read = self._reader, self._rows[0], False
         try:
-            seed = self.open(0)
+            found, is_read = reader.fetch(row), True
+            seed = reader.sample(row, found)
             if isinstance(seed.image, PIL.Image.Image):
                 seed.image.load()
             digests = seed.pixels.digests
         except UNREADABLE as error:
-            if isinstance(error, ValueError | TypeError) and not isinstance(error, TooLarge):
+            # a ValueError of the dataset's own reading is one of a broken file
+            if isinstance(error, TypeError) or (
+                    is_read and isinstance(error, ValueError) and not isinstance(error, TooLarge)):
                 raise
             return  # counted when its turn comes
         if numbers:
@@ -230,7 +234,7 @@ class SeedImages:
                 raise ValueError(
                     "dataset must keep the labels of its samples in targets or labels: sample 0 "
                     f"has label {label}, and the list says {numbers[0]}.")
-        if self._reader.may_vary and self.open(0).pixels.digests != digests:
+        if reader.may_vary and self.open(0).pixels.digests != digests:
             warnings.warn(
                 "the dataset gives sample 0 other pixels each time it is read: a random transform "
                 "runs before generation, and what it returns is inverted anew each time. Let the "

@@ -87,6 +87,8 @@ def test_a_missing_file_and_other_texts_are_refused():
         Captions("c.jsonl")
     with pytest.raises(ValueError, match=r"captions\('x'\): expected a text in UTF-8, found None"):
         Captions(lambda name: None).text("x")
+    with pytest.raises(ValueError, match="source must be .* got 5"):
+        Captions(5)
 
 
 def test_files_of_one_name_in_two_folders_are_told_apart(folder, model, told, tmp_path):
