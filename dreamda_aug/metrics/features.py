@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ FeatureFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class _Features:
-    """A feature function, and the call that makes it."""
+    """A feature function, which goes through pickle, and the call that makes it."""
 
     text: str
     function: FeatureFunction
@@ -56,8 +57,7 @@ def pixel_features(size: int | None = None) -> FeatureFunction:
     """
     if size is not None:
         whole("size", size, 1)
-    return _Features(f"pixel_features(size={size})",
-                     lambda images: _resize(images, size).flatten(1))
+    return _Features(f"pixel_features(size={size})", partial(_pixels, size))
 
 
 @checked
@@ -87,22 +87,9 @@ def classifier_features(
     reader = FeatureReader(model, head)
     reader.detach()
     normalize = nn.Identity() if mean is None else v2.Normalize(mean, std)
-
-    @torch.no_grad()
-    def final_inputs(images: Tensor) -> Tensor:
-        images = _resize(images, size).to(next(model.parameters()))
-        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-        if first is not None and first.in_channels == 3:
-            images = as_colour(images)
-        try:
-            with evaluation_mode(model):
-                return reader.read(model, normalize(images))[0]
-        finally:
-            reader.detach()
-
     return _Features(
         f"classifier_features({type(model).__name__}, head={reader.name!r}, size={size})",
-        final_inputs)
+        partial(_final_inputs, model, reader, size, normalize))
 
 
 def inception_features(
@@ -225,6 +212,25 @@ def extract_features(
 def as_colour(images: Tensor) -> Tensor:
     """Grey images repeated to three channels; others as they are."""
     return images.expand(*images.shape[:-3], 3, -1, -1) if images.shape[-3] == 1 else images
+
+
+def _pixels(size: int | None, images: Tensor) -> Tensor:
+    return _resize(images, size).flatten(1)
+
+
+@torch.no_grad()
+def _final_inputs(
+    model: nn.Module, reader: FeatureReader, size: int | None, normalize: nn.Module, images: Tensor
+) -> Tensor:
+    images = _resize(images, size).to(next(model.parameters()))
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is not None and first.in_channels == 3:
+        images = as_colour(images)
+    try:
+        with evaluation_mode(model):
+            return reader.read(model, normalize(images))[0]
+    finally:
+        reader.detach()
 
 
 def _open_all(images: SizedDataset | Iterable[Any]) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """Feature functions against torchvision and timm models, in memory and on disk."""
 
+import pickle
 import warnings
 
 import pytest
@@ -52,6 +53,13 @@ def test_pixel_features_are_the_flattened_images_resized_as_torchvision_does():
 
 
 # --- classifiers
+
+
+def test_feature_functions_go_to_other_processes_through_pickle():
+    images = torch.rand(2, 1, 8, 8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2))
+    for features in (pixel_features(4), classifier_features(network)):
+        assert torch.equal(pickle.loads(pickle.dumps(features))(images), features(images))
 
 
 def test_grey_images_are_repeated_only_for_networks_that_want_colour_and_left_as_they_were():
