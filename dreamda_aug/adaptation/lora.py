@@ -28,11 +28,11 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "a
 
 
 class ClassRows(nn.Module):
-    """A class embedding, which replaces the model's, as its classes do: a row for each of the
-    user's classes, and one for the null class. What is trained is how far rows move away from where
-    they began.
+    """A class embedding that takes the place of the model's: a row for each of the user's classes,
+    which become the model's, and one for the null class. What is trained is how far rows move away
+    from where they began.
 
-    A class that the model knows by name (or by its name in ``class_map``) begins as a copy of its
+    A class that the model has by name (or by its name in ``class_map``) begins as a copy of its
     row; any other at the null class, or, in a model without one, at the mean of all rows. Without
     ``classes`` the rows stay what they are, and images are trained under the null class.
     """

@@ -172,7 +172,7 @@ def paths_from(out: Path | None, images: SeedImages, model: DiffusionModel) -> d
 def find_path(out: str | Path, path: Any, name: str) -> str | None:
     """A recorded path, as seen from here: ``../train`` is relative to the dataset's folder.
 
-    ExpansionError asks for the argument ``name`` if the path is ``"?/train"``, so not recorded.
+    Raises an ExpansionError that names the argument if the path is ``"?/train"``: not recorded.
     """
     if not isinstance(path, str):
         return None

@@ -40,8 +40,8 @@ class Plan:
     """All samples in order, cut into batches that are generated as a whole.
 
     The last bits of a result depend on the shape of its batch, so the batches are part of the plan.
-    ``replicas`` are counted by the number of their seed image in the source; ``first`` is the
-    number of the first of them by the same as text, else 0.
+    ``replicas`` counts those of each seed image, by its number in the source. ``first`` has the
+    number of its first replica, by the same number as text, where that is not 0.
     """
 
     def __init__(

@@ -308,8 +308,7 @@ class Sampler:
                 f"{self.model.name}, got {tuple(images.shape)}; DreamDAugment resizes by itself.")
 
     def _in_batches(self, function: Callable[[slice], Iterable[_T]], count: int) -> list[_T]:
-        """What ``function`` gives for slices of at most `batch_size`; it is halved when memory
-        runs out."""
+        """Results of ``function`` on slices of at most `batch_size`, halved if memory runs out."""
         results: list[_T] = []
         start = 0
         while start < count:

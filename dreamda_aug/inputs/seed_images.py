@@ -208,8 +208,7 @@ class SeedImages:
                 "its classes name those before.")
 
     def _check(self, with_labels: bool) -> None:
-        """Refuse samples of the wrong kind: labels are looked at, and the first image of a dataset.
-        """
+        """Refuse samples of the wrong kind, by their labels and by a dataset's first image."""
         if with_labels:
             self.check_names()
         numbers = self.labels if with_labels else []
