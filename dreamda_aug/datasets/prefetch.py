@@ -198,7 +198,7 @@ class Prefetcher:
                     raise GenerationError(_DIED)
                 if time.monotonic() > end:
                     raise TimeoutError(
-                        f"{shard} of {count} parts of the pool are ready after {timeout} s; wait "
+                        f"{shard} of {count} parts of the pool are ready after {timeout:g} s; wait "
                         "longer, or train: missing images are made on demand.")
                 time.sleep(0.02)
 

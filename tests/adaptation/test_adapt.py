@@ -126,7 +126,7 @@ def test_the_best_step_is_kept_and_no_gain_is_said_aloud(class_folder, image_fol
     noise = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="adaptation did not help on held-out images"):
         found = adapt(noise, on_cpu(class_folder), tmp_path / "adapted", labels=None,
-                      **QUICK | {"learning_rate": 1.0, "patience": 1, "train_steps": 40})
+                      **QUICK | {"learning_rate": 0.2, "patience": 1, "train_steps": 40})
     assert found.verdict == "did not help" and found.best_step == 0 and found.steps == 10
     adapted = load_model(class_folder, lora=tmp_path / "adapted", device="cpu")
     assert torch.equal(
