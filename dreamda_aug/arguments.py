@@ -49,9 +49,10 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            bound, hints = signature.bind(*args, **kwargs), _hints(function)
+            bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # Python's own error names the function
+        hints = _hints(function)
         for name in names:
             if name in hints and name in bound.arguments:
                 bound.arguments[name] = check(name, bound.arguments[name], hints[name])
