@@ -114,7 +114,10 @@ def regular_file(path: str | Path) -> Path:
         OSError: the path cannot be looked at.
         StorageError: it is a folder, FIFO, socket or device.
     """
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: expected a regular file, found nothing.") from None
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "FIFO, socket or device"
         raise StorageError(f"{path}: expected a regular file, found a {kind}.")

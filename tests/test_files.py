@@ -42,7 +42,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path, rea
                        (tmp_path, "a folder")):
         with pytest.raises(StorageError, match=f"{path}: expected a regular file, found .*{kind}"):
             read(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="nothing: expected a regular file, found nothing"):
         read(tmp_path / "nothing")
 
 
