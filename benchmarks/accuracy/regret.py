@@ -87,9 +87,9 @@ def report(records: list[dict]) -> str:
                 *([regret(each, arm) for each in mine] for arm in ALWAYS)]  # fmt: skip
         cells = ["–" if None in way else f"{100 * sum(way) / len(way):.1f} (worst "
                  f"{100 * max(way):.1f})" for way in ways]  # fmt: skip
-        gain = interval([each["test"][each["recommended"]] - each["test"]["RandAugment"]
-                         for each in mine])  # fmt: skip
-        cells.append("{:+.1f} ± {:.1f}".format(*(100 * value for value in gain)))
+        gain, half = interval([each["test"][each["recommended"]] - each["test"]["RandAugment"]
+                               for each in mine])  # fmt: skip
+        cells.append(f"{100 * gain:+.1f}" + (f" ± {100 * half:.1f}" if len(mine) > 1 else ""))
         lines.append(f"| {task}, {shots} per class | {len(mine)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
