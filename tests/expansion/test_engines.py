@@ -18,8 +18,6 @@ from dreamda_aug.expansion.filters import GuardEvents
 ray = pytest.importorskip("ray")
 from dreamda_aug.expansion.engines import RayEngine  # noqa: E402
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def cluster():
