@@ -101,7 +101,8 @@ class SeedCopy(Filter):
         real("threshold", self.threshold, "be >= 0", 0)
 
     def measure(self, batch: Batch) -> tuple[list[float], list[bool]]:
-        return batch.distances.tolist(), (batch.distances < self.threshold).tolist()
+        distances = batch.distances
+        return distances.tolist(), (distances < self.threshold).tolist()
 
 
 @dataclass
